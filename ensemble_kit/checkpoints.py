@@ -1,0 +1,202 @@
+"""Tensors on disk, with their provenance: the one module that reads and writes them.
+
+A tensor file is a safetensors file whose metadata has one key, ``ensemble_kit``, with sorted JSON:
+one of the records of ``provenance``. Imports ``errors``, ``files`` and ``provenance``; torch is
+imported only by the functions that return its tensors. Nothing is ever unpickled.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import numpy as np
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+
+from ensemble_kit.errors import CheckpointError
+from ensemble_kit.files import written_aside
+from ensemble_kit.provenance import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+METADATA_KEY = "ensemble_kit"
+ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
+NUMPY_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64",
+                "int32": "I32", "uint8": "U8", "bool": "BOOL"}  # fmt: skip
+FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
+R = TypeVar("R", bound=Record)
+
+
+class TensorSpec(NamedTuple):
+    """A tensor's type, in safetensors' words (``F32``, ``BF16``, ``I64``, …), and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def num_values(self) -> int:
+        """How many numbers the tensor holds."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """An open tensor file. Tensors are read one at a time, from a mapping of the file.
+
+    Attributes:
+        path: Where it lies.
+        specs: The type and shape of every tensor, by name, sorted.
+        metadata: The JSON object under the ``ensemble_kit`` key, not yet checked.
+    """
+
+    path: Path
+    specs: Mapping[str, TensorSpec]
+    metadata: Mapping[str, Any]
+    _handle: Any
+
+    @property
+    def kind(self) -> str:
+        """What kind of file it says it is: ``checkpoint``, ``predictions`` or ``fused``."""
+        return str(self.metadata.get("kind"))
+
+    def record(self, record_type: type[R]) -> R:
+        """Return the metadata as a strict record.
+
+        Raises:
+            CheckpointError: The file is of another kind, or its metadata is damaged.
+        """
+        expected = record_type.model_fields["kind"].default
+        if self.kind != expected:
+            raise CheckpointError(
+                f"{self.path} is a {self.kind} file, not a {expected} file.",
+                mend=f"Name a {expected} file instead.",
+            )
+        try:
+            return record_type.model_validate(self.metadata)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise CheckpointError(
+                f"{self.path}: its metadata is damaged at {place}: {first['msg']}.",
+                mend="Make the file again with this version of ensemble-kit.",
+            ) from error
+
+    def array(self, name: str, rows: slice = slice(None)) -> np.ndarray[Any, Any]:
+        """Return a tensor, or some of its rows, as an array of its own. Not for ``BF16``."""
+        return np.asarray(self._handle.get_slice(name)[rows])
+
+    def tensor(self, name: str) -> "torch.Tensor":
+        """Return a tensor as a CPU torch tensor of the stored type."""
+        with safe_open(self.path, framework="pt") as file:
+            return file.get_tensor(name)  # type: ignore[no-any-return]
+
+    def tensors(self) -> Iterator[tuple[str, "torch.Tensor"]]:
+        """Yield every name and tensor; only the one in hand is in memory."""
+        with safe_open(self.path, framework="pt") as file:
+            for name in self.specs:
+                yield name, file.get_tensor(name)
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[TensorFile]:
+    """Open a tensor file of the kit.
+
+    Raises:
+        CheckpointError: The file is missing, is not a whole safetensors file, or was not written
+            by ensemble-kit.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist.", mend="Name a file that exists.")
+    try:
+        with safe_open(path, framework="np") as handle:
+            text = (handle.metadata() or {}).get(METADATA_KEY)
+            slices = {name: handle.get_slice(name) for name in sorted(handle.keys())}
+            specs = {
+                name: TensorSpec(part.get_dtype(), tuple(part.get_shape()))
+                for name, part in slices.items()
+            }
+            if text is None:
+                raise CheckpointError(
+                    f"{path} carries no record of ensemble-kit.",
+                    mend="Name a file that ensemble-kit wrote.",
+                )
+            yield TensorFile(path, specs, json.loads(text), handle)
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file: {error}.",
+            mend="Make the file again, or copy it again from where it is whole.",
+        ) from error
+
+
+def write_tensors(
+    path: Path,
+    specs: Mapping[str, TensorSpec],
+    produce: "Callable[[str], np.ndarray[Any, Any] | torch.Tensor]",
+    record: Record,
+    *,
+    force: bool,
+) -> None:
+    """Write a tensor file, one tensor at a time, so that only one needs to be in memory.
+
+    Args:
+        path: The file to write: aside, flushed, then renamed.
+        specs: The type and shape of every tensor.
+        produce: Returns the tensor of a name; called once a name, in the order of the file.
+        record: What the file says of itself.
+        force: Whether an existing file may be replaced.
+
+    Raises:
+        OutputError: ``path`` exists and ``force`` is False, or the disk refuses the file.
+    """
+    header: dict[str, Any] = {
+        "__metadata__": {METADATA_KEY: record.model_dump_json(by_alias=True)}
+    }
+    offset = 0
+    for name, spec in sorted(specs.items()):
+        end = offset + spec.num_values * ITEM_SIZES[spec.dtype]
+        header[name] = {"dtype": spec.dtype, "shape": spec.shape, "data_offsets": (offset, end)}
+        offset = end
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)  # safetensors aligns the first tensor to 8 bytes
+    with written_aside(path, force=force) as aside, aside.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name, spec in sorted(specs.items()):
+            data = _as_bytes(produce(name))
+            assert data.nbytes == spec.num_values * ITEM_SIZES[spec.dtype], name
+            file.write(data)  # type: ignore[arg-type]
+
+
+def spec_of(tensor: "np.ndarray[Any, Any] | torch.Tensor") -> TensorSpec:
+    """Return the type and shape that a tensor has on disk."""
+    if isinstance(tensor, np.ndarray):
+        return TensorSpec(NUMPY_DTYPES[tensor.dtype.name], tensor.shape)
+    name = str(tensor.dtype).removeprefix("torch.")
+    return TensorSpec("BF16" if name == "bfloat16" else NUMPY_DTYPES[name], tuple(tensor.shape))
+
+
+def save_tensors(
+    path: Path,
+    tensors: "Mapping[str, np.ndarray[Any, Any] | torch.Tensor]",
+    record: Record,
+    *,
+    force: bool,
+) -> None:
+    """Write tensors that are all in memory; see ``write_tensors``."""
+    specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
+    write_tensors(path, specs, tensors.__getitem__, record, force=force)
+
+
+def _as_bytes(tensor: "np.ndarray[Any, Any] | torch.Tensor") -> np.ndarray[Any, Any]:
+    if not isinstance(tensor, np.ndarray):
+        import torch
+
+        flat = tensor.detach().cpu().contiguous().flatten()
+        tensor = flat.view(torch.uint8).numpy() if flat.numel() else np.empty(0, np.uint8)
+    return np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)

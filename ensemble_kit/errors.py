@@ -1,0 +1,73 @@
+"""The faults that a user can mend. This module imports nothing of the kit.
+
+EnsembleKitError
+├── OutputError        a file that would be overwritten or cannot be written
+├── RecordError        records on disk, their schema, their label names
+├── RecipeError        recipes and the values set over them
+├── CheckpointError    tensor files: checkpoints, predictions, fused files
+├── TrainingError      a run that cannot start or go on
+├── PredictionsError   predictions and label files, and what does not match between them
+├── SelectionError     candidates that cannot be chosen from, a selection that no longer holds
+├── SizeLimitError     an artefact over its byte limit, or a size that cannot be read
+├── FusionError        members that cannot become one graph, a graph that disagrees with them
+├── ExportError        an ONNX file that fails one of its proofs
+└── ProviderError      ONNX Runtime cannot run a file, or not on the device that was asked for
+"""
+
+
+class EnsembleKitError(Exception):
+    """A fault the user can mend; ``mend`` is required, so no fault ships without one.
+
+    Args:
+        fault: What is wrong: the file, the key, the value, what was expected.
+        mend: One imperative sentence.
+    """
+
+    def __init__(self, fault: str, *, mend: str) -> None:
+        super().__init__(f"{fault}\n{mend}")
+        self.fault = fault
+        self.mend = mend
+
+
+class OutputError(EnsembleKitError):
+    """A file that would be overwritten, or cannot be written."""
+
+
+class RecordError(EnsembleKitError):
+    """Records on disk, their schema or their label names are not what they should be."""
+
+
+class RecipeError(EnsembleKitError):
+    """A recipe, or a value set over it, cannot be used."""
+
+
+class CheckpointError(EnsembleKitError):
+    """A tensor file is missing, damaged, or not of the kind or run that was expected."""
+
+
+class TrainingError(EnsembleKitError):
+    """A run that cannot start or go on."""
+
+
+class PredictionsError(EnsembleKitError):
+    """Predictions or labels cannot be read, or do not belong together."""
+
+
+class SelectionError(EnsembleKitError):
+    """Candidates that cannot be chosen from, or a selection that no longer holds."""
+
+
+class SizeLimitError(EnsembleKitError):
+    """An artefact is over its byte limit, or a size cannot be read."""
+
+
+class FusionError(EnsembleKitError):
+    """Members that cannot become one graph, or a graph that disagrees with its members."""
+
+
+class ExportError(EnsembleKitError):
+    """An ONNX file fails one of its proofs."""
+
+
+class ProviderError(EnsembleKitError):
+    """ONNX Runtime cannot run a file, or not on the device that was asked for."""

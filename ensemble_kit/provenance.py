@@ -1,0 +1,126 @@
+"""What each file says of itself: the strict records in the metadata of every file of the kit.
+
+Imports ``errors`` and ``data.schema``. Nothing here reads or writes a file.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ensemble_kit.data.schema import Schema
+
+Dtype = Literal["fp32", "fp16", "bf16"]
+BYTES_PER_VALUE: dict[str, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
+
+
+class Record(BaseModel):
+    """A record read strictly: unknown keys and wrong types are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileRecord(Record):
+    """A file and what it held: ``path`` is relative to the folder of the file that names it."""
+
+    path: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class RecipeRecord(Record):
+    """A recipe as it was run: its name, its text and the ``--set`` values over it."""
+
+    name: str
+    text: str
+    overrides: tuple[str, ...] = ()
+
+
+class CheckpointRecord(Record):
+    """The metadata of a checkpoint, averaged or not.
+
+    Attributes:
+        run: A hash of recipe, seed, schema and training files: averaging mixes one run only.
+        step: Optimisation steps taken; the last one averaged, in an averaged checkpoint.
+        examples: Videos seen until then.
+        training_files: The patterns of the records it was trained on, absolute.
+        averaged_from: The checkpoints that were averaged, if any.
+        batch_norm: How an averaged checkpoint came by its batch-norm statistics.
+    """
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    kit_version: str
+    name: str
+    run: str
+    recipe: RecipeRecord
+    data_schema: Schema
+    step: int
+    examples: int
+    seed: int
+    training_files: tuple[str, ...]
+    averaged_from: tuple[FileRecord, ...] = ()
+    batch_norm: Literal["trained", "recalibrate", "average", "last"] = "trained"
+
+
+class ModelRecord(Record):
+    """The model that made some predictions.
+
+    Attributes:
+        file: Where it lies, relative to the predictions file, and its hash then.
+        kind: What kind of file it is.
+        num_values: Numbers that ``fuse`` will store for it: parameters and statistics.
+        repeats: Draws whose probabilities were averaged; 1 where nothing is drawn.
+    """
+
+    file: FileRecord
+    kind: Literal["checkpoint", "fused", "onnx"]
+    num_values: int
+    repeats: int
+
+
+class PredictionsRecord(Record):
+    """The metadata of a predictions file.
+
+    Attributes:
+        name: The name that selection knows these predictions by.
+        vocabulary_sha256: The hash of the class names in order.
+        dataset_sha256: The hash of video ids and labels in order.
+    """
+
+    kind: Literal["predictions"] = "predictions"
+    kit_version: str
+    name: str
+    model: ModelRecord | None
+    label_names: tuple[str, ...]
+    vocabulary_sha256: str
+    dataset_sha256: str
+
+
+class MemberRecord(Record):
+    """One member of a fused graph."""
+
+    name: str
+    coefficient: float
+    recipe: RecipeRecord
+    checkpoint: FileRecord
+    num_values: int
+
+
+class FusedRecord(Record):
+    """The metadata of a fused file.
+
+    Attributes:
+        dtype: The type its weights are stored in.
+        members: In selection's order; coefficients sum to 1.
+        data_schema: What its inputs and its classes are.
+        selection: The selection it was fused from.
+        validation_gap: The GAP that selection measured for these members.
+        top_k: The k of that GAP.
+    """
+
+    kind: Literal["fused"] = "fused"
+    kit_version: str
+    dtype: Dtype
+    members: tuple[MemberRecord, ...]
+    data_schema: Schema
+    selection: FileRecord | None
+    validation_gap: float | None
+    top_k: int
