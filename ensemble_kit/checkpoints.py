@@ -159,7 +159,8 @@ def write_tensors(
         "__metadata__": {METADATA_KEY: record.model_dump_json(by_alias=True)}
     }
     offset = 0
-    for name, spec in sorted(specs.items()):
+    ordered = sorted(specs.items(), key=lambda item: (-ITEM_SIZES[item[1].dtype], item[0]))
+    for name, spec in ordered:  # wide types first, so that every tensor is aligned
         end = offset + spec.num_values * ITEM_SIZES[spec.dtype]
         header[name] = {"dtype": spec.dtype, "shape": spec.shape, "data_offsets": (offset, end)}
         offset = end
@@ -167,7 +168,7 @@ def write_tensors(
     encoded += b" " * (-len(encoded) % 8)  # safetensors aligns the first tensor to 8 bytes
     with written_aside(path, force=force) as aside, aside.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for name, spec in sorted(specs.items()):
+        for name, spec in ordered:
             data = _as_bytes(produce(name))
             assert data.nbytes == spec.num_values * ITEM_SIZES[spec.dtype], name
             file.write(data)  # type: ignore[arg-type]

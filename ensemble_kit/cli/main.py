@@ -1,0 +1,65 @@
+"""The group of all commands. It alone turns a fault into a line of text and an exit code."""
+
+import importlib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import click
+
+import ensemble_kit
+from ensemble_kit.errors import EnsembleKitError
+
+# Name -> module; each module's command has the command's name, with _ for -.
+COMMANDS: Mapping[str, str] = MappingProxyType(
+    {
+        "demo": "demo",
+        "recipes": "recipes",
+        "data": "data",
+        "train": "train",
+        "average": "average",
+        "predict": "predict",
+        "evaluate": "evaluate",
+        "select": "select",
+        "fuse": "fuse",
+        "export-onnx": "export_onnx",
+    }
+)
+
+
+class KitGroup(click.Group):
+    """A group whose commands are imported when they are named, and whose faults are one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Return the commands in the order of the road they make."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import and return one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"ensemble_kit.cli.{COMMANDS[cmd_name]}")
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; a fault the user can mend becomes ``Error: …`` and exit code 1."""
+        try:
+            return super().invoke(ctx)
+        except EnsembleKitError as error:
+            raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(130) from None
+
+
+@click.group(cls=KitGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(ensemble_kit.__version__, prog_name="ensemble-kit")
+def main() -> None:
+    """Train, average, select, fuse and export video-tagging ensembles that fit in one file.
+
+    \b
+    In a workspace with trained runs, these three are the whole road:
+        ensemble-kit select
+        ensemble-kit fuse --dtype bf16
+        ensemble-kit export-onnx
+    """  # noqa: D301 - \b is click's mark for "keep these lines"
