@@ -1,0 +1,36 @@
+"""Fixtures that every test may ask for."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from click.testing import CliRunner
+
+if TYPE_CHECKING:
+    import torch
+
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def rng() -> "torch.Generator":
+    """A random generator in a known state."""
+    import torch
+
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real records; a test that asks for it is skipped where there is none."""
+    folder = Path(os.environ.get("ENSEMBLE_KIT_DATA", PROJECT_ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real records: {folder} does not exist (name them in ENSEMBLE_KIT_DATA)")
+    return folder
+
+
+@pytest.fixture
+def runner() -> CliRunner:
+    """Runs a command in this process; its result has ``exit_code``, ``stdout`` and ``stderr``."""
+    return CliRunner()
