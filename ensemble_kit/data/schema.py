@@ -1,18 +1,21 @@
 """What a set of records holds: modalities, widths, keys and classes.
 
-Imports ``errors`` only (and pydantic, which keeps every field strict).
+Imports ``errors`` and ``files`` only (and pydantic, which keeps every field strict).
 """
 
 import csv
+import difflib
 import hashlib
+import io
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ensemble_kit.errors import RecordError
+from ensemble_kit.files import written_aside
 
 MAX_FRAMES = 300  # PAPERS: at most 300 frames of a video are used
 
@@ -65,9 +68,7 @@ class Schema(BaseModel):
         if len(set(names)) < len(names):
             raise ValueError(f"two modalities share a name: {', '.join(names)}")
         if self.label_names is not None and len(self.label_names) != self.num_classes:
-            raise ValueError(
-                f"{len(self.label_names)} label names for {self.num_classes} classes"
-            )
+            raise ValueError(f"{len(self.label_names)} label names for {self.num_classes} classes")
         return self
 
     @property
@@ -95,3 +96,127 @@ class Schema(BaseModel):
         return Schema.model_validate(
             self.model_dump() | {"label_names": read_label_names(path, self.num_classes)}
         )
+
+
+def read_schema(path: Path) -> Schema:
+    """Read a schema from TOML, strictly.
+
+    ``label_names`` may be the list of names, or the path of a CSV file of classes, relative to
+    the folder of ``path``.
+
+    Raises:
+        RecordError: The file is missing or is no TOML, a key is unknown or missing, a value is not
+            what the schema asks for, or the label names cannot be read.
+    """
+    text = _read_text(path, mend="Name a schema TOML that exists.")
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecordError(f"{path} is not TOML: {error}.", mend="Correct the file.") from error
+    names_file = values.get("label_names")
+    if isinstance(names_file, str):
+        del values["label_names"]
+    try:
+        schema = Schema.model_validate(values)
+    except ValidationError as error:
+        raise _mendable(error, path) from error
+    if isinstance(names_file, str):
+        return schema.with_label_names(path.parent / names_file)
+    return schema
+
+
+def write_schema(
+    schema: Schema, path: Path, *, label_names_file: str | None = None, force: bool
+) -> None:
+    """Write a schema as TOML that ``read_schema`` reads back equal.
+
+    Args:
+        schema: What to write.
+        path: The file to write.
+        label_names_file: Name this CSV file of classes, relative to the folder of ``path``, where
+            the names themselves would be written otherwise.
+        force: Whether an existing file may be replaced.
+
+    Raises:
+        OutputError: ``path`` exists and ``force`` is False, or the disk refuses the file.
+    """
+    values = schema.model_dump(exclude={"modalities"}, exclude_none=True)
+    if label_names_file is not None:
+        values["label_names"] = label_names_file
+    lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
+    for modality in schema.modalities:
+        lines += ["", "[[modalities]]"]
+        lines += [f"{key} = {_toml(value)}" for key, value in modality.model_dump().items()]
+    with written_aside(path, force=force) as aside:
+        aside.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+
+
+def read_label_names(path: Path, num_classes: int) -> tuple[str, ...]:
+    """Read the names of the classes from a CSV file with a header.
+
+    The first column is the class index, the last one the name: ``label_id,label_name`` as
+    YouTube-8M has it, ``index,mid,display_name`` as AudioSet does. Rows may come in any order. A
+    row with too many columns has commas in its name that nobody quoted, as YouTube-8M's
+    ``271,Nike, Inc.``; they are put back.
+
+    Args:
+        path: The CSV file, in UTF-8.
+        num_classes: C; the indices must be 0 to C - 1, each once.
+
+    Returns:
+        C names, by class index.
+
+    Raises:
+        RecordError: The file is missing, a row has no index of its own, or a class has no row.
+    """
+    text = _read_text(path, mend="Name a CSV file of classes that exists.")
+    reader = csv.reader(io.StringIO(text, newline=""))
+    width = max(2, len(next(reader, ())))
+    names: dict[int, str] = {}
+    for row in filter(None, reader):
+        index = int(row[0]) if row[0].isdecimal() else -1
+        if len(row) < width or not 0 <= index < num_classes or index in names:
+            raise RecordError(
+                f"{path}, line {reader.line_num}: found {','.join(row)!r}, expected an index from "
+                f"0 to {num_classes - 1} that no line above has, and a name.",
+                mend="Write each class once under one header: its index first, its name last.",
+            )
+        names[index] = ",".join(row[width - 1 :])
+    if len(names) < num_classes:
+        missing = next(index for index in range(num_classes) if index not in names)
+        raise RecordError(
+            f"{path} names {len(names)} of {num_classes} classes; class {missing} is missing.",
+            mend="Name the file that belongs to these records, or correct num_classes.",
+        )
+    return tuple(names[index] for index in range(num_classes))
+
+
+def _read_text(path: Path, *, mend: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {error.strerror}.", mend=mend) from error
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path} is not text in UTF-8.", mend=mend) from error
+
+
+def _toml(value: Any) -> str:
+    """Write a string, a number or a tuple of strings as TOML, whose strings are JSON's but DEL."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _mendable(error: ValidationError, path: Path) -> RecordError:
+    """Say the first thing that is wrong with a schema in words of its file."""
+    first = error.errors()[0]
+    place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"])[1:]
+    if first["type"] == "extra_forbidden":
+        known = Modality.model_fields if len(first["loc"]) > 1 else Schema.model_fields
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        mend = f"Write {near[0]}." if near else f"Use the keys {', '.join(known)}."
+        return RecordError(f"{path}: {place} is not a key of a schema.", mend=mend)
+    if first["type"] == "missing":
+        return RecordError(f"{path}: {place} is missing.", mend=f"Add {place}.")
+    fault = first["msg"].removeprefix("Value error, ")
+    if place:
+        fault = f"{place} is {first['input']!r}: {fault}"
+    return RecordError(f"{path}: {fault}.", mend="Correct the file.")

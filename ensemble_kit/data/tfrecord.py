@@ -1,0 +1,167 @@
+"""TFRecord framing: length, its checksum, payload, its checksum. Imports ``errors`` and ``files``.
+
+A record is ``uint64 length``, ``uint32 masked CRC32C of the length``, ``length`` bytes, ``uint32
+masked CRC32C of the bytes``, all little-endian; there is no file header.
+https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
+"""
+
+import mmap
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from crc32c import crc32c
+
+from ensemble_kit.errors import RecordError
+from ensemble_kit.files import written_aside
+
+HEADER = struct.Struct("<QI")
+FOOTER = struct.Struct("<I")
+MAPPED_BYTES = 1 << 20  # larger files are mapped; below, one read is cheaper than the page faults
+
+COPY_AGAIN = "Copy the file again from where it is whole, or leave it out with --skip-bad-records."
+
+
+class BadRecord(RecordError):  # noqa: N818 - a record that is bad, which may be skipped
+    """One record that cannot be used, in a file whose other records may be.
+
+    Args:
+        path: The file.
+        number: Which record of the file, counted from 1.
+        fault: What is wrong with it.
+        problem: What kind of fault it is, to count alike ones together.
+        mend: One imperative sentence.
+    """
+
+    def __init__(self, path: Path, number: int, fault: str, *, problem: str, mend: str) -> None:
+        super().__init__(f"{path}, record {number}: {fault}", mend=mend)
+        self.path = path
+        self.number = number
+        self.problem = problem
+
+
+def refuse(error: BadRecord) -> None:
+    """Raise the fault: what happens to a bad record unless the caller skips it."""
+    raise error
+
+
+def read_records(path: Path, *, check_crc: bool = True) -> Iterator[memoryview]:
+    """Yield the payload of each record of a file, as a view that copies nothing.
+
+    Args:
+        path: An uncompressed TFRecord file.
+        check_crc: Whether both checksums are compared with the bytes.
+
+    Raises:
+        RecordError: The file is missing or empty.
+        BadRecord: A record is truncated, or differs from its checksum.
+    """
+    for _, record in numbered_records(path, check_crc=check_crc):
+        yield record
+
+
+def numbered_records(
+    path: Path, *, check_crc: bool = True, on_bad: Callable[[BadRecord], None] = refuse
+) -> Iterator[tuple[int, memoryview]]:
+    """Yield number, counted from 1, and payload of each good record of a file.
+
+    ``on_bad`` is called with each bad one. If it returns, reading goes on behind a payload that
+    differs from its checksum, and ends where the framing itself is broken: nothing behind that
+    place can be trusted.
+    """
+    buffer = _open(path)
+    position, number, size = 0, 0, len(buffer)
+    while position < size:
+        number += 1
+        if size - position < HEADER.size:
+            on_bad(_truncated(path, number, HEADER.size, size - position))
+            return
+        length, length_crc = HEADER.unpack_from(buffer, position)
+        if check_crc and _masked_crc(buffer[position : position + 8]) != length_crc:
+            on_bad(_bad_length(path, number))
+            return
+        start = position + HEADER.size
+        position = start + length + FOOTER.size
+        if position > size:
+            on_bad(_truncated(path, number, length + FOOTER.size, size - start))
+            return
+        record = buffer[start : start + length]
+        if check_crc and _masked_crc(record) != FOOTER.unpack_from(buffer, start + length)[0]:
+            on_bad(
+                BadRecord(
+                    path,
+                    number,
+                    f"its {length} bytes differ from their checksum.",
+                    problem="bytes that differ from their checksum",
+                    mend=COPY_AGAIN,
+                )
+            )
+            continue
+        yield number, record
+
+
+def write_records(path: Path, records: Iterable[bytes], *, force: bool) -> None:
+    """Write a TFRecord file with both checksums.
+
+    Raises:
+        OutputError: ``path`` exists and ``force`` is False, or the disk refuses the file.
+    """
+    with written_aside(path, force=force) as aside, aside.open("wb") as file:
+        for record in records:
+            length = len(record).to_bytes(8, "little")
+            file.write(length + FOOTER.pack(_masked_crc(length)))
+            file.write(record)
+            file.write(FOOTER.pack(_masked_crc(record)))
+
+
+def _open(path: Path) -> memoryview:
+    """Return the bytes of a file that is not empty; the view keeps a mapping alive."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAPPED_BYTES:
+                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            content = file.read()
+    except OSError as error:
+        raise RecordError(
+            f"{path} cannot be read: {error.strerror}.", mend="Name files that you may read."
+        ) from error
+    if not content:
+        raise RecordError(
+            f"{path} is empty.", mend="Copy the file again from where it is whole, or leave it out."
+        )
+    return memoryview(content)
+
+
+def _masked_crc(data: bytes | memoryview) -> int:
+    crc = crc32c(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF  # the format's mask
+
+
+def _truncated(path: Path, number: int, expected: int, found: int) -> BadRecord:
+    return BadRecord(
+        path,
+        number,
+        f"the file ends within it: {expected} bytes expected, {found} left.",
+        problem="a file that ends within a record",
+        mend=COPY_AGAIN,
+    )
+
+
+def _bad_length(path: Path, number: int) -> BadRecord:
+    if number == 1:
+        return BadRecord(
+            path,
+            number,
+            "it does not start like a TFRecord.",
+            problem="a file that is no TFRecord",
+            mend="Name uncompressed TFRecord files.",
+        )
+    return BadRecord(
+        path,
+        number,
+        "its length differs from its checksum; nothing behind it can be read.",
+        problem="a length that differs from its checksum",
+        mend=COPY_AGAIN,
+    )

@@ -1,0 +1,77 @@
+"""Many members in one graph. Imports ``submodel`` and ``layers``."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ensemble_kit.data.schema import Schema
+from ensemble_kit.layers.frame_preparation import prepare_frames
+from ensemble_kit.layers.frame_sampling import draw_table
+from ensemble_kit.submodel import SubModel
+
+
+class FusedEnsemble(nn.Module):
+    """The mixed probabilities of several sub-models over the same frames.
+
+    The frames are dequantised and normalised once. Each member that samples at random does so R
+    times with its own fixed table of uniform numbers, so the same input always gives the same
+    output, alone or in any batch; a member that draws nothing runs once.
+
+    Args:
+        members: The sub-models by name, all built for the same schema.
+        coefficients: How much each member's probabilities count; they sum to 1.
+        schema: What the inputs and the classes are.
+        repeats: R, test-time draws whose probabilities are averaged.
+    """
+
+    def __init__(
+        self,
+        members: Mapping[str, SubModel],
+        coefficients: Sequence[float],
+        schema: Schema,
+        *,
+        repeats: int,
+    ) -> None:
+        super().__init__()
+        self.members = nn.ModuleDict(dict(members))
+        self.coefficients = tuple(coefficients)
+        self.schema = schema
+        self.repeats = repeats
+        for name, member in members.items():
+            if member.num_draws is not None:
+                table = draw_table(name, repeats=repeats, num_frames=member.num_draws)
+                self.register_buffer(draws_name(name), table, persistent=False)
+
+    def forward(self, frames: Mapping[str, Tensor], num_frames: Tensor) -> Tensor:
+        """Return the probability of every class.
+
+        Args:
+            frames: ``(B, T, D)`` for each modality of the schema, uint8 or floating point.
+            num_frames: ``(B,)``, integers; what lies beyond is padding and changes nothing.
+
+        Returns:
+            ``(B, C)``, float32 in [0, 1].
+        """
+        ordered = {name: frames[name] for name in self.schema.widths}
+        joint, is_frame = prepare_frames(ordered, num_frames)
+        mixed: Tensor | None = None
+        for (name, member), coefficient in zip(
+            self.members.items(), self.coefficients, strict=True
+        ):
+            draws = getattr(self, draws_name(name), None)
+            share = coefficient * member.classify(joint, is_frame, draws)  # type: ignore[operator]
+            mixed = share if mixed is None else mixed + share
+        assert mixed is not None
+        return mixed
+
+
+def draws_name(member: str) -> str:
+    """Return the name of the buffer that holds a member's uniform numbers."""
+    return f"draws_{member}"
+
+
+def round_to(tensor: Tensor, dtype: str) -> Tensor:
+    """Return a tensor in the type that ``fp32``, ``fp16`` or ``bf16`` names, if it is floating."""
+    types = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    return tensor.to(types[dtype]) if tensor.is_floating_point() else tensor

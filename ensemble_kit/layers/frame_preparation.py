@@ -1,0 +1,56 @@
+"""From stored features to the joint, normalised frame: done once for all members of a graph."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ensemble_kit.layers.normalisation import l2_normalise
+
+DEQUANTISATION_SCALE = 4.0 / 255.0
+DEQUANTISATION_OFFSET = 4.0 / 512.0 - 2.0
+
+
+def dequantise(stored: Tensor) -> Tensor:
+    """Return the features that bytes stand for: ``q * 4/255 + (4/512 - 2)``.
+
+    The formula is the starter code's (google/youtube-8m, ``utils.Dequantize``), which lies 4/512
+    above the inverse of its encoder. 0 becomes -1.9921875 and 255 becomes 2.0078125.
+
+    Args:
+        stored: uint8, any shape.
+
+    Returns:
+        float32, the same shape.
+    """
+    return stored.to(torch.float32) * DEQUANTISATION_SCALE + DEQUANTISATION_OFFSET
+
+
+def mark_frames(num_frames: Tensor, padded_length: int) -> Tensor:
+    """Return ``(B, T)`` bools: True for a video's own frames, False for padding."""
+    positions = torch.arange(padded_length, device=num_frames.device)
+    return positions < num_frames.unsqueeze(1)
+
+
+def prepare_frames(frames: Mapping[str, Tensor], num_frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Dequantise, join the modalities and L2-normalise each joint frame.
+
+    As the starter code does before every model: padding is 0 *after* dequantisation, and the
+    length is that of the joint vector (1,152 features in YouTube-8M), not of each modality.
+
+    Args:
+        frames: ``(B, T, D)`` for each modality, in the schema's order; uint8 is dequantised.
+        num_frames: ``(B,)``, integers; frames from there on are padding.
+
+    Returns:
+        The joint frames ``(B, T, sum of D)``, floating point, each of L2 norm 1 or 0, and
+        ``is_frame``, ``(B, T)`` bools.
+    """
+    values = [
+        dequantise(stored) if stored.dtype == torch.uint8 else stored for stored in frames.values()
+    ]
+    joint = values[0] if len(values) == 1 else torch.cat(values, dim=-1)
+    is_frame = mark_frames(num_frames, joint.shape[1])
+    # where, not a product: a padded NaN must not become a feature
+    joint = torch.where(is_frame.unsqueeze(-1), joint, torch.zeros((), dtype=joint.dtype))
+    return l2_normalise(joint), is_frame

@@ -1,0 +1,118 @@
+"""Frame sampling as a weighting: how often each frame of a video is drawn.
+
+An order-free pooling sees a set of frames and a weight for each, so a draw with replacement needs
+no copies, and R repeats are R weight vectors over the same frames.
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def draw_table(name: str, *, repeats: int, num_frames: int) -> Tensor:
+    """Return the fixed uniform numbers that a member samples with outside training.
+
+    The same name gives the same numbers on every machine: they are the raw stream of the counter
+    based generator Philox (Salmon et al., 2011), keyed by the SHA-256 of the name. The first rows
+    of a larger table are those of a smaller one, and each member has a stream of its own, because
+    a shared draw would correlate the members.
+
+    Args:
+        name: The member's name.
+        repeats: R, rows of the table.
+        num_frames: N, draws in a row.
+
+    Returns:
+        ``(R, N)``, float32 in [0, 1).
+    """
+    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little")
+    raw = np.random.Philox(key=key).random_raw(repeats * num_frames)
+    uniform = (raw >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
+    return torch.from_numpy(uniform.reshape(repeats, num_frames))
+
+
+def count_draws(indices: Tensor, is_frame: Tensor) -> Tensor:
+    """Count how often each frame was drawn.
+
+    Args:
+        indices: ``(B, R, N)``, int64 in [0, T).
+        is_frame: ``(B, T)``, bool; padding is never counted, not even in a video of no frames.
+
+    Returns:
+        ``(B, R, T)``, float32.
+    """
+    counts = torch.zeros(
+        indices.shape[0], indices.shape[1], is_frame.shape[1], device=indices.device
+    )
+    counts = counts.scatter_add(2, indices, torch.ones_like(indices, dtype=torch.float32))
+    return counts * is_frame.unsqueeze(1).to(torch.float32)
+
+
+class RandomSampling(nn.Module):
+    """Draw N frames with replacement: ``idx = floor(u * n)``, in float32, at most ``n - 1``.
+
+    The default sampler of S2 and S5 (google/youtube-8m, ``SampleRandomFrames``), used in training
+    and in inference.
+
+    Args:
+        num_frames: N, the number of draws.
+
+    Shape:
+        - is_frame: ``(B, T)``, bool; a video's own frames come first.
+        - draws: uniform numbers in [0, 1): ``(B, R, N)``, or ``(R, N)`` for all videos alike;
+          None draws ``(B, 1, N)`` afresh.
+        - output: frame weights ``(B, R, T)``, float32, each row's sum N, or 0 with no frame.
+    """
+
+    def __init__(self, *, num_frames: int) -> None:
+        super().__init__()
+        self.num_frames = num_frames
+
+    def forward(self, is_frame: Tensor, draws: Tensor | None = None) -> Tensor:
+        """Return how often each frame counts in each repeat."""
+        if draws is None:
+            draws = torch.rand(is_frame.shape[0], 1, self.num_frames, device=is_frame.device)
+        lengths = is_frame.sum(dim=1).reshape(-1, 1, 1)
+        indices = (draws * lengths.to(torch.float32)).to(torch.int64)
+        return count_draws(torch.minimum(indices, (lengths - 1).clamp_min(0)), is_frame)
+
+
+class UniformSampling(nn.Module):
+    """Take N frames at equal distances: ``idx_i = floor(i * n / N)``, repeated where n < N.
+
+    S4's sampler (pomonam/LearnablePoolingMethods), in whole numbers here so that no rounding of
+    ``i / N`` moves an index.
+
+    Args:
+        num_frames: N, the number of frames taken.
+
+    Shape:
+        - is_frame: ``(B, T)``, bool.
+        - output: frame weights ``(B, 1, T)``, float32.
+    """
+
+    def __init__(self, *, num_frames: int) -> None:
+        super().__init__()
+        self.num_frames = num_frames
+
+    def forward(self, is_frame: Tensor, draws: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """Return how often each frame counts; ``draws`` is not needed."""
+        steps = torch.arange(self.num_frames, device=is_frame.device)
+        lengths = is_frame.sum(dim=1).reshape(-1, 1, 1)
+        indices = torch.div(steps * lengths, self.num_frames, rounding_mode="floor")
+        return count_draws(indices, is_frame)
+
+
+class AllFrames(nn.Module):
+    """Take every frame once.
+
+    Shape:
+        - is_frame: ``(B, T)``, bool.
+        - output: frame weights ``(B, 1, T)``, float32: 1 for a frame, 0 for padding.
+    """
+
+    def forward(self, is_frame: Tensor, draws: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """Return weight 1 for every frame; ``draws`` is not needed."""
+        return is_frame.unsqueeze(1).to(torch.float32)

@@ -1,0 +1,74 @@
+"""Classifier heads: from features to the probability of every class."""
+
+from torch import Tensor, nn
+
+
+class Logistic(nn.Module):
+    """One logistic regression a class: ``p = sigmoid(x W + b)``.
+
+    W starts Glorot uniform, b at 0, as TF-slim's fully connected layer.
+
+    Args:
+        num_features: D, the size of the features.
+        num_classes: C.
+
+    Shape:
+        - features: ``(..., D)``, floating point.
+        - output: probabilities, ``(..., C)``.
+    """
+
+    def __init__(self, *, num_features: int, num_classes: int) -> None:
+        super().__init__()
+        self.classes = nn.Linear(num_features, num_classes)
+        nn.init.xavier_uniform_(self.classes.weight)
+        nn.init.zeros_(self.classes.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the probability of every class."""
+        return self.classes(features).sigmoid()
+
+    def regularised(self) -> list[Tensor]:
+        """Return the kernels that the L2 penalty applies to."""
+        return [self.classes.weight]
+
+
+class MixtureOfExperts(nn.Module):
+    """M logistic experts a class, mixed by a softmax gate that also has a dummy entry.
+
+    ::
+
+        p_c = sum_{m < M} softmax_m(x Wg_c) * sigmoid(x We_cm + be_cm)
+
+    The softmax runs over M + 1 entries; the last, the dummy, multiplies 0, so the gate can turn all
+    experts down. The gates have no bias. google/youtube-8m, ``MoeModel``; the same as equations 6
+    to 8 of the MFB paper (S1), which leaves out the dummy. Kernels start Glorot uniform.
+
+    Args:
+        num_features: D, the size of the features.
+        num_classes: C.
+        num_experts: M, experts a class.
+
+    Shape:
+        - features: ``(..., D)``, floating point.
+        - output: probabilities, ``(..., C)``, in [0, 1).
+    """
+
+    def __init__(self, *, num_features: int, num_classes: int, num_experts: int) -> None:
+        super().__init__()
+        self.num_experts = num_experts
+        self.num_classes = num_classes
+        self.gates = nn.Linear(num_features, num_classes * (num_experts + 1), bias=False)
+        self.experts = nn.Linear(num_features, num_classes * num_experts)
+        nn.init.xavier_uniform_(self.gates.weight)
+        nn.init.xavier_uniform_(self.experts.weight)
+        nn.init.zeros_(self.experts.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the probability of every class."""
+        gates = self.gates(features).unflatten(-1, (self.num_classes, self.num_experts + 1))
+        experts = self.experts(features).unflatten(-1, (self.num_classes, self.num_experts))
+        return (gates.softmax(dim=-1)[..., :-1] * experts.sigmoid()).sum(dim=-1)
+
+    def regularised(self) -> list[Tensor]:
+        """Return the kernels that the L2 penalty applies to."""
+        return [self.gates.weight, self.experts.weight]

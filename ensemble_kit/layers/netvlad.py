@@ -1,0 +1,61 @@
+"""NetVLAD pooling: arXiv:1511.07247, equation 4; arXiv:1706.06905, equations 5 and 6."""
+
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+from ensemble_kit.layers.normalisation import l2_normalise
+from ensemble_kit.layers.soft_assignment import SoftAssignment
+
+
+class NetVLAD(nn.Module):
+    """Describe a set of frames by its residuals to K learned cluster centres.
+
+    With soft assignment ``a_k`` and frame weights ``w_t``::
+
+        V[k, d] = sum_t w_t * a_k(x_t) * (x_t[d] - c_k[d])
+
+    V is then L2-normalised for each cluster and again as one vector. As in the code of the second
+    paper (antoine77340/LOUPE) the centres are independent of the assignment's weights, start as
+    N(0, 1 / sqrt(D)) and not from k-means, and the assignment has a batch norm. Ours differs in the
+    order of the output, which is cluster-major where theirs is feature-major, a permutation that
+    the next layer's weights absorb.
+
+    Args:
+        num_features: D, the size of one frame's feature vector.
+        num_clusters: K, the number of cluster centres.
+        momentum: Of the batch norm's running statistics.
+
+    Shape:
+        - frames: ``(B, T, D)``, floating point.
+        - frame_weights: ``(B, R, T)``; 0 for padding.
+        - output: ``(B, R, K * D)``, cluster-major; L2 norm 1, or 0 with no frame.
+    """
+
+    def __init__(self, *, num_features: int, num_clusters: int, momentum: float) -> None:
+        super().__init__()
+        self.output_size = num_clusters * num_features
+        self.projection_fan_in = num_clusters  # the code's scale, not the true fan-in K * D
+        self.assignment = SoftAssignment(
+            num_features=num_features, num_clusters=num_clusters, momentum=momentum
+        )
+        self.centres = nn.Parameter(torch.randn(num_clusters, num_features) / sqrt(num_features))
+
+    def describe(self, frames: Tensor, row_weights: Tensor) -> tuple[Tensor, ...]:
+        """Return the frames and their soft assignments ``(B, T, K)``."""
+        return frames, self.assignment(frames, row_weights)
+
+    def aggregate(self, described: tuple[Tensor, ...], frame_weights: Tensor) -> Tensor:
+        """Return one normalised descriptor for each repeat."""
+        residuals = self.residuals(described, frame_weights)
+        return l2_normalise(l2_normalise(residuals).flatten(2))
+
+    def residuals(self, described: tuple[Tensor, ...], frame_weights: Tensor) -> Tensor:
+        """Return V before it is normalised, ``(B, R, K, D)``."""
+        frames, assignment = described
+        weights = frame_weights.to(frames.dtype).unsqueeze(2)  # (B, R, 1, T)
+        weighted = assignment.mT.unsqueeze(1) * weights  # (B, R, K, T)
+        sums = weighted.flatten(1, 2) @ frames  # one product for all repeats: (B, R * K, D)
+        sums = sums.unflatten(1, weighted.shape[1:3])
+        return sums - weighted.sum(dim=-1, keepdim=True) * self.centres

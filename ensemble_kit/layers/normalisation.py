@@ -1,0 +1,82 @@
+"""L2 and batch normalisation as TF-slim computes them."""
+
+import torch
+from torch import Tensor, nn
+
+
+def l2_normalise(values: Tensor, *, dim: int = -1) -> Tensor:
+    """Scale vectors to length 1: ``x * rsqrt(max(sum x^2, 1e-12))``; a zero vector stays zero.
+
+    Args:
+        values: Floating point, any shape.
+        dim: The dimension that holds a vector's entries.
+    """
+    return values * values.square().sum(dim=dim, keepdim=True).clamp_min(1e-12).rsqrt()
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all dimensions but the last, with a weight for each row.
+
+    Arithmetic of Ioffe and Szegedy (arXiv:1502.03167, algorithm 1) with the constants of TF-slim
+    that all five systems ran with: epsilon 1e-3, and by default a decay of 0.999. In training, a
+    row of weight w counts as w equal rows, so frames drawn with replacement need not be copied;
+    padding has weight 0. As in PyTorch the running variance is the unbiased one.
+
+    Args:
+        num_features: F, the size of the last dimension.
+        momentum: The share of a new batch in the running statistics, 1 - decay. None averages
+            all batches since ``reset_statistics`` equally, which is how statistics are
+            re-estimated after averaging.
+
+    Shape:
+        - values: ``(..., F)``, floating point.
+        - row_weights: ``(...)``, as ``values`` without its last dimension, or None for ones.
+        - output: as ``values``.
+    """
+
+    EPSILON = 1e-3
+    running_mean: Tensor
+    running_variance: Tensor
+
+    def __init__(self, *, num_features: int, momentum: float | None = 0.001) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.num_batches = 0
+        self.scale = nn.Parameter(torch.ones(num_features))
+        self.shift = nn.Parameter(torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_variance", torch.ones(num_features))
+
+    def forward(self, values: Tensor, row_weights: Tensor | None = None) -> Tensor:
+        """Normalise with the batch's statistics in training, the running ones otherwise."""
+        if self.training:
+            mean, variance = self._observe(values, row_weights)
+        else:
+            mean, variance = self.running_mean, self.running_variance
+        factor = self.scale * (variance + self.EPSILON).rsqrt()
+        return values * factor + (self.shift - mean * factor)
+
+    def reset_statistics(self) -> None:
+        """Forget all batches seen."""
+        self.num_batches = 0
+        self.running_mean.zero_()
+        self.running_variance.fill_(1.0)
+
+    def _observe(self, values: Tensor, row_weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        rows = values.flatten(0, -2)
+        if row_weights is None:
+            total = torch.tensor(float(rows.shape[0]), dtype=rows.dtype, device=rows.device)
+            mean = rows.mean(dim=0)
+            variance = rows.var(dim=0, correction=0)
+        else:
+            weights = row_weights.flatten().to(rows.dtype)
+            total = weights.sum().clamp_min(1.0)
+            mean = weights @ rows / total
+            variance = weights @ (rows - mean).square() / total
+        with torch.no_grad():
+            self.num_batches += 1
+            share = self.momentum if self.momentum is not None else 1.0 / self.num_batches
+            unbiased = variance * (total / (total - 1).clamp_min(1.0))
+            self.running_mean.lerp_(mean, share)
+            self.running_variance.lerp_(unbiased, share)
+        return mean, variance

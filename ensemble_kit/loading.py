@@ -1,0 +1,240 @@
+"""Models from files, ready to tag videos. Imports ``checkpoints``, ``submodel``, ``ensemble``.
+
+``load`` opens a checkpoint, a fused file or an ONNX file; what it returns turns a batch of records
+into probabilities, whichever it was.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ensemble_kit.checkpoints import FLOATING, TensorFile, open_tensors
+from ensemble_kit.data.dataset import Batch
+from ensemble_kit.data.schema import Schema
+from ensemble_kit.ensemble import FusedEnsemble
+from ensemble_kit.errors import CheckpointError, PredictionsError
+from ensemble_kit.layers.frame_sampling import draw_table
+from ensemble_kit.provenance import CheckpointRecord, FusedRecord, MemberRecord
+from ensemble_kit.recipes import parse_recipe
+from ensemble_kit.runtime import OnnxEnsemble
+from ensemble_kit.submodel import SubModel
+
+ModelKind = Literal["checkpoint", "fused", "onnx"]
+
+
+class LoadedModel:
+    """A model that tags videos, whatever file it came from.
+
+    Attributes:
+        path: The file.
+        kind: ``checkpoint``, ``fused`` or ``onnx``.
+        name: The run's name, or the file's stem.
+        schema: What its inputs and classes are.
+        repeats: Draws whose probabilities are averaged; 1 where nothing is drawn.
+        num_values: Numbers stored: parameters and statistics. 0 for an ONNX file.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        kind: ModelKind,
+        name: str,
+        schema: Schema,
+        repeats: int,
+        num_values: int,
+        run: Any,
+    ) -> None:
+        self.path = path
+        self.kind = kind
+        self.name = name
+        self.schema = schema
+        self.repeats = repeats
+        self.num_values = num_values
+        self._run = run
+
+    def probabilities(self, batch: Batch) -> np.ndarray[Any, Any]:
+        """Return the probability of every class, ``(B, C)`` float32, for a batch of records."""
+        return np.asarray(self._run(batch))
+
+    def predict(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, np.ndarray[Any, Any]]]:
+        """Yield each batch with its probabilities."""
+        for batch in batches:
+            yield batch, self.probabilities(batch)
+
+
+def load(path: Path, *, repeats: int | None = None, device: str = "cpu") -> LoadedModel:
+    """Open a checkpoint, a fused file or an ONNX file.
+
+    Args:
+        path: A ``.safetensors`` or ``.onnx`` file of the kit.
+        repeats: R for test-time draws; None means 1, or what an ONNX file was exported with.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        CheckpointError: The file is missing, damaged or of another kind, or ``repeats`` was given
+            for an ONNX file, whose number is fixed.
+        ProviderError: ONNX Runtime cannot open the file on that device.
+    """
+    path = Path(path)
+    if path.suffix == ".onnx":
+        return _load_onnx(path, repeats, device)
+    with open_tensors(path) as file:
+        if file.kind == "fused":
+            fused = file.record(FusedRecord)
+            model = load_fused(file, repeats=repeats or 1).to(device)
+            schema, name = fused.data_schema, path.stem
+            num_values = sum(member.num_values for member in fused.members)
+            return LoadedModel(
+                path, "fused", name, schema, model.repeats, num_values, _runner(model, None, device)
+            )
+        record = file.record(CheckpointRecord)
+        sub_model = load_sub_model(file).to(device)
+    draws = None
+    if sub_model.num_draws is not None:
+        draws = draw_table(record.name, repeats=repeats or 1, num_frames=sub_model.num_draws)
+    return LoadedModel(
+        path,
+        "checkpoint",
+        record.name,
+        record.data_schema,
+        1 if draws is None else draws.shape[0],
+        count_stored(file),
+        _runner(sub_model, draws, device),
+    )
+
+
+def load_sub_model(file: TensorFile) -> SubModel:
+    """Build the sub-model of an open checkpoint, in float32 and evaluation mode."""
+    record = file.record(CheckpointRecord)
+    with torch.device("meta"):
+        model = SubModel(parse_recipe(record.recipe), record.data_schema)
+    fill(model, file, prefix="", path=file.path)
+    return model.eval()
+
+
+def load_fused(file: TensorFile, *, repeats: int) -> FusedEnsemble:
+    """Build the ensemble of an open fused file, its weights in float32, in evaluation mode."""
+    record = file.record(FusedRecord)
+    members = {m.name: load_fused_member(file, m, record.data_schema) for m in record.members}
+    coefficients = [member.coefficient for member in record.members]
+    return FusedEnsemble(members, coefficients, record.data_schema, repeats=repeats).eval()
+
+
+def load_fused_member(file: TensorFile, member: MemberRecord, schema: Schema) -> SubModel:
+    """Build one member of an open fused file, its weights in float32, in evaluation mode."""
+    with torch.device("meta"):
+        model = SubModel(parse_recipe(member.recipe), schema)
+    fill(model, file, prefix=member_prefix(member.name), path=file.path)
+    return model.eval()
+
+
+def member_prefix(name: str) -> str:
+    """Return what a member's tensor names begin with in a fused file."""
+    return f"members.{name}."
+
+
+def fill(model: torch.nn.Module, file: TensorFile, *, prefix: str, path: Path) -> None:
+    """Give a model built on the meta device its tensors, floating ones in float32.
+
+    Raises:
+        CheckpointError: A tensor is missing, has another shape, or holds NaN or infinity.
+    """
+    state: dict[str, Tensor] = {}
+    for name, empty in model.state_dict().items():
+        spec = file.specs.get(prefix + name)
+        if spec is None or spec.shape != tuple(empty.shape):
+            found = "is missing" if spec is None else f"has shape {spec.shape}"
+            raise CheckpointError(
+                f"{path}: tensor {prefix + name} {found}; its recipe needs {tuple(empty.shape)}.",
+                mend="Make the file again with this version of ensemble-kit.",
+            )
+        tensor = file.tensor(prefix + name)
+        if spec.dtype in FLOATING:
+            tensor = tensor.float()
+            if not bool(tensor.isfinite().all()):
+                raise CheckpointError(
+                    f"{path}: tensor {prefix + name} holds NaN or infinity.",
+                    mend="Use a checkpoint from before the run diverged.",
+                )
+        state[name] = tensor
+    model.load_state_dict(state, assign=True)
+
+
+def count_stored(file: TensorFile) -> int:
+    """Return how many numbers a file stores."""
+    return sum(spec.num_values for spec in file.specs.values())
+
+
+def to_torch(batch: Batch, device: str) -> tuple[dict[str, Tensor], Tensor]:
+    """Return a batch's frames and frame counts as tensors on a device."""
+    frames = {name: torch.from_numpy(values).to(device) for name, values in batch.frames.items()}
+    return frames, torch.from_numpy(batch.num_frames).to(device)
+
+
+def check_fits(model: Schema, records: Schema, *, path: Path) -> None:
+    """Raise unless records have the modalities and the vocabulary that a model was made for.
+
+    Raises:
+        PredictionsError: They differ.
+    """
+    if model.interface != records.interface:
+        raise PredictionsError(
+            f"{path} was made for {_describe(model)}, but these records hold {_describe(records)}.",
+            mend="Use records with the same modalities, widths and value types.",
+        )
+    if model.num_classes != records.num_classes:
+        raise PredictionsError(
+            f"{path} knows {model.num_classes} classes, but these records have "
+            f"{records.num_classes}.",
+            mend="Use records of the same vocabulary, or give their schema with --schema.",
+        )
+    if None not in (model.label_names, records.label_names) and (
+        model.vocabulary_sha256 != records.vocabulary_sha256
+    ):
+        index = next(
+            i for i, pair in enumerate(zip(model.names, records.names, strict=True))
+            if pair[0] != pair[1]
+        )  # fmt: skip
+        raise PredictionsError(
+            f"{path} calls class {index} {model.names[index]!r}, but these records call it "
+            f"{records.names[index]!r}.",
+            mend="Use records of the same vocabulary, or their own --label-names.",
+        )
+
+
+def _describe(schema: Schema) -> str:
+    return ", ".join(f"{m.name} ({m.width} {m.value_type})" for m in schema.modalities)
+
+
+def _runner(model: torch.nn.Module, draws: Tensor | None, device: str) -> Any:
+    extra = () if draws is None else (draws.to(device),)
+
+    @torch.inference_mode()
+    def run(batch: Batch) -> np.ndarray[Any, Any]:
+        probabilities: Tensor = model(*to_torch(batch, device), *extra)
+        return probabilities.float().cpu().numpy()
+
+    return run
+
+
+def _load_onnx(path: Path, repeats: int | None, device: str) -> LoadedModel:
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist.", mend="Name a file that exists.")
+    if repeats is not None:
+        raise CheckpointError(
+            f"{path} draws as often as it was exported to; --repeats cannot change it.",
+            mend="Leave --repeats out, or export again with another --repeats.",
+        )
+    session = OnnxEnsemble(path, device="cuda" if device == "cuda" else "cpu")
+    schema = Schema.model_validate_json(session.metadata["data_schema"])
+
+    def run(batch: Batch) -> np.ndarray[Any, Any]:
+        frames: Mapping[str, np.ndarray[Any, Any]] = batch.frames
+        return session.run(frames, batch.num_frames).probabilities
+
+    repeats = int(session.metadata["repeats"])
+    return LoadedModel(path, "onnx", path.stem, schema, repeats, 0, run)

@@ -1,0 +1,360 @@
+"""Recipes: strict reading of ``models/**/*.toml`` and of the values set over them.
+
+A recipe names a part at each place of the wiring and gives its arguments, the training schedule,
+and the source of every number. Imports ``errors`` and ``provenance``.
+"""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Sequence
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+
+from ensemble_kit.errors import RecipeError
+from ensemble_kit.provenance import RecipeRecord
+
+Count: TypeAlias = Annotated[int, Field(ge=1)]
+PerModality: TypeAlias = Count | dict[str, Count]
+ModalityFusion: TypeAlias = Literal["late", "early"]
+OTHER = "other"  # in a table of modalities: any that the table does not name
+
+
+class Table(BaseModel):
+    """One table of a recipe: strict types, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Source(Table):
+    """Where every number of the recipe was read."""
+
+    paper: str
+    code: str | None = None
+
+
+class Input(Table):
+    """What happens to the joint frame before it is pooled."""
+
+    batch_norm: bool
+
+
+class RandomSampling(Table):
+    """Frames drawn with replacement."""
+
+    name: Literal["random"]
+    num_frames: Count
+
+
+class UniformSampling(Table):
+    """Frames at equal distances."""
+
+    name: Literal["uniform"]
+    num_frames: Count
+
+
+class AllFrames(Table):
+    """Every frame once, in order."""
+
+    name: Literal["all"]
+
+
+class AveragePooling(Table):
+    """The mean of the frames."""
+
+    name: Literal["average"]
+    modality_fusion: ModalityFusion
+
+
+class SoftBoF(Table):
+    """Counts of softly assigned frames."""
+
+    name: Literal["soft_bof"]
+    modality_fusion: ModalityFusion
+    num_clusters: PerModality
+
+
+class NetVLAD(Table):
+    """Residuals to cluster centres."""
+
+    name: Literal["netvlad"]
+    modality_fusion: ModalityFusion
+    num_clusters: PerModality
+
+
+class GRU(Table):
+    """The final state of a stacked GRU."""
+
+    name: Literal["gru"]
+    modality_fusion: ModalityFusion
+    hidden_size: PerModality
+    num_layers: Count
+    state: Literal["all", "last"]
+
+
+class Hidden(Table):
+    """The projection after pooling, and its gating."""
+
+    size: Count
+    gating: Literal["context_gating", "none"]
+
+
+class Logistic(Table):
+    """One sigmoid a class."""
+
+    name: Literal["logistic"]
+    probability_gating: bool
+
+
+class MixtureOfExperts(Table):
+    """A gated mixture of sigmoids a class."""
+
+    name: Literal["mixture_of_experts"]
+    num_experts: Count
+    probability_gating: bool
+
+
+class Training(Table):
+    """The schedule: what is true of the recipe on every machine."""
+
+    batch_size: Count
+    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate_decay: Annotated[float, Field(gt=0, le=1)]
+    examples_per_decay: Count
+    max_steps: Count
+    clip_norm: Annotated[float, Field(gt=0)]
+    l2_penalty: Annotated[float, Field(ge=0)]
+    batch_norm_momentum: Annotated[float, Field(gt=0, le=1)]
+    checkpoint_every: Count
+    average_last: Count
+
+
+class Reported(Table):
+    """What the source claims; never a measurement of the kit."""
+
+    gap_at_20: Annotated[float, Field(ge=0, le=1)] | None = None
+    split: str | None = None
+    checkpoint_mib: Annotated[float, Field(gt=0)] | None = None
+
+
+Sampling: TypeAlias = Annotated[
+    RandomSampling | UniformSampling | AllFrames, Field(discriminator="name")
+]
+Pooling: TypeAlias = Annotated[
+    AveragePooling | SoftBoF | NetVLAD | GRU, Field(discriminator="name")
+]
+Head: TypeAlias = Annotated[Logistic | MixtureOfExperts, Field(discriminator="name")]
+
+
+class Recipe(Table):
+    """A sub-model and its schedule, checked. Made by ``load_recipe`` or ``parse_recipe``."""
+
+    title: str
+    source: Source
+    input: Input
+    sampling: Sampling
+    pooling: Pooling
+    hidden: Hidden | None = None
+    head: Head
+    training: Training
+    reported: Reported | None = None
+
+    _record: RecipeRecord = PrivateAttr()
+
+    @property
+    def record(self) -> RecipeRecord:
+        """The recipe's name, text and overrides, as files carry them."""
+        return self._record
+
+    @property
+    def name(self) -> str:
+        """The recipe's name, such as ``willow/gated-net-vlad``."""
+        return self._record.name
+
+
+def recipe_root() -> Traversable:
+    """Return the folder of shipped recipes, in an installed wheel or a checkout."""
+    packaged = files("ensemble_kit") / "models"
+    checkout = Path(__file__).resolve().parents[1] / "models"
+    return packaged if packaged.is_dir() else checkout
+
+
+def recipe_names() -> list[str]:
+    """Return the names of all shipped recipes, sorted."""
+    return sorted(
+        f"{folder.name}/{file.name.removesuffix('.toml')}"
+        for folder in recipe_root().iterdir()
+        if folder.is_dir()
+        for file in folder.iterdir()
+        if file.name.endswith(".toml")
+    )
+
+
+def read_recipe_text(name: str) -> RecipeRecord:
+    """Find a recipe by its shipped name or by the path of a TOML file, and read its text.
+
+    Raises:
+        RecipeError: There is no such recipe or file.
+    """
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise RecipeError(
+                f"{name} does not exist.",
+                mend="Name a TOML file that exists, or a recipe of `ensemble-kit recipes list`.",
+            )
+        return RecipeRecord(name=path.stem, text=path.read_text(encoding="utf-8"))
+    names = recipe_names()
+    if name not in names:
+        raise RecipeError(
+            f"There is no recipe {name!r}{_near(name, names)}.",
+            mend="List the recipes with `ensemble-kit recipes list`, or name a .toml file.",
+        )
+    folder, stem = name.split("/")
+    text = (recipe_root() / folder / f"{stem}.toml").read_text(encoding="utf-8")
+    return RecipeRecord(name=name, text=text)
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Load a recipe and set values over it.
+
+    Args:
+        name: A shipped recipe such as ``willow/gru``, or the path of a ``.toml`` file.
+        overrides: Each ``table.key=value``, the value as TOML writes it: ``pooling.num_layers=1``.
+
+    Raises:
+        RecipeError: The recipe is unknown, is not TOML, or a key or value is not what it must be.
+    """
+    found = read_recipe_text(name)
+    return parse_recipe(found.model_copy(update={"overrides": tuple(overrides)}))
+
+
+def parse_recipe(record: RecipeRecord) -> Recipe:
+    """Check a recipe's text with its overrides; see ``load_recipe``."""
+    try:
+        tables = tomllib.loads(record.text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(
+            f"Recipe {record.name} is not TOML: {error}.", mend="Correct the file at that place."
+        ) from error
+    for override in record.overrides:
+        _set(tables, override)
+    try:
+        recipe = Recipe.model_validate(tables)
+    except ValidationError as error:
+        raise _explain(record.name, error) from error
+    recipe._record = record
+    return recipe
+
+
+def recipe_json_schema() -> str:
+    """Return the JSON Schema of recipes, which editors use to complete them."""
+    return json.dumps(Recipe.model_json_schema(), indent=2)
+
+
+def for_modality(value: PerModality, modality: str, *, key: str) -> int:
+    """Return what a per-modality value says of one modality.
+
+    Args:
+        value: One number for all, or a table by modality in which ``other`` stands for the rest.
+        modality: The modality's name, or ``joint`` for early modality fusion.
+        key: The value's place in the recipe, for the message.
+
+    Raises:
+        RecipeError: The table does not name the modality.
+    """
+    if isinstance(value, int):
+        return value
+    if modality in value or OTHER in value:
+        return value.get(modality, value.get(OTHER, 0))
+    raise RecipeError(
+        f"{key} has values for {', '.join(value)}, not for {modality}.",
+        mend=f"Give it one with --set {key}.{modality}=NUMBER.",
+    )
+
+
+def _set(tables: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    *parents, last = key.strip().split(".")
+    if not separator or not last:
+        raise RecipeError(
+            f"--set {override!r} is not of the form table.key=value.",
+            mend="Write for example --set pooling.num_clusters=16.",
+        )
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word: --set head.name=logistic needs no quotes
+    for parent in parents:
+        tables = tables.setdefault(parent, {})
+        if not isinstance(tables, dict):
+            raise RecipeError(
+                f"--set {override!r}: {parent} is a value, not a table.",
+                mend="Set the value itself, or name a key of a table.",
+            )
+    tables[last] = value
+
+
+def _explain(name: str, error: ValidationError) -> RecipeError:
+    """Turn the first of pydantic's complaints into one that names the place and the mend."""
+    first = error.errors()[0]
+    table, place = _walk(first["loc"])
+    kind, value = first["type"], first["input"]
+    if kind == "extra_forbidden":
+        known = list(table.model_fields)
+        fault = f"{place} is not a key of a recipe{_near(place.split('.')[-1], known)}"
+        return RecipeError(
+            f"Recipe {name}: {fault}.", mend=f"Use one of the keys: {', '.join(known)}."
+        )
+    if kind == "missing":
+        return RecipeError(f"Recipe {name}: {place} is missing.", mend=f"Give {place} a value.")
+    if kind in {"union_tag_invalid", "union_tag_not_found"}:
+        expected = [tag.strip("'") for tag in str(first["ctx"].get("expected_tags", "")).split(", ")]
+        found = value.get("name") if isinstance(value, dict) else value
+        fault = f"{place} has name {found!r}{_near(str(found), expected)}"
+        mend = f"Name one of: {', '.join(tag for tag in expected if tag)}."
+        if kind == "union_tag_not_found":
+            fault, mend = f"{place}.name is missing", f"Name the part to use as {place}."
+        return RecipeError(f"Recipe {name}: {fault}.", mend=mend)
+    return RecipeError(
+        f"Recipe {name}: {place} is {value!r}: {first['msg']}.",
+        mend=f"Give {place} a value of the right type and range.",
+    )
+
+
+def _walk(location: tuple[int | str, ...]) -> tuple[type[BaseModel], str]:
+    """Return the table that a complaint is about, and its place without pydantic's own words."""
+    table: type[BaseModel] = Recipe
+    place: list[str] = []
+    choices: dict[str, type[BaseModel]] = {}
+    for part in location:
+        if str(part) in choices and not isinstance(part, int):
+            table, choices = choices[str(part)], {}
+            continue
+        if str(part) in table.model_fields:
+            members = _models_in(table.model_fields[str(part)].annotation)
+            tagged = [model for model in members if "name" in model.model_fields]
+            choices = {get_args(m.model_fields["name"].annotation)[0]: m for m in tagged}
+            if len(members) == 1:
+                table = members[0]
+        elif place and str(part) in {"int", "constrained-int", "dict[str,constrained-int]"}:
+            continue  # which branch of a union pydantic tried
+        place.append(str(part))
+    return table, ".".join(place)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) is None:
+        return []
+    return [model for part in get_args(annotation) for model in _models_in(part)]
+
+
+def _near(word: str, known: Sequence[str]) -> str:
+    matches = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

@@ -1,0 +1,89 @@
+"""Where files lie in a workspace folder. Imports ``errors`` only."""
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from ensemble_kit.errors import CheckpointError, OutputError, TrainingError
+
+RUNS = Path("runs")
+SELECTION = Path("ensemble") / "selection.json"
+FUSED = Path("ensemble") / "fused.safetensors"
+ONNX = Path("ensemble") / "ensemble.onnx"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one training run, ``runs/<name>``."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints, ``step-*.safetensors``."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line: losses, learning rates, validation GAPs."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def averaged(self) -> Path:
+        """The averaged checkpoint."""
+        return self.path / "averaged.safetensors"
+
+    @property
+    def validation(self) -> Path:
+        """The averaged checkpoint's predictions on the validation records."""
+        return self.path / "validation.safetensors"
+
+    def checkpoint(self, step: int) -> Path:
+        """The checkpoint of one step; names sort by step."""
+        return self.checkpoints / f"step-{step:08d}.safetensors"
+
+    def checkpoint_paths(self) -> list[Path]:
+        """Return the checkpoints there are, by step.
+
+        Raises:
+            CheckpointError: There are none.
+        """
+        paths = sorted(self.checkpoints.glob("step-*.safetensors"))
+        if not paths:
+            raise CheckpointError(
+                f"{self.path} holds no checkpoints (checkpoints/step-*.safetensors).",
+                mend="Name the folder of a run that `ensemble-kit train` has made.",
+            )
+        return paths
+
+    def claim(self, *, force: bool) -> None:
+        """Make the folder ready for a new run.
+
+        Raises:
+            OutputError: It holds a run already and ``force`` is False.
+        """
+        outputs = (self.checkpoints, self.metrics, self.averaged, self.validation)
+        existing = [path for path in outputs if path.exists()]
+        if existing and not force:
+            raise OutputError(
+                f"{self.path} holds a run already ({existing[0].name}).",
+                mend="Give this run another --name, or replace the old one with --force.",
+            )
+        for path in existing:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+
+
+def run_name(recipe_name: str) -> str:
+    """Return the name that a recipe's run has unless it is given one: ``willow-gru``."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", recipe_name)
+
+
+def check_run_name(name: str) -> None:
+    """Raise ``TrainingError`` unless a name can name a folder and the nodes of a graph."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name):
+        raise TrainingError(
+            f"{name!r} cannot name a run.",
+            mend="Use letters, digits, _ and -, and do not begin with -.",
+        )
