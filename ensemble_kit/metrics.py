@@ -91,6 +91,8 @@ class MetricsAccumulator:
             ValueError: The shapes do not agree, or a score is NaN.
         """
         probabilities = np.asarray(probabilities)
+        if not np.issubdtype(probabilities.dtype, np.floating):
+            probabilities = probabilities.astype(np.float64)
         if probabilities.ndim != 2 or probabilities.shape[1] != self.num_classes:
             raise ValueError(
                 f"probabilities must be (n, {self.num_classes}), not {probabilities.shape}"
@@ -262,9 +264,7 @@ def top_hits(
     return scores[predicted], hits[predicted]
 
 
-def pooled_average_precision(
-    scores: Floats, hits: NDArray[np.bool_], num_positives: int
-) -> float:
+def pooled_average_precision(scores: Floats, hits: NDArray[np.bool_], num_positives: int) -> float:
     """Return the average precision of one pool: the GAP of what ``top_hits`` returned.
 
     Args:
@@ -304,7 +304,7 @@ def _label_blocks(
     """Yield slices of videos that fit a core's caches, each with its dense labels."""
     num_videos, num_classes = shape
     if isinstance(labels, LabelLists):
-        label_shape: tuple[int, ...] = (labels.offsets.size - 1, num_classes)
+        label_shape: tuple[int, ...] = (labels.num_videos, num_classes)
     else:
         labels = np.asarray(labels)
         label_shape = labels.shape
