@@ -29,7 +29,7 @@ class LabelLists(NamedTuple):
 
     @property
     def num_videos(self) -> int:
-        """N. (``len`` of a named tuple counts its fields.)"""
+        """N; ``len`` of a named tuple would count its fields."""
         return len(self.offsets) - 1
 
     def dense(self, num_classes: int) -> NDArray[np.bool_]:

@@ -1,9 +1,13 @@
 """``tf.train.SequenceExample`` for protobuf, without TensorFlow. Imports protobuf only.
 
-The fields and numbers are those of tensorflow/core/example/{example,feature}.proto, with two
-changes that leave the bytes as they are. Maps are lists of their entries, in the order of the
-record, and the keys are bytes: the order is ours to choose when writing, and a key that is not
-UTF-8 does not stop the reading. An ``Example`` is a ``SequenceExample`` that has only the context.
+The fields and numbers are those of tensorflow/core/example/{example,feature}.proto, with changes
+that leave the bytes as they are:
+
+- Maps are lists of their entries and keys are bytes, so that a writer chooses the order and a key
+  that is not UTF-8 stops no reader.
+- ``RawExample`` leaves the value of an entry as the bytes of its ``Feature`` or ``FeatureList``.
+  Protobuf allows a value in several parts; joined, they are the whole.
+- An ``Example`` is read as the ``SequenceExample`` that has only a context.
 """
 
 from typing import Any
@@ -28,11 +32,20 @@ _MESSAGES: dict[str, list[tuple[str, int, int | str, bool]]] = {
     "Features": [("feature", 1, "FeatureEntry", True)],
     "FeatureListEntry": [("key", 1, _Field.TYPE_BYTES, False), ("value", 2, "FeatureList", False)],
     "FeatureLists": [("feature_list", 1, "FeatureListEntry", True)],
-    "SequenceExample": [("context", 1, "Features", False), ("feature_lists", 2, "FeatureLists", False)],
-}  # fmt: skip
+    "SequenceExample": [
+        ("context", 1, "Features", False),
+        ("feature_lists", 2, "FeatureLists", False),
+    ],
+    "RawEntry": [("key", 1, _Field.TYPE_BYTES, False), ("value", 2, _Field.TYPE_BYTES, True)],
+    "RawFeatures": [("feature", 1, "RawEntry", True)],
+    "RawExample": [
+        ("context", 1, "RawFeatures", False),
+        ("feature_lists", 2, "RawFeatures", False),
+    ],
+}
 
 
-def _message_class(name: str) -> Any:
+def _message_classes() -> dict[str, Any]:
     file = descriptor_pb2.FileDescriptorProto(
         name="ensemble_kit/example.proto", package=PACKAGE, syntax="proto3"
     )
@@ -46,12 +59,19 @@ def _message_class(name: str) -> Any:
             if isinstance(held, str):
                 field.type, field.type_name = _Field.TYPE_MESSAGE, f".{PACKAGE}.{held}"
             else:
-                field.type = held  # type: ignore[assignment]
+                field.type = held
             if message_name == "Feature":
                 field.oneof_index = 0
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{PACKAGE}.{name}"))
+    return {
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{PACKAGE}.{name}"))
+        for name in _MESSAGES
+    }
 
 
-SequenceExample = _message_class("SequenceExample")
+_CLASSES = _message_classes()
+Feature = _CLASSES["Feature"]
+FeatureList = _CLASSES["FeatureList"]
+SequenceExample = _CLASSES["SequenceExample"]
+RawExample = _CLASSES["RawExample"]

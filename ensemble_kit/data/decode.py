@@ -1,0 +1,267 @@
+"""The bytes of one record to one video, by a schema. Imports ``protos``, ``schema``, ``tfrecord``.
+
+Protobuf splits a record into its features and leaves each as bytes. Frames of one size then lie
+at one stride, each behind the same header, so that all of them are one strided view: the headers
+are compared, the values stay where they are. A feature laid out in any other way is parsed value
+by value, to the same result; there the faults of its frames are found.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from ensemble_kit.data.protos import Feature, FeatureList, RawExample
+from ensemble_kit.data.schema import Modality, Schema
+from ensemble_kit.data.tfrecord import BadRecord
+
+CORRECT_SCHEMA = "Give a schema that says so, or leave the record out with --skip-bad-records."
+MAKE_AGAIN = "Make the record again, or leave it out with --skip-bad-records."
+KINDS = {"bytes_list": "bytes", "float_list": "floats", "int64_list": "integers", None: "nothing"}
+
+
+@dataclass(slots=True)
+class Video:
+    """One video as its record has it.
+
+    Attributes:
+        id: The video's id; bytes that are not UTF-8 are written as escapes.
+        classes: Class indices, int64, sorted, each once.
+        frames: ``(T, D)`` for each modality's name, uint8 or float32 as the schema says. Often a
+            read-only view.
+    """
+
+    id: str
+    classes: NDArray[np.int64]
+    frames: dict[str, NDArray[Any]]
+
+    @property
+    def num_frames(self) -> int:
+        """T, the same for every modality."""
+        return len(next(iter(self.frames.values())))
+
+
+class Fault(Exception):  # noqa: N818 - never leaves this module
+    """What is wrong with a record whose place is not known yet."""
+
+    def __init__(self, fault: str, *, problem: str, mend: str = CORRECT_SCHEMA) -> None:
+        super().__init__(fault)
+        self.problem = problem
+        self.mend = mend
+
+
+class Decoder:
+    """Reads records by one schema.
+
+    Args:
+        schema: What the records hold.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        self._schema = schema
+        self._id_key = schema.id_key.encode()
+        self._labels_key = schema.labels_key.encode()
+        self._layouts = [Layout(modality, schema.level) for modality in schema.modalities]
+
+    def decode(self, record: bytes | memoryview, *, path: Path, number: int) -> Video:
+        """Return the video of a record; ``path`` and ``number`` say where it was found.
+
+        Raises:
+            BadRecord: The record is not what the schema says.
+        """
+        try:
+            return self._decode(record)
+        except Fault as fault:
+            problem, text, mend = fault.problem, str(fault), fault.mend
+        except DecodeError:
+            problem, text, mend = "bytes that are no Example", "it is no Example.", MAKE_AGAIN
+        raise BadRecord(path, number, text, problem=problem, mend=mend)
+
+    def _decode(self, record: bytes | memoryview) -> Video:
+        context, feature_lists = split(record)
+        streams = feature_lists if self._schema.level == "frame" else context
+        found = context, feature_lists
+        identity = _one_bytes(
+            Feature.FromString(_value(context, self._id_key, found)), repr(self._schema.id_key)
+        )
+        classes = self._classes(Feature.FromString(_value(context, self._labels_key, found)))
+        frames, lengths = {}, []
+        for layout in self._layouts:
+            payload = _value(streams, layout.key, found)
+            values, length = layout.read(payload, self._schema.max_frames)
+            frames[layout.name] = values
+            lengths.append(length)
+        if len(set(lengths)) > 1:
+            counts = " and ".join(map("{} of {}".format, lengths, frames))
+            raise Fault(
+                f"its modalities differ in frames: {counts}.",
+                problem="modalities of different lengths",
+                mend=MAKE_AGAIN,
+            )
+        if lengths[0] == 0:
+            raise Fault("it has no frames.", problem="no frames", mend=MAKE_AGAIN)
+        return Video(identity.decode(errors="backslashreplace"), classes, frames)
+
+    def _classes(self, feature: Any) -> NDArray[np.int64]:
+        num_classes = self._schema.num_classes
+        kind = feature.WhichOneof("kind")
+        if kind not in ("int64_list", None):  # nothing at all is how some write an empty list
+            raise _wrong_kind(repr(self._schema.labels_key), kind, "integers")
+        classes = sorted(set(feature.int64_list.value))
+        if classes and not 0 <= classes[0] <= classes[-1] < num_classes:
+            raise Fault(
+                f"label {classes[0] if classes[0] < 0 else classes[-1]} is outside the "
+                f"{num_classes} classes (0 to {num_classes - 1}).",
+                problem="a label outside the classes",
+            )
+        return np.array(classes, np.int64)
+
+
+class Layout:
+    """How the frames of one modality lie in a record whose frames are all alike.
+
+    Args:
+        modality: The modality.
+        level: ``frame`` for a ``FeatureList``, ``video`` for one ``Feature``.
+    """
+
+    def __init__(self, modality: Modality, level: str) -> None:
+        self.name = modality.name
+        self.key = modality.key.encode()
+        self._width = modality.width
+        self._is_list = level == "frame"
+        self._dtype = np.dtype("<f4" if modality.value_type == "float32" else "u1")
+        # From inside out: a BytesList or FloatList, its Feature, the FeatureList it stands in.
+        # Each is one tag and the number of bytes behind it.
+        size = modality.width * self._dtype.itemsize
+        tags = (0x0A, 0x12 if self._dtype.kind == "f" else 0x0A, 0x0A)
+        header = b""
+        for tag in tags if self._is_list else tags[:2]:
+            header = bytes((tag,)) + _varint(size + len(header)) + header
+        self._header = np.frombuffer(header, np.uint8)
+        self._stride = len(header) + size
+
+    def read(self, payload: bytes, max_frames: int) -> tuple[NDArray[Any], int]:
+        """Return at most ``max_frames`` frames, ``(T, D)``, and how many the record has.
+
+        Only the frames that are returned are looked into.
+        """
+        values = self.strided(payload)
+        if values is not None:
+            num_frames, values = len(values), values[:max_frames]
+        else:
+            features = self.features(payload)
+            num_frames, values = len(features), self.parsed(features[:max_frames])
+        if self._dtype.kind == "f" and not np.isfinite(values).all():
+            frame, value = np.argwhere(~np.isfinite(values))[0]
+            raise Fault(
+                f"frame {frame + 1} of {self.name} holds {values[frame, value]}.",
+                problem="a value that is not finite",
+                mend=MAKE_AGAIN,
+            )
+        return values, num_frames
+
+    def strided(self, payload: bytes) -> NDArray[Any] | None:
+        """Return all frames as a view of a feature, or None if they are not all alike."""
+        is_whole = (
+            len(payload) % self._stride == 0 if self._is_list else len(payload) == self._stride
+        )
+        if not is_whole:
+            return None
+        rows = np.frombuffer(payload, np.uint8).reshape(-1, self._stride)
+        if not (rows[:, : len(self._header)] == self._header).all():
+            return None
+        values = rows[:, len(self._header) :]
+        if self._dtype.kind == "f":  # a view of floats must be contiguous and aligned
+            return np.ascontiguousarray(values).view(self._dtype).astype(np.float32, copy=False)
+        return values
+
+    def features(self, payload: bytes) -> Sequence[Any]:
+        """Return the parsed ``Feature`` of each frame."""
+        if self._is_list:
+            return FeatureList.FromString(payload).feature  # type: ignore[no-any-return]
+        return [Feature.FromString(payload)]
+
+    def parsed(self, features: Sequence[Any]) -> NDArray[Any]:
+        """Return the frames of parsed features, each checked for its kind and its width."""
+        frames = np.empty((len(features), self._width), self._dtype)
+        for number, feature in enumerate(features, start=1):
+            place = f"frame {number} of {self.name}"
+            if self._dtype.kind == "f":
+                kind = feature.WhichOneof("kind")
+                if kind != "float_list":
+                    raise _wrong_kind(place, kind, "floats")
+                values = np.array(feature.float_list.value, np.float32)
+            else:
+                values = np.frombuffer(_one_bytes(feature, place), np.uint8)
+            if len(values) != self._width:
+                raise Fault(
+                    f"{place} has {len(values)} features, the schema says {self._width}.",
+                    problem="a frame of another width",
+                )
+            frames[number - 1] = values
+        return frames.astype(frames.dtype.newbyteorder("="), copy=False)
+
+
+Features = Mapping[bytes, Sequence[bytes]]
+
+
+def split(record: bytes | memoryview) -> tuple[Features, Features]:
+    """Return a record's context and feature lists: the parts of each value by its key."""
+    example = RawExample.FromString(record)
+    return (
+        {entry.key: entry.value for entry in example.context.feature},
+        {entry.key: entry.value for entry in example.feature_lists.feature},
+    )
+
+
+def describe_keys(found: tuple[Features, Features]) -> str:
+    """Say which keys a record has."""
+    context, lists = (", ".join(sorted(map(_text, features))) for features in found)
+    return f"context {context or 'empty'}; feature lists {lists}" if lists else context or "no keys"
+
+
+def _text(key: bytes) -> str:
+    return key.decode(errors="backslashreplace")
+
+
+def _value(features: Features, key: bytes, found: tuple[Features, Features]) -> bytes:
+    parts = features.get(key)
+    if not parts:
+        raise Fault(
+            f"it has no {_text(key)!r} where the schema says (found {describe_keys(found)}).",
+            problem="a missing key",
+        )
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _one_bytes(feature: Any, place: str) -> bytes:
+    kind = feature.WhichOneof("kind")
+    if kind != "bytes_list":
+        raise _wrong_kind(place, kind, "bytes")
+    values = feature.bytes_list.value
+    if len(values) != 1:
+        raise Fault(
+            f"{place} holds {len(values)} byte strings, expected 1.",
+            problem="a value of another kind",
+        )
+    return values[0]  # type: ignore[no-any-return]
+
+
+def _wrong_kind(place: str, kind: str | None, expected: str) -> Fault:
+    return Fault(
+        f"{place} holds {KINDS[kind]}, expected {expected}.", problem="a value of another kind"
+    )
+
+
+def _varint(value: int) -> bytes:
+    """Return a number as protobuf writes it: seven bits a byte, the lowest first."""
+    encoded = bytearray()
+    while value >= 0x80:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes((*encoded, value))
