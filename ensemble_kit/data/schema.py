@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -89,13 +90,18 @@ class Schema(BaseModel):
     @property
     def vocabulary_sha256(self) -> str:
         """The SHA-256 of the class names in order: two sets of records with it share labels."""
-        return hashlib.sha256(json.dumps(self.names).encode()).hexdigest()
+        return vocabulary_sha256(self.names)
 
     def with_label_names(self, path: Path) -> "Schema":
         """Return a copy that carries the names read from a CSV file of classes."""
         return Schema.model_validate(
             self.model_dump() | {"label_names": read_label_names(path, self.num_classes)}
         )
+
+
+def vocabulary_sha256(names: Sequence[str]) -> str:
+    """Return the SHA-256 of class names in order."""
+    return hashlib.sha256(json.dumps(tuple(names)).encode()).hexdigest()
 
 
 def read_schema(path: Path) -> Schema:
