@@ -75,3 +75,24 @@ def round_to(tensor: Tensor, dtype: str) -> Tensor:
     """Return a tensor in the type that ``fp32``, ``fp16`` or ``bf16`` names, if it is floating."""
     types = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     return tensor.to(types[dtype]) if tensor.is_floating_point() else tensor
+
+
+def example_frames(
+    schema: Schema, batch_size: int, length: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return made-up frames to compare two forms of a model with, the same on every call.
+
+    Returns:
+        Frames ``(batch_size, length, D)`` of each modality in the schema's value type, and
+        ``num_frames`` ``(batch_size,)`` from 1 to ``length``.
+    """
+    generator = torch.Generator().manual_seed(batch_size)
+    frames: dict[str, Tensor] = {}
+    for modality in schema.modalities:
+        shape = (batch_size, length, modality.width)
+        frames[modality.name] = (
+            torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+            if modality.value_type == "uint8"
+            else torch.randn(shape, generator=generator)
+        )
+    return frames, torch.randint(1, length + 1, (batch_size,), generator=generator)

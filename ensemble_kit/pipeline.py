@@ -6,6 +6,7 @@ from pathlib import Path
 from ensemble_kit.averaging import BatchNormRule, average_checkpoints
 from ensemble_kit.checkpoints import open_tensors
 from ensemble_kit.data.dataset import Records
+from ensemble_kit.errors import CheckpointError
 from ensemble_kit.evaluation import evaluate_predictions
 from ensemble_kit.prediction import predict
 from ensemble_kit.predictions import read_predictions
@@ -78,12 +79,19 @@ def average_run(
         batch_norm: See ``average_checkpoints``; so for ``training`` and ``force``.
         training: Records to re-estimate batch norm on.
         force: Whether an existing file may be replaced.
+
+    Raises:
+        CheckpointError: There are no such checkpoints, or they cannot be averaged.
     """
     paths = run.checkpoint_paths()
     with open_tensors(paths[-1]) as file:
         record = file.record(CheckpointRecord)
     count = last or parse_recipe(record.recipe).training.average_last
     chosen = [path for path in paths if int(path.stem.removeprefix("step-")) >= from_step][-count:]
-    chosen = chosen or paths[-1:]
+    if not chosen:
+        raise CheckpointError(
+            f"{run.path} has no checkpoint from step {from_step} on; its last is {paths[-1].stem}.",
+            mend="Give --from-step an earlier step.",
+        )
     average_checkpoints(chosen, output, batch_norm=batch_norm, training=training, force=force)
     return chosen

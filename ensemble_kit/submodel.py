@@ -6,7 +6,7 @@ picks from them.
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,18 @@ HEADS: Mapping[str, type[nn.Module]] = MappingProxyType(
 WITHOUT_BATCH_NORM = frozenset({"average", "gru"})
 WIRING_KEYS = frozenset({"name", "modality_fusion", "probability_gating"})
 JOINT = "joint"
+
+
+class Size(NamedTuple):
+    """How large a sub-model is.
+
+    Attributes:
+        parameters: Trainable numbers.
+        values: Stored numbers: parameters and the statistics of batch norm.
+    """
+
+    parameters: int
+    values: int
 
 
 class SubModel(nn.Module):
@@ -193,10 +205,14 @@ class SubModel(nn.Module):
         return next(self.parameters()).dtype
 
 
-def count_values(model: nn.Module) -> tuple[int, int]:
-    """Return the numbers of trainable parameters and of stored values (those and statistics)."""
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return parameters, sum(tensor.numel() for tensor in model.state_dict().values())
+def measure_recipe(recipe: Recipe, schema: Schema) -> Size:
+    """Return the size of a recipe built for a schema, without memory for its weights."""
+    with torch.device("meta"):
+        model = SubModel(recipe, schema)
+    return Size(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        values=sum(tensor.numel() for tensor in model.state_dict().values()),
+    )
 
 
 def _arguments(table: Table) -> dict[str, Any]:

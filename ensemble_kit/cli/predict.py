@@ -1,0 +1,67 @@
+"""ensemble-kit predict."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ensemble_kit.cli.options import (
+    EXISTING_FILE,
+    FILE,
+    device_option,
+    force_option,
+    records_options,
+    repeats_option,
+)
+
+
+@click.command()
+@click.argument("model", type=EXISTING_FILE)
+@click.argument("data", nargs=-1, required=True)
+@click.option(
+    "-o", "--output", type=FILE, required=True, help="A .safetensors file, or a challenge .csv."
+)
+@repeats_option
+@click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option(
+    "--top-k", type=click.IntRange(min=1), default=20, show_default=True, help="Pairs in a .csv."
+)
+@device_option
+@records_options
+@force_option
+def predict(
+    model: Path,
+    data: tuple[str, ...],
+    output: Path,
+    repeats: int | None,
+    batch_size: int,
+    top_k: int,
+    device: str,
+    force: bool,
+    **reading: Any,
+) -> None:
+    """Write the probabilities of MODEL on the records DATA.
+
+    MODEL is a checkpoint, a fused file or an ONNX file.
+
+    \b
+    Example:
+        ensemble-kit predict ensemble/ensemble.onnx 'test/*.tfrecord' -o submission.csv
+    """  # noqa: D301 - \b is click's mark for "keep these lines"
+    from ensemble_kit.data.dataset import Records
+    from ensemble_kit.prediction import predict as predict_records
+
+    records = Records(data, **reading)
+    predict_records(
+        model,
+        records,
+        output,
+        repeats=repeats,
+        batch_size=batch_size,
+        top_k=top_k,
+        device=device,
+        force=force,
+    )
+    click.echo(output)
+    if records.num_skipped:
+        click.echo(f"{records.num_skipped} bad records were skipped.", err=True)

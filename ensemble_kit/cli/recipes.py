@@ -1,0 +1,127 @@
+"""ensemble-kit recipes: list, show, copy, check, schema."""
+
+import json
+from pathlib import Path
+
+import click
+
+from ensemble_kit.cli.options import EXISTING_FILE, FILE, force_option, json_option
+
+
+@click.group()
+def recipes() -> None:
+    """List, show, copy and check recipes.
+
+    \b
+    Example:
+        ensemble-kit recipes list
+        ensemble-kit recipes show willow/gru --json
+        ensemble-kit recipes copy willow/gru my-gru.toml
+    """  # noqa: D301 - \b is click's mark for "keep these lines"
+
+
+@recipes.command("list")
+@json_option
+def list_recipes(as_json: bool) -> None:
+    """List the shipped recipes.
+
+    \b
+    Example:
+        ensemble-kit recipes list
+    """  # noqa: D301 - \b is click's mark for "keep these lines"
+    from ensemble_kit.recipes import load_recipe, recipe_names
+
+    loaded = [load_recipe(name) for name in recipe_names()]
+    if as_json:
+        click.echo(json.dumps([{"name": r.name, "title": r.title} for r in loaded], indent=2))
+        return
+    width = max(len(recipe.name) for recipe in loaded)
+    for recipe in loaded:
+        click.echo(f"{recipe.name:<{width}}  {recipe.title}")
+
+
+@recipes.command()
+@click.argument("recipe")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a value.")
+@click.option(
+    "--schema",
+    type=click.Path(dir_okay=False),
+    default="youtube8m-2018",
+    show_default=True,
+    help="youtube8m-2018, youtube8m-2017, audioset, or a schema.toml.",
+)
+@json_option
+def show(recipe: str, overrides: tuple[str, ...], schema: str, as_json: bool) -> None:
+    """Show a RECIPE's text, or with --json its values, parameters and bytes for a schema.
+
+    \b
+    Example:
+        ensemble-kit recipes show nonlocal/soft-bof-4k --json --schema youtube8m-2018
+    """  # noqa: D301 - \b is click's mark for "keep these lines"
+    from ensemble_kit.data.published import named_schema
+    from ensemble_kit.recipes import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    if not as_json:
+        click.echo(loaded.record.text.rstrip())
+        return
+    from ensemble_kit.submodel import measure_recipe
+
+    size = measure_recipe(loaded, named_schema(schema))
+    about = {
+        "name": loaded.name,
+        "overrides": list(overrides),
+        "schema": schema,
+        "parameters": size.parameters,
+        "values": size.values,
+        "bytes": {"fp32": size.values * 4, "bf16": size.values * 2},
+        "recipe": loaded.model_dump(exclude_none=True),
+    }
+    click.echo(json.dumps(about, indent=2))
+
+
+@recipes.command()
+@click.argument("recipe")
+@click.argument("output", type=FILE)
+@force_option
+def copy(recipe: str, output: Path, force: bool) -> None:
+    """Copy the text of RECIPE to the file OUTPUT, to be changed there.
+
+    \b
+    Example:
+        ensemble-kit recipes copy willow/gru my-gru.toml
+    """  # noqa: D301 - \b is click's mark for "keep these lines"
+    from ensemble_kit.files import written_aside
+    from ensemble_kit.recipes import read_recipe_text
+
+    with written_aside(output, force=force) as aside:
+        aside.write_text(read_recipe_text(recipe).text, encoding="utf-8")
+    click.echo(output)
+
+
+@recipes.command()
+@click.argument("paths", nargs=-1, required=True, type=EXISTING_FILE, metavar="FILE...")
+def check(paths: tuple[Path, ...]) -> None:
+    """Check that each FILE is a recipe.
+
+    \b
+    Example:
+        ensemble-kit recipes check my-gru.toml
+    """  # noqa: D301 - \b is click's mark for "keep these lines"
+    from ensemble_kit.recipes import load_recipe
+
+    for path in paths:
+        click.echo(f"{path}: {load_recipe(str(path)).title}")
+
+
+@recipes.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors.
+
+    \b
+    Example:
+        ensemble-kit recipes schema > recipe.schema.json
+    """  # noqa: D301 - \b is click's mark for "keep these lines"
+    from ensemble_kit.recipes import recipe_json_schema
+
+    click.echo(recipe_json_schema())

@@ -1,0 +1,85 @@
+"""ensemble-kit train."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ensemble_kit.cli.options import FOLDER, device_option, force_option, records_options
+from ensemble_kit.workspace import RUNS
+
+
+@click.command()
+@click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...")
+@click.option(
+    "--train", "training", multiple=True, required=True, metavar="GLOB", help="Training records."
+)
+@click.option("--validation", multiple=True, metavar="GLOB", help="Validation records.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a value of the recipe."
+)
+@click.option("--name", metavar="NAME", help="The run's name, in place of the recipe's.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("-o", "--output", type=FOLDER, default=RUNS, show_default=True, help="Runs' folder.")
+@device_option
+@records_options
+@force_option
+def train(
+    recipes: tuple[str, ...],
+    training: tuple[str, ...],
+    validation: tuple[str, ...],
+    overrides: tuple[str, ...],
+    name: str | None,
+    seed: int,
+    output: Path,
+    device: str,
+    force: bool,
+    **reading: Any,
+) -> None:
+    """Train each RECIPE on records, average its checkpoints, predict the validation records.
+
+    A RECIPE is a name that `ensemble-kit recipes list` shows, or a .toml file. Ctrl-C keeps the
+    checkpoints there are.
+
+    \b
+    Example:
+        ensemble-kit train willow/gated-net-vlad willow/gru \\
+            --train 'train/*.tfrecord' --validation 'validate/*.tfrecord'
+    """  # noqa: D301 - \b is click's mark for "keep these lines"
+    from ensemble_kit.data.dataset import Records
+    from ensemble_kit.pipeline import train as train_run
+    from ensemble_kit.recipes import load_recipe
+    from ensemble_kit.workspace import run_name
+
+    if name is not None and len(recipes) > 1:
+        raise click.UsageError("--name names one run; give one RECIPE with it.")
+    loaded = [load_recipe(recipe, overrides) for recipe in recipes]
+    training_records = Records(training, **reading)
+    validation_records = Records(validation, **reading) if validation else None
+    for recipe in loaded:
+        finished = train_run(
+            recipe,
+            training=training_records,
+            validation=validation_records,
+            folder=output / (name or run_name(recipe.name)),
+            seed=seed,
+            device=device,
+            force=force,
+        )
+        run = finished.trained
+        if run.is_stopped:
+            click.echo(
+                f"{run.folder.path}: stopped at step {run.steps}; its checkpoints are whole.\n"
+                f"Use them with `ensemble-kit average {run.folder.path}`.",
+                err=True,
+            )
+            raise click.exceptions.Exit(130)
+        line = f"{run.folder.path}: {run.steps} steps in {run.seconds:.1f} s"
+        if finished.averaged_gap is not None:
+            line += f", GAP@20 {run.best_gap:.4f} at best, {finished.averaged_gap:.4f} averaged"
+        click.echo(line)
+    skipped = training_records.num_skipped + (
+        validation_records.num_skipped if validation_records else 0
+    )
+    if skipped:
+        click.echo(f"{skipped} bad records were skipped.", err=True)
