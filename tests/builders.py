@@ -1,0 +1,170 @@
+"""Small recipes, schemas, frames and checkpoints that many tests build on."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ensemble_kit.checkpoints import save_tensors
+from ensemble_kit.data.schema import Modality, Schema
+from ensemble_kit.layers.normalisation import BatchNorm
+from ensemble_kit.provenance import CheckpointRecord, RecipeRecord
+from ensemble_kit.recipes import Recipe, parse_recipe
+from ensemble_kit.submodel import SubModel
+
+WIDTHS = {"rgb": 5, "audio": 3}
+POOLINGS = {
+    "average": "",
+    "soft_bof": "num_clusters = { rgb = 4, other = 2 }",
+    "netvlad": "num_clusters = { rgb = 3, other = 2 }",
+    "gru": 'hidden_size = 4\nnum_layers = 2\nstate = "all"',
+}
+SAMPLINGS = {
+    "random": 'name = "random"\nnum_frames = 8',
+    "uniform": 'name = "uniform"\nnum_frames = 6',
+    "all": 'name = "all"',
+}
+HEADS = {
+    "logistic": 'name = "logistic"',
+    "mixture_of_experts": 'name = "mixture_of_experts"\nnum_experts = 2',
+}
+
+
+def tiny_recipe_text(
+    *,
+    pooling: str = "netvlad",
+    modality_fusion: str = "late",
+    sampling: str | None = None,
+    batch_norm: bool | None = None,
+    gating: str | None = "context_gating",
+    head: str = "mixture_of_experts",
+    probability_gating: bool = False,
+    **training: float,
+) -> str:
+    """Return a recipe as TOML.
+
+    Args:
+        pooling: A key of ``POOLINGS``.
+        modality_fusion: ``late`` or ``early``.
+        sampling: A key of ``SAMPLINGS``; None takes random frames for cluster poolings, else all.
+        batch_norm: Of the input; None has it for cluster poolings.
+        gating: Of a hidden projection to 6 features; None leaves the projection out.
+        head: A key of ``HEADS``.
+        probability_gating: Whether the head's probabilities are gated.
+        training: Keys of the table ``training`` to set.
+    """
+    has_clusters = pooling in {"soft_bof", "netvlad"}
+    schedule = {
+        "batch_size": 16,
+        "learning_rate": 0.01,
+        "learning_rate_decay": 0.9,
+        "examples_per_decay": 10_000,
+        "max_steps": 6,
+        "clip_norm": 1.0,
+        "l2_penalty": 1e-6,
+        "batch_norm_momentum": 0.1,
+        "checkpoint_every": 2,
+        "average_last": 2,
+        **training,
+    }
+    tables = {
+        "source": 'paper = "none"',
+        "input": f"batch_norm = {_toml(has_clusters if batch_norm is None else batch_norm)}",
+        "sampling": SAMPLINGS[sampling or ("random" if has_clusters else "all")],
+        "pooling": f'name = "{pooling}"\n'
+        f'modality_fusion = "{modality_fusion}"\n{POOLINGS[pooling]}',
+        "hidden": f'size = 6\ngating = "{gating}"',
+        "head": f"{HEADS[head]}\nprobability_gating = {_toml(probability_gating)}",
+        "training": "\n".join(f"{key} = {value}" for key, value in schedule.items()),
+    }
+    if gating is None:
+        del tables["hidden"]
+    return 'title = "Tiny"\n' + "".join(f"\n[{name}]\n{text}\n" for name, text in tables.items())
+
+
+def tiny_recipe(*, name: str = "tiny", overrides: Sequence[str] = (), **parts: object) -> Recipe:
+    """Return a recipe; ``parts`` are the arguments of ``tiny_recipe_text``."""
+    text = tiny_recipe_text(**parts)
+    return parse_recipe(RecipeRecord(name=name, text=text, overrides=tuple(overrides)))
+
+
+def tiny_schema(
+    *,
+    widths: Mapping[str, int] = WIDTHS,
+    num_classes: int = 4,
+    value_type: str = "float32",
+    label_names: Sequence[str] | None = None,
+) -> Schema:
+    """Return a frame-level schema."""
+    modalities = [
+        Modality(name=name, key=name, width=width, value_type=value_type)
+        for name, width in widths.items()
+    ]
+    return Schema(
+        level="frame",
+        modalities=modalities,
+        id_key="id",
+        labels_key="labels",
+        num_classes=num_classes,
+        label_names=label_names,
+    )
+
+
+def tiny_frames(
+    schema: Schema, num_frames: Sequence[int], rng: torch.Generator, *, length: int | None = None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return frames ``(B, T, D)`` of each modality, padding filled too, and ``num_frames``."""
+    shape = len(num_frames), length or max(num_frames)
+    frames = {
+        m.name: torch.randint(0, 256, (*shape, m.width), generator=rng, dtype=torch.uint8)
+        if m.value_type == "uint8"
+        else torch.randn(*shape, m.width, generator=rng)
+        for m in schema.modalities
+    }
+    return frames, torch.tensor(num_frames)
+
+
+def tiny_model(recipe: Recipe, schema: Schema, *, seed: int = 0) -> SubModel:
+    """Return a sub-model in evaluation mode whose batch norms have seen something."""
+    torch.manual_seed(seed)
+    model = SubModel(recipe, schema)
+    for layer in model.modules():
+        if isinstance(layer, BatchNorm):
+            layer.scale.data.uniform_(0.5, 2.0)
+            layer.shift.data.normal_()
+            layer.running_mean.normal_()
+            layer.running_variance.uniform_(0.5, 2.0)
+    return model.eval()
+
+
+def write_checkpoint(
+    path: Path,
+    recipe: Recipe,
+    schema: Schema,
+    *,
+    seed: int = 0,
+    step: int = 2,
+    run: str = "run",
+    name: str = "tiny",
+    training_files: Sequence[str] = (),
+) -> SubModel:
+    """Write the checkpoint of a made-up sub-model, and return it; ``seed`` makes its weights."""
+    model = tiny_model(recipe, schema, seed=seed)
+    record = CheckpointRecord(
+        kit_version="0.0",
+        name=name,
+        run=run,
+        recipe=recipe.record,
+        data_schema=schema,
+        step=step,
+        examples=step * recipe.training.batch_size,
+        seed=0,
+        training_files=tuple(training_files),
+    )
+    save_tensors(path, model.state_dict(), record, force=False)
+    return model
+
+
+def _toml(value: bool) -> str:
+    return "true" if value else "false"
