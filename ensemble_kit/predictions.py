@@ -1,0 +1,340 @@
+"""Predictions files: the kit's own, which hold every probability, and the challenge's CSV.
+
+A predictions file of the kit is a tensor file with ``probabilities`` ``(N, C)`` F32, the labels as
+``label_offsets`` and ``label_classes`` I64 (see ``LabelLists``), and the video ids as ``ids`` U8,
+UTF-8 joined by newlines; its metadata is a ``PredictionsRecord``.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import ensemble_kit
+from ensemble_kit.challenge_csv import (
+    PREDICTIONS_HEADER,
+    Pairs,
+    format_line,
+    read_labels_csv,
+    read_pairs,
+)
+from ensemble_kit.checkpoints import TensorFile, open_tensors, save_tensors
+from ensemble_kit.data.labels import LabelLists
+from ensemble_kit.data.schema import vocabulary_sha256
+from ensemble_kit.errors import CheckpointError, PredictionsError
+from ensemble_kit.files import refuse_overwrite, written_aside
+from ensemble_kit.metrics import top_classes
+from ensemble_kit.provenance import ModelRecord, PredictionsRecord
+
+__all__ = [
+    "Predictions",
+    "aligned",
+    "dataset_sha256",
+    "is_predictions_file",
+    "read_labels_csv",
+    "read_predictions",
+    "taken",
+    "write_predictions",
+    "write_predictions_csv",
+]
+BLOCK_VALUES = 2**22  # probabilities read together: 16 MiB
+TENSORS = {"probabilities": "F32", "label_offsets": "I64", "label_classes": "I64", "ids": "U8"}
+SLACK = 1e-6  # a float32 mixture of probabilities may end this far outside [0, 1]
+Rows = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions that lie in a file; their probabilities are read when they are asked for.
+
+    Attributes:
+        path: The file.
+        name: What selection knows them by: the record's name, or the stem of a CSV file.
+        ids: The N videos, in order.
+        num_classes: C; for a CSV file, where it was not told, one more than its largest class.
+        label_names: The classes' names; None for a CSV file.
+        labels: The videos' labels; None for a CSV file.
+        record: What the file says of itself; None for a CSV file.
+        pairs: What a CSV file lists; None for a file of the kit.
+    """
+
+    path: Path
+    name: str
+    ids: tuple[str, ...]
+    num_classes: int
+    label_names: tuple[str, ...] | None = None
+    labels: LabelLists | None = None
+    record: PredictionsRecord | None = None
+    pairs: Pairs | None = None
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether a video lists some classes only."""
+        return self.pairs is not None
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Return the probabilities of videos ``start`` to ``stop - 1``.
+
+        Returns:
+            ``(n, C)``, float32; ``-inf`` where a CSV file does not list a class.
+
+        Raises:
+            CheckpointError: The file has gone, or is damaged.
+            PredictionsError: A value is not a probability.
+        """
+        if self.pairs is None:
+            with open_tensors(self.path) as file:
+                rows = file.array("probabilities", slice(start, stop))
+            _refuse_values(rows, self.ids[start:stop], self.path, slack=0)
+            return rows
+        offsets, classes, confidences = self.pairs
+        offsets = offsets[start : stop + 1]
+        listed = slice(offsets[0], offsets[-1])
+        rows = np.full((len(offsets) - 1, self.num_classes), -np.inf, np.float32)
+        videos = np.repeat(np.arange(len(rows)), np.diff(offsets))
+        rows[videos, classes[listed]] = confidences[listed]
+        return rows
+
+    def blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Yield all probabilities, some videos at a time: which videos, and their rows."""
+        step = max(1, BLOCK_VALUES // self.num_classes)
+        for start in range(0, len(self.ids), step):
+            stop = min(start + step, len(self.ids))
+            yield slice(start, stop), self.rows(start, stop)
+
+
+def is_predictions_file(path: Path) -> bool:
+    """Return whether a file holds predictions rather than a model.
+
+    Raises:
+        CheckpointError: The file is a tensor file, and is damaged.
+    """
+    if not _is_tensor_file(path):
+        return path.suffix == ".csv"
+    with open_tensors(path) as file:
+        return file.kind == "predictions"
+
+
+def read_predictions(path: Path, *, num_classes: int | None = None) -> Predictions:
+    """Open a predictions file of the kit, or read a CSV file in the challenge's format.
+
+    Args:
+        path: The file; its content tells which of the two it is.
+        num_classes: The most classes that a CSV file may list; None takes any under a million.
+
+    Raises:
+        CheckpointError: A tensor file is not a whole predictions file.
+        PredictionsError: A file cannot be read, a line of a CSV file is not what it should be, or
+            a video is there twice.
+    """
+    if _is_tensor_file(path):
+        with open_tensors(path) as file:
+            return _open_own(file)
+    ids, pairs = read_pairs(path, num_classes=num_classes)
+    largest = int(pairs.classes.max(initial=0))
+    return Predictions(path, path.stem, ids, num_classes or largest + 1, pairs=pairs)
+
+
+def write_predictions(
+    path: Path,
+    *,
+    ids: Sequence[str],
+    label_names: Sequence[str],
+    labels: LabelLists,
+    rows: Rows | Iterable[Rows],
+    name: str,
+    model: ModelRecord | None,
+    force: bool,
+) -> None:
+    """Write a predictions file of the kit.
+
+    Args:
+        path: The file to write.
+        ids: N video ids.
+        label_names: C names.
+        labels: The labels of N videos; empty lists where they are not known.
+        rows: ``(N, C)`` probabilities, or blocks of ``(n, C)`` that follow one another. A value
+            less than 1e-6 outside of ``[0, 1]``, as rounding makes them, is written as 0 or 1.
+        name: What selection will know the predictions by.
+        model: The model that made them, if it is a file of the kit.
+        force: Whether an existing file may be replaced.
+
+    Raises:
+        OutputError: ``path`` exists and ``force`` is False, or the disk refuses the file.
+        PredictionsError: A value is not a probability, or an id is there twice or cannot be kept.
+        ValueError: The numbers of videos or of classes do not agree.
+    """
+    refuse_overwrite(path, force=force)
+    _refuse_ids(ids, path, forbidden="\n")
+    if labels.num_videos != len(ids):
+        raise ValueError(f"{len(ids)} ids, labels of {labels.num_videos} videos")
+    probabilities = np.empty((len(ids), len(label_names)), np.float32)
+    for videos, block in _checked_blocks(rows, ids, path):
+        if block.shape[1] != len(label_names):
+            raise ValueError(f"{len(label_names)} label names, {block.shape[1]} probabilities")
+        probabilities[videos] = block
+    tensors: dict[str, NDArray[Any]] = {
+        "probabilities": probabilities,
+        "label_offsets": labels.offsets,
+        "label_classes": labels.classes,
+        "ids": np.frombuffer("\n".join(ids).encode(), np.uint8),
+    }
+    record = PredictionsRecord(
+        kit_version=ensemble_kit.__version__,
+        name=name,
+        model=model,
+        label_names=tuple(label_names),
+        vocabulary_sha256=vocabulary_sha256(label_names),
+        dataset_sha256=dataset_sha256(ids, labels),
+    )
+    save_tensors(path, tensors, record, force=force)
+
+
+def write_predictions_csv(
+    path: Path,
+    *,
+    ids: Sequence[str],
+    rows: Rows | Iterable[Rows],
+    top_k: int = 20,
+    force: bool,
+) -> None:
+    """Write the best classes of each video in the challenge's format.
+
+    Confidences are written as ``%g``, six digits, and the other classes are lost: average
+    predictions files of the kit, not these. Faults are those of ``write_predictions``.
+
+    Args:
+        path: The file to write.
+        ids: N video ids.
+        rows: ``(N, C)`` probabilities, or blocks of ``(n, C)`` that follow one another.
+        top_k: How many classes a video lists, the best first, equal ones by class index.
+        force: Whether an existing file may be replaced.
+    """
+    refuse_overwrite(path, force=force)
+    _refuse_ids(ids, path, forbidden=",\r\n")
+    with written_aside(path, force=force) as aside, aside.open("w", encoding="utf-8") as file:
+        file.write(f"{PREDICTIONS_HEADER}\n")
+        for videos, block in _checked_blocks(rows, ids, path):
+            best = zip(ids[videos], *top_classes(block, top_k), strict=True)
+            file.writelines(f"{format_line(*line)}\n" for line in best)
+
+
+def dataset_sha256(ids: Sequence[str], labels: LabelLists) -> str:
+    """Return the SHA-256 of video ids and labels in order: what selections compare."""
+    digest = hashlib.sha256("\n".join(ids).encode())
+    for part in labels:
+        digest.update(b"\n" + part.astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def aligned(ids: Sequence[str], path: Path, *, to: Sequence[str], of: Path) -> NDArray[np.int64]:
+    """Return where each video of another file is in this one.
+
+    Args:
+        ids: This file's videos, each once.
+        path: This file, for the message.
+        to: The other file's videos, each once.
+        of: The other file, for the message.
+
+    Returns:
+        ``(N,)``: ``ids[order[i]] == to[i]``.
+
+    Raises:
+        PredictionsError: A video is in one of them only.
+    """
+    place = {video: index for index, video in enumerate(ids)}
+    missing = next((video for video in to if video not in place), None)
+    lacking, having = path, of
+    if missing is None and len(ids) > len(to):
+        missing = next(iter(place.keys() - set(to)))
+        lacking, having = of, path
+    if missing is not None:
+        raise PredictionsError(
+            f"{lacking} lacks video {missing!r}, which {having} has.",
+            mend="Make both files from the same videos; their order may differ.",
+        )
+    return np.array([place[video] for video in to], np.int64)
+
+
+def taken(labels: LabelLists, order: NDArray[np.int64]) -> LabelLists:
+    """Return the labels of some videos, in the order given."""
+    counts = np.diff(labels.offsets)[order]
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    shifts = np.repeat(labels.offsets[order] - offsets[:-1], counts)
+    return LabelLists(offsets, labels.classes[np.arange(offsets[-1]) + shifts])
+
+
+def _is_tensor_file(path: Path) -> bool:
+    if path.suffix == ".safetensors":
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(9)[8:] == b"{"  # after the header's length, the header's JSON
+    except OSError as error:
+        raise PredictionsError(
+            f"{path} cannot be read: {error.strerror}.", mend="Name a file that you may read."
+        ) from error
+
+
+def _open_own(file: TensorFile) -> Predictions:
+    record = file.record(PredictionsRecord)
+    if {name: spec.dtype for name, spec in file.specs.items()} == TENSORS:
+        num_videos = file.specs["probabilities"].shape[0]
+        text = file.array("ids").tobytes().decode(errors="replace")
+        ids = tuple(text.split("\n")) if num_videos else ()
+        labels = LabelLists(file.array("label_offsets"), file.array("label_classes"))
+        is_whole = (
+            file.specs["probabilities"].shape == (len(ids), len(record.label_names))
+            and dataset_sha256(ids, labels) == record.dataset_sha256
+        )
+    else:
+        is_whole = False
+    if not is_whole:
+        raise CheckpointError(
+            f"{file.path} does not hold the videos and labels that its record tells of.",
+            mend="Make the file again with `ensemble-kit predict`.",
+        )
+    names = record.label_names
+    return Predictions(file.path, record.name, ids, len(names), names, labels, record)
+
+
+def _checked_blocks(
+    rows: Rows | Iterable[Rows], ids: Sequence[str], path: Path
+) -> Iterator[tuple[slice, Rows]]:
+    start = 0
+    for block in [rows] if isinstance(rows, np.ndarray) else rows:
+        videos = slice(start, start + len(block))
+        _refuse_values(block, ids[videos], path, slack=SLACK)
+        yield videos, np.clip(block, 0, 1)
+        start = videos.stop
+    if start != len(ids):
+        raise ValueError(f"{len(ids)} ids, probabilities of {start} videos")
+
+
+def _refuse_values(rows: Rows, ids: Sequence[str], path: Path, *, slack: float) -> None:
+    if not rows.size or (rows.min() >= -slack and rows.max() <= 1 + slack):  # False with NaN
+        return
+    video, index = np.argwhere(~((rows >= -slack) & (rows <= 1 + slack)))[0]
+    raise PredictionsError(
+        f"{path}: class {index} of video {ids[video]!r} is {rows[video, index]:g}, expected a "
+        "probability from 0 to 1.",
+        mend="Predict again with a model that returns probabilities, not logits.",
+    )
+
+
+def _refuse_ids(ids: Sequence[str], path: Path, *, forbidden: str) -> None:
+    seen: set[str] = set()
+    for video in ids:
+        if video in seen or not set(forbidden).isdisjoint(video):
+            fault = (
+                "is there twice" if video in seen else "has a character that the file cannot keep"
+            )
+            raise PredictionsError(
+                f"{path}: video id {video!r} {fault}.",
+                mend="Give every record an id of its own, without commas or line ends.",
+            )
+        seen.add(video)
