@@ -1,8 +1,12 @@
 """Arguments and options that several commands share. Imports click only."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -23,3 +27,23 @@ max_size_option = click.option(
     metavar="SIZE",
     help="The most the file may have: 1GiB is 2^30 bytes, 1GB 10^9, 995MiB ...",
 )
+
+
+def records_options(command: F) -> F:
+    """Add the options of commands that read records, named as the arguments of ``Records``."""
+    for option in (
+        click.option("--skip-bad-records", is_flag=True, help="Skip and count what is damaged."),
+        click.option(
+            "--no-crc", "check_crc", is_flag=True, flag_value=False, default=True,
+            help="Compare no checksums.",
+        ),
+        click.option(
+            "--label-names", type=EXISTING_FILE, help="CSV file of classes: index first, name last."
+        ),
+        click.option(
+            "--schema", type=EXISTING_FILE,
+            help="Schema TOML  [default: schema.toml beside the records or above, or their keys].",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command

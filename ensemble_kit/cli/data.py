@@ -1,0 +1,190 @@
+"""``ensemble-kit data``: look at records, check them, make some."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from ensemble_kit.cli.options import FOLDER, force_option, json_option, records_options
+
+NUM_CLASSES_SHOWN = 5
+
+
+class Pair(click.ParamType[tuple[str, int]]):
+    """A name and a number, such as ``rgb=1024``."""
+
+    name = "NAME=WIDTH"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        """Split the text at its last ``=``."""
+        name, _, number = value.rpartition("=")
+        if not name.isidentifier() or not number.isdecimal() or int(number) == 0:
+            self.fail(f"{value!r} is not a name and a width, such as rgb=1024.", param, ctx)
+        return name, int(number)
+
+
+class Range(click.ParamType[tuple[int, int]]):
+    """The fewest and the most, such as ``20:60``; one number is both."""
+
+    name = "MIN:MAX"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """Split the text at its colon."""
+        low, _, high = value.partition(":")
+        high = high or low
+        if not (low.isdecimal() and high.isdecimal() and 1 <= int(low) <= int(high)):
+            self.fail(f"{value!r} is not a range of frames, such as 20:60.", param, ctx)
+        return int(low), int(high)
+
+
+@click.group()
+def data() -> None:
+    """Look at records, check them, make some."""
+
+
+@data.command()
+@click.argument("patterns", metavar="PATTERN...", nargs=-1, required=True)
+@records_options
+@json_option
+def info(patterns: tuple[str, ...], as_json: bool, **reading: Any) -> None:
+    """Say what the records of files, globs or folders hold.
+
+    \b
+    Example:
+        ensemble-kit data info 'records/train/*.tfrecord'
+    """  # noqa: D301 - \b is click's mark for "keep these lines"
+    from ensemble_kit.data.dataset import Records
+    from ensemble_kit.data.summary import summarise
+
+    records = Records(patterns, **reading)
+    summary = summarise(records)
+    if as_json:
+        click.echo(json.dumps(summary, ensure_ascii=False))
+        return
+    modalities = (f"{name} {width} {kind}" for name, width, kind in records.schema.interface)
+    frequent = summary["classes"][:NUM_CLASSES_SHOWN]
+    for name, value in {
+        "kind": summary["kind"],
+        "modalities": ", ".join(modalities),
+        "classes": f"{summary['num_classes']}, {len(summary['classes'])} of them seen",
+        "files": f"{summary['files']:,}",
+        "records": f"{summary['records']:,}",
+        "frames": "{total:,}; {min} to {max} a video, {mean:.1f} on average".format(
+            **summary["frames"]
+        ),
+        "labels": "{total:,}; {min} to {max} a video, {mean:.1f} on average".format(
+            **summary["labels"]
+        ),
+        "most frequent": ", ".join(f"{c['name']} ({c['videos']:,})" for c in frequent),
+    }.items():
+        click.echo(f"{name:14} {value}")
+    _echo_skipped(records.num_skipped)
+
+
+@data.command()
+@click.argument("patterns", metavar="PATTERN...", nargs=-1, required=True)
+@records_options
+def check(patterns: tuple[str, ...], **reading: Any) -> None:
+    """Read all records and stop at a bad one.
+
+    Both checksums are compared, and every value with the schema. With --skip-bad-records,
+    read on, and say how many have which fault and where the first is.
+
+    \b
+    Example:
+        ensemble-kit data check --skip-bad-records 'records/*/*.tfrecord'
+    """  # noqa: D301 - \b is click's mark for "keep these lines"
+    from ensemble_kit.data.dataset import Records
+
+    records = Records(patterns, **reading)
+    num_good = sum(1 for _ in records.videos())
+    click.echo(f"{num_good:,} good records in {len(records.paths):,} files")
+    first = {error.problem: error for error in reversed(records.skipped)}
+    for problem, count in Counter(error.problem for error in records.skipped).most_common():
+        click.echo(f"{count:,} with {problem}; the first: {first[problem].fault}")
+    _echo_skipped(records.num_skipped)
+
+
+@data.command()
+@click.argument("folder", type=FOLDER)
+@click.option(
+    "--train", default=2000, show_default=True, type=click.IntRange(min=0), help="Videos in train."
+)
+@click.option(
+    "--validate",
+    default=500,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Videos in validate.",
+)
+@click.option(
+    "--test", default=500, show_default=True, type=click.IntRange(min=0), help="Videos in test."
+)  # fmt: skip
+@click.option(
+    "--modality", "modalities", type=Pair(), multiple=True, default=("rgb=64", "audio=16"),
+    show_default=True, help="Repeat it; YouTube-8M has rgb=1024 and audio=128.",
+)  # fmt: skip
+@click.option("--classes", default=50, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--label-skew", default=1.0, show_default=True, type=click.FloatRange(min=0),
+    help="Class c is drawn in proportion to (c + 1) ** -SKEW.",
+)  # fmt: skip
+@click.option(
+    "--frames", default="20:60", show_default=True, type=Range(), help="Frames of a video."
+)
+@click.option("--level", default="frame", show_default=True, type=click.Choice(["frame", "video"]))
+@click.option(
+    "--shards", default=4, show_default=True, type=click.IntRange(min=1), help="Files a split."
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@force_option
+def synthesize(
+    folder: Path,
+    train: int,
+    validate: int,
+    test: int,
+    modalities: tuple[tuple[str, int], ...],
+    classes: int,
+    label_skew: float,
+    frames: tuple[int, int],
+    level: Literal["frame", "video"],
+    shards: int,
+    seed: int,
+    force: bool,
+) -> None:
+    """Write synthetic records to FOLDER.
+
+    They are real TFRecords in the challenge's format, with classes that different sub-models
+    learn differently: the same bytes for the same options.
+
+    \b
+    Example:
+        ensemble-kit data synthesize records --train 2000 --modality rgb=64 --modality audio=16
+    """  # noqa: D301 - \b is click's mark for "keep these lines"
+    from ensemble_kit.data.synthetic import synthesize as write
+
+    splits = {"train": train, "validate": validate, "test": test}
+    write(
+        folder,
+        num_videos={split: count for split, count in splits.items() if count},
+        modalities=dict(modalities),
+        num_classes=classes,
+        label_skew=label_skew,
+        frames=frames,
+        level=level,
+        num_shards=shards,
+        seed=seed,
+        force=force,
+    )
+    click.echo(folder)
+
+
+def _echo_skipped(count: int) -> None:
+    if count:
+        click.echo(f"{count:,} bad records were skipped.", err=True)
