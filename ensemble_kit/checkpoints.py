@@ -88,8 +88,10 @@ class TensorFile:
                 mend="Make the file again with this version of ensemble-kit.",
             ) from error
 
-    def array(self, name: str, rows: slice = slice(None)) -> np.ndarray[Any, Any]:
+    def array(self, name: str, rows: slice | None = None) -> np.ndarray[Any, Any]:
         """Return a tensor, or some of its rows, as an array of its own. Not for ``BF16``."""
+        if rows is None:  # a slice of an empty tensor is refused by safetensors
+            return np.asarray(self._handle.get_tensor(name))
         return np.asarray(self._handle.get_slice(name)[rows])
 
     def tensor(self, name: str) -> "torch.Tensor":
@@ -155,9 +157,7 @@ def write_tensors(
     Raises:
         OutputError: ``path`` exists and ``force`` is False, or the disk refuses the file.
     """
-    header: dict[str, Any] = {
-        "__metadata__": {METADATA_KEY: record.model_dump_json(by_alias=True)}
-    }
+    header: dict[str, Any] = {"__metadata__": {METADATA_KEY: record.model_dump_json(by_alias=True)}}
     offset = 0
     ordered = sorted(specs.items(), key=lambda item: (-ITEM_SIZES[item[1].dtype], item[0]))
     for name, spec in ordered:  # wide types first, so that every tensor is aligned

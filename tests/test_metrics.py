@@ -95,6 +95,7 @@ def test_many_blocks_and_class_groups_give_the_number_of_the_loops(monkeypatch):
     assert metrics.gap == pytest.approx(float(gap_loops(*loops, 3)), abs=1e-12)
     assert metrics.perr == pytest.approx(float(perr_loops(*loops)), abs=1e-12)
     assert metrics.map == pytest.approx(float(map_loops(*loops, 3)), abs=1e-12)
+    assert measure(scores, LabelLists.from_lists(map(sorted, loops[1])), k=3) == metrics
 
 
 def test_single_metrics_are_the_fields_of_all_of_them():

@@ -1,4 +1,4 @@
-"""The command ``evaluate``."""
+"""ensemble-kit evaluate."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from ensemble_kit.cli.options import EXISTING_FILE, json_option
 @click.argument("data", nargs=-1)
 @click.option("--labels", type=EXISTING_FILE, help="CSV of VideoId,Labels for the predictions.")
 @click.option(
-    "-k", "--top-k", type=click.IntRange(min=1), default=20, show_default=True,
+    "--top-k", type=click.IntRange(min=1), default=20, show_default=True,
     help="Classes of each video that GAP and mAP look at.",
 )  # fmt: skip
 @json_option

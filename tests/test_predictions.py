@@ -1,0 +1,481 @@
+"""Predictions files: what is written is read back, and what is wrong is named with its mend."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ensemble_kit.checkpoints import open_tensors, save_tensors
+from ensemble_kit.data.labels import LabelLists
+from ensemble_kit.errors import CheckpointError, OutputError, PredictionsError
+from ensemble_kit.predictions import (
+    aligned,
+    dataset_sha256,
+    is_predictions_file,
+    read_labels_csv,
+    read_predictions,
+    taken,
+    write_predictions,
+    write_predictions_csv,
+)
+from ensemble_kit.provenance import FileRecord, ModelRecord, PredictionsRecord
+
+IDS = ("one", "zwei", "três")
+NAMES = ("Game", "Vehicle", "Car", "Dance, modern")
+LABELS = LabelLists.from_lists([[0, 2], [], [3]])
+ROWS = np.array(
+    [[0.5, 0.25, 1.0, 0.0], [0.125, 0.125, 0.75, 0.125], [0.0, 1e-7, 0.1234567, 0.9]], np.float32
+)
+MODEL = ModelRecord(
+    file=FileRecord(path="../model.safetensors", sha256="a" * 64),
+    kind="checkpoint",
+    num_values=7,
+    repeats=1,
+)
+
+
+def write(path, **changes):
+    arguments = {
+        "ids": IDS,
+        "label_names": NAMES,
+        "labels": LABELS,
+        "rows": ROWS,
+        "name": "gru",
+        "model": MODEL,
+        "force": False,
+    }
+    write_predictions(path, **(arguments | changes))
+    return path
+
+
+def write_csv(path, **changes):
+    write_predictions_csv(path, **({"ids": IDS, "rows": ROWS, "force": False} | changes))
+    return path
+
+
+def write_text(path, *lines):
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    predictions = read_predictions(write(tmp_path / "validation.safetensors"))
+
+    assert predictions.name == "gru"
+    assert predictions.ids == IDS
+    assert predictions.label_names == NAMES
+    assert predictions.num_classes == 4
+    assert not predictions.is_sparse
+    assert predictions.labels.offsets.tolist() == [0, 2, 2, 3]
+    assert predictions.labels.classes.tolist() == [0, 2, 3]
+    assert predictions.record.model == MODEL
+    np.testing.assert_array_equal(predictions.rows(0, 3), ROWS)
+    np.testing.assert_array_equal(predictions.rows(1, 2), ROWS[1:2])
+
+
+def test_blocks_cover_all_videos_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr("ensemble_kit.predictions.BLOCK_VALUES", 8)
+    predictions = read_predictions(write(tmp_path / "p.safetensors"))
+
+    blocks = list(predictions.blocks())
+
+    assert [videos for videos, _ in blocks] == [slice(0, 2), slice(2, 3)]
+    np.testing.assert_array_equal(np.concatenate([rows for _, rows in blocks]), ROWS)
+
+
+def test_blocks_and_a_whole_array_write_the_same_bytes(tmp_path):
+    whole = write(tmp_path / "whole.safetensors")
+    blocks = write(tmp_path / "blocks.safetensors", rows=iter([ROWS[:2], ROWS[2:]]))
+
+    assert whole.read_bytes() == blocks.read_bytes()
+
+
+def test_predictions_of_no_videos_are_read_back(tmp_path):
+    path = tmp_path / "p.safetensors"
+
+    write(path, ids=(), labels=LabelLists.from_lists([]), rows=ROWS[:0])
+
+    assert read_predictions(path).ids == ()
+    assert list(read_predictions(path).blocks()) == []
+
+
+def test_rounding_just_outside_of_probabilities_is_written_as_zero_or_one(tmp_path):
+    path = tmp_path / "p.safetensors"
+    rows = np.array([[1 + 2**-23, -1e-9]], np.float32)
+
+    write(path, ids=("a",), label_names=("x", "y"), labels=LABELS.rows(1, 2), rows=rows)
+
+    assert read_predictions(path).rows(0, 1).tolist() == [[1.0, 0.0]]
+
+
+def test_the_dataset_is_known_by_ids_and_labels_in_order(tmp_path):
+    record = read_predictions(write(tmp_path / "p.safetensors")).record
+
+    assert record.dataset_sha256 == dataset_sha256(IDS, LABELS)
+    assert record.dataset_sha256 != dataset_sha256(IDS[::-1], LABELS)
+    assert record.dataset_sha256 != dataset_sha256(IDS, LabelLists.from_lists([[0, 2], [3], []]))
+    assert record.vocabulary_sha256 == hashlib.sha256(json.dumps(NAMES).encode()).hexdigest()
+
+
+def test_the_challenge_csv_lists_the_best_classes_first(tmp_path):
+    path = tmp_path / "submission.csv"
+
+    write_predictions_csv(path, ids=IDS, rows=ROWS, top_k=3, force=False)
+
+    assert path.read_text(encoding="utf-8") == (
+        "VideoId,LabelConfidencePairs\n"
+        "one,2 1 0 0.5 1 0.25\n"
+        "zwei,2 0.75 0 0.125 1 0.125\n"
+        "três,3 0.9 2 0.123457 1 1e-07\n"
+    )
+
+
+def test_a_csv_is_read_back_as_what_it_lists(tmp_path):
+    path = tmp_path / "submission.csv"
+    write_predictions_csv(path, ids=IDS, rows=ROWS, top_k=2, force=False)
+
+    predictions = read_predictions(path)
+
+    assert predictions.name == "submission"
+    assert predictions.ids == IDS
+    assert predictions.is_sparse
+    assert (predictions.label_names, predictions.labels, predictions.record) == (None,) * 3
+    assert predictions.num_classes == 4
+    expected = np.full((3, 4), -np.inf)
+    expected[[0, 0, 1, 1, 2, 2], [2, 0, 2, 0, 3, 2]] = [1, 0.5, 0.75, 0.125, 0.9, 0.123457]
+    np.testing.assert_allclose(predictions.rows(0, 3), expected, rtol=1e-6)
+    np.testing.assert_allclose(predictions.rows(1, 2), expected[1:2], rtol=1e-6)
+    assert read_predictions(path, num_classes=6).rows(0, 1).shape == (1, 6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.dictionaries(
+        st.text(st.characters(exclude_characters=",\r\n", codec="utf-8"), min_size=1, max_size=3),
+        st.lists(st.floats(0, 1, width=32), min_size=5, max_size=5),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_a_csv_of_every_class_keeps_six_digits_of_every_probability(tmp_path_factory, videos):
+    path = tmp_path_factory.mktemp("csv") / "all.csv"
+    rows = np.array(list(videos.values()), np.float32)
+
+    write_predictions_csv(path, ids=tuple(videos), rows=rows, top_k=9, force=False)
+
+    predictions = read_predictions(path)
+    assert predictions.ids == tuple(videos)
+    np.testing.assert_allclose(predictions.rows(0, len(rows)), rows, rtol=5.1e-6, atol=1e-44)
+
+
+@pytest.mark.parametrize("header", ["VideoID,LabelConfidencePairs", "Id,Labels"])
+def test_the_other_headers_in_use_are_read_too(tmp_path, header):
+    path = write_text(tmp_path / "p.csv", header, "a,1 0.5")
+
+    assert read_predictions(path).rows(0, 1).tolist() == [[-np.inf, 0.5]]
+
+
+def test_a_csv_from_a_spreadsheet_is_read_too(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_bytes("\ufeffVideoId,LabelConfidencePairs\r\na,1 0.5\r\nb,\r\n\r\n".encode())
+
+    predictions = read_predictions(path)
+
+    assert predictions.ids == ("a", "b")
+    assert predictions.rows(0, 2).tolist() == [[-np.inf, 0.5], [-np.inf, -np.inf]]
+
+
+def test_labels_are_separated_by_spaces_and_may_be_none(tmp_path):
+    ids, labels = read_labels_csv(write_text(tmp_path / "y.csv", "VideoId,Labels", "a,3 1", "b,"))
+
+    assert ids == ("a", "b")
+    assert labels.offsets.tolist() == [0, 2, 2]
+    assert labels.classes.tolist() == [1, 3]
+
+
+def test_a_predictions_file_is_known_by_its_content(tmp_path):
+    own = write(tmp_path / "p.safetensors")
+    renamed = own.rename(tmp_path / "p.bin")
+
+    assert is_predictions_file(renamed)
+    assert read_predictions(renamed).ids == IDS
+    assert is_predictions_file(write_text(tmp_path / "p.csv", "anything"))
+    assert not is_predictions_file(write_text(tmp_path / "model.onnx", "anything"))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.sets(st.integers(0, 6)), min_size=1, max_size=6), st.data())
+def test_labels_are_taken_in_the_order_asked_for(lists, data):
+    order = data.draw(st.lists(st.integers(0, len(lists) - 1), max_size=8))
+
+    labels = taken(LabelLists.from_lists(map(sorted, lists)), np.array(order, np.int64))
+
+    expected = LabelLists.from_lists([sorted(lists[index]) for index in order])
+    assert labels.offsets.tolist() == expected.offsets.tolist()
+    assert labels.classes.tolist() == expected.classes.tolist()
+
+
+def test_videos_are_found_whatever_their_order(tmp_path):
+    order = aligned(("a", "b", "c"), tmp_path / "p", to=("c", "a", "b"), of=tmp_path / "q")
+
+    assert order.tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("ids", "to", "message"),
+    [
+        ("ab", "abc", "p.csv lacks video 'c', which q.csv has."),
+        ("abc", "ab", "q.csv lacks video 'c', which p.csv has."),
+        ("abd", "abc", "p.csv lacks video 'c', which q.csv has."),
+    ],
+)
+def test_a_video_in_one_file_only_is_named(tmp_path, ids, to, message):
+    with pytest.raises(PredictionsError) as caught:
+        aligned(tuple(ids), "p.csv", to=tuple(to), of="q.csv")
+
+    assert str(caught.value) == (
+        f"{message}\nMake both files from the same videos; their order may differ."
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            ["video,labels", "a,1 0.5"],
+            "{path}: the first line is 'video,labels', expected 'VideoId,LabelConfidencePairs'.\n"
+            "Name a file in the challenge's format, with the header VideoId,LabelConfidencePairs.",
+        ),
+        (
+            [""],
+            "{path}: there is no header, expected 'VideoId,LabelConfidencePairs'.\n"
+            "Name a file in the challenge's format, with the header VideoId,LabelConfidencePairs.",
+        ),
+        (
+            ["VideoId,LabelConfidencePairs", ""],
+            "{path} holds no videos.\nWrite one line for each video under the header.",
+        ),
+        (
+            ["VideoId,LabelConfidencePairs", "", "a 1 0.5"],
+            "{path}, line 3: there is no comma in 'a 1 0.5'.\n"
+            "Write one line for each video: VideoId,LabelConfidencePairs.",
+        ),
+        (
+            ["VideoId,LabelConfidencePairs", "a,1 0.5", "b,", "a,2 0.5"],
+            "{path}, line 4: video 'a' is on line 2 already.\nKeep one line for each video.",
+        ),
+        (
+            ["VideoId,LabelConfidencePairs", "a,1 0.5 2"],
+            "{path}, line 2: 3 numbers for video 'a', expected pairs.\n"
+            "Write `class confidence` pairs, separated by single spaces.",
+        ),
+        (
+            ["VideoId,LabelConfidencePairs", "a,1 0.5 1 0.25"],
+            "{path}, line 2: class 1 is listed twice.\nList each class of a video once.",
+        ),
+        *(
+            (
+                ["VideoId,LabelConfidencePairs", "b,1 0.5", f"a,{token} 0.5"],
+                f"{{path}}, line 3: {token!r} is not a class, expected a number from 0 to 3.\n"
+                "Number the classes from 0, as the records' labels do.",
+            )
+            for token in ("-1", "4", "1.0", "cat")
+        ),
+        *(
+            (
+                ["VideoId,LabelConfidencePairs", f"a,1 0.5 2 {token}"],
+                f"{{path}}, line 2: {token!r} is not a confidence, expected a number from 0 to 1.\n"
+                "Write probabilities, not logits or percentages.",
+            )
+            for token in ("-0.1", "1.01", "nan", "inf", "high")
+        ),
+    ],
+)
+def test_a_wrong_line_of_predictions_is_named_with_its_mend(tmp_path, lines, message):
+    path = write_text(tmp_path / "p.csv", *lines)
+
+    with pytest.raises(PredictionsError) as caught:
+        read_predictions(path, num_classes=4)
+
+    assert str(caught.value) == message.format(path=path)
+
+
+def test_without_a_class_count_a_class_of_a_million_is_refused(tmp_path):
+    path = write_text(tmp_path / "p.csv", "VideoId,LabelConfidencePairs", "a,1000000 0.5")
+
+    with pytest.raises(PredictionsError) as caught:
+        read_predictions(path)
+
+    assert str(caught.value) == (
+        f"{path}, line 2: '1000000' is not a class, expected a number from 0 to 999999.\n"
+        "Number the classes from 0, as the records' labels do."
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            ["VideoId,LabelConfidencePairs", "a,1"],
+            "{path}: the first line is 'VideoId,LabelConfidencePairs', expected 'VideoId,Labels'.\n"
+            "Name a file in the challenge's format, with the header VideoId,Labels.",
+        ),
+        (
+            ["VideoId,Labels", "a,1 4"],
+            "{path}, line 2: '4' is not a class, expected a number from 0 to 3.\n"
+            "Number the classes from 0, as the records' labels do.",
+        ),
+        (
+            ["VideoId,Labels", "a,2 1 2"],
+            "{path}, line 2: class 2 is listed twice.\nList each class of a video once.",
+        ),
+        (
+            ["VideoId,Labels", "a"],
+            "{path}, line 2: there is no comma in 'a'.\n"
+            "Write one line for each video: VideoId,Labels.",
+        ),
+    ],
+)
+def test_a_wrong_line_of_labels_is_named_with_its_mend(tmp_path, lines, message):
+    path = write_text(tmp_path / "y.csv", *lines)
+
+    with pytest.raises(PredictionsError) as caught:
+        read_labels_csv(path, num_classes=4)
+
+    assert str(caught.value) == message.format(path=path)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    for read, path in (
+        (read_predictions, tmp_path / "none.csv"),
+        (read_labels_csv, tmp_path / "none.csv"),
+    ):
+        with pytest.raises(PredictionsError) as caught:
+            read(path)
+        assert str(caught.value) == (
+            f"{path} cannot be read: No such file or directory.\nName a file that you may read."
+        )
+
+
+def test_a_file_that_is_not_text_is_named(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_bytes(b"\xff\xfe")
+
+    with pytest.raises(PredictionsError) as caught:
+        read_predictions(path)
+
+    assert str(caught.value) == (
+        f"{path} is not text in UTF-8.\nName a CSV file, or save it as UTF-8."
+    )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -0.5, 1.5])
+def test_a_value_that_is_no_probability_is_named_when_written(tmp_path, value):
+    path = tmp_path / "p.safetensors"
+    rows = ROWS.copy()
+    rows[1, 3] = value
+
+    with pytest.raises(PredictionsError) as caught:
+        write(path, rows=rows)
+
+    assert str(caught.value) == (
+        f"{path}: class 3 of video 'zwei' is {value:g}, expected a probability from 0 to 1.\n"
+        "Predict again with a model that returns probabilities, not logits."
+    )
+    assert not path.exists()
+
+
+def test_a_value_that_is_no_probability_is_named_when_read(tmp_path):
+    path = write(tmp_path / "p.safetensors")
+    with open_tensors(path) as file:
+        tensors = {name: file.array(name) for name in file.specs}
+        record = file.record(PredictionsRecord)
+    tensors["probabilities"][2, 1] = -1
+    save_tensors(path, tensors, record, force=True)
+
+    predictions = read_predictions(path)
+
+    np.testing.assert_array_equal(predictions.rows(0, 2), ROWS[:2])
+    with pytest.raises(PredictionsError) as caught:
+        predictions.rows(1, 3)
+    assert str(caught.value) == (
+        f"{path}: class 1 of video 'três' is -1, expected a probability from 0 to 1.\n"
+        "Predict again with a model that returns probabilities, not logits."
+    )
+
+
+@pytest.mark.parametrize(
+    ("write_ids", "ids", "fault"),
+    [
+        (write, ("a", "b", "a"), "'a' is there twice."),
+        (write, ("a", "b\nc", "d"), r"'b\nc' has a character that the file cannot keep."),
+        (write_csv, ("a", "b", "a"), "'a' is there twice."),
+        (write_csv, ("a", "b,c", "d"), "'b,c' has a character that the file cannot keep."),
+    ],
+)
+def test_an_id_that_cannot_be_kept_is_named(tmp_path, write_ids, ids, fault):
+    path = tmp_path / "p"
+
+    with pytest.raises(PredictionsError) as caught:
+        write_ids(path, ids=ids)
+
+    assert str(caught.value) == (
+        f"{path}: video id {fault}\n"
+        "Give every record an id of its own, without commas or line ends."
+    )
+
+
+def test_counts_that_do_not_agree_are_refused(tmp_path):
+    path = tmp_path / "p.safetensors"
+
+    with pytest.raises(ValueError, match=r"^2 ids, labels of 3 videos$"):
+        write(path, ids=IDS[:2])
+    with pytest.raises(ValueError, match=r"^3 ids, probabilities of 2 videos$"):
+        write(path, rows=ROWS[:2])
+    with pytest.raises(ValueError, match=r"^3 label names, 4 probabilities$"):
+        write(path, label_names=NAMES[:3])
+
+
+def test_predictions_are_not_overwritten_unless_forced(tmp_path):
+    for write_again, path in (
+        (write, tmp_path / "p.safetensors"),
+        (write_csv, tmp_path / "p.csv"),
+    ):
+        write_again(path)
+        with pytest.raises(OutputError) as caught:
+            write_again(path)
+        write_again(path, force=True)
+        assert str(caught.value) == (
+            f"{path} exists already.\nName another output, or replace it with --force."
+        )
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda tensors: tensors.pop("ids"),
+        lambda tensors: tensors.update(ids=tensors["ids"][:-1]),
+        lambda tensors: tensors.update(label_classes=tensors["label_classes"] + 1),
+        lambda tensors: tensors.update(probabilities=tensors["probabilities"][:2]),
+        lambda tensors: tensors.update(probabilities=tensors["probabilities"][:, :3].copy()),
+        lambda tensors: tensors.update(probabilities=tensors["probabilities"].astype(np.float64)),
+    ],
+)
+def test_a_file_that_does_not_hold_what_it_tells_of_is_refused(tmp_path, damage):
+    path = write(tmp_path / "p.safetensors")
+    with open_tensors(path) as file:
+        tensors = {name: file.array(name) for name in file.specs}
+        record = file.record(PredictionsRecord)
+    damage(tensors)
+    save_tensors(path, tensors, record, force=True)
+
+    with pytest.raises(CheckpointError) as caught:
+        read_predictions(path)
+
+    assert str(caught.value) == (
+        f"{path} does not hold the videos and labels that its record tells of.\n"
+        "Make the file again with `ensemble-kit predict`."
+    )
