@@ -3,4 +3,52 @@
 Importing this package is light: a name's module, and with it torch, is imported on first use.
 """
 
+import importlib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ensemble_kit.averaging import average_checkpoints
+    from ensemble_kit.export import export_onnx
+    from ensemble_kit.fusion import fuse
+    from ensemble_kit.loading import load
+    from ensemble_kit.pipeline import train
+    from ensemble_kit.prediction import predict
+    from ensemble_kit.recipes import load_recipe
+    from ensemble_kit.selection import select
+    from ensemble_kit.submodel import SubModel
+
 __version__ = "0.1.0"
+__all__ = [
+    "SubModel",
+    "average_checkpoints",
+    "export_onnx",
+    "fuse",
+    "load",
+    "load_recipe",
+    "predict",
+    "select",
+    "train",
+]
+
+_HOMES: Mapping[str, str] = MappingProxyType(
+    {
+        "SubModel": "submodel",
+        "average_checkpoints": "averaging",
+        "export_onnx": "export",
+        "fuse": "fusion",
+        "load": "loading",
+        "load_recipe": "recipes",
+        "predict": "prediction",
+        "select": "selection",
+        "train": "pipeline",
+    }
+)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name of the public API when it is first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
