@@ -1,6 +1,7 @@
 """The faults that a user can mend. This module imports nothing of the kit.
 
 EnsembleKitError
+├── InputError         a file that was named and is not there
 ├── OutputError        a file that would be overwritten or cannot be written
 ├── RecordError        records on disk, their schema, their label names
 ├── RecipeError        recipes and the values set over them
@@ -27,6 +28,10 @@ class EnsembleKitError(Exception):
         super().__init__(f"{fault}\n{mend}")
         self.fault = fault
         self.mend = mend
+
+
+class InputError(EnsembleKitError):
+    """A file that was named and is not there."""
 
 
 class OutputError(EnsembleKitError):

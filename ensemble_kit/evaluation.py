@@ -1,8 +1,9 @@
-"""Evaluate: the metrics of predictions that lie in a file."""
+"""Evaluate: the metrics of predictions that lie in a file, or of a model on records."""
 
 from dataclasses import replace
 from pathlib import Path
 
+from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import PredictionsError
 from ensemble_kit.metrics import Metrics, MetricsAccumulator
 from ensemble_kit.predictions import Predictions, aligned, read_labels_csv, taken
@@ -43,3 +44,24 @@ def evaluate_predictions(
     for videos, rows in replace(predictions, num_classes=num_classes).blocks():
         metrics.add(rows, labels.rows(videos.start, videos.stop))
     return metrics.result()
+
+
+def evaluate_model(
+    model: Path, records: Records, *, k: int = 20, repeats: int | None = None, device: str = "cpu"
+) -> Metrics:
+    """Return the metrics of a checkpoint, a fused file or an ONNX file on some records.
+
+    Args:
+        model: The file.
+        records: Records of the model's schema.
+        k: How many classes of each video GAP and mAP look at.
+        repeats: Test-time draws to average; None means 1, or what an ONNX file was exported with.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        CheckpointError: The file is missing, damaged or of another kind.
+        PredictionsError: The records are not of the model's modalities or vocabulary.
+    """
+    from ensemble_kit.loading import load  # here: evaluating a CSV file needs no torch
+
+    return load(model, repeats=repeats, device=device).measure(records, k=k)

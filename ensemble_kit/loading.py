@@ -4,7 +4,7 @@
 into probabilities, whichever it was.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,16 +13,18 @@ import torch
 from torch import Tensor
 
 from ensemble_kit.checkpoints import FLOATING, TensorFile, open_tensors
-from ensemble_kit.data.dataset import Batch
+from ensemble_kit.data.dataset import Batch, Records
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.ensemble import FusedEnsemble
 from ensemble_kit.errors import CheckpointError, PredictionsError
 from ensemble_kit.layers.frame_sampling import draw_table
+from ensemble_kit.metrics import Metrics, MetricsAccumulator
 from ensemble_kit.provenance import CheckpointRecord, FusedRecord, MemberRecord
 from ensemble_kit.recipes import parse_recipe
 from ensemble_kit.runtime import OnnxEnsemble
 from ensemble_kit.submodel import SubModel
 
+BATCH_SIZE = 128  # videos at a time where nothing else is asked for; changes no result
 ModelKind = Literal["checkpoint", "fused", "onnx"]
 
 
@@ -46,7 +48,7 @@ class LoadedModel:
         schema: Schema,
         repeats: int,
         num_values: int,
-        run: Any,
+        run: Callable[[Batch], np.ndarray[Any, Any]],
     ) -> None:
         self.path = path
         self.kind = kind
@@ -58,12 +60,16 @@ class LoadedModel:
 
     def probabilities(self, batch: Batch) -> np.ndarray[Any, Any]:
         """Return the probability of every class, ``(B, C)`` float32, for a batch of records."""
-        return np.asarray(self._run(batch))
+        return self._run(batch)
 
-    def predict(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, np.ndarray[Any, Any]]]:
-        """Yield each batch with its probabilities."""
-        for batch in batches:
-            yield batch, self.probabilities(batch)
+    def measure(self, records: Records, *, k: int = 20) -> Metrics:
+        """Return the model's metrics on some records.
+
+        Raises:
+            PredictionsError: The records are not of the model's modalities or vocabulary.
+        """
+        check_fits(self.schema, records.schema, path=self.path)
+        return measure(self._run, records, k=k)
 
 
 def load(path: Path, *, repeats: int | None = None, device: str = "cpu") -> LoadedModel:
@@ -89,7 +95,7 @@ def load(path: Path, *, repeats: int | None = None, device: str = "cpu") -> Load
             schema, name = fused.data_schema, path.stem
             num_values = sum(member.num_values for member in fused.members)
             return LoadedModel(
-                path, "fused", name, schema, model.repeats, num_values, _runner(model, None, device)
+                path, "fused", name, schema, model.repeats, num_values, runner(model, None, device)
             )
         record = file.record(CheckpointRecord)
         sub_model = load_sub_model(file).to(device)
@@ -103,7 +109,7 @@ def load(path: Path, *, repeats: int | None = None, device: str = "cpu") -> Load
         record.data_schema,
         1 if draws is None else draws.shape[0],
         count_stored(file),
-        _runner(sub_model, draws, device),
+        runner(sub_model, draws, device),
     )
 
 
@@ -175,6 +181,36 @@ def to_torch(batch: Batch, device: str) -> tuple[dict[str, Tensor], Tensor]:
     return frames, torch.from_numpy(batch.num_frames).to(device)
 
 
+def runner(
+    model: torch.nn.Module, draws: Tensor | None, device: str
+) -> Callable[[Batch], np.ndarray[Any, Any]]:
+    """Return a function from a batch of records to probabilities ``(B, C)``, float32.
+
+    Args:
+        model: A sub-model or an ensemble, in evaluation mode, on ``device``.
+        draws: A sub-model's uniform numbers ``(R, N)``, or None.
+        device: ``cpu`` or ``cuda``.
+    """
+    extra = () if draws is None else (draws.to(device),)
+
+    @torch.inference_mode()
+    def run(batch: Batch) -> np.ndarray[Any, Any]:
+        probabilities: Tensor = model(*to_torch(batch, device), *extra)
+        return probabilities.float().cpu().numpy()
+
+    return run
+
+
+def measure(
+    run: Callable[[Batch], np.ndarray[Any, Any]], records: Records, *, k: int = 20
+) -> Metrics:
+    """Return the metrics of a model on some records; ties rank by the records' order."""
+    accumulator = MetricsAccumulator(num_classes=records.schema.num_classes, k=k)
+    for batch in records.batches(BATCH_SIZE):
+        accumulator.add(run(batch), batch.labels)
+    return accumulator.result()
+
+
 def check_fits(model: Schema, records: Schema, *, path: Path) -> None:
     """Raise unless records have the modalities and the vocabulary that a model was made for.
 
@@ -208,17 +244,6 @@ def check_fits(model: Schema, records: Schema, *, path: Path) -> None:
 
 def _describe(schema: Schema) -> str:
     return ", ".join(f"{m.name} ({m.width} {m.value_type})" for m in schema.modalities)
-
-
-def _runner(model: torch.nn.Module, draws: Tensor | None, device: str) -> Any:
-    extra = () if draws is None else (draws.to(device),)
-
-    @torch.inference_mode()
-    def run(batch: Batch) -> np.ndarray[Any, Any]:
-        probabilities: Tensor = model(*to_torch(batch, device), *extra)
-        return probabilities.float().cpu().numpy()
-
-    return run
 
 
 def _load_onnx(path: Path, repeats: int | None, device: str) -> LoadedModel:

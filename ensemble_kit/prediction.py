@@ -8,12 +8,10 @@ import numpy as np
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.files import refuse_overwrite, sha256_of
-from ensemble_kit.loading import LoadedModel, check_fits, load
+from ensemble_kit.loading import BATCH_SIZE, LoadedModel, check_fits, load
 from ensemble_kit.predictions import write_predictions, write_predictions_csv
 from ensemble_kit.progress import progress
 from ensemble_kit.provenance import FileRecord, ModelRecord
-
-BATCH_SIZE = 128
 
 
 def predict(
@@ -78,9 +76,9 @@ def _run(
     classes: list[np.ndarray] = []  # type: ignore[type-arg]
     rows = []
     with progress(f"predict {loaded.name}", 0) as shown:
-        for batch, probabilities in loaded.predict(records.batches(batch_size)):
+        for batch in records.batches(batch_size):
             ids.extend(batch.ids)
             classes.extend(np.split(batch.labels.classes, batch.labels.offsets[1:-1]))
-            rows.append(probabilities)
+            rows.append(loaded.probabilities(batch))
             shown.update(len(ids), "videos")
     return tuple(ids), LabelLists.from_lists(classes), np.concatenate(rows)

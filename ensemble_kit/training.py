@@ -21,8 +21,7 @@ from ensemble_kit.checkpoints import save_tensors
 from ensemble_kit.data.dataset import Batch, Records
 from ensemble_kit.errors import TrainingError
 from ensemble_kit.layers.frame_sampling import draw_table
-from ensemble_kit.loading import check_fits, to_torch
-from ensemble_kit.metrics import Metrics, MetricsAccumulator
+from ensemble_kit.loading import check_fits, measure, runner, to_torch
 from ensemble_kit.progress import Progress, progress
 from ensemble_kit.provenance import CheckpointRecord
 from ensemble_kit.recipes import Recipe, Training
@@ -30,7 +29,6 @@ from ensemble_kit.submodel import SubModel
 from ensemble_kit.workspace import RunFolder, check_run_name
 
 LOG_EVERY = 50  # steps between two lines of metrics.jsonl
-VALIDATION_BATCH = 256
 LOG_EPSILON = 1e-5
 
 
@@ -239,7 +237,10 @@ class _Trainer:
     def _validate(self) -> None:
         if self.validation is None:
             return
-        metrics = measure(self.model, self.run.path.name, self.validation, device=self.device)
+        draws = None
+        if self.model.num_draws is not None:  # the same single draw at every checkpoint
+            draws = draw_table(self.run.path.name, repeats=1, num_frames=self.model.num_draws)
+        metrics = measure(runner(self.model.eval(), draws, self.device), self.validation)
         self.gaps.append(metrics.gap)
         self._write(validation=metrics.as_dict())
 
@@ -251,20 +252,6 @@ class _Trainer:
         line = {"step": self.step, "examples": self.examples, "epoch": self.epoch, **values}
         self.log.write(json.dumps(line) + "\n")
         self.log.flush()
-
-
-@torch.no_grad()
-def measure(model: SubModel, name: str, records: Records, *, device: str) -> Metrics:
-    """Return the metrics of a sub-model, with one fixed draw, on some records."""
-    model.eval()
-    draws = None
-    if model.num_draws is not None:
-        draws = draw_table(name, repeats=1, num_frames=model.num_draws).to(device)
-    accumulator = MetricsAccumulator(num_classes=records.schema.num_classes, k=20)
-    for batch in records.batches(VALIDATION_BATCH):
-        probabilities = model(*to_torch(batch, device), draws)
-        accumulator.add(probabilities.cpu().numpy(), batch.labels)
-    return accumulator.result()
 
 
 def _identify(recipe: Recipe, training: Records, seed: int) -> str:

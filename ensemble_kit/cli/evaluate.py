@@ -2,10 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from ensemble_kit.cli.options import EXISTING_FILE, json_option
+from ensemble_kit.cli.options import (
+    EXISTING_FILE,
+    device_option,
+    json_option,
+    records_options,
+    repeats_option,
+)
 
 
 @click.command()
@@ -16,29 +23,48 @@ from ensemble_kit.cli.options import EXISTING_FILE, json_option
     "--top-k", type=click.IntRange(min=1), default=20, show_default=True,
     help="Classes of each video that GAP and mAP look at.",
 )  # fmt: skip
+@repeats_option
+@device_option
+@records_options
 @json_option
 def evaluate(
     model_or_predictions: Path,
     data: tuple[str, ...],
     labels: Path | None,
     top_k: int,
+    repeats: int | None,
+    device: str,
     as_json: bool,
+    **reading: Any,
 ) -> None:
     """Print GAP, Hit@1, PERR and mAP of MODEL_OR_PREDICTIONS.
 
-    Predictions are a file that `ensemble-kit predict` wrote, or a CSV in the challenge's format.
+    A model (a checkpoint, a fused file or an ONNX file) is run on the records DATA. Predictions are
+    a file that `ensemble-kit predict` wrote, or a CSV in the challenge's format.
 
     \b
     Examples:
-        ensemble-kit evaluate runs/gru/validation.safetensors
+        ensemble-kit evaluate ensemble/ensemble.onnx 'test/*.tfrecord'
+        ensemble-kit evaluate runs/willow-gru/validation.safetensors
         ensemble-kit evaluate predictions.csv --labels labels.csv --top-k 20 --json
     """  # noqa: D301 - \b is click's mark for "keep these lines"
-    from ensemble_kit.evaluation import evaluate_predictions
-    from ensemble_kit.predictions import read_predictions
+    from ensemble_kit.data.dataset import Records
+    from ensemble_kit.evaluation import evaluate_model, evaluate_predictions
+    from ensemble_kit.predictions import is_predictions_file, read_predictions
 
-    if data:
-        raise click.UsageError("DATA belongs to a model; predictions have been made already.")
-    metrics = evaluate_predictions(read_predictions(model_or_predictions), labels, k=top_k)
+    if is_predictions_file(model_or_predictions):
+        if data:
+            raise click.UsageError("DATA belongs to a model; predictions have been made already.")
+        metrics = evaluate_predictions(read_predictions(model_or_predictions), labels, k=top_k)
+    else:
+        if not data:
+            raise click.UsageError("Name the records to run the model on as DATA.")
+        records = Records(data, **reading)
+        metrics = evaluate_model(
+            model_or_predictions, records, k=top_k, repeats=repeats, device=device
+        )
+        if records.num_skipped:
+            click.echo(f"{records.num_skipped} bad records were skipped.", err=True)
     if as_json:
         click.echo(json.dumps(metrics.as_dict()))
         return

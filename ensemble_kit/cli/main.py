@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "select": "select",
         "fuse": "fuse",
         "export-onnx": "export_onnx",
+        "report": "report",
     }
 )
 

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share. Imports click only."""
+"""Arguments and options that several commands share. Imports ``errors`` and click."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,9 +6,28 @@ from typing import Any, TypeVar
 
 import click
 
+from ensemble_kit.errors import InputError
+
 F = TypeVar("F", bound=Callable[..., Any])
 
-EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+class ExistingFile(click.ParamType[Path]):
+    """A file that must be there; one that is not is a fault of the input, not of the usage."""
+
+    name = "FILE"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
+        """Return the path, or raise ``InputError``."""
+        path = Path(value)
+        if not path.is_file():
+            kind = "is not a file" if path.exists() else "does not exist"
+            raise InputError(f"{path} {kind}.", mend="Name a file that exists.")
+        return path
+
+
+EXISTING_FILE = ExistingFile()
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 

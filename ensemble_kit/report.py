@@ -1,0 +1,79 @@
+"""Report: what every model of a workspace scores on some records, and how large it is."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ensemble_kit.checkpoints import open_tensors
+from ensemble_kit.data.dataset import Records
+from ensemble_kit.errors import InputError
+from ensemble_kit.loading import load
+from ensemble_kit.progress import progress
+from ensemble_kit.provenance import FusedRecord
+from ensemble_kit.workspace import FUSED, RUNS, RunFolder
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model's line.
+
+    Attributes:
+        model: The run's name, or ``ensemble``.
+        form: ``last checkpoint``, ``averaged``, ``fused bf16``, ``onnx bf16``, …
+        repeats: Draws averaged.
+        gap: GAP@k on the records.
+        hit_at_1: Hit@1 on them.
+        num_bytes: The file's size.
+    """
+
+    model: str
+    form: str
+    repeats: int
+    gap: float
+    hit_at_1: float
+    num_bytes: int
+
+
+def report(workspace: Path, records: Records, *, k: int = 20) -> list[Row]:
+    """Run every model of a workspace on the same records.
+
+    That is each run's last checkpoint and its averaged one, and every fused and ONNX file in the
+    ensemble's folder; fused files with 1 draw and with as many as any ONNX file averages.
+
+    Raises:
+        InputError: The workspace has no runs.
+        PredictionsError: The records are not of the models' modalities or vocabulary.
+    """
+    models = list(_models(workspace))
+    if not models:
+        raise InputError(
+            f"{workspace / RUNS} holds no runs.", mend="Train some with `ensemble-kit train` first."
+        )
+    rows = []
+    with progress("report", len(models)) as shown:
+        for done, (name, form, path, repeats) in enumerate(models, start=1):
+            loaded = load(path, repeats=repeats)
+            metrics = loaded.measure(records, k=k)
+            size = path.stat().st_size
+            rows.append(Row(name, form, loaded.repeats, metrics.gap, metrics.hit_at_1, size))
+            shown.update(done, f"{name}, {form}")
+    return rows
+
+
+def _models(workspace: Path) -> Iterator[tuple[str, str, Path, int | None]]:
+    """Yield name, form, file and repeats of each model, members first."""
+    for folder in sorted((workspace / RUNS).glob("*/checkpoints")):
+        run = RunFolder(folder.parent)
+        yield run.path.name, "last checkpoint", run.checkpoint_paths()[-1], None
+        if run.averaged.exists():
+            yield run.path.name, "averaged", run.averaged, None
+    folder = workspace / FUSED.parent
+    exported = sorted(folder.glob("*.onnx"), key=lambda path: load(path).repeats)
+    most = max((load(path).repeats for path in exported), default=1)
+    for path in sorted(folder.glob("*.safetensors")):
+        with open_tensors(path) as file:
+            dtype = file.record(FusedRecord).dtype
+        for repeats in sorted({1, most}):
+            yield "ensemble", f"fused {dtype}", path, repeats
+    for path in exported:
+        yield "ensemble", "onnx", path, None
