@@ -1,6 +1,6 @@
 """Export: a fused file as one ONNX model that averages repeated random frame samples.
 
-The graph is traced with weights that have shapes but no values (the meta device) and gets the fused
+The graph is traced with weights that have shapes but no values (fake tensors) and gets the fused
 file's own tensors afterwards, so the only copy in memory is the one that is written. Weights stay in
 the fused type with a Cast to float32 behind each, because ONNX Runtime's CPU provider has no
 bfloat16 arithmetic (microsoft/onnxruntime #28768).
@@ -20,6 +20,7 @@ import onnx_ir as ir
 import torch
 from onnxscript import optimizer
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ensemble_kit
 from ensemble_kit.checkpoints import FLOATING, TensorFile, open_tensors
@@ -122,12 +123,12 @@ def export_onnx(
 
 def _trace(record: FusedRecord, repeats: int) -> ir.Model:
     schema = record.data_schema
-    with torch.device("meta"):
+    with FakeTensorMode():
         members = {m.name: SubModel(parse_recipe(m.recipe), schema) for m in record.members}
         ensemble = FusedEnsemble(
             members, [m.coefficient for m in record.members], schema, repeats=repeats
         )
-        graph = _Graph(ensemble.to("meta"), top_k_of(record)).eval()
+        graph = _Graph(ensemble, top_k_of(record)).eval()
         frames = [
             torch.zeros(3, 7, m.width, dtype=getattr(torch, m.value_type))
             for m in schema.modalities
@@ -283,12 +284,14 @@ def _prove(
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporter's notes to its own developers from the user's terminal."""
-    logger = logging.getLogger("onnxscript")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "torch.onnx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
