@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ensemble_kit.checkpoints import save_tensors
 from ensemble_kit.data.schema import Modality, Schema
@@ -13,6 +14,7 @@ from ensemble_kit.provenance import CheckpointRecord, RecipeRecord
 from ensemble_kit.recipes import Recipe, parse_recipe
 from ensemble_kit.submodel import SubModel
 
+Module = TypeVar("Module", bound=nn.Module)
 WIDTHS = {"rgb": 5, "audio": 3}
 POOLINGS = {
     "average": "",
@@ -125,17 +127,21 @@ def tiny_frames(
     return frames, torch.tensor(num_frames)
 
 
-def tiny_model(recipe: Recipe, schema: Schema, *, seed: int = 0) -> SubModel:
-    """Return a sub-model in evaluation mode whose batch norms have seen something."""
-    torch.manual_seed(seed)
-    model = SubModel(recipe, schema)
+def stir(model: Module) -> Module:
+    """Give every batch norm a scale, a shift and statistics as if it had been trained."""
     for layer in model.modules():
         if isinstance(layer, BatchNorm):
             layer.scale.data.uniform_(0.5, 2.0)
             layer.shift.data.normal_()
             layer.running_mean.normal_()
             layer.running_variance.uniform_(0.5, 2.0)
-    return model.eval()
+    return model
+
+
+def tiny_model(recipe: Recipe, schema: Schema, *, seed: int = 0) -> SubModel:
+    """Return a sub-model in evaluation mode whose batch norms have seen something."""
+    torch.manual_seed(seed)
+    return stir(SubModel(recipe, schema)).eval()
 
 
 def write_checkpoint(

@@ -5,7 +5,7 @@ Slow on purpose: nothing here shares code, or a trick, with the kit.
 
 from collections.abc import Sequence
 from fractions import Fraction
-from math import inf
+from math import exp, floor, inf, log, sqrt, tanh
 
 # Metrics: google/youtube-8m, average_precision_calculator.py and eval_util.py. A score of -inf is
 # no prediction. Ties rank by video order, then by class index: sorted() is stable, and its input
@@ -78,3 +78,162 @@ def map_loops(scores: Scores, positives: Positives, k: int) -> Fraction:
         num_positives = sum(wanted in one for one in positives)
         precisions.append(average_precision_loops(hits, num_positives))
     return sum(precisions, Fraction(0)) / len(precisions) if precisions else Fraction(0)
+
+
+# Layers. A vector is a sequence of floats, a matrix one of its rows; frames are (T, D). W is (in,
+# out), as the papers write x W.
+
+Vector = Sequence[float]
+Matrix = Sequence[Vector]
+
+
+def sigmoid(x: float) -> float:
+    """The logistic function."""
+    return 1 / (1 + exp(-x))
+
+
+def softmax_loops(logits: Vector) -> list[float]:
+    """Exponentials over their sum."""
+    powers = [exp(logit) for logit in logits]
+    return [power / sum(powers) for power in powers]
+
+
+def product_loops(vector: Vector, matrix: Matrix) -> list[float]:
+    """x W: entry j is the sum over i of x[i] W[i][j]."""
+    return [
+        sum(vector[i] * matrix[i][j] for i in range(len(vector))) for j in range(len(matrix[0]))
+    ]
+
+
+def l2_loops(vector: Vector) -> list[float]:
+    """x / sqrt(max(sum x^2, 1e-12)), tf.nn.l2_normalize."""
+    squares = sum(x * x for x in vector)
+    return [x / sqrt(max(squares, 1e-12)) for x in vector]
+
+
+def dequantise_loops(stored: int) -> float:
+    """google/youtube-8m, utils.Dequantize with max 2 and min -2."""
+    return stored * (4 / 255) + (4 / 512 - 2)
+
+
+def prepare_loops(modalities: Sequence[Matrix], num_frames: int) -> list[list[float]]:
+    """Join the modalities of every frame, L2-normalise the joint frame, zeros behind the last."""
+    joined = []
+    for t in range(len(modalities[0])):
+        frame = [x for modality in modalities for x in modality[t]]
+        joined.append(l2_loops(frame) if t < num_frames else [0.0] * len(frame))
+    return joined
+
+
+def random_indices_loops(draws: Vector, num_frames: int) -> list[int]:
+    """google/youtube-8m, model_utils.SampleRandomFrames: floor(u * n), with replacement."""
+    return [min(floor(u * num_frames), num_frames - 1) for u in draws]
+
+
+def uniform_indices_loops(num_samples: int, num_frames: int) -> list[int]:
+    """S4's sampler: floor((i / N) * n)."""
+    return [floor(Fraction(i, num_samples) * num_frames) for i in range(num_samples)]
+
+
+def batch_norm_loops(rows: Matrix, scale: Vector, shift: Vector) -> list[list[float]]:
+    """Ioffe and Szegedy, algorithm 1, over all rows; TF-slim's epsilon."""
+    means = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+    variances = [
+        sum((row[d] - means[d]) ** 2 for row in rows) / len(rows) for d in range(len(means))
+    ]
+    return [fixed_norm_loops(row, means, variances, scale, shift) for row in rows]
+
+
+def fixed_norm_loops(
+    row: Vector, mean: Vector, variance: Vector, scale: Vector, shift: Vector
+) -> list[float]:
+    """The same with given statistics, as at inference."""
+    return [
+        scale[d] * (row[d] - mean[d]) / sqrt(variance[d] + 1e-3) + shift[d] for d in range(len(row))
+    ]
+
+
+def average_loops(frames: Matrix) -> list[float]:
+    """S2, average pooling."""
+    return [sum(frame[d] for frame in frames) / len(frames) for d in range(len(frames[0]))]
+
+
+def soft_bof_loops(assignments: Matrix) -> list[float]:
+    """S2, equation 7, then the code's L2 norm."""
+    clusters = range(len(assignments[0]))
+    return l2_loops([sum(frame[k] for frame in assignments) for k in clusters])
+
+
+def netvlad_loops(frames: Matrix, assignments: Matrix, centres: Matrix) -> list[float]:
+    """NetVLAD (1511.07247), equation 4; then an L2 norm of each cluster, then of the whole."""
+    descriptor: list[float] = []
+    for k, centre in enumerate(centres):
+        residual = [
+            sum(a[k] * (x[d] - centre[d]) for x, a in zip(frames, assignments, strict=True))
+            for d in range(len(centre))
+        ]
+        descriptor += l2_loops(residual)
+    return l2_loops(descriptor)
+
+
+GRUWeights = tuple[Matrix, Matrix, Vector, Vector]
+
+
+def gru_loops(frames: Matrix, layers: Sequence[GRUWeights]) -> list[list[float]]:
+    """The final state of each layer; the cell as torch.nn.GRU's documentation writes it.
+
+    Each layer has W (3H, in), U (3H, H), b and d (3H), with the rows of r, z and n in that order.
+    """
+    finals = []
+    sequence = [list(frame) for frame in frames]
+    for w, u, b, d in layers:
+        size = len(u[0])
+        state = [0.0] * size
+        outputs = []
+        for x in sequence:
+            wx = [sum(w[j][i] * x[i] for i in range(len(x))) + b[j] for j in range(3 * size)]
+            uh = [sum(u[j][i] * state[i] for i in range(size)) + d[j] for j in range(3 * size)]
+            r = [sigmoid(wx[j] + uh[j]) for j in range(size)]
+            z = [sigmoid(wx[size + j] + uh[size + j]) for j in range(size)]
+            n = [tanh(wx[2 * size + j] + r[j] * uh[2 * size + j]) for j in range(size)]
+            state = [(1 - z[j]) * n[j] + z[j] * state[j] for j in range(size)]
+            outputs.append(state)
+        finals.append(state)
+        sequence = outputs
+    return finals
+
+
+def gating_loops(features: Vector, gate_logits: Vector) -> list[float]:
+    """S2, equation 1: each feature times the sigmoid of its gate's logit."""
+    return [x * sigmoid(g) for x, g in zip(features, gate_logits, strict=True)]
+
+
+def moe_loops(
+    features: Vector, gates: Matrix, experts: Matrix, bias: Vector, num_experts: int
+) -> list[float]:
+    """Google's MoeModel: column c * (M + 1) + m is gate m of class c; the last gate is a dummy."""
+    gate_logits = product_loops(features, gates)
+    expert_logits = [x + b for x, b in zip(product_loops(features, experts), bias, strict=True)]
+    probabilities = []
+    for c in range(len(bias) // num_experts):
+        first = c * (num_experts + 1)
+        shares = softmax_loops(gate_logits[first : first + num_experts + 1])
+        probabilities.append(
+            sum(shares[m] * sigmoid(expert_logits[c * num_experts + m]) for m in range(num_experts))
+        )
+    return probabilities
+
+
+def cross_entropy_loops(probabilities: Matrix, labels: Matrix) -> float:
+    """google/youtube-8m, losses.CrossEntropyLoss: a sum over classes, a mean over videos."""
+    total = 0.0
+    for video_probabilities, video_labels in zip(probabilities, labels, strict=True):
+        for p, y in zip(video_probabilities, video_labels, strict=True):
+            total -= y * log(p + 1e-5) + (1 - y) * log(1 - p + 1e-5)
+    return total / len(probabilities)
+
+
+def clip_loops(gradient: Vector, limit: float) -> list[float]:
+    """tf.clip_by_norm of one variable."""
+    norm = sqrt(sum(x * x for x in gradient))
+    return [x * limit / norm if norm > limit else x for x in gradient]
