@@ -46,8 +46,10 @@ def written_aside(path: Path, *, force: bool) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         os.close(handle)
     except OSError as error:
+        is_blocked = isinstance(error, FileExistsError | NotADirectoryError)
+        reason = "a file is in the place of its folder" if is_blocked else error.strerror
         raise OutputError(
-            f"{path} cannot be written: {error.strerror}.", mend="Name a folder you may write to."
+            f"{path} cannot be written: {reason}.", mend="Name a folder you may write to."
         ) from error
     aside = Path(name)
     try:
@@ -86,13 +88,13 @@ def parse_size(text: str) -> int:
         SizeLimitError: The text is not a positive number with one of these units.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    factor = UNITS.get(match[2].upper()) if match else None
-    if match is None or factor is None or float(match[1]) == 0:
+    num_bytes = int(float(match[1]) * UNITS.get(match[2].upper(), 0)) if match else 0
+    if num_bytes < 1:
         raise SizeLimitError(
             f"{text!r} is not a size.",
             mend="Write a number and a unit: 1GiB (2^30 bytes), 1GB (10^9 bytes), 995MiB.",
         )
-    return int(float(match[1]) * factor)
+    return num_bytes
 
 
 def format_size(num_bytes: int) -> str:

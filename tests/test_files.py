@@ -1,0 +1,184 @@
+import os
+import stat
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ensemble_kit.errors import OutputError, SizeLimitError
+from ensemble_kit.files import format_size, parse_size, sha256_of, written_aside
+
+
+def write(path, content, *, force, then=lambda: None):
+    """Write a file aside; ``then`` happens before it is moved."""
+    with written_aside(path, force=force) as aside:
+        aside.write_bytes(content)
+        then()
+
+
+def fail(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"),
+    [
+        ("1GiB", 2**30),
+        ("1GB", 10**9),
+        ("1gb", 10**9),
+        ("995MiB", 995 * 2**20),
+        ("995 MiB", 995 * 2**20),
+        (" 4MB ", 4_000_000),
+        ("1.5KiB", 1536),
+        ("2kb", 2000),
+        ("17B", 17),
+        ("4000", 4000),
+    ],
+)
+def test_sizes_are_read(text, num_bytes):
+    assert parse_size(text) == num_bytes
+
+
+@pytest.mark.parametrize(
+    "text", ["", "GiB", "-1GiB", "0", "0MB", "0.1B", "1 GiB 2", "1TB", "1e9", "1,5GB", "a", "1.GB"]
+)
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(SizeLimitError) as caught:
+        parse_size(text)
+    assert str(caught.value) == (
+        f"{text!r} is not a size.\n"
+        "Write a number and a unit: 1GiB (2^30 bytes), 1GB (10^9 bytes), 995MiB."
+    )
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [
+        (0, "0 bytes"),
+        (1023, "1023 bytes"),
+        (1024, "1.0 KiB"),
+        (12_345, "12.1 KiB"),
+        (1_042_356_088, "994.1 MiB"),
+        (2**30, "1.0 GiB"),
+        (2_084_700_000, "1.9 GiB"),
+    ],
+)
+def test_sizes_are_written_for_people(num_bytes, text):
+    assert format_size(num_bytes) == text
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 2**40))
+def test_whole_bytes_are_read_exactly(num_bytes):
+    assert parse_size(str(num_bytes)) == num_bytes
+
+
+def test_a_new_file_appears_whole_in_folders_that_are_made(tmp_path):
+    path = tmp_path / "new" / "folder" / "file.bin"
+
+    with written_aside(path, force=False) as aside:
+        aside.write_bytes(b"all")
+        assert not path.exists()
+        assert aside.parent == path.parent
+
+    assert path.read_bytes() == b"all"
+    assert os.listdir(path.parent) == ["file.bin"]
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"old")
+
+    with pytest.raises(RuntimeError, match="half-way"):
+        write(path, b"ne", force=True, then=lambda: fail(RuntimeError("half-way")))
+
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file.bin"]
+
+
+def test_an_existing_file_is_kept_without_force_and_replaced_with_it(tmp_path):
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"old")
+
+    with pytest.raises(OutputError) as caught, written_aside(path, force=False):
+        pytest.fail("the block must not run")
+    assert str(caught.value) == (
+        f"{path} exists already.\nName another output, or replace it with --force."
+    )
+    assert path.read_bytes() == b"old"
+
+    write(path, b"new", force=True)
+    assert path.read_bytes() == b"new"
+
+
+def test_a_file_that_appears_meanwhile_is_kept(tmp_path):
+    path = tmp_path / "file.bin"
+
+    with pytest.raises(OutputError) as caught:
+        write(path, b"mine", force=False, then=lambda: path.write_bytes(b"theirs"))
+
+    assert caught.value.fault == f"{path} exists already."
+    assert path.read_bytes() == b"theirs"
+    assert os.listdir(tmp_path) == ["file.bin"]
+
+
+@pytest.mark.parametrize("output", ["file/output.bin", "file/folder/output.bin"])
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path, output):
+    (tmp_path / "file").write_bytes(b"")
+    path = tmp_path / output
+
+    with pytest.raises(OutputError) as caught, written_aside(path, force=False):
+        pytest.fail("the block must not run")
+
+    assert str(caught.value) == (
+        f"{path} cannot be written: a file is in the place of its folder.\n"
+        "Name a folder you may write to."
+    )
+
+
+def test_a_folder_that_may_not_be_written_is_named(tmp_path, monkeypatch):
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("ensemble_kit.files.tempfile.mkstemp", refuse)  # root may write anywhere
+    path = tmp_path / "file.bin"
+
+    with pytest.raises(OutputError) as caught, written_aside(path, force=False):
+        pytest.fail("the block must not run")
+
+    assert str(caught.value) == (
+        f"{path} cannot be written: Permission denied.\nName a folder you may write to."
+    )
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
+    path = tmp_path / "file.bin"
+
+    with pytest.raises(OutputError) as caught:
+        write(path, b"so", force=False, then=lambda: fail(OSError(28, "No space left on device")))
+
+    assert str(caught.value) == (
+        f"{path} cannot be written: No space left on device.\n"
+        "Free some space or name another folder; nothing was left half-written."
+    )
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o027])
+def test_the_file_has_the_mode_that_the_umask_leaves(tmp_path, umask):
+    path = tmp_path / "file.bin"
+    before = os.umask(umask)
+    try:
+        write(path, b"", force=False)
+        assert os.umask(umask) == umask  # and the mask itself is as it was
+    finally:
+        os.umask(before)
+
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+
+
+def test_the_hash_is_that_of_the_bytes(tmp_path):
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"abc")  # FIPS 180-2, appendix B.1
+
+    assert sha256_of(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
