@@ -1,0 +1,188 @@
+"""Candidates for a selection: predictions of the same videos, each with its size in bytes."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble_kit.data.labels import LabelLists
+from ensemble_kit.errors import SelectionError
+from ensemble_kit.predictions import Predictions, aligned, read_labels_csv, read_predictions, taken
+from ensemble_kit.provenance import BYTES_PER_VALUE, Dtype
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """Predictions that may become a member.
+
+    Attributes:
+        predictions: The file they were read from.
+        num_bytes: What the member would take in a fused file; 0 where nobody told.
+        probabilities: ``(N, C)``, float32, the videos in the order of the first candidate; 0 where
+            a CSV file does not list a class.
+        is_listed: ``(N, C)``, bool, the classes that a CSV file lists; None where all are.
+    """
+
+    predictions: Predictions
+    num_bytes: int
+    probabilities: NDArray[np.float32]
+    is_listed: NDArray[np.bool_] | None
+
+    @property
+    def name(self) -> str:
+        """What it is called in the selection."""
+        return self.predictions.name
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """All candidates of a selection, and what they are measured on.
+
+    Attributes:
+        candidates: In the order in which they were named.
+        ids: The N videos.
+        labels: Their labels.
+        num_classes: C.
+        vocabulary_sha256: The hash of the class names; None where all candidates are CSV files.
+    """
+
+    candidates: tuple[Candidate, ...]
+    ids: tuple[str, ...]
+    labels: LabelLists
+    num_classes: int
+    vocabulary_sha256: str | None
+
+
+def read_candidates(
+    paths: Sequence[Path],
+    *,
+    labels_path: Path | None,
+    dtype: Dtype,
+    sizes: Mapping[str, int],
+    has_limit: bool,
+) -> Candidates:
+    """Read predictions of the same videos, in any order of videos.
+
+    Args:
+        paths: Predictions files of the kit, CSV files in the challenge's format, or both.
+        labels_path: A CSV file of labels for the same videos; None takes those in the predictions
+            files.
+        dtype: The type that a member's numbers will be stored in.
+        sizes: Bytes of candidates by name, for those that no model of the kit made.
+        has_limit: Whether the size of every candidate must be known; else an unknown one is 0.
+
+    Raises:
+        CheckpointError: A predictions file of the kit is damaged.
+        PredictionsError: A CSV file is damaged, or the videos are not the same.
+        SelectionError: Two candidates share a name, their classes or labels are not the same,
+            there are no labels, or a size is not known.
+    """
+    opened = [read_predictions(path) for path in paths]
+    _refuse_names(opened, sizes)
+    num_bytes = [_num_bytes(one, dtype, sizes, has_limit=has_limit) for one in opened]
+    own = next((one for one in opened if not one.is_sparse), None)
+    for one in opened:
+        _refuse_classes(one, own)
+    first = opened[0]
+    places = [aligned(first.ids, first.path, to=one.ids, of=one.path) for one in opened]
+    if labels_path is not None:
+        ids, lists = read_labels_csv(labels_path, num_classes=own.num_classes if own else None)
+        labels = taken(lists, aligned(ids, labels_path, to=first.ids, of=first.path))
+    else:
+        labels = _common_labels(opened, places)
+    if not labels.classes.size:
+        raise SelectionError(
+            f"{labels_path or first.path} holds no labels.",
+            mend="Name a CSV file of the videos' labels with --labels.",
+        )
+    num_classes = max(*(one.num_classes for one in opened), int(labels.classes.max()) + 1)
+    candidates = (
+        _load(replace(one, num_classes=num_classes), size, place)
+        for one, size, place in zip(opened, num_bytes, places, strict=True)
+    )
+    vocabulary = own.record.vocabulary_sha256 if own and own.record else None
+    return Candidates(tuple(candidates), first.ids, labels, num_classes, vocabulary)
+
+
+def _refuse_names(opened: Sequence[Predictions], sizes: Mapping[str, int]) -> None:
+    paths: dict[str, Path] = {}
+    for one in opened:
+        if one.name in paths:
+            raise SelectionError(
+                f"{paths[one.name]} and {one.path} are both named {one.name!r}.",
+                mend="Leave one out, or rename one: a CSV file, or a run with `train --name`.",
+            )
+        paths[one.name] = one.path
+    for name in sizes:
+        if name not in paths:
+            near = difflib.get_close_matches(name, paths, n=1)
+            raise SelectionError(
+                f"A size is given for {name!r}, which is not a candidate.",
+                mend=f"Name one of {', '.join(near or paths)}.",
+            )
+
+
+def _num_bytes(
+    predictions: Predictions, dtype: Dtype, sizes: Mapping[str, int], *, has_limit: bool
+) -> int:
+    name = predictions.name
+    if name in sizes:
+        return sizes[name]
+    model = predictions.record.model if predictions.record else None
+    if model is not None:
+        return model.num_values * BYTES_PER_VALUE[dtype]
+    if has_limit:
+        raise SelectionError(
+            f"The size of {name} is not known: {predictions.path} tells of no model.",
+            mend=f"Give the size of every such candidate: --size {name}=4MB.",
+        )
+    return 0
+
+
+def _refuse_classes(one: Predictions, own: Predictions | None) -> None:
+    if own is None:
+        return
+    mend = "Select among predictions of one label vocabulary."
+    if one.is_sparse and one.num_classes > own.num_classes:
+        raise SelectionError(
+            f"{one.path} lists class {one.num_classes - 1}; {own.path} has {own.num_classes} "
+            "classes.",
+            mend=mend,
+        )
+    if not one.is_sparse and one.label_names != own.label_names:
+        raise SelectionError(f"{one.path} has other label names than {own.path}.", mend=mend)
+
+
+def _common_labels(
+    opened: Sequence[Predictions], places: Sequence[NDArray[np.int64]]
+) -> LabelLists:
+    """Return the labels that every file with labels agrees on, in the first candidate's order."""
+    found: tuple[Predictions, LabelLists] | None = None
+    for one, place in zip(opened, places, strict=True):
+        if one.labels is None:
+            continue
+        labels = taken(one.labels, np.argsort(place))
+        if found is None:
+            found = one, labels
+        elif not all(map(np.array_equal, found[1], labels)):
+            raise SelectionError(
+                f"{one.path} has other labels than {found[0].path}.",
+                mend="Predict every candidate on the same records, or name the labels with "
+                "--labels.",
+            )
+    return found[1] if found else LabelLists.from_lists([])
+
+
+def _load(predictions: Predictions, num_bytes: int, places: NDArray[np.int64]) -> Candidate:
+    shape = len(predictions.ids), predictions.num_classes
+    probabilities = np.empty(shape, np.float32)
+    is_listed = np.empty(shape, np.bool_) if predictions.is_sparse else None
+    for videos, rows in predictions.blocks():
+        if is_listed is not None:
+            is_listed[places[videos]] = rows > -np.inf
+            rows = np.maximum(rows, 0)
+        probabilities[places[videos]] = rows
+    return Candidate(predictions, num_bytes, probabilities, is_listed)
