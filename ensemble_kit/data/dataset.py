@@ -156,8 +156,10 @@ class Records:
             if (folder / "schema.toml").is_file():
                 return read_schema(folder / "schema.toml")
         for path in self.paths:
-            for _, record in numbered_records(path, check_crc=self._check_crc, on_bad=self._refuse):
-                return find_schema(record, path=path)
+            for number, record in numbered_records(
+                path, check_crc=self._check_crc, on_bad=self._refuse
+            ):
+                return find_schema(record, path=path, number=number)
         raise RecordError(
             f"{self.paths[0]}: no record of the {len(self.paths)} files can be read.",
             mend="Copy the files again from where they are whole.",

@@ -78,7 +78,11 @@ class Decoder:
         except Fault as fault:
             problem, text, mend = fault.problem, str(fault), fault.mend
         except DecodeError:
-            problem, text, mend = "bytes that are no Example", "it is no Example.", MAKE_AGAIN
+            problem, text, mend = (
+                "bytes that are no Example",
+                "it is neither an Example nor a SequenceExample.",
+                MAKE_AGAIN,
+            )
         raise BadRecord(path, number, text, problem=problem, mend=mend)
 
     def _decode(self, record: bytes | memoryview) -> Video:

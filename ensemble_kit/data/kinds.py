@@ -43,12 +43,13 @@ KINDS = (
 LABELS_KEY = "labels"
 
 
-def find_schema(record: bytes | memoryview, *, path: Path) -> Schema:
+def find_schema(record: bytes | memoryview, *, path: Path, number: int = 1) -> Schema:
     """Return the schema that a record's keys tell; widths are those of the record itself.
 
     Args:
         record: The first record of some files.
         path: The file it is from.
+        number: Which record of the file it is, counted from 1.
 
     Raises:
         RecordError: The record's keys are of no known kind, or it has no frame.
@@ -65,11 +66,11 @@ def find_schema(record: bytes | memoryview, *, path: Path) -> Schema:
                 return _schema_of(kind, streams)
     except (DecodeError, IndexError) as error:
         raise RecordError(
-            f"{path}, record 1: it holds no frame that its schema could be told from.",
+            f"{path}, record {number}: it holds no frame that its schema could be told from.",
             mend=WRITE_A_SCHEMA,
         ) from error
     raise RecordError(
-        f"{path}, record 1: its keys are of no known kind (found {describe_keys(found)}).",
+        f"{path}, record {number}: its keys are of no known kind (found {describe_keys(found)}).",
         mend=WRITE_A_SCHEMA,
     )
 

@@ -212,8 +212,11 @@ def _toml(value: Any) -> str:
 
 
 def _mendable(error: ValidationError, path: Path) -> RecordError:
-    """Say the first thing that is wrong with a schema in words of its file."""
-    first = error.errors()[0]
+    """Say one thing that is wrong with a schema, in words of its file.
+
+    An unknown key comes before a missing one: it may be the missing one, misspelt.
+    """
+    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"])[1:]
     if first["type"] == "extra_forbidden":
         known = Modality.model_fields if len(first["loc"]) > 1 else Schema.model_fields

@@ -1,0 +1,269 @@
+import numpy as np
+import pytest
+from example_bytes import frame_record
+
+from ensemble_kit.data import dataset
+from ensemble_kit.data.dataset import Records, shuffled
+from ensemble_kit.data.decode import Video
+from ensemble_kit.data.schema import read_schema, write_schema
+from ensemble_kit.data.tfrecord import BadRecord, write_records
+from ensemble_kit.errors import RecordError
+
+IDS = [f"v{number}" for number in range(11)]
+ONE_FRAME = {"rgb": np.ones((1, 3), np.uint8), "audio": np.ones((1, 2), np.uint8)}
+NAME_FILES = "Name TFRecord files that exist."
+
+
+def ids_of(batches):
+    return [name for batch in batches for name in batch.ids]
+
+
+def damage(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 0x40
+    path.write_bytes(content)
+
+
+def test_a_batch_holds_each_video_and_zeros_up_to_the_longest(folder):
+    records = Records([folder])
+    videos = list(records.videos())
+
+    batches = list(records.batches(4))
+
+    assert [len(batch.ids) for batch in batches] == [4, 4, 3]
+    assert ids_of(batches) == IDS
+    assert {batch.labels.num_videos for batch in batches} == {4, 3}
+    for start, batch in zip((0, 4, 8), batches, strict=True):
+        own = videos[start : start + 4]
+        assert batch.num_frames.tolist() == [video.num_frames for video in own]
+        assert batch.num_frames.dtype == np.int64
+        for name, width in (("rgb", 3), ("audio", 2)):
+            frames = batch.frames[name]
+            assert frames.dtype == np.uint8
+            assert frames.shape == (len(own), max(batch.num_frames), width)
+            for row, video in zip(frames, own, strict=True):
+                for t in range(len(row)):
+                    expected = video.frames[name][t] if t < video.num_frames else [0] * width
+                    assert row[t].tolist() == list(expected)
+        for row, video in enumerate(own):
+            assert batch.labels.rows(row, row + 1).classes.tolist() == video.classes.tolist()
+
+
+def test_a_training_epoch_is_the_same_for_the_same_seed_and_holds_each_video_once(folder):
+    records = Records([folder])
+
+    def epoch(**chosen):
+        return ids_of(records.training_batches(1, **chosen))
+
+    assert epoch(seed=1) == epoch(seed=1, epoch=0)
+    assert sorted(epoch(seed=1)) == sorted(IDS)
+    orders = {tuple(epoch(seed=s, epoch=e)) for s in range(3) for e in range(2)} | {tuple(IDS)}
+    assert len(orders) == 7
+
+
+@pytest.mark.parametrize(("batch_size", "expected"), [(4, [4, 4]), (11, [11]), (12, [11])])
+def test_a_short_last_training_batch_is_left_out_unless_it_is_the_only_one(
+    folder, batch_size, expected
+):
+    batches = Records([folder]).training_batches(batch_size, seed=0)
+
+    assert [len(batch.ids) for batch in batches] == expected
+
+
+@pytest.mark.parametrize("max_bytes", [0, 3 * (dataset.VIDEO_BYTES + 5), 1 << 20])
+def test_shuffling_within_few_bytes_keeps_every_video_once_and_the_bytes_bounded(max_bytes):
+    videos = [Video(str(n), np.array([0]), {"a": np.zeros((1, 5), np.uint8)}) for n in range(20)]
+    given = []
+
+    def source():
+        for video in videos:
+            given.append(video)
+            yield video
+
+    out, ahead = [], []
+    for video in shuffled(source(), np.random.default_rng(0), max_bytes=max_bytes):
+        ahead.append(len(given) - len(out))
+        out.append(video.id)
+
+    assert sorted(out, key=int) == [video.id for video in videos]
+    most = max_bytes // (dataset.VIDEO_BYTES + 5) + 1  # one more is read before one is drawn
+    assert max(ahead) == min(20, most)
+    assert (out == sorted(out, key=int)) == (max_bytes == 0)
+
+
+def test_files_may_be_named_by_folder_glob_or_name_and_are_read_once(folder):
+    deep = folder / "deep" / "er"
+    deep.mkdir(parents=True)
+    (deep / "--.tfrecord").write_bytes((folder / "train1.tfrecord").read_bytes())
+    bracketed = folder / "[a].tfrecord"
+    bracketed.write_bytes((folder / "train1.tfrecord").read_bytes())
+
+    def names(*patterns):
+        return [path.name for path in Records(patterns).paths]
+
+    shards = ["train0.tfrecord", "train1.tfrecord", "train2.tfrecord"]
+    assert names(folder) == ["[a].tfrecord", *shards]
+    assert names(f"{folder}/train*.tfrecord") == shards
+    assert names(f"{folder}/**/--.tfrecord") == ["--.tfrecord"]
+    assert names(f"{deep}/*.tfrecord") == ["--.tfrecord"]
+    assert names(bracketed) == ["[a].tfrecord"]
+    assert names(folder / shards[2], f"{folder}/train*") == [shards[2], *shards[:2]]
+
+
+def test_patterns_are_kept_absolute(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+    records = Records(["train*.tfrecord", "--.tfrecord/../train0.tfrecord"])
+
+    assert records.patterns == (f"{folder}/train*.tfrecord", f"{folder}/train0.tfrecord")
+    assert [path.is_absolute() for path in records.paths] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fault"),
+    [
+        ("no*.tfrecord", "matches no file"),
+        ("no.tfrecord", "does not exist"),
+        ("empty", "holds no *.tfrecord files"),
+    ],
+)
+def test_a_pattern_without_files_is_an_error(folder, pattern, fault):
+    (folder / "empty").mkdir()
+
+    with pytest.raises(RecordError) as error:
+        Records([folder, folder / pattern])
+
+    assert str(error.value) == f"{folder / pattern} {fault}.\n{NAME_FILES}"
+
+
+def test_the_schema_is_the_one_given_else_beside_else_above_else_of_the_first_record(
+    folder, schema
+):
+    def with_classes(num_classes, path):
+        path.parent.mkdir(exist_ok=True)
+        changed = schema.model_copy(update={"num_classes": num_classes})
+        write_schema(changed, path, force=True)
+        return path
+
+    path = folder / "below" / "a.tfrecord"
+    write_records(path, [frame_record("v", [1], **ONE_FRAME)], force=False)
+    given = with_classes(9, folder / "given.toml")
+
+    assert Records([path], schema=given).schema.num_classes == 9
+    assert Records([path], schema=read_schema(given)).schema.num_classes == 9
+    with_classes(7, folder / "schema.toml")
+    assert Records([path]).schema.num_classes == 7
+    with_classes(8, path.with_name("schema.toml"))
+    assert Records([path]).schema.num_classes == 8
+    path.with_name("schema.toml").unlink()
+    (folder / "schema.toml").unlink()
+    assert Records([path]).schema == schema.model_copy(update={"num_classes": 3862})
+
+
+def test_label_names_are_carried_by_the_schema(folder):
+    names = folder / "names.csv"
+    names.write_text("label_id,label_name\n" + "".join(f"{i},class {i}\n" for i in range(6)))
+
+    assert Records([folder], label_names=names).schema.names[5] == "class 5"
+
+
+def test_a_bad_record_is_an_error_unless_bad_ones_are_skipped_and_counted_once(folder):
+    path = folder / "train1.tfrecord"
+    bad = frame_record("bad", [6], **ONE_FRAME)
+    good = frame_record("good", [5], **ONE_FRAME)
+    write_records(path, [bad, good, bad], force=True)
+
+    strict = Records([folder])
+    with pytest.raises(BadRecord) as error:
+        list(strict.videos())
+    lenient = Records([folder], skip_bad_records=True)
+    found = [video.id for _ in range(2) for video in lenient.videos()]
+
+    assert str(error.value) == (
+        f"{path}, record 1: label 6 is outside the 6 classes (0 to 5).\n"
+        "Give a schema that says so, or leave the record out with --skip-bad-records."
+    )
+    assert found == 2 * [*IDS[:4], "good", *IDS[5:]]
+    assert lenient.num_skipped == 2
+    assert [error.number for error in lenient.skipped] == [1, 3]
+
+
+def test_skipping_goes_on_behind_a_bad_checksum_and_ends_a_file_at_a_bad_length(folder):
+    damage(folder / "train0.tfrecord", 12)
+    damage(folder / "train2.tfrecord", 0)
+    records = Records([folder], skip_bad_records=True)
+
+    found = [video.id for video in records.videos()]
+
+    assert found == IDS[1:5]
+    assert records.num_skipped == 2
+    assert [error.path.name for error in records.skipped] == ["train0.tfrecord", "train2.tfrecord"]
+
+
+def test_checksums_may_be_left_unchecked(folder):
+    damage(folder / "train0.tfrecord", 8)  # the checksum of the first length
+
+    assert len(list(Records([folder], check_crc=False).videos())) == 11
+
+
+def test_an_empty_file_is_an_error_even_where_bad_records_are_skipped(folder):
+    (folder / "train1.tfrecord").write_bytes(b"")
+    records = Records([folder], skip_bad_records=True)
+
+    with pytest.raises(RecordError) as error:
+        list(records.videos())
+
+    assert str(error.value) == (
+        f"{folder}/train1.tfrecord is empty.\n"
+        "Copy the file again from where it is whole, or leave it out."
+    )
+
+
+def test_the_schema_is_told_from_the_first_record_that_is_whole(folder):
+    (folder / "schema.toml").unlink()
+    damage(folder / "train0.tfrecord", 0)
+
+    records = Records([folder], skip_bad_records=True)
+
+    assert records.schema.widths == {"rgb": 3, "audio": 2}
+    assert records.num_skipped == 1
+
+
+def test_files_without_one_whole_record_are_an_error(folder):
+    (folder / "schema.toml").unlink()
+    for path in folder.glob("*.tfrecord"):
+        damage(path, 0)
+
+    with pytest.raises(RecordError) as error:
+        Records([folder], skip_bad_records=True)
+
+    assert str(error.value) == (
+        f"{folder}/train0.tfrecord: no record of the 3 files can be read.\n"
+        "Copy the files again from where they are whole."
+    )
+
+
+def test_records_are_counted_from_their_framing_alone(folder):
+    damage(folder / "train0.tfrecord", 12)
+
+    assert Records([folder]).count() == 11
+
+
+def test_what_is_read_of_a_video_depends_on_neither_shards_nor_batches(folder, schema):
+    joined = folder / "joined"
+    content = b"".join(path.read_bytes() for path in Records([folder]).paths)
+    joined.mkdir()
+    (joined / "all.tfrecord").write_bytes(content)
+
+    def read(pattern, batch_size):
+        return {
+            name: (
+                int(num_frames),
+                [batch.frames[m.name][row][:num_frames].tolist() for m in schema.modalities],
+                batch.labels.rows(row, row + 1).classes.tolist(),
+            )
+            for batch in Records([pattern]).batches(batch_size)
+            for row, (name, num_frames) in enumerate(zip(batch.ids, batch.num_frames, strict=True))
+        }
+
+    assert read(folder, 3) == read(joined, 11) == read(joined, 1)

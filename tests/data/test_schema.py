@@ -1,0 +1,227 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ensemble_kit.data.schema import (
+    Modality,
+    Schema,
+    read_label_names,
+    read_schema,
+    write_schema,
+)
+from ensemble_kit.errors import OutputError, RecordError
+
+TOML = """\
+level = "frame"
+id_key = "id"
+labels_key = "labels"
+num_classes = 3
+
+[[modalities]]
+name = "rgb"
+key = "rgb"
+width = 4
+value_type = "uint8"
+"""
+WRITE_EACH = "Write each class once under one header: its index first, its name last."
+
+text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=5)
+modality = st.builds(
+    Modality,
+    name=st.from_regex(r"[a-z][a-z0-9_]{0,4}", fullmatch=True),
+    key=text,
+    width=st.integers(1, 8),
+    value_type=st.sampled_from(["uint8", "float32"]),
+)
+schema = st.integers(1, 4).flatmap(
+    lambda num_classes: st.builds(
+        Schema,
+        level=st.sampled_from(["frame", "video"]),
+        modalities=st.lists(modality, min_size=1, max_size=3, unique_by=lambda m: m.name),
+        id_key=text,
+        labels_key=text,
+        num_classes=st.just(num_classes),
+        max_frames=st.integers(1, 300),
+        label_names=st.none() | st.lists(text, min_size=num_classes, max_size=num_classes),
+    )
+)
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "schema.toml"
+    path.write_text(TOML)
+    return path
+
+
+@pytest.fixture(scope="module")
+def module_path(tmp_path_factory):
+    return tmp_path_factory.mktemp("schemas") / "schema.toml"
+
+
+@settings(deadline=None, max_examples=50)
+@given(schema)
+def test_a_written_schema_reads_back_equal(module_path, schema):
+    write_schema(schema, module_path, force=True)
+
+    assert read_schema(module_path) == schema
+
+
+def test_label_names_may_lie_in_a_file_beside_the_schema(path):
+    names = path.with_name("names.csv")
+    names.write_text("label_id,label_name\n0,a\n1,b\n2,c\n")
+    schema = read_schema(path).with_label_names(names)
+
+    write_schema(schema, path, label_names_file="names.csv", force=True)
+
+    assert 'label_names = "names.csv"' in path.read_text()
+    assert read_schema(path) == schema
+    assert schema.names == ("a", "b", "c")
+
+
+def test_an_existing_schema_is_kept(path):
+    with pytest.raises(OutputError, match="exists already"):
+        write_schema(read_schema(path), path, force=False)
+
+    assert path.read_text() == TOML
+
+
+@pytest.mark.parametrize(
+    ("line", "replacement", "fault", "mend"),
+    [
+        (
+            "width = 4",
+            "widht = 4",
+            ": modalities[0].widht is not a key of a schema.",
+            "Write width.",
+        ),
+        (
+            "num_classes = 3",
+            "num_classes = 3\npurpose = 1",
+            ": purpose is not a key of a schema.",
+            "Use the keys level, modalities, id_key, labels_key, num_classes, max_frames, "
+            "label_names.",
+        ),
+        ('id_key = "id"', "", ": id_key is missing.", "Add id_key."),
+        ('key = "rgb"', "", ": modalities[0].key is missing.", "Add modalities[0].key."),
+        (
+            'level = "frame"',
+            'level = "clip"',
+            ": level is 'clip': Input should be 'frame' or 'video'.",
+            "Correct the file.",
+        ),
+        (
+            "width = 4",
+            "width = 0",
+            ": modalities[0].width is 0: Input should be greater than or equal to 1.",
+            "Correct the file.",
+        ),
+        (
+            "num_classes = 3",
+            'num_classes = 3\nlabel_names = ["a"]',
+            ": 1 label names for 3 classes.",
+            "Correct the file.",
+        ),
+        (
+            "[[modalities]]",
+            '[[modalities]]\nname = "rgb"\nkey = "a"\nwidth = 2\nvalue_type = "uint8"\n'
+            "[[modalities]]",
+            ": two modalities share a name: rgb, rgb.",
+            "Correct the file.",
+        ),
+        (
+            "num_classes = 3",
+            "num_classes = ",
+            " is not TOML: Invalid value (at line 4, column 15).",
+            "Correct the file.",
+        ),
+        (
+            "num_classes = 3",
+            'num_classes = 3\nlabel_names = "no.csv"',
+            None,
+            "Name a CSV file of classes that exists.",
+        ),
+    ],
+)
+def test_a_fault_of_a_schema_is_named_with_its_place(path, line, replacement, fault, mend):
+    assert line in TOML
+    path.write_text(TOML.replace(line, replacement, 1))
+
+    with pytest.raises(RecordError) as error:
+        read_schema(path)
+
+    expected = f"{path.with_name('no.csv')} cannot be read: No such file or directory."
+    assert str(error.value) == f"{expected if fault is None else f'{path}{fault}'}\n{mend}"
+
+
+def test_a_missing_schema_is_an_error(tmp_path):
+    with pytest.raises(RecordError) as error:
+        read_schema(tmp_path / "no.toml")
+
+    assert str(error.value) == (
+        f"{tmp_path / 'no.toml'} cannot be read: No such file or directory.\n"
+        "Name a schema TOML that exists."
+    )
+
+
+def test_a_schema_of_other_bytes_than_text_is_an_error(path):
+    path.write_bytes(b"\xff\xfe")
+
+    with pytest.raises(RecordError) as error:
+        read_schema(path)
+
+    assert str(error.value) == f"{path} is not text in UTF-8.\nName a schema TOML that exists."
+
+
+def test_label_names_come_by_index_from_the_last_column(tmp_path):
+    path = tmp_path / "names.csv"
+    path.write_text('index,mid,display_name\n2,/m/c,"c, quoted"\n\n0,/m/a,a\n1,/m/b,b\n')
+
+    assert read_label_names(path, 3) == ("a", "b", "c, quoted")
+
+
+def test_commas_that_nobody_quoted_are_part_of_the_name(tmp_path):
+    path = tmp_path / "names.csv"
+    path.write_text("label_id,label_name\n0,Nike, Inc.\n1,Car\n")
+
+    assert read_label_names(path, 2) == ("Nike, Inc.", "Car")
+
+
+@pytest.mark.parametrize("row", ["1", "x,b", "-1,b", "3,b", "0,again"])
+def test_a_row_that_is_no_class_of_its_own_is_named(tmp_path, row):
+    path = tmp_path / "names.csv"
+    path.write_text(f"label_id,label_name\n0,a\n{row}\n2,c\n")
+
+    with pytest.raises(RecordError) as error:
+        read_label_names(path, 3)
+
+    assert str(error.value) == (
+        f"{path}, line 3: found {row!r}, expected an index from 0 to 2 that no line above has, "
+        f"and a name.\n{WRITE_EACH}"
+    )
+
+
+@pytest.mark.parametrize("content", ["", "label_id,label_name\n0,a\n2,c\n"])
+def test_a_class_without_a_name_is_named(tmp_path, content):
+    path = tmp_path / "names.csv"
+    path.write_text(content)
+
+    with pytest.raises(RecordError) as error:
+        read_label_names(path, 3)
+
+    found, missing = (2, 1) if content else (0, 0)
+    assert str(error.value) == (
+        f"{path} names {found} of 3 classes; class {missing} is missing.\n"
+        "Name the file that belongs to these records, or correct num_classes."
+    )
+
+
+def test_schemas_with_the_same_names_share_a_vocabulary(path):
+    unnamed = read_schema(path)
+    named = Schema.model_validate(unnamed.model_dump() | {"label_names": ("0", "1", "2")})
+    other = Schema.model_validate(unnamed.model_dump() | {"label_names": ("0", "2", "1")})
+
+    assert unnamed.vocabulary_sha256 == named.vocabulary_sha256
+    assert unnamed.vocabulary_sha256 != other.vocabulary_sha256
+    assert unnamed.interface == (("rgb", 4, "uint8"),)
+    assert unnamed.widths == {"rgb": 4}
