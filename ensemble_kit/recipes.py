@@ -19,7 +19,7 @@ from ensemble_kit.errors import RecipeError
 from ensemble_kit.provenance import RecipeRecord
 
 Count: TypeAlias = Annotated[int, Field(ge=1)]
-PerModality: TypeAlias = Count | dict[str, Count]
+PerModality: TypeAlias = Count | Annotated[dict[str, Count], Field(min_length=1)]
 ModalityFusion: TypeAlias = Literal["late", "early"]
 OTHER = "other"  # in a table of modalities: any that the table does not name
 
@@ -27,7 +27,7 @@ OTHER = "other"  # in a table of modalities: any that the table does not name
 class Table(BaseModel):
     """One table of a recipe: strict types, unknown keys refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Source(Table):
@@ -198,7 +198,7 @@ def read_recipe_text(name: str) -> RecipeRecord:
     """Find a recipe by its shipped name or by the path of a TOML file, and read its text.
 
     Raises:
-        RecipeError: There is no such recipe or file.
+        RecipeError: There is no such recipe or file, or it is not text.
     """
     if name.endswith(".toml"):
         path = Path(name)
@@ -207,7 +207,12 @@ def read_recipe_text(name: str) -> RecipeRecord:
                 f"{name} does not exist.",
                 mend="Name a TOML file that exists, or a recipe of `ensemble-kit recipes list`.",
             )
-        return RecipeRecord(name=path.stem, text=path.read_text(encoding="utf-8"))
+        try:
+            return RecipeRecord(name=path.stem, text=path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise RecipeError(
+                f"{name} is not text in UTF-8.", mend="Save the file as UTF-8."
+            ) from error
     names = recipe_names()
     if name not in names:
         raise RecipeError(
@@ -300,30 +305,39 @@ def _set(tables: dict[str, Any], override: str) -> None:
 
 
 def _explain(name: str, error: ValidationError) -> RecipeError:
-    """Turn the first of pydantic's complaints into one that names the place and the mend."""
-    first = error.errors()[0]
-    table, place = _walk(first["loc"])
-    kind, value = first["type"], first["input"]
+    """Turn the most telling of pydantic's complaints into one that names the place and the mend."""
+    worst = min(error.errors(), key=_rank)
+    table, place = _walk(worst["loc"])
+    kind, value = worst["type"], worst["input"]
     if kind == "extra_forbidden":
         known = list(table.model_fields)
-        fault = f"{place} is not a key of a recipe{_near(place.split('.')[-1], known)}"
-        return RecipeError(
-            f"Recipe {name}: {fault}.", mend=f"Use one of the keys: {', '.join(known)}."
-        )
-    if kind == "missing":
-        return RecipeError(f"Recipe {name}: {place} is missing.", mend=f"Give {place} a value.")
-    if kind in {"union_tag_invalid", "union_tag_not_found"}:
-        expected = [tag.strip("'") for tag in str(first["ctx"].get("expected_tags", "")).split(", ")]
-        found = value.get("name") if isinstance(value, dict) else value
-        fault = f"{place} has name {found!r}{_near(str(found), expected)}"
-        mend = f"Name one of: {', '.join(tag for tag in expected if tag)}."
-        if kind == "union_tag_not_found":
-            fault, mend = f"{place}.name is missing", f"Name the part to use as {place}."
-        return RecipeError(f"Recipe {name}: {fault}.", mend=mend)
-    return RecipeError(
-        f"Recipe {name}: {place} is {value!r}: {first['msg']}.",
-        mend=f"Give {place} a value of the right type and range.",
-    )
+        tag = _tag(table)
+        owner = f"the part {tag!r}" if tag else "a recipe"
+        fault = f"{place} is not a key of {owner}{_near(place.split('.')[-1], known)}"
+        mend = f"Use one of the keys: {', '.join(known)}."
+    elif kind == "missing":
+        fault, mend = f"{place} is missing", f"Give {place} a value."
+    elif kind == "union_tag_not_found":
+        fault, mend = f"{place}.name is missing", f"Name the part to use as {place}."
+    elif kind == "union_tag_invalid":
+        expected = [tag.strip("'") for tag in worst["ctx"]["expected_tags"].split(", ")]
+        fault = f"{place} has name {value['name']!r}{_near(str(value['name']), expected)}"
+        mend = f"Name one of: {', '.join(expected)}."
+    else:
+        is_table = kind in {"model_type", "model_attributes_type"}
+        wanted = "Input should be a table" if is_table else worst["msg"]
+        fault = f"{place} is {value!r}: {wanted}"
+        mend = f"Give {place} a value of the right type and range."
+    return RecipeError(f"Recipe {name}: {fault}.", mend=mend)
+
+
+def _rank(complaint: Any) -> int:
+    """Order complaints: a misspelt key says more than that the right one is missing."""
+    if complaint["type"] == "extra_forbidden":
+        return 0
+    # a table by modality is not a number, but what matters is what is wrong within it
+    is_wrong_branch = complaint["type"] == "int_type" and isinstance(complaint["input"], dict)
+    return 2 if is_wrong_branch else 1
 
 
 def _walk(location: tuple[int | str, ...]) -> tuple[type[BaseModel], str]:
@@ -337,14 +351,19 @@ def _walk(location: tuple[int | str, ...]) -> tuple[type[BaseModel], str]:
             continue
         if str(part) in table.model_fields:
             members = _models_in(table.model_fields[str(part)].annotation)
-            tagged = [model for model in members if "name" in model.model_fields]
-            choices = {get_args(m.model_fields["name"].annotation)[0]: m for m in tagged}
+            choices = {tag: model for model in members if (tag := _tag(model))}
             if len(members) == 1:
                 table = members[0]
-        elif place and str(part) in {"int", "constrained-int", "dict[str,constrained-int]"}:
+        elif part in {"constrained-int", "dict[str,constrained-int]"}:
             continue  # which branch of a union pydantic tried
         place.append(str(part))
     return table, ".".join(place)
+
+
+def _tag(table: type[BaseModel]) -> str | None:
+    """Return the name that a recipe picks a part by; None for a table that is no part."""
+    field = table.model_fields.get("name")
+    return str(get_args(field.annotation)[0]) if field else None
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -357,4 +376,4 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 def _near(word: str, known: Sequence[str]) -> str:
     matches = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
