@@ -80,6 +80,41 @@ def map_loops(scores: Scores, positives: Positives, k: int) -> Fraction:
     return sum(precisions, Fraction(0)) / len(precisions) if precisions else Fraction(0)
 
 
+# Selection: WILLOW's greedy rule (arXiv:1706.06905) under a limit in bytes.
+
+
+def mean_loops(members: Sequence[Scores]) -> list[list[Fraction | float]]:
+    """The mean of members' scores; a missing one counts 0, one that all miss stays missing."""
+    return [
+        [
+            sum((Fraction(max(score, 0)) for score in scores), Fraction(0)) / len(members)
+            if max(scores) > -inf
+            else -inf
+            for scores in zip(*rows, strict=True)
+        ]
+        for rows in zip(*members, strict=True)
+    ]
+
+
+def greedy_loops(
+    candidates: dict[str, Scores], sizes: dict[str, int], positives: Positives, k: int, limit: int
+) -> list[tuple[str, Fraction]]:
+    """(name, GAP of all members then) of each step."""
+    steps: list[tuple[str, Fraction]] = []
+    while True:
+        members = [name for name, _ in steps]
+        left = limit - sum(sizes[name] for name in members)
+        choices = []
+        for name in candidates:
+            if name not in members and sizes[name] <= left:
+                mean = mean_loops([candidates[one] for one in [*members, name]])
+                choices.append((-gap_loops(mean, positives, k), sizes[name], name))
+        if not choices or (steps and -min(choices)[0] <= steps[-1][1]):
+            return steps
+        gap, _, name = min(choices)
+        steps.append((name, -gap))
+
+
 # Layers. A vector is a sequence of floats, a matrix one of its rows; frames are (T, D). W is (in,
 # out), as the papers write x W.
 

@@ -1,0 +1,493 @@
+"""Selection against the greedy rule as loops, and what it refuses."""
+
+import json
+from itertools import permutations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import gap_loops, greedy_loops, mean_loops
+
+from ensemble_kit.data.labels import LabelLists
+from ensemble_kit.errors import OutputError, PredictionsError, SelectionError, SizeLimitError
+from ensemble_kit.evaluation import evaluate_predictions
+from ensemble_kit.files import GIB, sha256_of
+from ensemble_kit.predictions import dataset_sha256, read_predictions, write_predictions
+from ensemble_kit.provenance import FileRecord, ModelRecord
+from ensemble_kit.selection import RULE, find_predictions, select
+from ensemble_kit.selections import read_selection
+
+MISSING = -np.inf
+VIDEOS = ("a", "b", "c", "d")
+POSITIVES = [{0}, {1, 4}, {2}, {0, 3}]
+
+
+def write_own(path, rows, *, ids=VIDEOS, positives=POSITIVES, name=None, size=100, names="vwxyz"):
+    """Write predictions of a model that takes ``size`` bytes in bf16; None for no model."""
+    file = FileRecord(path=f"{path.stem}/averaged.safetensors", sha256="a" * 64)
+    record = ModelRecord(file=file, kind="checkpoint", num_values=(size or 0) // 2, repeats=1)
+    write_predictions(
+        path,
+        ids=ids,
+        label_names=tuple(names[: len(rows[0])]),
+        labels=LabelLists.from_lists(map(sorted, positives)),
+        rows=np.array(rows, np.float32),
+        name=name or path.stem,
+        model=record if size is not None else None,
+        force=True,
+    )
+    return path
+
+
+def write_csv(path, rows, ids=VIDEOS):
+    lines = ["VideoId,LabelConfidencePairs"]
+    for video, row in zip(ids, rows, strict=True):
+        listed = [(index, score) for index, score in enumerate(row) if score > MISSING]
+        lines.append(f"{video}," + " ".join(f"{index} {score!r}" for index, score in listed))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def write_labels(path, ids=VIDEOS, positives=POSITIVES):
+    lines = [
+        f"{video},{' '.join(map(str, sorted(one)))}"
+        for video, one in zip(ids, positives, strict=True)
+    ]
+    path.write_text("\n".join(["VideoId,Labels", *lines]) + "\n", encoding="utf-8")
+    return path
+
+
+def right_for(*videos, score=0.75):
+    """Scores of 1/8, but for the positives of some videos."""
+    return [
+        [score if video in videos and index in positives else 0.125 for index in range(5)]
+        for video, positives in zip(VIDEOS, POSITIVES, strict=True)
+    ]
+
+
+@st.composite
+def selections(draw):
+    """Candidates with eighths as scores, so that sums are exact and ties are everywhere."""
+    num_videos, num_classes = draw(st.integers(1, 4)), draw(st.integers(2, 5))
+    is_sparse = draw(st.booleans())
+    values = [MISSING] * is_sparse + [0.0, 0.125, 0.25, 0.5, 0.875]
+    score = st.sampled_from(values)
+    row = st.lists(score, min_size=num_classes, max_size=num_classes)
+    rows = st.lists(row, min_size=num_videos, max_size=num_videos)
+    candidates = draw(st.lists(rows, min_size=1, max_size=5))
+    classes = st.sets(st.integers(0, num_classes - 1), max_size=3)
+    positives = draw(st.lists(classes, min_size=num_videos, max_size=num_videos))
+    positives[0] |= {num_classes - 1}
+    sizes = [draw(st.sampled_from([2, 4, 6, 8])) for _ in candidates]
+    names = draw(st.permutations("vwxyz"))[: len(candidates)]
+    return (
+        dict(zip(names, candidates, strict=True)),
+        dict(zip(names, sizes, strict=True)),
+        positives,
+        draw(st.integers(1, 4)),
+        draw(st.integers(8, 24)),
+        is_sparse,
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(selections())
+def test_the_path_is_that_of_the_loops(tmp_path_factory, case):
+    candidates, sizes, positives, k, limit, is_sparse = case
+    folder = tmp_path_factory.mktemp("selection")
+    ids = [f"video{index}" for index in range(len(positives))]
+    if is_sparse:
+        paths = [write_csv(folder / f"{n}.csv", rows, ids) for n, rows in candidates.items()]
+        labels = {"labels_path": write_labels(folder / "labels", ids, positives), "sizes": sizes}
+    else:
+        labels = {}
+        paths = [
+            write_own(folder / n, rows, ids=ids, positives=positives, size=sizes[n])
+            for n, rows in candidates.items()
+        ]
+
+    selection = select(paths, output=folder / "s.json", max_size=limit, top_k=k, **labels)
+
+    expected = greedy_loops(candidates, sizes, positives, k, limit)
+    assert [step.added for step in selection.path] == [name for name, _ in expected]
+    assert [step.gap for step in selection.path] == pytest.approx(
+        [float(gap) for _, gap in expected], abs=1e-12
+    )
+    members = [name for name, _ in expected]
+    assert [member.name for member in selection.members] == members
+    assert selection.bytes == sum(sizes[name] for name in members) <= limit
+    for member in selection.members:
+        others = [candidates[name] for name in members if name != member.name]
+        without = gap_loops(mean_loops(others), positives, k) if others else 0
+        alone = gap_loops(candidates[member.name], positives, k)
+        assert member.gap_without == pytest.approx(float(without), abs=1e-12)
+        assert member.gap == pytest.approx(float(alone), abs=1e-12)
+
+
+def test_many_blocks_choose_as_one(tmp_path, monkeypatch):
+    paths = [write_own(tmp_path / name, right_for(*name)) for name in ("ab", "c", "d")]
+    once = select(paths, output=tmp_path / "once.json")
+
+    monkeypatch.setattr("ensemble_kit.selection.BLOCK_VALUES", 12)
+    monkeypatch.setattr("ensemble_kit.predictions.BLOCK_VALUES", 8)
+    again = select(paths, output=tmp_path / "again.json")
+
+    assert len(once.members) == 3
+    assert again == once
+
+
+def test_the_order_of_candidates_and_of_their_videos_changes_nothing_without_ties(tmp_path):
+    ab, c, d = np.array([right_for("a", "b"), right_for("c"), right_for("d")])
+    ab, c, d = (one + np.random.default_rng(0).random((4, 5)) / 16 for one in (ab, c, d))
+    order = [2, 0, 3, 1]
+    ids, positives = [VIDEOS[index] for index in order], [POSITIVES[index] for index in order]
+    paths = [
+        write_own(tmp_path / "ab", ab),
+        write_own(tmp_path / "c", c[order], ids=ids, positives=positives),
+        write_csv(tmp_path / "d.csv", d[::-1].tolist(), VIDEOS[::-1]),
+    ]
+
+    found = [select(order, output=tmp_path / "s.json", force=True) for order in permutations(paths)]
+
+    assert len(found[0].members) == 3
+    assert {one.members for one in found} == {found[0].members}
+
+
+def test_the_gap_of_one_member_is_what_evaluate_prints(tmp_path):
+    generator = np.random.default_rng(0)
+    path = write_own(tmp_path / "one", generator.random((4, 5)))
+
+    selection = select([path], output=tmp_path / "s.json", top_k=3)
+
+    assert selection.gap == evaluate_predictions(read_predictions(path), None, k=3).gap
+
+
+def test_copies_of_a_member_are_never_added(tmp_path):
+    rows = np.random.default_rng(0).random((4, 5))  # thirds of their sum would round
+    paths = [
+        write_own(tmp_path / name, rows, size=size)
+        for name, size in zip("xyz", (8, 4, 6), strict=True)
+    ]
+
+    selection = select(paths, output=tmp_path / "s.json")
+
+    assert [member.name for member in selection.members] == ["y"]
+    assert [one.skipped for one in selection.candidates] == [
+        None,
+        "It does not raise the GAP.",
+        "It does not raise the GAP.",
+    ]
+
+
+def test_what_does_not_fit_is_skipped_for_what_does(tmp_path):
+    paths = [
+        write_own(tmp_path / "best", right_for("a", "b", "c"), size=600),
+        write_own(tmp_path / "large", right_for("d"), size=500),
+        write_own(tmp_path / "small", right_for("d", score=0.25), size=400),
+    ]
+
+    selection = select(paths, output=tmp_path / "s.json", max_size=1000)
+
+    assert [(step.added, step.bytes) for step in selection.path] == [("best", 600), ("small", 1000)]
+    assert {one.name: one.skipped for one in selection.candidates} == {
+        "best": None,
+        "small": None,
+        "large": "Its 500 bytes do not fit in the 0 bytes left.",
+    }
+
+
+@pytest.mark.parametrize(("dtype", "num_bytes"), [("fp32", 400), ("fp16", 200), ("bf16", 200)])
+def test_bytes_are_counted_in_the_type_of_the_fused_file(tmp_path, dtype, num_bytes):
+    path = write_own(tmp_path / "p", right_for("a"), size=200)
+
+    assert select([path], output=tmp_path / "s.json", dtype=dtype).bytes == num_bytes
+
+
+def test_csv_files_of_unknown_size_count_nothing_where_there_is_no_limit(tmp_path):
+    paths = [write_csv(tmp_path / f"{name}.csv", right_for(name)) for name in ("c", "d")]
+
+    selection = select(
+        paths, output=tmp_path / "s.json", labels_path=write_labels(tmp_path / "y.csv")
+    )
+
+    assert [(member.name, member.bytes) for member in selection.members] == [("d", 0), ("c", 0)]
+    assert [member.model for member in selection.members] == [None, None]
+    assert selection.vocabulary_sha256 is None
+
+
+def test_the_file_holds_all_of_it_with_paths_from_its_own_folder(tmp_path):
+    runs = {name: tmp_path / "runs" / name / "validation.safetensors" for name in ("gru", "vlad")}
+    for (name, path), rows in zip(
+        runs.items(), (right_for("c", "d"), right_for("a", "b")), strict=True
+    ):
+        path.parent.mkdir(parents=True)
+        write_own(path, rows, name=name)
+    output = tmp_path / "ensemble" / "selection.json"
+
+    selection = select(list(runs.values()), output=output, top_k=4)
+
+    assert read_selection(output) == selection
+    first, second = selection.members
+    assert (first.name, first.coefficient, first.bytes) == ("gru", 0.5, 100)
+    assert first.predictions == FileRecord(
+        path="../runs/gru/validation.safetensors", sha256=sha256_of(runs["gru"])
+    )
+    assert first.model.file.path == "../runs/gru/validation/averaged.safetensors"
+    assert second.gap == first.gap_without < selection.gap
+    labels = LabelLists.from_lists(map(sorted, POSITIVES))
+    assert json.loads(output.read_text(encoding="utf-8")) == {
+        "kind": "selection",
+        "kit_version": selection.kit_version,
+        "k": 4,
+        "dtype": "bf16",
+        "max_size": GIB,
+        "rule": RULE,
+        "dataset_sha256": dataset_sha256(VIDEOS, labels),
+        "vocabulary_sha256": read_predictions(runs["gru"]).record.vocabulary_sha256,
+        "videos": 4,
+        "positives": 6,
+        "gap": selection.gap,
+        "bytes": 200,
+        "members": [member.model_dump() for member in selection.members],
+        "path": [
+            {"added": "gru", "gap": first.gap, "bytes": 100},
+            {"added": "vlad", "gap": selection.gap, "bytes": 200},
+        ],
+        "candidates": [
+            {"name": "gru", "gap": first.gap, "bytes": 100, "skipped": None},
+            {"name": "vlad", "gap": second.gap, "bytes": 100, "skipped": None},
+        ],
+    }
+
+
+def test_the_runs_of_a_workspace_are_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("vlad", "gru"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "validation.safetensors").touch()
+
+    assert [path.parent.name for path in find_predictions()] == ["gru", "vlad"]
+
+
+def test_a_workspace_without_runs_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(SelectionError) as caught:
+        find_predictions()
+
+    assert str(caught.value) == (
+        f"There are no predictions: runs/*/validation.safetensors matches nothing in {tmp_path}.\n"
+        "Name predictions files, or go to a folder where `ensemble-kit train` made runs."
+    )
+
+
+def refused(paths, error=SelectionError, **options):
+    """Return the message that selecting ends with."""
+    output = paths[0].parent / "s.json"
+    with pytest.raises(error) as caught:
+        select(paths, output=output, **options)
+    assert not output.exists()
+    return str(caught.value)
+
+
+def test_a_selection_is_not_overwritten_unless_forced(tmp_path):
+    paths, output = [write_own(tmp_path / "p", right_for("a"))], tmp_path / "s.json"
+    select(paths, output=output)
+
+    with pytest.raises(OutputError) as caught:
+        select(paths, output=output)
+
+    select(paths, output=output, force=True)
+    assert str(caught.value) == (
+        f"{output} exists already.\nName another output, or replace it with --force."
+    )
+
+
+def test_no_candidates_are_the_callers_fault(tmp_path):
+    with pytest.raises(ValueError, match=r"^there are no predictions to select from$"):
+        select([], output=tmp_path / "s.json")
+
+
+def test_nothing_that_fits_is_refused_with_the_smallest(tmp_path):
+    paths = [
+        write_own(tmp_path / name, right_for("a"), size=size)
+        for name, size in (("gru", 3 * 2**20), ("vlad", 4 * 2**20))
+    ]
+
+    assert refused(paths, SizeLimitError, max_size=2**20) == (
+        "No candidate fits in 1.0 MiB: gru, the smallest, takes 3.0 MiB.\n"
+        "Raise --max-size, or train a smaller sub-model."
+    )
+
+
+def test_two_candidates_of_one_name_are_refused(tmp_path):
+    paths = [
+        write_own(tmp_path / "p", right_for("a"), name="gru"),
+        write_csv(tmp_path / "gru.csv", right_for("b")),
+    ]
+
+    assert refused(paths) == (
+        f"{paths[0]} and {paths[1]} are both named 'gru'.\n"
+        "Leave one out, or rename one: a CSV file, or a run with `train --name`."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "names"), [("grv", "gru"), ("a.csv", "gru, vlad")], ids=["near", "far"]
+)
+def test_a_size_of_no_candidate_is_refused(tmp_path, name, names):
+    paths = [write_own(tmp_path / "gru", right_for("a")), write_own(tmp_path / "vlad", right_for())]
+
+    assert refused(paths, sizes={name: 4}) == (
+        f"A size is given for {name!r}, which is not a candidate.\nName one of {names}."
+    )
+
+
+@pytest.mark.parametrize("options", [{"max_size": GIB}, {"sizes": {"gru": 4}}])
+def test_an_unknown_size_is_refused_where_there_is_a_limit(tmp_path, options):
+    paths = [
+        write_own(tmp_path / "gru", right_for("a")),
+        write_csv(tmp_path / "other.csv", right_for("b")),
+    ]
+
+    assert refused(paths, **options) == (
+        f"The size of other is not known: {paths[1]} tells of no model.\n"
+        "Give the size of every such candidate: --size other=4MB."
+    )
+
+
+def test_own_predictions_without_a_model_need_a_size_too(tmp_path):
+    paths = [write_own(tmp_path / "mean", right_for("a"), size=None)]
+
+    message = refused(paths, max_size=100)
+
+    assert message.startswith(f"The size of mean is not known: {paths[0]} tells of no model.")
+    assert select(paths, output=tmp_path / "s.json", max_size=100, sizes={"mean": 7}).bytes == 7
+
+
+def test_other_label_names_are_refused(tmp_path):
+    paths = [
+        write_own(tmp_path / "p", right_for("a")),
+        write_own(tmp_path / "q", right_for("b"), names="vwxyq"),
+    ]
+
+    assert refused(paths) == (
+        f"{paths[1]} has other label names than {paths[0]}.\n"
+        "Select among predictions of one label vocabulary."
+    )
+
+
+def test_a_csv_of_more_classes_is_refused(tmp_path):
+    paths = [
+        write_csv(tmp_path / "p.csv", [[0.5] * 7] * 4),
+        write_own(tmp_path / "q", right_for("b")),
+    ]
+
+    assert refused(paths) == (
+        f"{paths[0]} lists class 6; {paths[1]} has 5 classes.\n"
+        "Select among predictions of one label vocabulary."
+    )
+
+
+def test_other_videos_are_refused(tmp_path):
+    paths = [
+        write_own(tmp_path / "p", right_for("a")),
+        write_own(tmp_path / "q", right_for("b"), ids=("a", "b", "c", "e")),
+    ]
+
+    assert refused(paths, PredictionsError) == (
+        f"{paths[0]} lacks video 'e', which {paths[1]} has.\n"
+        "Make both files from the same videos; their order may differ."
+    )
+
+
+def test_other_labels_are_refused_unless_they_are_named(tmp_path):
+    paths = [
+        write_own(tmp_path / "p", right_for("a")),
+        write_own(tmp_path / "q", right_for("b"), positives=[*POSITIVES[:3], {1}]),
+    ]
+
+    assert refused(paths) == (
+        f"{paths[1]} has other labels than {paths[0]}.\n"
+        "Predict every candidate on the same records, or name the labels with --labels."
+    )
+    labels_path = write_labels(tmp_path / "y.csv", VIDEOS[::-1], POSITIVES[::-1])
+    select(paths, output=tmp_path / "s.json", labels_path=labels_path)
+
+
+def test_no_labels_are_refused(tmp_path):
+    csv = write_csv(tmp_path / "p.csv", right_for("a"))
+    own = write_own(tmp_path / "q", right_for("a"), positives=[set()] * 4)
+    labels_path = write_labels(tmp_path / "y.csv", positives=[set()] * 4)
+
+    for paths, labels, lacking in (
+        ([csv], None, csv),
+        ([own], None, own),
+        ([own], labels_path, labels_path),
+    ):
+        assert refused(paths, labels_path=labels) == (
+            f"{lacking} holds no labels.\nName a CSV file of the videos' labels with --labels."
+        )
+
+
+def test_a_label_outside_of_the_classes_is_refused(tmp_path):
+    labels_path = write_labels(tmp_path / "y.csv", positives=[{5}, {0}, {0}, {0}])
+
+    message = refused(
+        [write_own(tmp_path / "p", right_for())], PredictionsError, labels_path=labels_path
+    )
+
+    assert message == (
+        f"{labels_path}, line 2: '5' is not a class, expected a number from 0 to 4.\n"
+        "Number the classes from 0, as the records' labels do."
+    )
+
+
+def test_a_missing_selection_is_named(tmp_path):
+    path = tmp_path / "selection.json"
+
+    with pytest.raises(SelectionError) as caught:
+        read_selection(path)
+
+    assert str(caught.value) == (
+        f"{path} cannot be read: No such file or directory.\n"
+        "Run `ensemble-kit select` first, or name a selection that exists."
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"k": "20"}, ", at k: Input should be a valid integer"),
+        ({"weights": []}, ", at weights: Extra inputs are not permitted"),
+        (
+            {"members": []},
+            ", at members: Tuple should have at least 1 item after validation, not 0",
+        ),
+    ],
+)
+def test_a_selection_of_another_form_is_refused(tmp_path, change, fault):
+    path = tmp_path / "s.json"
+    select([write_own(tmp_path / "p", right_for("a"))], output=path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+    with pytest.raises(SelectionError) as caught:
+        read_selection(path)
+
+    assert str(caught.value) == (
+        f"{path} is not a selection{fault}.\nMake it again with `ensemble-kit select`."
+    )
+
+
+def test_what_is_not_json_is_no_selection(tmp_path):
+    path = tmp_path / "s.json"
+    path.write_text("members")
+
+    with pytest.raises(SelectionError) as caught:
+        read_selection(path)
+
+    assert str(caught.value) == (
+        f"{path} is not a selection: Invalid JSON: expected value at line 1 column 1.\n"
+        "Make it again with `ensemble-kit select`."
+    )
