@@ -1,0 +1,147 @@
+"""ensemble-kit select: a workspace without arguments, and CSV files made by any tool."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ensemble_kit.cli import main
+from ensemble_kit.data.labels import LabelLists
+from ensemble_kit.predictions import write_predictions
+from ensemble_kit.provenance import FileRecord, ModelRecord
+from ensemble_kit.selections import read_selection
+
+LABELS = LabelLists.from_lists([[0], [1], [2]])
+RIGHT = 0.5 * np.eye(3) + 0.125 * np.arange(9).reshape(3, 3) / 8  # the right class, no ties
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    """Two runs that are right for different videos, and one that is never right."""
+    monkeypatch.chdir(tmp_path)
+    for name, is_right in (("gru", (1, 1, 0)), ("vlad", (0, 0, 1)), ("poor", (0, 0, 0))):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        write_predictions(
+            tmp_path / "runs" / name / "validation.safetensors",
+            ids=("a", "b", "c"),
+            label_names=("x", "y", "z"),
+            labels=LABELS,
+            rows=np.where(np.array(is_right)[:, None], RIGHT, 1 / 8 - RIGHT[::-1] / 8),
+            name=name,
+            model=ModelRecord(
+                file=FileRecord(path="averaged.safetensors", sha256="a" * 64),
+                kind="checkpoint",
+                num_values=2**19,
+                repeats=1,
+            ),
+            force=False,
+        )
+    return tmp_path
+
+
+@pytest.fixture
+def csv_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "A.csv").write_text("VideoId,LabelConfidencePairs\na,0 0.9\nb,1 0.8\nc,0 0.3\n")
+    (tmp_path / "B.csv").write_text("VideoId,LabelConfidencePairs\nc,2 0.7\nb,0 0.2\na,1 0.1\n")
+    (tmp_path / "Y.csv").write_text("VideoId,Labels\na,0\nb,1\nc,2\n")
+    return ["A.csv", "B.csv", "--labels", "Y.csv"]
+
+
+def test_a_workspace_needs_no_argument(runner, workspace):
+    result = runner.invoke(main, ["select"])
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout == (
+        "step  added    GAP@20      gain           bytes   limit\n"
+        "   1  gru      0.9167   +0.9167       1,048,576    0.1%\n"  # (1 + 1 + 3/4) / 3
+        "   2  vlad     1.0000   +0.0833       2,097,152    0.2%\n"
+        "ensemble/selection.json: 2 of 3 candidates, GAP@20 1.0000, 2.0 MiB of 1.0 GiB in bf16.\n"
+    )
+    selection = read_selection(workspace / "ensemble" / "selection.json")
+    assert [member.model.file.path for member in selection.members] == [
+        "../runs/gru/averaged.safetensors",
+        "../runs/vlad/averaged.safetensors",
+    ]
+
+
+def test_the_limit_and_the_type_are_options(runner, workspace):
+    result = runner.invoke(
+        main, ["select", "--max-size", "3MiB", "--dtype", "fp32", "-o", "s.json", "--json"]
+    )
+
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    assert printed == json.loads((workspace / "s.json").read_text())
+    assert (printed["max_size"], printed["dtype"], printed["bytes"]) == (3 * 2**20, "fp32", 2**21)
+    assert [member["name"] for member in printed["members"]] == ["gru"]
+
+
+def test_csv_files_made_by_any_tool_are_selected_from(runner, csv_files):
+    options = ["--top-k", "2", "--size", "A=4MB", "--size", "B=7MB", "--max-size", "11MB"]
+
+    result = runner.invoke(main, ["select", *csv_files, *options, "--json"])
+
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    assert printed["k"] == 2
+    assert [(step["added"], step["bytes"]) for step in printed["path"]] == [
+        ("A", 4_000_000),
+        ("B", 11_000_000),
+    ]
+
+
+def test_a_limit_without_sizes_is_refused(runner, csv_files):
+    for options in (["--max-size", "1GiB"], ["--size", "B=1MB"]):
+        result = runner.invoke(main, ["select", *csv_files, *options])
+
+        assert result.exit_code == 1
+        assert result.stderr == (
+            "Error: The size of A is not known: A.csv tells of no model.\n"
+            "Give the size of every such candidate: --size A=4MB.\n"
+        )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fault"),
+    [
+        (["4MB"], "'4MB' is not a name and a size."),
+        (["A=4MB", "A=5MB"], "'A=5MB' is a second size of A."),
+    ],
+)
+def test_a_size_without_a_name_and_a_second_size_are_refused(runner, csv_files, sizes, fault):
+    options = [word for size in sizes for word in ("--size", size)]
+
+    result = runner.invoke(main, ["select", *csv_files, *options])
+
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"Error: {fault}\nWrite NAME=SIZE once for each candidate: --size gru=4MB.\n"
+    )
+
+
+def test_a_selection_is_kept_unless_forced(runner, workspace):
+    runner.invoke(main, ["select"])
+
+    again = runner.invoke(main, ["select"])
+    forced = runner.invoke(main, ["select", "--force"])
+
+    assert again.exit_code == 1
+    assert again.stderr == (
+        "Error: ensemble/selection.json exists already.\n"
+        "Name another output, or replace it with --force.\n"
+    )
+    assert forced.exit_code == 0
+
+
+def test_a_folder_without_runs_is_refused(runner, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    result = runner.invoke(main, ["select"])
+
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "Error: There are no predictions: runs/*/validation.safetensors matches nothing in "
+        f"{tmp_path}.\n"
+        "Name predictions files, or go to a folder where `ensemble-kit train` made runs.\n"
+    )
