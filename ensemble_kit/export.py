@@ -111,6 +111,7 @@ def export_onnx(
             model = _trace(record, repeats)
             _attach_weights(model, file, record, repeats)
             optimizer.optimize_ir(model, should_fold=_may_fold)
+            _forget_traces(model)
         _describe(model, record, fused, repeats)
         with written_aside(output, force=force) as aside:
             ir.save(model, aside)
@@ -204,6 +205,15 @@ def _may_fold(node: ir.Node) -> bool | None:
         value is not None and value.is_initializer() for value in node.inputs
     )
     return False if is_weight else None
+
+
+def _forget_traces(model: ir.Model) -> None:
+    """Drop the exporter's notes: source lines and paths of this machine, a kilobyte a node."""
+    model.graph.metadata_props.clear()
+    for node in model.graph:
+        node.metadata_props.clear()
+        for output in node.outputs:
+            output.metadata_props.clear()
 
 
 def _describe(model: ir.Model, record: FusedRecord, fused: Path, repeats: int) -> None:
