@@ -107,6 +107,10 @@ def test_files_may_be_named_by_folder_glob_or_name_and_are_read_once(folder):
     assert names(f"{folder}/**/--.tfrecord") == ["--.tfrecord"]
     assert names(f"{deep}/*.tfrecord") == ["--.tfrecord"]
     assert names(bracketed) == ["[a].tfrecord"]
+    bracketed_folder = folder / "[b]"
+    bracketed_folder.mkdir()
+    bracketed.rename(bracketed_folder / "c.tfrecord")
+    assert names(bracketed_folder) == ["c.tfrecord"]
     assert names(folder / shards[2], f"{folder}/train*") == [shards[2], *shards[:2]]
 
 
@@ -227,6 +231,23 @@ def test_the_schema_is_told_from_the_first_record_that_is_whole(folder):
 
     assert records.schema.widths == {"rgb": 3, "audio": 2}
     assert records.num_skipped == 1
+
+
+def test_the_record_that_tells_no_schema_is_named_by_its_own_number(folder):
+    (folder / "schema.toml").unlink()
+    path = folder / "train0.tfrecord"
+    flow = frame_record("v", [1], flow=np.ones((1, 3), np.uint8))
+    write_records(path, [flow, flow], force=True)
+    damage(path, 12)
+
+    with pytest.raises(RecordError) as error:
+        Records([folder], skip_bad_records=True)
+
+    assert str(error.value) == (
+        f"{path}, record 2: its keys are of no known kind "
+        "(found context id, labels; feature lists flow).\n"
+        "Write a schema TOML for these records and name it with --schema."
+    )
 
 
 def test_files_without_one_whole_record_are_an_error(folder):

@@ -14,6 +14,9 @@ PATH = Path("a.tfrecord")
 CORRECT_SCHEMA = "Give a schema that says so, or leave the record out with --skip-bad-records."
 MAKE_AGAIN = "Make the record again, or leave it out with --skip-bad-records."
 UINT8, FLOAT32 = "uint8", "float32"
+FRAMES = {"rgb": [byte_strings(b"ab"), byte_strings(b"cd")], "audio": [byte_strings(b"e")] * 2}
+CONTEXT = {"id": byte_strings(b"v"), "labels": integers([1])}
+NAN, INFINITY = float("nan"), float("inf")
 
 
 def make_schema(level="frame", **modalities):
@@ -132,13 +135,16 @@ def test_a_value_in_two_parts_is_read_whole():
 def test_frames_beyond_the_most_are_left_out_but_counted():
     frames = np.arange(14, dtype=np.uint8).reshape(7, 2)
     schema = make_schema(rgb=(2, UINT8), audio=(2, UINT8)).model_copy(update={"max_frames": 5})
+    uneven = [byte_strings(bytes(row), overlong=True) for row in frames]
 
     video = decode(frame_record(rgb=frames, audio=frames), schema)
+    parsed = decode(record(CONTEXT, {"rgb": uneven, "audio": uneven}), schema)
     with pytest.raises(BadRecord, match="7 of rgb and 6 of audio"):
         decode(frame_record(rgb=frames, audio=frames[:6]), schema)
 
-    assert video.num_frames == 5
-    np.testing.assert_array_equal(video.frames["rgb"], frames[:5])
+    for each in (video, parsed):
+        assert each.num_frames == 5
+        np.testing.assert_array_equal(each.frames["rgb"], frames[:5])
 
 
 def test_an_id_that_is_not_text_is_escaped_and_labels_may_be_nothing_at_all():
@@ -150,11 +156,6 @@ def test_an_id_that_is_not_text_is_escaped_and_labels_may_be_nothing_at_all():
 
     assert video.id == r"a\xff"
     assert video.classes.tolist() == []
-
-
-FRAMES = {"rgb": [byte_strings(b"ab"), byte_strings(b"cd")], "audio": [byte_strings(b"e")] * 2}
-CONTEXT = {"id": byte_strings(b"v"), "labels": integers([1])}
-NAN, INFINITY = float("nan"), float("inf")
 
 
 @pytest.mark.parametrize(
@@ -278,6 +279,17 @@ def test_floats_that_are_not_finite_or_too_few_are_named(values, fault, mend, is
         decode(record(CONTEXT, {"rgb": rows}), make_schema(rgb=(2, FLOAT32)))
 
     assert str(error.value) == f"a.tfrecord, record 3: {fault}\n{mend}"
+
+
+def test_a_vector_in_two_parts_is_one_longer_vector_and_not_two_frames():
+    parts = floats([1, 2]) + floats([3, 4])  # protobuf joins the lists of one feature
+
+    with pytest.raises(BadRecord) as error:
+        decode(record(CONTEXT | {"rgb": parts}), make_schema("video", rgb=(2, FLOAT32)))
+
+    assert str(error.value) == (
+        "a.tfrecord, record 3: frame 1 of rgb has 4 features, the schema says 2.\n" + CORRECT_SCHEMA
+    )
 
 
 def test_integers_where_floats_belong_are_named():
