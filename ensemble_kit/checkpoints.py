@@ -1,6 +1,6 @@
 """Tensors on disk, with their provenance: the one module that reads and writes them.
 
-A tensor file is a safetensors file whose metadata has one key, ``ensemble_kit``, with sorted JSON:
+A tensor file is a safetensors file whose metadata has one key, ``ensemble_kit``, with JSON:
 one of the records of ``provenance``. Imports ``errors``, ``files`` and ``provenance``; torch is
 imported only by the functions that return its tensors. Nothing is ever unpickled.
 """
@@ -79,7 +79,7 @@ class TensorFile:
                 mend=f"Name a {expected} file instead.",
             )
         try:
-            return record_type.model_validate(self.metadata)
+            return record_type.model_validate_json(json.dumps(self.metadata), strict=True)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
@@ -118,23 +118,36 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
         raise CheckpointError(f"{path} does not exist.", mend="Name a file that exists.")
     try:
         with safe_open(path, framework="np") as handle:
-            text = (handle.metadata() or {}).get(METADATA_KEY)
             slices = {name: handle.get_slice(name) for name in sorted(handle.keys())}
             specs = {
                 name: TensorSpec(part.get_dtype(), tuple(part.get_shape()))
                 for name, part in slices.items()
             }
-            if text is None:
-                raise CheckpointError(
-                    f"{path} carries no record of ensemble-kit.",
-                    mend="Name a file that ensemble-kit wrote.",
-                )
-            yield TensorFile(path, specs, json.loads(text), handle)
-    except (SafetensorError, json.JSONDecodeError) as error:
+            yield TensorFile(path, specs, _metadata(path, handle.metadata()), handle)
+    except SafetensorError as error:
         raise CheckpointError(
             f"{path} is not a whole safetensors file: {error}.",
             mend="Make the file again, or copy it again from where it is whole.",
         ) from error
+
+
+def _metadata(path: Path, texts: Mapping[str, str] | None) -> dict[str, Any]:
+    text = (texts or {}).get(METADATA_KEY)
+    if text is None:
+        raise CheckpointError(
+            f"{path} carries no record of ensemble-kit.",
+            mend="Name a file that ensemble-kit wrote.",
+        )
+    try:
+        metadata = json.loads(text)
+    except json.JSONDecodeError:
+        metadata = None
+    if not isinstance(metadata, dict):
+        raise CheckpointError(
+            f"{path}: its metadata is damaged: {METADATA_KEY} is no JSON object.",
+            mend="Make the file again with this version of ensemble-kit.",
+        )
+    return metadata
 
 
 def write_tensors(

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 from builders import POOLINGS, SAMPLINGS, tiny_recipe, tiny_recipe_text
-from conftest import PROJECT_ROOT
 from pydantic import ValidationError
 
 from ensemble_kit import recipes
@@ -18,7 +17,8 @@ from ensemble_kit.recipes import (
     recipe_names,
 )
 
-SHIPPED = sorted((PROJECT_ROOT / "models").rglob("*.toml"))
+MODELS = Path(__file__).resolve().parents[1] / "models"
+SHIPPED = sorted(MODELS.rglob("*.toml"))
 TRAINING_KEYS = (
     "batch_size, learning_rate, learning_rate_decay, examples_per_decay, max_steps, clip_norm, "
     "l2_penalty, batch_norm_momentum, checkpoint_every, average_last"
@@ -71,7 +71,7 @@ def test_every_shipped_recipe_is_read_and_none_is_missed():
     names = recipe_names()
 
     assert len(names) >= 10
-    on_disk = [path.relative_to(PROJECT_ROOT / "models").with_suffix("") for path in SHIPPED]
+    on_disk = [path.relative_to(MODELS).with_suffix("") for path in SHIPPED]
     assert names == [path.as_posix() for path in on_disk]
     for name in names:
         recipe = load_recipe(name)
@@ -81,7 +81,7 @@ def test_every_shipped_recipe_is_read_and_none_is_missed():
 
 
 def test_nothing_but_recipes_lies_in_models():
-    files = sorted(path for path in (PROJECT_ROOT / "models").rglob("*") if path.is_file())
+    files = sorted(path for path in MODELS.rglob("*") if path.is_file())
 
     assert files == SHIPPED
 

@@ -1,0 +1,333 @@
+import json
+import os
+import pickle
+import struct
+
+import numpy as np
+import pytest
+import torch
+from builders import tiny_recipe, tiny_schema, write_checkpoint
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from safetensors.torch import load_file
+
+from ensemble_kit.checkpoints import (
+    TensorSpec,
+    open_tensors,
+    save_tensors,
+    spec_of,
+    write_tensors,
+)
+from ensemble_kit.errors import CheckpointError, OutputError
+from ensemble_kit.provenance import CheckpointRecord, FusedRecord, Record
+
+TORCH_TYPES = [
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
+]
+NAMES = ("a", "b", "ü", '"')
+
+
+class Note(Record):
+    """The smallest record."""
+
+    kind: str = "note"
+    count: int
+    words: tuple[str, ...] = ()
+
+
+def message_of(path, record_type=None):
+    """Return the whole message of opening a file, and reading its record."""
+    with pytest.raises(CheckpointError) as caught:
+        read(path, record_type)
+    return str(caught.value)
+
+
+def read(path, record_type=None):
+    with open_tensors(path) as file:
+        if record_type is not None:
+            file.record(record_type)
+
+
+def write_raw(path, header, data):
+    encoded = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + data)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "file.safetensors"
+
+
+@pytest.fixture
+def checkpoint(path):
+    write_checkpoint(path, tiny_recipe(), tiny_schema(label_names=NAMES), step=7)
+    return path
+
+
+@pytest.mark.parametrize("dtype", TORCH_TYPES, ids=str)
+@pytest.mark.parametrize("shape", [(), (0, 3), (5,), (2, 3)])
+def test_every_type_and_shape_comes_back_as_it_was(dtype, shape, path, rng):
+    tensor = (torch.randn(shape, generator=rng) * 100).to(dtype)
+
+    tensors = {"odd": torch.ones(1, dtype=torch.uint8), "t": tensor}
+    save_tensors(path, tensors, Note(count=1), force=False)
+
+    with open_tensors(path) as file:
+        stored = file.tensor("t")
+        assert file.specs["t"] == spec_of(tensor)
+        assert dict(file.tensors()).keys() == {"odd", "t"}
+    assert stored.dtype == dtype
+    assert torch.equal(stored, tensor)
+    assert torch.equal(load_file(path)["t"], tensor)
+
+
+@pytest.mark.parametrize("dtype", [d for d in TORCH_TYPES if d != torch.bfloat16], ids=str)
+def test_arrays_come_back_as_they_were_and_in_part(dtype, path, rng):
+    array = (torch.randn(5, 3, generator=rng) * 100).to(dtype).numpy()
+
+    save_tensors(path, {"a": array, "none": array[:0]}, Note(count=1), force=False)
+
+    with open_tensors(path) as file:
+        assert file.array("a").dtype == array.dtype
+        np.testing.assert_array_equal(file.array("a"), array)
+        np.testing.assert_array_equal(file.array("a", slice(1, 4)), array[1:4])
+        assert file.array("none").shape == (0, 3)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.dictionaries(
+        st.text(min_size=1, max_size=4),
+        st.tuples(st.sampled_from(TORCH_TYPES), st.lists(st.integers(0, 3), max_size=3)),
+        max_size=5,
+    )
+)
+def test_any_set_of_tensors_is_a_file_that_safetensors_reads(tmp_path_factory, shapes):
+    path = tmp_path_factory.mktemp("tensors") / "file.safetensors"
+    names = {name: spec for name, spec in shapes.items() if name != "__metadata__"}
+    tensors = {name: torch.ones(shape).to(dtype) for name, (dtype, shape) in names.items()}
+
+    save_tensors(path, tensors, Note(count=2), force=False)
+
+    theirs = load_file(path)
+    assert theirs.keys() == tensors.keys()
+    assert all(torch.equal(theirs[name], tensor) for name, tensor in tensors.items())
+    with open_tensors(path) as file:
+        assert list(file.specs) == sorted(tensors)
+
+
+def test_strided_and_grad_tensors_are_written_by_value(path):
+    parameter = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3))
+
+    tensors = {"t": parameter.T, "n": np.arange(6.0).reshape(2, 3).T}
+    save_tensors(path, tensors, Note(count=1), force=False)
+
+    with open_tensors(path) as file:
+        assert file.tensor("t").tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
+        assert file.array("n").tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
+
+
+def test_every_tensor_is_aligned_to_its_own_size(path):
+    tensors = {f"{i}{dtype}": torch.ones(3, dtype=dtype) for i, dtype in enumerate(TORCH_TYPES)}
+
+    save_tensors(path, tensors, Note(count=1), force=False)
+
+    content = path.read_bytes()
+    size = struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8 : 8 + size])
+    del header["__metadata__"]
+    assert len(header) == len(tensors)
+    for name, tensor in tensors.items():
+        start = 8 + size + header[name]["data_offsets"][0]
+        assert start % tensor.element_size() == 0
+
+
+def test_tensors_are_produced_one_at_a_time_once_each(path):
+    specs = {"b": TensorSpec("F32", (2,)), "a": TensorSpec("F32", ()), "c": TensorSpec("F64", ())}
+    asked = []
+
+    def produce(name):
+        asked.append(name)
+        return np.zeros(specs[name].shape, np.float64 if name == "c" else np.float32)
+
+    write_tensors(path, specs, produce, Note(count=1), force=False)
+
+    assert sorted(asked) == ["a", "b", "c"]
+
+
+def test_the_record_comes_back_and_is_the_only_metadata(checkpoint):
+    with open_tensors(checkpoint) as file:
+        record = file.record(CheckpointRecord)
+        assert file.kind == "checkpoint"
+    with safe_open(checkpoint, framework="np") as file:
+        assert list(file.metadata()) == ["ensemble_kit"]
+
+    assert record.step == 7
+    assert record.data_schema == tiny_schema(label_names=NAMES)
+    assert record.recipe == tiny_recipe().record
+    assert record.batch_norm == "trained"
+
+
+def test_the_same_content_is_the_same_bytes(tmp_path):
+    for name in ("one", "two"):
+        write_checkpoint(tmp_path / name, tiny_recipe(), tiny_schema())
+
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_nothing_half_written_is_left_when_a_tensor_cannot_be_made(path):
+    save_tensors(path, {"t": torch.ones(1)}, Note(count=1), force=False)
+    before = path.read_bytes()
+
+    def produce(name):
+        if name == "b":
+            raise RuntimeError("no memory")
+        return np.zeros(3, np.float32)
+
+    specs = {"a": TensorSpec("F32", (3,)), "b": TensorSpec("F32", (3,))}
+    with pytest.raises(RuntimeError, match="no memory"):
+        write_tensors(path, specs, produce, Note(count=2), force=True)
+
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_an_existing_file_is_kept_without_force(path):
+    save_tensors(path, {}, Note(count=1), force=False)
+
+    with pytest.raises(OutputError) as caught:
+        save_tensors(path, {}, Note(count=2), force=False)
+
+    assert str(caught.value) == (
+        f"{path} exists already.\nName another output, or replace it with --force."
+    )
+
+
+def test_a_missing_file_is_named(path):
+    assert message_of(path) == f"{path} does not exist.\nName a file that exists."
+
+
+def test_a_file_of_safetensors_own_is_not_ours(path):
+    save_file({"t": np.ones(2, np.float32)}, path)
+
+    assert message_of(path) == (
+        f"{path} carries no record of ensemble-kit.\nName a file that ensemble-kit wrote."
+    )
+
+
+def test_another_kind_of_file_is_named(checkpoint):
+    assert message_of(checkpoint, FusedRecord) == (
+        f"{checkpoint} is a checkpoint file, not a fused file.\nName a fused file instead."
+    )
+
+
+@pytest.mark.parametrize("text", ["{", "", "[]", "3"])
+def test_metadata_that_is_no_object_is_damaged(path, text):
+    save_file({}, path, metadata={"ensemble_kit": text})
+
+    assert message_of(path) == (
+        f"{path}: its metadata is damaged: ensemble_kit is no JSON object.\n"
+        "Make the file again with this version of ensemble-kit."
+    )
+
+
+@pytest.mark.parametrize(
+    ("metadata", "fault"),
+    [
+        ({}, "count: Field required"),
+        ({"count": "3"}, "count: Input should be a valid integer"),
+        ({"count": 3, "more": 1}, "more: Extra inputs are not permitted"),
+        ({"count": 3, "words": ["a", 1]}, "words.1: Input should be a valid string"),
+    ],
+)
+def test_metadata_is_read_strictly(path, metadata, fault):
+    save_file({}, path, metadata={"ensemble_kit": json.dumps({"kind": "note", **metadata})})
+
+    assert message_of(path, Note) == (
+        f"{path}: its metadata is damaged at {fault}.\n"
+        "Make the file again with this version of ensemble-kit."
+    )
+
+
+def assert_not_whole(path):
+    """Opening the file is refused, with the library's own reason, whose words are its own."""
+    with pytest.raises(SafetensorError) as theirs, safe_open(path, framework="np"):
+        pytest.fail("safetensors must refuse it")
+    assert message_of(path) == (
+        f"{path} is not a whole safetensors file: {theirs.value}.\n"
+        "Make the file again, or copy it again from where it is whole."
+    )
+
+
+@pytest.mark.parametrize("num_bytes", [1, 100, 4000])
+def test_a_truncated_file_is_refused(checkpoint, num_bytes):
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-num_bytes])
+
+    assert_not_whole(checkpoint)
+
+
+def test_a_file_with_something_behind_it_is_refused(checkpoint):
+    checkpoint.write_bytes(checkpoint.read_bytes() + b"more")
+
+    assert_not_whole(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"short",
+        b"\xff" * 40,
+        pickle.dumps({"weights": [1.0] * 40}),
+        struct.pack("<Q", 20) + b"{}",
+        struct.pack("<Q", 4) + b"nope",
+    ],
+    ids=["empty", "short", "garbage", "pickle", "long header", "no JSON"],
+)
+def test_what_is_no_safetensors_file_is_refused(path, content):
+    path.write_bytes(content)
+
+    assert_not_whole(path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "offsets"),
+    [
+        ("F32", [1], [0, 8]),
+        ("F32", [2], [0, 4]),
+        ("F32", [1], [4, 8]),
+        ("F32", [3], [0, 12]),
+        ("F32", [2], [8, 0]),
+        ("F31", [2], [0, 8]),
+    ],
+    ids=["too many bytes", "too few bytes", "a hole", "beyond the end", "backwards", "no type"],
+)
+def test_a_header_that_lies_is_refused(path, dtype, shape, offsets):
+    spec = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+    write_raw(path, {"t": spec}, b"\x00" * 8)
+
+    assert_not_whole(path)
+
+
+class Explosive:
+    """Unpickling one runs code."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("something was unpickled",))
+
+
+def test_nothing_is_ever_unpickled(path):
+    path.write_bytes(pickle.dumps(Explosive()))
+    message_of(path)
+
+    torch.save({"weights": Explosive()}, path)
+    message_of(path)
