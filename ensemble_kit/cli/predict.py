@@ -42,7 +42,7 @@ def predict(
 ) -> None:
     """Write the probabilities of MODEL on the records DATA.
 
-    MODEL is a checkpoint, a fused file or an ONNX file.
+    MODEL is a checkpoint, a fused file or an ONNX file. The records need no labels.
 
     \b
     Example:
@@ -51,7 +51,7 @@ def predict(
     from ensemble_kit.data.dataset import Records
     from ensemble_kit.prediction import predict as predict_records
 
-    records = Records(data, **reading)
+    records = Records(data, needs_labels=False, **reading)
     predict_records(
         model,
         records,

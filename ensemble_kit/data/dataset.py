@@ -55,6 +55,8 @@ class Records:
         check_crc: Whether all checksums are compared.
         skip_bad_records: Whether a bad record is skipped and counted, where it would be an error.
             One whose framing is broken takes the rest of its file with it, and counts as one.
+        needs_labels: Whether every record must have its labels key; the challenge's test records
+            have none, and models can tag them all the same.
 
     Attributes:
         patterns: The patterns, absolute.
@@ -73,11 +75,13 @@ class Records:
         label_names: Path | None = None,
         check_crc: bool = True,
         skip_bad_records: bool = False,
+        needs_labels: bool = True,
     ) -> None:
         self.patterns = tuple(os.path.abspath(pattern) for pattern in patterns)
         self.paths = tuple(dict.fromkeys(p for pattern in self.patterns for p in _expand(pattern)))
         self._check_crc = check_crc
         self._skip_bad_records = skip_bad_records
+        self._needs_labels = needs_labels
         self._skipped: dict[tuple[Path, int], BadRecord] = {}
         if isinstance(schema, Path):
             schema = read_schema(schema)
@@ -134,7 +138,7 @@ class Records:
             is_first = False
 
     def _videos(self, paths: Iterable[Path]) -> Iterator[Video]:
-        decoder = Decoder(self.schema)
+        decoder = Decoder(self.schema, needs_labels=self._needs_labels)
         for path in paths:
             for number, record in numbered_records(
                 path, check_crc=self._check_crc, on_bad=self._refuse

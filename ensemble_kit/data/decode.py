@@ -59,10 +59,12 @@ class Decoder:
 
     Args:
         schema: What the records hold.
+        needs_labels: Whether a record without its labels key is bad; else it has no classes.
     """
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, *, needs_labels: bool = True) -> None:
         self._schema = schema
+        self._needs_labels = needs_labels
         self._id_key = schema.id_key.encode()
         self._labels_key = schema.labels_key.encode()
         self._layouts = [Layout(modality, schema.level) for modality in schema.modalities]
@@ -92,7 +94,10 @@ class Decoder:
         identity = _one_bytes(
             Feature.FromString(_value(context, self._id_key, found)), repr(self._schema.id_key)
         )
-        classes = self._classes(Feature.FromString(_value(context, self._labels_key, found)))
+        if self._needs_labels or self._labels_key in context:
+            classes = self._classes(Feature.FromString(_value(context, self._labels_key, found)))
+        else:
+            classes = np.empty(0, np.int64)
         frames, lengths = {}, []
         for layout in self._layouts:
             payload = _value(streams, layout.key, found)

@@ -288,3 +288,15 @@ def test_what_is_read_of_a_video_depends_on_neither_shards_nor_batches(folder, s
         }
 
     assert read(folder, 3) == read(joined, 11) == read(joined, 1)
+
+
+def test_records_without_a_labels_key_can_be_tagged_but_not_learnt_from(folder):
+    labelled = Records([folder])
+    other = labelled.schema.model_copy(update={"labels_key": "classes"})
+
+    tagged = list(Records([folder], schema=other, needs_labels=False).videos())
+
+    assert [video.id for video in tagged] == IDS
+    assert all(video.classes.size == 0 for video in tagged)
+    with pytest.raises(RecordError, match="'classes'"):
+        list(Records([folder], schema=other).videos())
