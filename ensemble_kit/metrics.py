@@ -59,7 +59,7 @@ class Metrics:
 class MetricsAccumulator:
     """All four metrics of videos that come in batches, the same number as all at once.
 
-    It keeps k scores a video, 9 to 17 bytes each, and never the scores themselves.
+    It keeps the k best scores of each video, 9 to 13 bytes each, and not the others.
 
     Args:
         num_classes: C, the number of classes.
