@@ -6,6 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner
+from workspace_fixture import (  # noqa: F401 - fixtures
+    ensemble,
+    exported,
+    fused,
+    own_workspace,
+    selection,
+    workspace,
+)
 
 if TYPE_CHECKING:
     import torch

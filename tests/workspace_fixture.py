@@ -1,0 +1,172 @@
+"""A workspace trained once for all tests that need files of the road.
+
+``conftest`` makes its fixtures known. Nothing may write into the shared workspace: a test that has
+to takes ``own_workspace``, a copy.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os.path import relpath
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from click.testing import CliRunner, Result
+
+if TYPE_CHECKING:
+    from ensemble_kit.ensemble import FusedEnsemble
+    from ensemble_kit.export import ExportedFile
+    from ensemble_kit.fusion import FusedFile
+
+MEMBERS = {"mean": "average", "bag": "soft_bof", "vlad": "netvlad", "rnn": "gru"}
+COEFFICIENTS = {"mean": 0.1, "bag": 0.4, "vlad": 0.3, "rnn": 0.2}
+REPEATS = 3
+HIDDEN = {"vlad": 600}  # its gating has 360,000 weights: a float32 copy would be seen in the size
+NUM_VIDEOS = {"train": 48, "validate": 20, "test": 18}
+TRAINING = ["--train", "data/train/*.tfrecord", "--validation", "data/validate/*.tfrecord"]
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A folder with ``data``, ``recipes`` and ``runs``, and what training printed."""
+
+    path: Path
+    trained: Result
+
+    def averaged(self, member: str) -> Path:
+        return self.path / "runs" / member / "averaged.safetensors"
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Four members of the four poolings, trained for a few steps on two modalities."""
+    from builders import tiny_recipe_text
+
+    from ensemble_kit.cli import main
+    from ensemble_kit.data.synthetic import synthesize
+
+    root = tmp_path_factory.mktemp("workspace")
+    synthesize(
+        root / "data",
+        num_videos=NUM_VIDEOS,
+        modalities={"rgb": 7, "audio": 3},
+        num_classes=6,
+        frames=(2, 9),
+        num_shards=3,
+    )
+    (root / "recipes").mkdir()
+    for name, pooling in MEMBERS.items():
+        text = tiny_recipe_text(pooling=pooling, max_steps=8, average_last=3)
+        text = text.replace("size = 6\n", f"size = {HIDDEN.get(name, 6)}\n")
+        (root / "recipes" / f"{name}.toml").write_text(text)
+    recipes = [f"recipes/{name}.toml" for name in MEMBERS]
+    with contextlib.chdir(root):
+        trained = CliRunner().invoke(main, ["train", *recipes, *TRAINING])
+    assert trained.exit_code == 0, trained.output
+    return Workspace(root, trained)
+
+
+@pytest.fixture
+def own_workspace(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Workspace:
+    """A copy to write into, which is the current folder too."""
+    shutil.copytree(workspace.path, tmp_path / "workspace")
+    monkeypatch.chdir(tmp_path / "workspace")
+    return Workspace(tmp_path / "workspace", workspace.trained)
+
+
+@pytest.fixture(scope="session")
+def selection(workspace: Workspace) -> Path:
+    """A selection of all four members, mixed unequally."""
+    return write_selection_of(
+        workspace.path / "ensemble" / "selection.json",
+        {name: workspace.averaged(name) for name in MEMBERS},
+        COEFFICIENTS,
+    )
+
+
+@pytest.fixture(scope="session")
+def fused(selection: Path) -> "dict[str, FusedFile]":
+    """The selection fused in each type, by the type's name."""
+    from ensemble_kit.fusion import fuse
+
+    folder = selection.parent
+    return {
+        dtype: fuse(selection, folder / f"{dtype}.safetensors", dtype=dtype)
+        for dtype in ("fp32", "fp16", "bf16")
+    }
+
+
+@pytest.fixture(scope="session")
+def exported(fused: "dict[str, FusedFile]") -> "ExportedFile":
+    """The four members in bf16 as one ONNX file that averages REPEATS draws."""
+    from ensemble_kit.export import export_onnx
+
+    path = fused["bf16"].path
+    return export_onnx(path, path.with_name("ensemble.onnx"), repeats=REPEATS)
+
+
+@pytest.fixture(scope="session")
+def ensemble(fused: "dict[str, FusedFile]") -> "FusedEnsemble":
+    """What ``exported`` was made from, in PyTorch, with the same draws."""
+    from ensemble_kit.checkpoints import open_tensors
+    from ensemble_kit.loading import load_fused
+
+    with open_tensors(fused["bf16"].path) as file:
+        return load_fused(file, repeats=REPEATS)
+
+
+def write_selection_of(
+    path: Path,
+    checkpoints: Mapping[str, Path],
+    coefficients: Mapping[str, float],
+    *,
+    gaps_without: Mapping[str, float] | None = None,
+) -> Path:
+    """Write a selection of checkpoints as if `ensemble-kit select` had chosen them.
+
+    Its GAP is 0.75. ``gaps_without`` says the GAP of the other members, 0.5 where it does not.
+    """
+    from ensemble_kit.checkpoints import open_tensors
+    from ensemble_kit.files import sha256_of
+    from ensemble_kit.loading import count_stored
+    from ensemble_kit.provenance import FileRecord, ModelRecord, SelectedRecord, SelectionRecord
+    from ensemble_kit.selections import write_selection
+
+    members = []
+    for name, checkpoint in checkpoints.items():
+        with open_tensors(checkpoint) as file:
+            num_values = count_stored(file)
+        record = FileRecord(path=relpath(checkpoint, path.parent), sha256=sha256_of(checkpoint))
+        members.append(
+            SelectedRecord(
+                name=name,
+                coefficient=coefficients[name],
+                bytes=2 * num_values,
+                gap=0.25,
+                gap_without=(gaps_without or {}).get(name, 0.5),
+                predictions=FileRecord(path="none.safetensors", sha256="0" * 64),
+                model=ModelRecord(file=record, kind="checkpoint", num_values=num_values, repeats=1),
+            )
+        )
+    record = SelectionRecord(
+        kit_version="0.0",
+        k=20,
+        dtype="bf16",
+        max_size=2**30,
+        rule="Made up.",
+        dataset_sha256="0" * 64,
+        vocabulary_sha256=None,
+        videos=1,
+        positives=1,
+        gap=0.75,
+        bytes=sum(member.bytes for member in members),
+        members=tuple(members),
+        path=(),
+        candidates=(),
+    )
+    write_selection(path, record, force=False)
+    return path
