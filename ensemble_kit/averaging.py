@@ -21,7 +21,7 @@ from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import CheckpointError
 from ensemble_kit.files import refuse_overwrite, sha256_of, written_aside
 from ensemble_kit.layers.normalisation import BatchNorm
-from ensemble_kit.loading import check_fits, load_sub_model, to_torch
+from ensemble_kit.loading import check_fits, load_sub_model, not_finite, to_torch
 from ensemble_kit.provenance import CheckpointRecord, FileRecord
 
 BatchNormRule = Literal["recalibrate", "average", "last"]
@@ -54,8 +54,10 @@ def average_checkpoints(
         force: Whether an existing file may be replaced.
 
     Raises:
-        CheckpointError: A file is missing or damaged, or the files are of different runs.
-        RecordError: The training records are not where the checkpoints say.
+        CheckpointError: A file is missing or damaged, the files are of different runs, or the
+            training records are not where they say.
+        RecordError: None of the training records is good.
+        PredictionsError: They are not of the checkpoints' modalities or vocabulary.
         OutputError: ``output`` exists and ``force`` is False.
     """
     refuse_overwrite(output, force=force)
@@ -67,16 +69,20 @@ def average_checkpoints(
         has_statistics = any(name.endswith(STATISTICS) for name in files[0].specs)
 
         def mean_of(name: str) -> Tensor:
-            if batch_norm == "last" and name.endswith(STATISTICS):
-                return files[-1].tensor(name)
-            return mean_tensor([file.tensor(name) for file in files])
+            is_last = batch_norm == "last" and name.endswith(STATISTICS)
+            return mean_tensor([_finite(file, name) for file in (files[-1:] if is_last else files)])
 
         if batch_norm != "recalibrate" or not has_statistics:
             write_tensors(output, files[0].specs, mean_of, record, force=force)
             return output
+        records = training or _recorded(record, files[-1].path)
+        check_fits(record.data_schema, records.schema, path=files[-1].path)
         with written_aside(output, force=force) as aside:
             write_tensors(aside, files[0].specs, mean_of, record, force=True)
-            _recalibrate(aside, record, training or _recorded(record, files[-1].path))
+            with open_tensors(aside) as averaged:
+                model = load_sub_model(averaged)
+            recalibrate(model, records, num_videos=RECALIBRATION_VIDEOS)
+            save_tensors(aside, model.state_dict(), record, force=True)
     return output
 
 
@@ -118,12 +124,11 @@ def recalibrate(model: torch.nn.Module, records: Records, *, num_videos: int) ->
         layer.momentum = momentum
 
 
-def _recalibrate(path: Path, record: CheckpointRecord, records: Records) -> None:
-    check_fits(record.data_schema, records.schema, path=path)
-    with open_tensors(path) as file:
-        model = load_sub_model(file)
-    recalibrate(model, records, num_videos=RECALIBRATION_VIDEOS)
-    save_tensors(path, model.state_dict(), record, force=True)
+def _finite(file: TensorFile, name: str) -> Tensor:
+    tensor = file.tensor(name)
+    if not bool(tensor.isfinite().all()):
+        raise not_finite(file.path, name)
+    return tensor
 
 
 def _recorded(record: CheckpointRecord, path: Path) -> Records:
@@ -170,10 +175,14 @@ def _record_of_average(
         FileRecord(path=relpath(file.path, output.parent), sha256=sha256_of(file.path))
         for file in files
     )
-    return files[-1].record(CheckpointRecord).model_copy(
-        update={
-            "kit_version": ensemble_kit.__version__,
-            "averaged_from": parents,
-            "batch_norm": batch_norm,
-        }
+    return (
+        files[-1]
+        .record(CheckpointRecord)
+        .model_copy(
+            update={
+                "kit_version": ensemble_kit.__version__,
+                "averaged_from": parents,
+                "batch_norm": batch_norm,
+            }
+        )
     )

@@ -12,7 +12,7 @@ EnsembleKitError
 ├── SizeLimitError     an artefact over its byte limit, or a size that cannot be read
 ├── FusionError        members that cannot become one graph, a graph that disagrees with them
 ├── ExportError        an ONNX file that fails one of its proofs
-└── ProviderError      ONNX Runtime cannot run a file, or not on the device that was asked for
+└── ProviderError      a file cannot be run, or not on the device that was asked for
 """
 
 
@@ -75,4 +75,4 @@ class ExportError(EnsembleKitError):
 
 
 class ProviderError(EnsembleKitError):
-    """ONNX Runtime cannot run a file, or not on the device that was asked for."""
+    """A file cannot be run, or not on the device that was asked for."""

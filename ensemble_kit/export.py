@@ -1,16 +1,6 @@
-"""Export: a fused file as one ONNX model that averages repeated random frame samples.
-
-The graph is traced with weights that have shapes but no values (fake tensors) and gets the fused
-file's own tensors afterwards, so the only copy in memory is the one that is written. Weights stay in
-the fused type with a Cast to float32 behind each, because ONNX Runtime's CPU provider has no
-bfloat16 arithmetic (microsoft/onnxruntime #28768).
-"""
+"""Export: a fused file as one ONNX model that averages repeated random frame samples."""
 
 import json
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,25 +8,18 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
-from onnxscript import optimizer
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ensemble_kit
-from ensemble_kit.checkpoints import FLOATING, TensorFile, open_tensors
-from ensemble_kit.ensemble import FusedEnsemble, draws_name, example_frames
+from ensemble_kit.checkpoints import TensorFile, open_tensors
+from ensemble_kit.ensemble import example_frames
 from ensemble_kit.errors import ExportError, SizeLimitError
 from ensemble_kit.files import GIB, format_size, refuse_overwrite, sha256_of, written_aside
-from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.loading import load_fused, member_prefix
+from ensemble_kit.onnx_graph import build_graph, top_k_of
 from ensemble_kit.provenance import FusedRecord
-from ensemble_kit.recipes import parse_recipe
 from ensemble_kit.runtime import METADATA_PREFIX, OnnxEnsemble
-from ensemble_kit.submodel import SubModel
 
-OPSET = 20
 TOLERANCE = 1e-5  # float32 in another order of sums, over thousands of terms
-WRAPPER = "ensemble."
 ONNX_TYPES = {"fp32": "FLOAT", "fp16": "FLOAT16", "bf16": "BFLOAT16"}
 
 
@@ -57,21 +40,6 @@ class ExportedFile:
     max_size: int
     repeats: int
     worst_difference: float
-
-
-class _Graph(nn.Module):
-    """What is traced: the ensemble, and the top k of its probabilities."""
-
-    def __init__(self, ensemble: FusedEnsemble, top_k: int) -> None:
-        super().__init__()
-        self.ensemble = ensemble
-        self.top_k = top_k
-
-    def forward(self, frames: list[Tensor], num_frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        named = dict(zip(self.ensemble.schema.widths, frames, strict=True))
-        probabilities = self.ensemble(named, num_frames)
-        confidences, labels = torch.topk(probabilities, self.top_k, dim=-1)
-        return probabilities, labels, confidences
 
 
 def export_onnx(
@@ -107,11 +75,7 @@ def export_onnx(
     refuse_overwrite(output, force=force)
     with open_tensors(fused) as file:
         record = file.record(FusedRecord)
-        with _quiet():
-            model = _trace(record, repeats)
-            _attach_weights(model, file, record, repeats)
-            optimizer.optimize_ir(model, should_fold=_may_fold)
-            _forget_traces(model)
+        model = build_graph(file, record, repeats=repeats)
         _describe(model, record, fused, repeats)
         with written_aside(output, force=force) as aside:
             ir.save(model, aside)
@@ -120,100 +84,6 @@ def export_onnx(
             _check_file(aside, record, output)
             worst = _prove(aside, file, record, repeats, output)
     return ExportedFile(output, num_bytes, max_size, repeats, worst)
-
-
-def _trace(record: FusedRecord, repeats: int) -> ir.Model:
-    schema = record.data_schema
-    with FakeTensorMode():
-        members = {m.name: SubModel(parse_recipe(m.recipe), schema) for m in record.members}
-        ensemble = FusedEnsemble(
-            members, [m.coefficient for m in record.members], schema, repeats=repeats
-        )
-        graph = _Graph(ensemble, top_k_of(record)).eval()
-        frames = [
-            torch.zeros(3, 7, m.width, dtype=getattr(torch, m.value_type))
-            for m in schema.modalities
-        ]
-        num_frames = torch.zeros(3, dtype=torch.int64)
-        batch, length = torch.export.Dim("batch"), torch.export.Dim("frames")
-        with torch.no_grad():
-            program = torch.onnx.export(
-                graph,
-                (frames, num_frames),
-                dynamo=True,
-                dynamic_shapes=([{0: batch, 1: length}] * len(frames), {0: batch}),
-                input_names=[*schema.widths, "num_frames"],
-                output_names=["probabilities", "labels", "confidences"],
-                opset_version=OPSET,
-                optimize=False,  # it would fold weights that are not there yet
-                verbose=False,
-            )
-    assert program is not None
-    return program.model  # type: ignore[return-value]
-
-
-def top_k_of(record: FusedRecord) -> int:
-    """Return how many classes the file lists for a video: the k of its GAP, at most all."""
-    return min(record.top_k, record.data_schema.num_classes)
-
-
-def _attach_weights(model: ir.Model, file: TensorFile, record: FusedRecord, repeats: int) -> None:
-    """Give every initialiser its stored tensor, and a Cast to float32 where it needs one."""
-    graph = model.graph
-    tables = {
-        WRAPPER + draws_name(member.name): draw_table(
-            member.name, repeats=repeats, num_frames=parse_recipe(member.recipe).sampling.num_frames
-        )
-        for member in record.members
-        if parse_recipe(member.recipe).sampling.name == "random"
-    }
-    for value in list(graph.initializers.values()):
-        name = str(value.name)
-        if name in tables:
-            value.const_value = ir.tensor(tables[name].numpy(), name=name)
-            continue
-        if not name.startswith(WRAPPER):
-            continue  # a constant of the tracer's, which has a value
-        stored_name = name.removeprefix(WRAPPER)
-        tensor = ir.tensor(file.tensor(stored_name), name=stored_name)
-        if tensor.dtype == value.dtype:
-            value.const_value = tensor
-            continue
-        del graph.initializers[name]
-        stored = ir.Value(
-            name=stored_name,
-            shape=value.shape,
-            type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
-        )
-        graph.register_initializer(stored)
-        cast = ir.node(
-            "Cast",
-            [stored],
-            attributes={"to": ir.DataType.FLOAT},
-            name=f"{stored_name}.cast",
-        )
-        value.replace_all_uses_with(cast.outputs[0])
-        output = cast.outputs[0]
-        output.name, output.shape, output.type = f"{stored_name}.fp32", value.shape, value.type
-        graph.insert_before(graph[0], cast)
-
-
-def _may_fold(node: ir.Node) -> bool | None:
-    """Keep the Cast of a stored weight: folding it would double the file."""
-    is_weight = node.op_type == "Cast" and any(
-        value is not None and value.is_initializer() for value in node.inputs
-    )
-    return False if is_weight else None
-
-
-def _forget_traces(model: ir.Model) -> None:
-    """Drop the exporter's notes: source lines and paths of this machine, a kilobyte a node."""
-    model.graph.metadata_props.clear()
-    for node in model.graph:
-        node.metadata_props.clear()
-        for output in node.outputs:
-            output.metadata_props.clear()
 
 
 def _describe(model: ir.Model, record: FusedRecord, fused: Path, repeats: int) -> None:
@@ -258,7 +128,7 @@ def _check_file(path: Path, record: FusedRecord, output: Path) -> None:
     prefixes = tuple(member_prefix(member.name) for member in record.members)
     floating = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
     for tensor in graph.initializer:
-        is_weight = tensor.name.removeprefix(WRAPPER).startswith(prefixes)
+        is_weight = tensor.name.startswith(prefixes)
         if is_weight and tensor.data_type in floating and tensor.data_type != wanted:
             found = onnx.TensorProto.DataType.Name(tensor.data_type)
             raise ExportError(
@@ -267,10 +137,8 @@ def _check_file(path: Path, record: FusedRecord, output: Path) -> None:
             )
 
 
-def _prove(
-    path: Path, file: TensorFile, record: FusedRecord, repeats: int, output: Path
-) -> float:
-    """Compare ONNX Runtime with PyTorch on several batch sizes and lengths, one frame among them."""
+def _prove(path: Path, file: TensorFile, record: FusedRecord, repeats: int, output: Path) -> float:
+    """Compare ONNX Runtime with PyTorch on several batch sizes and lengths, 1 frame among them."""
     session = OnnxEnsemble(path)
     ensemble = load_fused(file, repeats=repeats)
     worst = 0.0
@@ -289,19 +157,3 @@ def _prove(
             )
         worst = max(worst, difference)
     return worst
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's notes to its own developers from the user's terminal."""
-    loggers = [logging.getLogger(name) for name in ("onnxscript", "torch.onnx")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

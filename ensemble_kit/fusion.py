@@ -20,6 +20,7 @@ from ensemble_kit.layers.frame_preparation import prepare_frames
 from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.loading import count_stored, load_fused_member, load_sub_model, member_prefix
 from ensemble_kit.provenance import (
+    BYTES_PER_VALUE,
     CheckpointRecord,
     Dtype,
     FileRecord,
@@ -109,12 +110,12 @@ def fuse(
             top_k=chosen.k,
         )
         files = {member_prefix(member.record.name): member.file for member in members}
-        num_bytes = sum(spec.num_values for spec in specs.values()) * (4 if dtype == "fp32" else 2)
-        _refuse_size(num_bytes, max_size, chosen)
+        values = sum(spec.num_values for spec in specs.values()) * BYTES_PER_VALUE[dtype]
+        _refuse_size(values, max_size, chosen, dtype, overhead=0)
         with written_aside(output, force=force) as aside:
             write_tensors(aside, specs, lambda n: _rounded(files, n, dtype), record, force=True)
             num_bytes = aside.stat().st_size
-            _refuse_size(num_bytes, max_size, chosen)
+            _refuse_size(num_bytes, max_size, chosen, dtype, overhead=num_bytes - values)
             worst = _prove(aside, members, record, output)
     names = tuple(member.record.name for member in members)
     return FusedFile(output, num_bytes, max_size, names, worst)
@@ -187,7 +188,10 @@ def _rounded(files: Mapping[str, TensorFile], name: str, dtype: Dtype) -> Tensor
     return tensor
 
 
-def _refuse_size(num_bytes: int, max_size: int, chosen: SelectionRecord) -> None:
+def _refuse_size(
+    num_bytes: int, max_size: int, chosen: SelectionRecord, dtype: Dtype, *, overhead: int
+) -> None:
+    """Raise if a file is over the limit; ``overhead`` is what it has beside its members' values."""
     if num_bytes <= max_size:
         return
     excess = num_bytes - max_size
@@ -201,7 +205,8 @@ def _refuse_size(num_bytes: int, max_size: int, chosen: SelectionRecord) -> None
     raise SizeLimitError(
         f"{fault} Dropping {cheapest.name} costs least: GAP@{chosen.k} {chosen.gap:.4f} becomes "
         f"{cheapest.gap_without:.4f}, and {format_size(cheapest.bytes)} are saved.",
-        mend=f"Select again with --max-size {max_size}, or raise --max-size here.",
+        mend=f"Select again with --dtype {dtype} --max-size {max_size - overhead}, or raise "
+        "--max-size here.",
     )
 
 
@@ -231,7 +236,7 @@ def _prove(aside: Path, members: list[_Member], record: FusedRecord, output: Pat
             if not difference <= TOLERANCE:
                 raise FusionError(
                     f"{output}: member {member.record.name} differs by {difference:.2g} from "
-                    f"{member.file.path} rounded to {record.dtype}; at most {TOLERANCE:.0e} may be.",
+                    f"{member.file.path} rounded to {record.dtype}; {TOLERANCE:.0e} may be.",
                     mend="Report this as a fault of ensemble-kit; nothing was written.",
                 )
             fused = fused + member.record.coefficient * again

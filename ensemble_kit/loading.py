@@ -16,7 +16,7 @@ from ensemble_kit.checkpoints import FLOATING, TensorFile, open_tensors
 from ensemble_kit.data.dataset import Batch, Records
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.ensemble import FusedEnsemble
-from ensemble_kit.errors import CheckpointError, PredictionsError
+from ensemble_kit.errors import CheckpointError, PredictionsError, ProviderError
 from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.metrics import Metrics, MetricsAccumulator
 from ensemble_kit.provenance import CheckpointRecord, FusedRecord, MemberRecord
@@ -83,11 +83,12 @@ def load(path: Path, *, repeats: int | None = None, device: str = "cpu") -> Load
     Raises:
         CheckpointError: The file is missing, damaged or of another kind, or ``repeats`` was given
             for an ONNX file, whose number is fixed.
-        ProviderError: ONNX Runtime cannot open the file on that device.
+        ProviderError: There is no such device, or ONNX Runtime cannot open the file on it.
     """
     path = Path(path)
     if path.suffix == ".onnx":
         return _load_onnx(path, repeats, device)
+    require_device(device)
     with open_tensors(path) as file:
         if file.kind == "fused":
             fused = file.record(FusedRecord)
@@ -111,6 +112,15 @@ def load(path: Path, *, repeats: int | None = None, device: str = "cpu") -> Load
         count_stored(file),
         runner(sub_model, draws, device),
     )
+
+
+def require_device(device: str) -> None:
+    """Raise ``ProviderError`` unless PyTorch can run on a device, ``cpu`` or ``cuda``."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ProviderError(
+            "PyTorch finds no CUDA device.",
+            mend="Use --device cpu, or install a driver and a PyTorch built for CUDA.",
+        )
 
 
 def load_sub_model(file: TensorFile) -> SubModel:
@@ -162,12 +172,17 @@ def fill(model: torch.nn.Module, file: TensorFile, *, prefix: str, path: Path) -
         if spec.dtype in FLOATING:
             tensor = tensor.float()
             if not bool(tensor.isfinite().all()):
-                raise CheckpointError(
-                    f"{path}: tensor {prefix + name} holds NaN or infinity.",
-                    mend="Use a checkpoint from before the run diverged.",
-                )
+                raise not_finite(path, prefix + name)
         state[name] = tensor
     model.load_state_dict(state, assign=True)
+
+
+def not_finite(path: Path, name: str) -> CheckpointError:
+    """Return the fault of a file one of whose tensors holds NaN or infinity."""
+    return CheckpointError(
+        f"{path}: tensor {name} holds NaN or infinity.",
+        mend="Use a checkpoint from before the run diverged.",
+    )
 
 
 def count_stored(file: TensorFile) -> int:
@@ -219,12 +234,12 @@ def check_fits(model: Schema, records: Schema, *, path: Path) -> None:
     """
     if model.interface != records.interface:
         raise PredictionsError(
-            f"{path} was made for {_describe(model)}, but these records hold {_describe(records)}.",
+            f"{path} has {_describe(model)}, but these records have {_describe(records)}.",
             mend="Use records with the same modalities, widths and value types.",
         )
     if model.num_classes != records.num_classes:
         raise PredictionsError(
-            f"{path} knows {model.num_classes} classes, but these records have "
+            f"{path} has {model.num_classes} classes, but these records have "
             f"{records.num_classes}.",
             mend="Use records of the same vocabulary, or give their schema with --schema.",
         )

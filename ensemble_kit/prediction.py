@@ -73,7 +73,7 @@ def _run(
     loaded: LoadedModel, records: Records, batch_size: int
 ) -> tuple[tuple[str, ...], LabelLists, "np.ndarray[tuple[int, int], np.dtype[np.float32]]"]:
     ids: list[str] = []
-    classes: list[np.ndarray] = []  # type: ignore[type-arg]
+    classes: list[np.ndarray] = []
     rows = []
     with progress(f"predict {loaded.name}", 0) as shown:
         for batch in records.batches(batch_size):

@@ -91,7 +91,9 @@ class OnnxEnsemble:
         """
         expected = set(self.inputs) - {"num_frames"}
         if set(frames) != expected:
-            raise ValueError(f"frames has {sorted(frames)}; the file's inputs are {sorted(expected)}")
+            raise ValueError(
+                f"frames has {sorted(frames)}; the file's inputs are {sorted(expected)}"
+            )
         feed = {**frames, "num_frames": np.asarray(num_frames, dtype=np.int64)}
         probabilities, labels, confidences = self._session.run(None, feed)
         return Tags(probabilities, labels, confidences)

@@ -159,7 +159,7 @@ class SubModel(nn.Module):
         pooled = [
             self._pool(pooling, stream, weights, row_weights, is_frame)
             for pooling, stream in zip(
-                self.poolings.values(), values.split(self.stream_widths, dim=-1), strict=True
+                self.poolings.values(), torch.split(values, self.stream_widths, dim=-1), strict=True
             )
         ]
         features = torch.cat(pooled, dim=-1) if len(pooled) > 1 else pooled[0]

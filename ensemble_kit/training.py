@@ -21,7 +21,7 @@ from ensemble_kit.checkpoints import save_tensors
 from ensemble_kit.data.dataset import Batch, Records
 from ensemble_kit.errors import TrainingError
 from ensemble_kit.layers.frame_sampling import draw_table
-from ensemble_kit.loading import check_fits, measure, runner, to_torch
+from ensemble_kit.loading import check_fits, measure, require_device, runner, to_torch
 from ensemble_kit.progress import Progress, progress
 from ensemble_kit.provenance import CheckpointRecord
 from ensemble_kit.recipes import Recipe, Training
@@ -109,9 +109,11 @@ def train_checkpoints(
         OutputError: The folder holds a run and ``force`` is False.
         RecipeError: The recipe does not fit the records.
         PredictionsError: Training and validation records do not belong together.
+        ProviderError: There is no such device.
         TrainingError: The name cannot be used, or the loss is no longer finite.
     """
     check_run_name(folder.name)
+    require_device(device)
     if validation is not None:
         check_fits(training.schema, validation.schema, path=training.paths[0].parent)
     torch.manual_seed(seed)
@@ -204,9 +206,7 @@ class _Trainer:
         penalty = sum(kernel.square().sum() for kernel in self.model.regularised())
         self.optimiser.zero_grad(set_to_none=True)
         (loss + 0.5 * self.schedule.l2_penalty * penalty).backward()  # type: ignore[no-untyped-call]
-        clip_each(
-            [p.grad for p in self.parameters if p.grad is not None], self.schedule.clip_norm
-        )
+        clip_each([p.grad for p in self.parameters if p.grad is not None], self.schedule.clip_norm)
         value = float(loss.detach())
         if not torch.isfinite(loss.detach()):
             raise TrainingError(

@@ -13,7 +13,9 @@ from ensemble_kit.cli.options import FILE, force_option, records_options
     "run", nargs=-1, required=True, metavar="RUN|CHECKPOINTS...",
     type=click.Path(exists=True, path_type=Path),
 )  # fmt: skip
-@click.option("-o", "--output", type=FILE, help="File to write [default: RUN/averaged.safetensors].")
+@click.option(
+    "-o", "--output", type=FILE, help="File to write [default: RUN/averaged.safetensors]."
+)
 @click.option("--last", type=click.IntRange(min=1), help="How many of a run's last checkpoints.")
 @click.option("--from-step", type=click.IntRange(min=0), default=0, help="Leave out earlier steps.")
 @click.option(

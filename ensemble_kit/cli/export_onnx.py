@@ -33,9 +33,7 @@ def export_onnx(fused: Path, output: Path, repeats: int, max_size: str, force: b
     from ensemble_kit.export import export_onnx as export
     from ensemble_kit.files import format_size, parse_size
 
-    exported = export(
-        fused, output, repeats=repeats, max_size=parse_size(max_size), force=force
-    )
+    exported = export(fused, output, repeats=repeats, max_size=parse_size(max_size), force=force)
     click.echo(
         f"{exported.path}: {format_size(exported.num_bytes)} of {format_size(exported.max_size)}, "
         f"{repeats} repeats.\n"

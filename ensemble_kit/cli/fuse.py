@@ -34,9 +34,7 @@ def fuse(selection: Path, output: Path, dtype: Any, max_size: str, force: bool) 
     from ensemble_kit.files import format_size, parse_size
     from ensemble_kit.fusion import fuse as fuse_members
 
-    fused = fuse_members(
-        selection, output, dtype=dtype, max_size=parse_size(max_size), force=force
-    )
+    fused = fuse_members(selection, output, dtype=dtype, max_size=parse_size(max_size), force=force)
     click.echo(
         f"{fused.path}: {len(fused.members)} members in {dtype}, {format_size(fused.num_bytes)} "
         f"of {format_size(fused.max_size)}.\n"

@@ -16,9 +16,7 @@ class ExistingFile(click.ParamType[Path]):
 
     name = "FILE"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Path:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Return the path, or raise ``InputError``."""
         path = Path(value)
         if not path.is_file():

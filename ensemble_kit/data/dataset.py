@@ -117,16 +117,27 @@ class Records:
         return self._videos(self.paths)
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        """Yield every video once, in the order of the files; the last batch may be short."""
+        """Yield every video once, in the order of the files; the last batch may be short.
+
+        Raises:
+            RecordError: As ``videos``, or no record is good.
+        """
         videos = self.videos()
+        is_first = True
         while chunk := list(islice(videos, batch_size)):
             yield collate(chunk, self.schema)
+            is_first = False
+        if is_first:
+            raise self._no_record()
 
     def training_batches(self, batch_size: int, *, seed: int, epoch: int = 0) -> Iterator[Batch]:
         """Yield one epoch in a random order, the same for the same seed and epoch.
 
         Files are shuffled, then videos within a buffer of 512 MiB. The last batch is left out if
         it is short, unless it is the only one.
+
+        Raises:
+            RecordError: As ``videos``, or no record is good.
         """
         random = np.random.default_rng((seed, epoch))
         paths = [self.paths[index] for index in random.permutation(len(self.paths))]
@@ -136,6 +147,8 @@ class Records:
             if len(chunk) == batch_size or is_first:
                 yield collate(chunk, self.schema)
             is_first = False
+        if is_first:
+            raise self._no_record()
 
     def _videos(self, paths: Iterable[Path]) -> Iterator[Video]:
         decoder = Decoder(self.schema, needs_labels=self._needs_labels)
@@ -164,7 +177,10 @@ class Records:
                 path, check_crc=self._check_crc, on_bad=self._refuse
             ):
                 return find_schema(record, path=path, number=number)
-        raise RecordError(
+        raise self._no_record()
+
+    def _no_record(self) -> RecordError:
+        return RecordError(
             f"{self.paths[0]}: no record of the {len(self.paths)} files can be read.",
             mend="Copy the files again from where they are whole.",
         )

@@ -23,7 +23,7 @@ class AveragePooling(nn.Module):
         self.output_size = num_features
         self.projection_fan_in = num_features
 
-    def describe(self, frames: Tensor, row_weights: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG002
+    def describe(self, frames: Tensor, row_weights: Tensor) -> tuple[Tensor, ...]:
         """Return the frames themselves."""
         return (frames,)
 

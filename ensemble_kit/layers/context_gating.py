@@ -30,4 +30,5 @@ class ContextGating(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the gated vector."""
-        return features * self.batch_norm(features @ self.weight).sigmoid()
+        logits: Tensor = self.batch_norm(features @ self.weight)
+        return features * logits.sigmoid()

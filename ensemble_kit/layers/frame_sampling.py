@@ -97,7 +97,7 @@ class UniformSampling(nn.Module):
         super().__init__()
         self.num_frames = num_frames
 
-    def forward(self, is_frame: Tensor, draws: Tensor | None = None) -> Tensor:  # noqa: ARG002
+    def forward(self, is_frame: Tensor, draws: Tensor | None = None) -> Tensor:
         """Return how often each frame counts; ``draws`` is not needed."""
         steps = torch.arange(self.num_frames, device=is_frame.device)
         lengths = is_frame.sum(dim=1).reshape(-1, 1, 1)
@@ -113,6 +113,6 @@ class AllFrames(nn.Module):
         - output: frame weights ``(B, 1, T)``, float32: 1 for a frame, 0 for padding.
     """
 
-    def forward(self, is_frame: Tensor, draws: Tensor | None = None) -> Tensor:  # noqa: ARG002
+    def forward(self, is_frame: Tensor, draws: Tensor | None = None) -> Tensor:
         """Return weight 1 for every frame; ``draws`` is not needed."""
         return is_frame.unsqueeze(1).to(torch.float32)

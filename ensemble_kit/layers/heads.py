@@ -25,7 +25,8 @@ class Logistic(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the probability of every class."""
-        return self.classes(features).sigmoid()
+        probabilities: Tensor = self.classes(features).sigmoid()
+        return probabilities
 
     def regularised(self) -> list[Tensor]:
         """Return the kernels that the L2 penalty applies to."""
@@ -67,7 +68,8 @@ class MixtureOfExperts(nn.Module):
         """Return the probability of every class."""
         gates = self.gates(features).unflatten(-1, (self.num_classes, self.num_experts + 1))
         experts = self.experts(features).unflatten(-1, (self.num_classes, self.num_experts))
-        return (gates.softmax(dim=-1)[..., :-1] * experts.sigmoid()).sum(dim=-1)
+        mixture: Tensor = gates.softmax(dim=-1)[..., :-1] * experts.sigmoid()
+        return mixture.sum(dim=-1)
 
     def regularised(self) -> list[Tensor]:
         """Return the kernels that the L2 penalty applies to."""

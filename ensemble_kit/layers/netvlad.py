@@ -56,6 +56,6 @@ class NetVLAD(nn.Module):
         frames, assignment = described
         weights = frame_weights.to(frames.dtype).unsqueeze(2)  # (B, R, 1, T)
         weighted = assignment.mT.unsqueeze(1) * weights  # (B, R, K, T)
-        sums = weighted.flatten(1, 2) @ frames  # one product for all repeats: (B, R * K, D)
-        sums = sums.unflatten(1, weighted.shape[1:3])
+        products = weighted.flatten(1, 2) @ frames  # for all repeats in one: (B, R * K, D)
+        sums = products.reshape(*weighted.shape[:3], frames.shape[-1])
         return sums - weighted.sum(dim=-1, keepdim=True) * self.centres

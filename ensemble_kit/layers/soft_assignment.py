@@ -32,4 +32,5 @@ class SoftAssignment(nn.Module):
 
     def forward(self, frames: Tensor, row_weights: Tensor) -> Tensor:
         """Return every frame's share in every cluster."""
-        return self.batch_norm(frames @ self.weight, row_weights).softmax(dim=-1)
+        logits: Tensor = self.batch_norm(frames @ self.weight, row_weights)
+        return logits.softmax(dim=-1)
