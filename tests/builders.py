@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ensemble_kit.checkpoints import save_tensors
+from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import Modality, Schema
+from ensemble_kit.data.synthetic import synthesize
 from ensemble_kit.layers.normalisation import BatchNorm
 from ensemble_kit.provenance import CheckpointRecord, RecipeRecord
 from ensemble_kit.recipes import Recipe, parse_recipe
@@ -170,6 +172,20 @@ def write_checkpoint(
     )
     save_tensors(path, model.state_dict(), record, force=False)
     return model
+
+
+def tiny_records(folder: Path, *, num_videos: int = 96, seed: int = 0) -> tuple[Records, Records]:
+    """Write records of rgb (8) and audio (4), five classes; return training and validation."""
+    synthesize(
+        folder,
+        num_videos={"train": num_videos, "validate": 40},
+        modalities={"rgb": 8, "audio": 4},
+        num_classes=5,
+        frames=(2, 7),
+        num_shards=2,
+        seed=seed,
+    )
+    return Records([folder / "train"]), Records([folder / "validate"])
 
 
 def _toml(value: bool) -> str:

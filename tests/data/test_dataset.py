@@ -204,6 +204,23 @@ def test_skipping_goes_on_behind_a_bad_checksum_and_ends_a_file_at_a_bad_length(
     assert [error.path.name for error in records.skipped] == ["train0.tfrecord", "train2.tfrecord"]
 
 
+@pytest.mark.parametrize("is_training", [False, True])
+def test_records_of_which_none_is_good_are_an_error(folder, is_training):
+    schema = Records([folder]).schema
+    for path in folder.glob("*.tfrecord"):
+        damage(path, 0)
+    records = Records([folder], schema=schema, skip_bad_records=True)
+
+    batches = records.training_batches(2, seed=0) if is_training else records.batches(2)
+    with pytest.raises(RecordError) as error:
+        next(batches)
+
+    assert str(error.value) == (
+        f"{folder}/train0.tfrecord: no record of the 3 files can be read.\n"
+        "Copy the files again from where they are whole."
+    )
+
+
 def test_checksums_may_be_left_unchecked(folder):
     damage(folder / "train0.tfrecord", 8)  # the checksum of the first length
 

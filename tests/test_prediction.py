@@ -1,0 +1,96 @@
+import pytest
+from builders import POOLINGS, tiny_recipe, tiny_records, tiny_schema, write_checkpoint
+
+from ensemble_kit.errors import OutputError, PredictionsError
+from ensemble_kit.files import sha256_of
+from ensemble_kit.loading import load
+from ensemble_kit.prediction import predict
+from ensemble_kit.predictions import read_predictions
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    return tiny_records(tmp_path_factory.mktemp("records"))[1]
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_predictions_do_not_depend_on_the_batch_size(pooling, records, tmp_path):
+    model = tmp_path / "model.safetensors"
+    write_checkpoint(model, tiny_recipe(pooling=pooling), records.schema)
+
+    rows = []
+    for batch_size in (1, 7, 64):
+        output = tmp_path / f"{batch_size}.safetensors"
+        predict(model, records, output, repeats=2, batch_size=batch_size)
+        rows.append(read_predictions(output).rows(0, 40))
+
+    # float32 sums in another order: some eps of the probabilities, which are at most 1
+    assert abs(rows[0] - rows[2]).max() <= 1e-6
+    assert abs(rows[1] - rows[2]).max() <= 1e-6
+
+
+def test_a_predictions_file_says_what_was_predicted_and_by_what(records, tmp_path):
+    model = tmp_path / "runs" / "model.safetensors"
+    trained = write_checkpoint(model, tiny_recipe(), records.schema, name="mine")
+    output = tmp_path / "predictions" / "mine.safetensors"
+
+    assert predict(model, records, output, repeats=3) == output
+
+    found = read_predictions(output)
+    videos = list(records.videos())
+    assert found.ids == tuple(video.id for video in videos)
+    assert found.label_names == records.schema.label_names
+    assert found.record.name == "mine"
+    assert found.record.model.kind == "checkpoint"
+    assert found.record.model.repeats == 3
+    assert found.record.model.num_values == sum(t.numel() for t in trained.state_dict().values())
+    assert found.record.model.file.path == "../runs/model.safetensors"
+    assert found.record.model.file.sha256 == sha256_of(model)
+    labels = [found.labels.rows(i, i + 1).classes.tolist() for i in range(40)]
+    assert labels == [list(video.classes) for video in videos]
+    (batch,) = records.batches(40)
+    assert (found.rows(0, 40) == load(model, repeats=3).probabilities(batch)).all()
+
+
+def test_a_csv_keeps_the_best_classes_of_each_video(records, tmp_path):
+    model, output = tmp_path / "model.safetensors", tmp_path / "mine.csv"
+    write_checkpoint(model, tiny_recipe(), records.schema)
+
+    predict(model, records, output, top_k=2)
+
+    lines = output.read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "VideoId,LabelConfidencePairs"
+    assert len(lines) == 41
+    (batch,) = records.batches(40)
+    scores = load(model).probabilities(batch)
+    for line, video, row in zip(lines[1:], batch.ids, scores, strict=True):
+        name, pairs = line.split(",")
+        best = sorted(range(5), key=lambda index: -row[index])[:2]
+        assert name == video
+        assert [int(word) for word in pairs.split()[::2]] == best
+
+
+def test_an_existing_file_is_kept_and_nothing_is_computed(records, tmp_path):
+    output = tmp_path / "mine.csv"
+    output.touch()
+
+    with pytest.raises(OutputError) as caught:
+        predict(tmp_path / "no such model", records, output)
+
+    assert str(caught.value) == (
+        f"{output} exists already.\nName another output, or replace it with --force."
+    )
+
+
+def test_records_that_do_not_fit_the_model_are_refused(records, tmp_path):
+    model = tmp_path / "model.safetensors"
+    write_checkpoint(model, tiny_recipe(), tiny_schema(value_type="uint8"))
+
+    with pytest.raises(PredictionsError) as caught:
+        predict(model, records, tmp_path / "mine.safetensors")
+
+    assert caught.value.fault == (
+        f"{model} has rgb (5 uint8), audio (3 uint8), but these records have rgb (8 uint8), "
+        "audio (4 uint8)."
+    )
+    assert not (tmp_path / "mine.safetensors").exists()
