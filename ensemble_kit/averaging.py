@@ -175,14 +175,11 @@ def _record_of_average(
         FileRecord(path=relpath(file.path, output.parent), sha256=sha256_of(file.path))
         for file in files
     )
-    return (
-        files[-1]
-        .record(CheckpointRecord)
-        .model_copy(
-            update={
-                "kit_version": ensemble_kit.__version__,
-                "averaged_from": parents,
-                "batch_norm": batch_norm,
-            }
-        )
+    last = files[-1].record(CheckpointRecord)
+    return last.model_copy(
+        update={
+            "kit_version": ensemble_kit.__version__,
+            "averaged_from": parents,
+            "batch_norm": batch_norm,
+        }
     )
