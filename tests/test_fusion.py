@@ -1,0 +1,376 @@
+import shutil
+
+import pytest
+import torch
+from builders import tiny_recipe, tiny_schema, write_checkpoint
+from workspace_fixture import COEFFICIENTS, MEMBERS, write_selection_of
+
+from ensemble_kit import fusion
+from ensemble_kit.checkpoints import open_tensors
+from ensemble_kit.ensemble import example_frames
+from ensemble_kit.errors import (
+    CheckpointError,
+    FusionError,
+    OutputError,
+    SelectionError,
+    SizeLimitError,
+)
+from ensemble_kit.files import sha256_of
+from ensemble_kit.fusion import fuse
+from ensemble_kit.layers.frame_sampling import draw_table
+from ensemble_kit.loading import load_fused, load_sub_model, member_prefix
+from ensemble_kit.provenance import CheckpointRecord, FusedRecord
+from ensemble_kit.selections import read_selection, write_selection
+
+TORCH_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+REPORT_IT = "Report this as a fault of ensemble-kit; nothing was written."
+
+
+@pytest.fixture
+def members(tmp_path):
+    """Checkpoints of a sampling and a recurrent member, not trained."""
+    schema = tiny_schema()
+    paths = {name: tmp_path / "runs" / f"{name}.safetensors" for name in ("vlad", "rnn")}
+    write_checkpoint(paths["vlad"], tiny_recipe(pooling="netvlad"), schema, seed=1, name="vlad")
+    write_checkpoint(paths["rnn"], tiny_recipe(pooling="gru"), schema, seed=2, name="rnn")
+    return paths
+
+
+def select(tmp_path, checkpoints, **options):
+    share = 1 / len(checkpoints)
+    return write_selection_of(
+        tmp_path / "selection.json", checkpoints, dict.fromkeys(checkpoints, share), **options
+    )
+
+
+def refused(kind, selection, output, **options):
+    """Fuse, which must fail and leave nothing; return the message."""
+    with pytest.raises(kind) as caught:
+        fuse(selection, output, **options)
+    assert not output.exists()
+    assert not list(output.parent.glob(".*"))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", TORCH_TYPES)
+def test_the_file_holds_the_members_tensors_rounded_and_nothing_else(dtype, fused, workspace):
+    with open_tensors(fused[dtype].path) as file:
+        found = dict(file.tensors())
+
+    expected = {}
+    for name in MEMBERS:
+        with open_tensors(workspace.averaged(name)) as member:
+            expected |= {member_prefix(name) + key: value for key, value in member.tensors()}
+    assert len(expected) > 40
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(found[name], tensor.to(TORCH_TYPES[dtype])), name
+
+
+@pytest.mark.parametrize("dtype", TORCH_TYPES)
+def test_the_ensemble_is_the_members_run_one_by_one_and_mixed(dtype, fused, workspace):
+    with open_tensors(fused[dtype].path) as file:
+        ensemble = load_fused(file, repeats=2)
+    frames, num_frames = example_frames(ensemble.schema, 5, 9)
+
+    mixed = torch.zeros(5, 6)
+    for name, coefficient in COEFFICIENTS.items():
+        with open_tensors(workspace.averaged(name)) as file:
+            model = load_sub_model(file)
+        model.to(TORCH_TYPES[dtype]).float()
+        draws = None
+        if MEMBERS[name] in {"soft_bof", "netvlad"}:
+            draws = draw_table(name, repeats=2, num_frames=8)
+        mixed += coefficient * model(frames, num_frames, draws)
+
+    torch.testing.assert_close(ensemble(frames, num_frames), mixed)
+
+
+def test_the_result_says_what_was_written_and_what_rounding_changed(fused):
+    for dtype, file in fused.items():
+        assert file.path.stat().st_size == file.num_bytes
+        assert (file.members, file.max_size) == (tuple(MEMBERS), 2**30), dtype
+    assert fused["fp32"].worst_change == 0
+    assert 0 < fused["fp16"].worst_change < fused["bf16"].worst_change < 0.01
+
+
+def test_the_record_tells_where_everything_came_from(fused, selection, workspace):
+    with open_tensors(fused["bf16"].path) as file:
+        record = file.record(FusedRecord)
+        num_values = dict.fromkeys(MEMBERS, 0)
+        for name, spec in file.specs.items():
+            num_values[name.split(".")[1]] += spec.num_values
+
+    assert (record.dtype, record.validation_gap, record.top_k) == ("bf16", 0.75, 20)
+    assert record.kit_version == "0.1.0"
+    assert (record.selection.path, record.selection.sha256) == (
+        "selection.json",
+        sha256_of(selection),
+    )
+    assert [member.name for member in record.members] == list(MEMBERS)
+    for member in record.members:
+        path = workspace.averaged(member.name)
+        with open_tensors(path) as file:
+            checkpoint = file.record(CheckpointRecord)
+        assert member.coefficient == COEFFICIENTS[member.name]
+        assert member.recipe == checkpoint.recipe
+        assert member.checkpoint.path == f"../runs/{member.name}/averaged.safetensors"
+        assert member.checkpoint.sha256 == sha256_of(path)
+        assert member.num_values == num_values[member.name]
+        assert record.data_schema == checkpoint.data_schema
+    assert record.data_schema.label_names[0] == "steady 0"
+
+
+def test_fusing_twice_gives_the_same_bytes(selection, fused, tmp_path):
+    path = fused["bf16"].path
+    before = path.read_bytes()
+
+    again = fuse(selection, path, force=True)
+
+    assert again == fused["bf16"]
+    assert path.read_bytes() == before
+
+
+def test_a_sampling_and_a_recurrent_member_fuse(members, tmp_path):
+    output = tmp_path / "fused.safetensors"
+
+    fused = fuse(select(tmp_path, members), output, dtype="fp32")
+
+    assert fused.worst_change == 0
+    with open_tensors(output) as file:
+        ensemble = load_fused(file, repeats=4)
+    assert (ensemble.draws_vlad.shape, hasattr(ensemble, "draws_rnn")) == ((4, 8), False)
+
+
+def test_twins_draw_different_frames(members, tmp_path):
+    shutil.copy(members["vlad"], tmp_path / "twin.safetensors")
+    twins = {"one": members["vlad"], "two": tmp_path / "twin.safetensors"}
+
+    fuse(select(tmp_path, twins), tmp_path / "fused.safetensors", dtype="fp32")
+
+    with open_tensors(tmp_path / "fused.safetensors") as file:
+        ensemble = load_fused(file, repeats=1)
+        weight = member_prefix("one") + "head.experts.weight"
+        assert torch.equal(file.tensor(weight), file.tensor(weight.replace("one", "two")))
+    assert not torch.equal(ensemble.draws_one, ensemble.draws_two)
+
+
+@pytest.mark.parametrize("name", ["train", "float", "items", "a-b", "2018"])
+def test_any_name_that_a_run_may_have_may_be_a_members(name, members, tmp_path):
+    selection = select(tmp_path, {name: members["vlad"], "rnn": members["rnn"]})
+
+    assert fuse(selection, tmp_path / "fused.safetensors").members == (name, "rnn")
+
+
+def count_bytes(path):
+    with open_tensors(path) as file:
+        return 2 * sum(spec.num_values for spec in file.specs.values())
+
+
+def test_a_file_over_the_limit_is_refused_with_the_cheapest_way_out(workspace, fused, tmp_path):
+    selection = write_selection_of(
+        tmp_path / "selection.json",
+        {name: workspace.averaged(name) for name in MEMBERS},
+        COEFFICIENTS,
+        gaps_without={"bag": 0.7371, "rnn": 0.7449, "vlad": 0.61},
+    )
+
+    message = refused(SizeLimitError, selection, tmp_path / "out.safetensors", max_size=700 * 2**10)
+
+    total, saved = count_bytes(fused["bf16"].path), count_bytes(workspace.averaged("rnn"))
+    assert message == (
+        f"The fused file has {total:,} bytes ({total / 2**10:.1f} KiB), {total - 716_800:,} bytes "
+        f"({(total - 716_800) / 2**10:.1f} KiB) over the limit of 700.0 KiB. Dropping rnn costs "
+        f"least: GAP@20 0.7500 becomes 0.7449, and {saved / 2**10:.1f} KiB are saved.\n"
+        "Select again with --dtype bf16 --max-size 716800, or raise --max-size here."
+    )
+
+
+def test_of_members_that_cost_the_same_the_largest_is_named(workspace, tmp_path):
+    selection = select(tmp_path, {name: workspace.averaged(name) for name in MEMBERS})
+
+    message = refused(SizeLimitError, selection, tmp_path / "out.safetensors", max_size=1000)
+
+    assert "Dropping vlad costs least: GAP@20 0.7500 becomes 0.5000, and 776.0 KiB" in message
+
+
+def test_the_header_counts_too_and_the_mend_makes_room_for_it(selection, fused):
+    path, size = fused["bf16"].path, fused["bf16"].num_bytes
+    exact = fuse(selection, path.with_name("1234.safetensors"), max_size=size)
+    exact.path.unlink()
+
+    message = refused(SizeLimitError, selection, exact.path, max_size=size - 7)
+
+    assert exact.num_bytes == exact.max_size == size
+    fault, mend = message.split("\n")
+    assert fault.startswith(
+        f"The fused file has {size:,} bytes ({size / 2**10:.1f} KiB), 7 bytes (7 bytes) over the "
+        f"limit of {size / 2**10:.1f} KiB. Dropping vlad costs least"
+    )
+    assert mend == (
+        f"Select again with --dtype bf16 --max-size {count_bytes(path) - 7}, or raise --max-size "
+        "here."
+    )
+
+
+def test_one_member_over_the_limit_can_only_be_made_smaller(members, tmp_path):
+    selection = select(tmp_path, {"rnn": members["rnn"]})
+
+    message = refused(SizeLimitError, selection, tmp_path / "out.safetensors", max_size=1000)
+
+    assert count_bytes(members["rnn"]) == 1540
+    assert message == (
+        "The fused file has 1,540 bytes (1.5 KiB), 540 bytes (540 bytes) over the limit of 1000 "
+        "bytes.\n"
+        "Train a smaller member, or raise --max-size."
+    )
+
+
+def test_a_changed_member_is_refused(members, tmp_path):
+    selection = select(tmp_path, members)
+    members["rnn"].unlink()
+    write_checkpoint(members["rnn"], tiny_recipe(pooling="gru"), tiny_schema(), seed=9)
+
+    assert refused(FusionError, selection, tmp_path / "out.safetensors") == (
+        f"{members['rnn']} has changed since member rnn was selected.\n"
+        "Predict and select again, so that the selection is of what is fused."
+    )
+
+
+def test_a_missing_member_is_refused(members, tmp_path):
+    selection = select(tmp_path, members)
+    members["rnn"].unlink()
+
+    assert refused(FusionError, selection, tmp_path / "out.safetensors") == (
+        f"{selection}: the checkpoint of member rnn, {members['rnn']}, does not exist.\n"
+        "Put it back, or predict and select again."
+    )
+
+
+@pytest.mark.parametrize("kind", ["onnx", "fused", None])
+def test_a_member_that_is_no_checkpoint_is_refused(kind, members, tmp_path):
+    selection = select(tmp_path, members)
+    record = read_selection(selection)
+    first = record.members[0]
+    model = first.model.model_copy(update={"kind": kind}) if kind else None
+    first = first.model_copy(update={"model": model})
+    record = record.model_copy(update={"members": (first, record.members[1])})
+    write_selection(selection, record, force=True)
+
+    assert refused(FusionError, selection, tmp_path / "out.safetensors") == (
+        f"{selection}: member vlad is {kind or 'predictions without a model'}; only checkpoints "
+        "can be fused.\n"
+        "Select again without it."
+    )
+
+
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [
+        ({"widths": {"rgb": 5, "audio": 4}}, "modalities"),
+        ({"widths": {"rgb": 5}}, "modalities"),
+        ({"value_type": "uint8"}, "modalities"),
+        ({"label_names": ["a", "b", "c", "d"]}, "label names"),
+        ({"num_classes": 3}, "label names"),
+    ],
+)
+def test_members_of_different_schemas_are_refused(other, what, members, tmp_path):
+    stranger = tmp_path / "runs" / "stranger.safetensors"
+    write_checkpoint(stranger, tiny_recipe(pooling="average"), tiny_schema(**other))
+    selection = select(tmp_path, members | {"stranger": stranger})
+
+    assert refused(FusionError, selection, tmp_path / "out.safetensors") == (
+        f"{stranger} has other {what} than {members['vlad']}.\n"
+        "Fuse members that were trained on records of one schema."
+    )
+
+
+def test_a_number_too_large_for_fp16_is_named(members, tmp_path):
+    with open_tensors(members["rnn"]) as file:
+        tensors = dict(file.tensors())
+        record = file.record(CheckpointRecord)
+    tensors["head.experts.bias"][1] = 65_520.0  # rounds to infinity; 65,519 still to 65,504
+    fusion.write_tensors(
+        members["rnn"],
+        {name: fusion.TensorSpec("F32", tuple(tensor.shape)) for name, tensor in tensors.items()},
+        tensors.__getitem__,
+        record,
+        force=True,
+    )
+    selection = select(tmp_path, members)
+
+    message = refused(FusionError, selection, tmp_path / "out.safetensors", dtype="fp16")
+
+    assert message == (
+        f"{members['rnn']}: head.experts.bias is too large for fp16.\n"
+        "Fuse with --dtype bf16, which has the range of fp32."
+    )
+    assert fuse(selection, tmp_path / "out.safetensors", dtype="bf16").worst_change < 0.1
+
+
+def test_an_existing_file_is_refused_before_any_work(members, tmp_path):
+    output = tmp_path / "out.safetensors"
+    output.write_text("mine")
+    members["rnn"].unlink()
+
+    with pytest.raises(OutputError) as caught:
+        fuse(tmp_path / "no.json", output)
+
+    assert str(caught.value) == (
+        f"{output} exists already.\nName another output, or replace it with --force."
+    )
+    assert output.read_text() == "mine"
+
+
+def test_a_file_that_differs_from_its_members_is_not_kept(members, tmp_path, monkeypatch):
+    load = fusion.load_fused_member
+
+    def load_another(file, member, schema):
+        model = load(file, member, schema)
+        if member.name == "rnn":
+            model.head.experts.bias.data += 0.5
+        return model
+
+    monkeypatch.setattr(fusion, "load_fused_member", load_another)
+
+    message = refused(FusionError, select(tmp_path, members), tmp_path / "out.safetensors")
+
+    fault, mend = message.split("\n")
+    start = f"{tmp_path / 'out.safetensors'}: member rnn differs by 0."
+    assert fault.startswith(start)
+    assert fault.removeprefix(start).lstrip("0123456789") == (
+        f" from {members['rnn']} rounded to bf16; 1e-06 may be."
+    )
+    assert mend == REPORT_IT
+
+
+def test_a_failing_proof_leaves_the_old_file(members, tmp_path, monkeypatch):
+    output = tmp_path / "out.safetensors"
+    selection = select(tmp_path, members)
+    fuse(selection, output, dtype="fp32")
+    before = output.read_bytes()
+    monkeypatch.setattr(fusion, "TOLERANCE", -1.0)
+
+    with pytest.raises(FusionError):
+        fuse(selection, output, force=True)
+
+    assert output.read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_file_that_is_no_selection_or_no_checkpoint_is_refused(members, tmp_path):
+    missing = tmp_path / "no.json"
+    assert refused(SelectionError, missing, tmp_path / "out.safetensors") == (
+        f"{missing} cannot be read: No such file or directory.\n"
+        "Run `ensemble-kit select` first, or name a selection that exists."
+    )
+
+    fuse(select(tmp_path, members), tmp_path / "fused.safetensors")
+    selection = write_selection_of(
+        tmp_path / "again.json", {"f": tmp_path / "fused.safetensors"}, {"f": 1.0}
+    )
+    assert refused(CheckpointError, selection, tmp_path / "out.safetensors") == (
+        f"{tmp_path / 'fused.safetensors'} is a fused file, not a checkpoint file.\n"
+        "Name a checkpoint file instead."
+    )
