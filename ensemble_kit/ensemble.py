@@ -34,11 +34,12 @@ class FusedEnsemble(nn.Module):
         repeats: int,
     ) -> None:
         super().__init__()
-        self.members = nn.ModuleDict(dict(members))
+        self.names = tuple(members)
         self.coefficients = tuple(coefficients)
         self.schema = schema
         self.repeats = repeats
         for name, member in members.items():
+            self.add_module(module_name(name), member)
             if member.num_draws is not None:
                 table = draw_table(name, repeats=repeats, num_frames=member.num_draws)
                 self.register_buffer(draws_name(name), table, persistent=False)
@@ -56,14 +57,18 @@ class FusedEnsemble(nn.Module):
         ordered = {name: frames[name] for name in self.schema.widths}
         joint, is_frame = prepare_frames(ordered, num_frames)
         mixed: Tensor | None = None
-        for (name, member), coefficient in zip(
-            self.members.items(), self.coefficients, strict=True
-        ):
+        for name, coefficient in zip(self.names, self.coefficients, strict=True):
+            member: SubModel = getattr(self, module_name(name))
             draws = getattr(self, draws_name(name), None)
-            share = coefficient * member.classify(joint, is_frame, draws)  # type: ignore[operator]
+            share = coefficient * member.classify(joint, is_frame, draws)
             mixed = share if mixed is None else mixed + share
         assert mixed is not None
         return mixed
+
+
+def module_name(member: str) -> str:
+    """Return the name of the module that is a member, for ``train`` and ``float`` are taken."""
+    return f"member_{member}"
 
 
 def draws_name(member: str) -> str:

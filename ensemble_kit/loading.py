@@ -15,7 +15,7 @@ from torch import Tensor
 from ensemble_kit.checkpoints import FLOATING, TensorFile, open_tensors
 from ensemble_kit.data.dataset import Batch, Records
 from ensemble_kit.data.schema import Schema
-from ensemble_kit.ensemble import FusedEnsemble
+from ensemble_kit.ensemble import FusedEnsemble, module_name
 from ensemble_kit.errors import CheckpointError, PredictionsError, ProviderError
 from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.metrics import Metrics, MetricsAccumulator
@@ -150,7 +150,7 @@ def load_fused_member(file: TensorFile, member: MemberRecord, schema: Schema) ->
 
 def member_prefix(name: str) -> str:
     """Return what a member's tensor names begin with in a fused file."""
-    return f"members.{name}."
+    return f"{module_name(name)}."
 
 
 def fill(model: torch.nn.Module, file: TensorFile, *, prefix: str, path: Path) -> None:

@@ -100,7 +100,7 @@ def test_the_record_tells_where_everything_came_from(fused, selection, workspace
         record = file.record(FusedRecord)
         num_values = dict.fromkeys(MEMBERS, 0)
         for name, spec in file.specs.items():
-            num_values[name.split(".")[1]] += spec.num_values
+            num_values[name.split(".")[0].removeprefix("member_")] += spec.num_values
 
     assert (record.dtype, record.validation_gap, record.top_k) == ("bf16", 0.75, 20)
     assert record.kit_version == "0.1.0"
@@ -160,7 +160,12 @@ def test_twins_draw_different_frames(members, tmp_path):
 def test_any_name_that_a_run_may_have_may_be_a_members(name, members, tmp_path):
     selection = select(tmp_path, {name: members["vlad"], "rnn": members["rnn"]})
 
-    assert fuse(selection, tmp_path / "fused.safetensors").members == (name, "rnn")
+    fused = fuse(selection, tmp_path / "fused.safetensors")
+
+    assert fused.members == (name, "rnn")
+    with open_tensors(fused.path) as file:
+        ensemble = load_fused(file, repeats=2)
+    assert ensemble(*example_frames(ensemble.schema, 3, 5)).shape == (3, 4)
 
 
 def count_bytes(path):
