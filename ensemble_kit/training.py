@@ -212,7 +212,7 @@ class _Trainer:
             raise TrainingError(
                 f"{self.run.path}: the loss is {value} at step {self.step + 1} "
                 f"(videos {', '.join(batch.ids[:3])}, ...).",
-                mend="Lower training.learning_rate with --set; the checkpoints so far are whole.",
+                mend="Lower training.learning_rate with --set, or average the checkpoints so far.",
             )
         self.optimiser.step()
         self.step += 1

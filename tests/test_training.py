@@ -1,0 +1,424 @@
+import json
+from math import log
+
+import pytest
+import torch
+from builders import POOLINGS, tiny_recipe, tiny_records, tiny_schema
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import clip_loops, cross_entropy_loops
+
+from ensemble_kit import training as training_module
+from ensemble_kit.averaging import average_checkpoints
+from ensemble_kit.checkpoints import open_tensors
+from ensemble_kit.data.dataset import Records
+from ensemble_kit.errors import (
+    OutputError,
+    PredictionsError,
+    ProviderError,
+    RecipeError,
+    TrainingError,
+)
+from ensemble_kit.loading import load, to_torch
+from ensemble_kit.prediction import predict
+from ensemble_kit.provenance import CheckpointRecord
+from ensemble_kit.submodel import SubModel
+from ensemble_kit.training import clip_each, cross_entropy, learning_rate_at, train_checkpoints
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    return tiny_records(tmp_path_factory.mktemp("records"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "runs" / "tiny"
+
+
+def run(folder, records, recipe=None, *, is_validated=False, **options):
+    training, validation = records
+    return train_checkpoints(
+        recipe or tiny_recipe(),
+        training=training,
+        validation=validation if is_validated else None,
+        folder=folder,
+        **options,
+    )
+
+
+def lines_of(trained):
+    return [json.loads(line) for line in trained.folder.metrics.read_text("utf-8").splitlines()]
+
+
+def contents(path):
+    with open_tensors(path) as file:
+        return {name: tensor.clone() for name, tensor in file.tensors()}
+
+
+def interrupt_after(monkeypatch, num_batches):
+    """Make Ctrl-C come while batch ``num_batches + 1`` is read."""
+    whole = Records.training_batches
+
+    def training_batches(self, *arguments, **options):
+        for number, batch in enumerate(whole(self, *arguments, **options)):
+            if number == num_batches:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(Records, "training_batches", training_batches)
+
+
+def test_cross_entropy_matches_the_loops_where_probabilities_are_zero_or_one_too(rng):
+    probabilities = torch.rand(3, 5, generator=rng, dtype=torch.float64)
+    probabilities[0, :2] = torch.tensor([0.0, 1.0])
+    labels = (torch.rand(3, 5, generator=rng) < 0.5).double()
+    labels[0, :2] = torch.tensor([1.0, 0.0])
+
+    ours = cross_entropy(probabilities, labels)
+
+    torch.testing.assert_close(
+        ours.item(), cross_entropy_loops(probabilities.tolist(), labels.tolist())
+    )
+
+
+def test_cross_entropy_sums_over_classes_and_averages_over_videos():
+    loss = cross_entropy(torch.full((3, 7), 0.5), torch.ones(3, 7))
+
+    torch.testing.assert_close(loss.item(), 7 * log(2), rtol=1e-4, atol=0)  # epsilon is 1e-5
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.lists(st.floats(-100, 100), min_size=1, max_size=4), min_size=1, max_size=4),
+    st.floats(0.1, 10),
+)
+def test_each_gradient_is_clipped_by_its_own_norm(gradients, limit):
+    tensors = [torch.tensor(gradient, dtype=torch.float64) for gradient in gradients]
+
+    clip_each(tensors, limit)
+
+    for tensor, gradient in zip(tensors, gradients, strict=True):
+        torch.testing.assert_close(tensor.tolist(), clip_loops(gradient, limit))
+
+
+def test_the_learning_rate_is_a_staircase_in_examples():
+    schedule = tiny_recipe(
+        learning_rate=0.5, learning_rate_decay=0.8, examples_per_decay=100
+    ).training
+
+    rates = [learning_rate_at(schedule, examples) for examples in (0, 99, 100, 199, 200, 1050)]
+
+    assert rates == [0.5, 0.5, 0.5 * 0.8, 0.5 * 0.8, 0.5 * 0.8**2, 0.5 * 0.8**10]
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_the_loss_falls_and_the_validation_gap_rises(pooling, folder, records):
+    recipe = tiny_recipe(
+        pooling=pooling, max_steps=50, checkpoint_every=50, probability_gating=True
+    )
+
+    trained = run(folder, records, recipe, is_validated=True)
+
+    first, last, validated, _ = lines_of(trained)
+    assert (first["step"], last["step"], trained.steps) == (1, 50, 50)
+    assert last["loss"] < 0.8 * first["loss"]
+    assert validated["validation"]["gap"] == trained.best_gap > 0.5
+
+
+def test_optimisation_is_the_papers_adam_clip_and_penalty(folder, records):
+    recipe = tiny_recipe(
+        pooling="average",
+        gating=None,
+        max_steps=5,
+        clip_norm=0.2,
+        l2_penalty=0.3,
+        examples_per_decay=32,
+    )
+    train_checkpoints(recipe, training=records[0], validation=None, folder=folder, seed=3)
+
+    torch.manual_seed(3)
+    model = SubModel(recipe, records[0].schema)
+    parameters = dict(model.named_parameters())
+    first = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    second = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    for step, batch in enumerate(records[0].training_batches(16, seed=3), start=1):
+        if step > 5:
+            break
+        labels = torch.from_numpy(batch.labels.dense(5)).float()
+        probabilities = model(*to_torch(batch, "cpu"))
+        loss = -(labels * (probabilities + 1e-5).log()).sum() / 16
+        loss -= ((1 - labels) * (1 - probabilities + 1e-5).log()).sum() / 16
+        loss += 0.3 * 0.5 * (model.head.gates.weight**2).sum()
+        loss += 0.3 * 0.5 * (model.head.experts.weight**2).sum()
+        model.zero_grad()
+        loss.backward()
+        rate = 0.01 * 0.9 ** ((step - 1) * 16 // 32)
+        for name, parameter in parameters.items():
+            gradient = parameter.grad * min(1.0, 0.2 / parameter.grad.norm().item())
+            first[name] = 0.9 * first[name] + 0.1 * gradient
+            second[name] = 0.999 * second[name] + 0.001 * gradient**2
+            mean, square = first[name] / (1 - 0.9**step), second[name] / (1 - 0.999**step)
+            parameter.data -= rate * mean / (square.sqrt() + 1e-8)
+
+    trained = contents(folder / "checkpoints" / "step-00000005.safetensors")
+    assert trained.keys() == parameters.keys()
+    for name, parameter in parameters.items():
+        # five float32 steps of up to 0.01 each, in another order of operations
+        torch.testing.assert_close(trained[name], parameter.data, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["logistic", "mixture_of_experts"])
+def test_the_penalty_pulls_at_the_heads_kernels_and_at_nothing_else(
+    head, folder, records, monkeypatch
+):
+    gradients = []
+    monkeypatch.setattr(
+        training_module,
+        "clip_each",
+        lambda tensors, _: gradients.append([tensor.clone() for tensor in tensors]),
+    )
+
+    for penalty in (0.0, 0.5):
+        recipe = tiny_recipe(head=head, max_steps=1, l2_penalty=penalty, probability_gating=True)
+        run(folder, records, recipe, force=True)
+
+    torch.manual_seed(0)
+    model = SubModel(recipe, records[0].schema)
+    kernels = {"head.classes.weight", "head.gates.weight", "head.experts.weight"}
+    without, with_penalty = gradients
+    for (name, parameter), one, other in zip(
+        model.named_parameters(), without, with_penalty, strict=True
+    ):
+        expected = 0.5 * parameter if name in kernels else torch.zeros_like(parameter)
+        torch.testing.assert_close(other - one, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["netvlad", "gru"])
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(pooling, tmp_path, records):
+    runs = [
+        run(tmp_path / place / "tiny", records, tiny_recipe(pooling=pooling), seed=seed)
+        for place, seed in (("one", 1), ("two", 1), ("three", 2))
+    ]
+
+    for step in (2, 4, 6):
+        paths = [trained.folder.checkpoint(step) for trained in runs]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+        one, other = contents(paths[0]), contents(paths[2])
+        assert not any(torch.equal(one[name], other[name]) for name in one if "bias" not in name)
+
+
+def test_checkpoints_are_written_at_steps_and_at_the_end(folder, records):
+    trained = run(folder, records, tiny_recipe(max_steps=5))
+
+    assert [path.name for path in trained.folder.checkpoint_paths()] == [
+        "step-00000002.safetensors",
+        "step-00000004.safetensors",
+        "step-00000005.safetensors",
+    ]
+    assert (trained.steps, trained.is_stopped, trained.best_gap) == (5, False, None)
+
+
+def test_a_checkpoint_says_what_it_was_trained_on_and_how(folder, records):
+    recipe = tiny_recipe(overrides=["training.max_steps=2"])
+
+    trained = run(folder, records, recipe, seed=7)
+
+    with open_tensors(trained.folder.checkpoint(2)) as file:
+        record = file.record(CheckpointRecord)
+    assert record.name == "tiny"
+    assert record.recipe == recipe.record
+    assert record.data_schema == records[0].schema
+    assert (record.step, record.examples, record.seed) == (2, 32, 7)
+    assert record.training_files == records[0].patterns
+    assert record.averaged_from == ()
+
+
+@pytest.mark.parametrize("change", ["seed", "recipe", "records"])
+def test_runs_that_differ_have_different_identities(change, tmp_path, records):
+    others = records
+    if change == "records":
+        others = tiny_records(tmp_path / "records", num_videos=80)
+    recipe = tiny_recipe(max_steps=3 if change == "recipe" else 2)
+
+    one = run(tmp_path / "one", records, tiny_recipe(max_steps=2))
+    other = run(tmp_path / "other", others, recipe, seed=change == "seed")
+
+    identities = set()
+    for trained in (one, other):
+        with open_tensors(trained.folder.checkpoint(2)) as file:
+            identities.add(file.record(CheckpointRecord).run)
+    assert len(identities) == 2
+
+
+def test_every_line_of_the_log_says_where_the_run_was(folder, records, monkeypatch):
+    monkeypatch.setattr(training_module, "LOG_EVERY", 4)
+    recipe = tiny_recipe(max_steps=8, checkpoint_every=4, examples_per_decay=64)
+
+    trained = run(folder, records, recipe, is_validated=True)
+
+    lines = lines_of(trained)
+    assert [(line["step"], line["examples"], line["epoch"]) for line in lines] == [
+        (1, 16, 0),
+        (4, 64, 0),
+        (4, 64, 0),
+        (8, 128, 1),  # an epoch has six batches
+        (8, 128, 1),
+        (8, 128, 1),
+    ]
+    assert [line["learning_rate"] for line in lines if "loss" in line] == [0.01, 0.01, 0.01 * 0.9]
+    assert all(line["examples_per_second"] > 0 for line in lines if "loss" in line)
+    assert all(line["loss"] > 0 for line in lines if "loss" in line)
+    assert lines[-1]["state"] == "finished"
+    assert lines[-1]["seconds"] > 0
+
+
+def test_validation_measures_the_checkpoint_that_was_just_written(folder, records):
+    trained = run(folder, records, tiny_recipe(max_steps=4), is_validated=True)
+
+    validated = [line for line in lines_of(trained) if "validation" in line]
+    assert [line["step"] for line in validated] == [2, 4]
+    for line in validated:
+        metrics = load(trained.folder.checkpoint(line["step"])).measure(records[1])
+        assert line["validation"] == metrics.as_dict()
+    assert trained.best_gap == max(line["validation"]["gap"] for line in validated)
+
+
+def test_an_interrupt_leaves_a_checkpoint_that_averages_and_predicts(
+    folder, records, monkeypatch, tmp_path
+):
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 3)
+        trained = run(folder, records, tiny_recipe(max_steps=50))
+
+    assert (trained.steps, trained.is_stopped) == (3, True)
+    paths = trained.folder.checkpoint_paths()
+    assert [path.name for path in paths] == [
+        "step-00000002.safetensors",
+        "step-00000003.safetensors",
+    ]
+    assert lines_of(trained)[-1]["state"] == "stopped"
+    averaged = average_checkpoints(paths, trained.folder.averaged)
+    predict(averaged, records[1], tmp_path / "predictions.safetensors")
+
+
+def test_an_interrupt_right_after_a_checkpoint_writes_no_second(folder, records, monkeypatch):
+    interrupt_after(monkeypatch, 2)
+
+    trained = run(folder, records)
+
+    assert [path.name for path in trained.folder.checkpoint_paths()] == [
+        "step-00000002.safetensors"
+    ]
+
+
+def test_an_interrupt_before_the_first_step_leaves_no_checkpoint(folder, records, monkeypatch):
+    interrupt_after(monkeypatch, 0)
+
+    trained = run(folder, records)
+
+    assert (trained.steps, trained.is_stopped) == (0, True)
+    assert list(trained.folder.checkpoints.iterdir()) == []
+
+
+def test_a_run_that_is_there_is_kept_without_force(folder, records):
+    before = run(folder, records, tiny_recipe(max_steps=2)).folder.checkpoint(2).read_bytes()
+
+    with pytest.raises(OutputError) as caught:
+        run(folder, records, seed=1)
+
+    assert str(caught.value) == (
+        f"{folder} holds a run already (checkpoints).\n"
+        "Give this run another --name, or replace the old one with --force."
+    )
+    assert (folder / "checkpoints" / "step-00000002.safetensors").read_bytes() == before
+
+
+def test_force_replaces_all_of_the_old_run(folder, records):
+    run(folder, records, tiny_recipe(max_steps=6))
+    (folder / "averaged.safetensors").touch()
+    (folder / "validation.safetensors").touch()
+    (folder / "notes.txt").touch()
+
+    run(folder, records, tiny_recipe(max_steps=3), force=True)
+
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "step-00000002.safetensors",
+        "step-00000003.safetensors",
+    ]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoints",
+        "metrics.jsonl",
+        "notes.txt",
+    ]
+
+
+def test_a_recipe_that_does_not_fit_leaves_the_old_run(folder, records):
+    run(folder, records, tiny_recipe(max_steps=2))
+
+    with pytest.raises(RecipeError):
+        run(folder, records, tiny_recipe(pooling="gru", sampling="random"), force=True)
+
+    assert (folder / "checkpoints" / "step-00000002.safetensors").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(folder, records, monkeypatch):
+    calls = []
+
+    def diverge(probabilities, labels):
+        calls.append(1)
+        loss = cross_entropy(probabilities, labels)
+        return loss * torch.nan if len(calls) == 4 else loss
+
+    monkeypatch.setattr(training_module, "cross_entropy", diverge)
+    *_, fourth = (
+        batch for batch, _ in zip(records[0].training_batches(16, seed=0), range(4), strict=False)
+    )
+
+    with pytest.raises(TrainingError) as caught:
+        run(folder, records)
+
+    assert str(caught.value) == (
+        f"{folder}: the loss is nan at step 4 (videos {', '.join(fourth.ids[:3])}, ...).\n"
+        "Lower training.learning_rate with --set, or average the checkpoints so far."
+    )
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == [
+        "step-00000002.safetensors"
+    ]
+
+
+@pytest.mark.parametrize("name", ["-tiny", "ti ny", "ti.ny", "tïny"])
+def test_a_name_that_could_not_name_a_node_of_a_graph_is_refused(name, tmp_path, records):
+    with pytest.raises(TrainingError) as caught:
+        run(tmp_path / name, records)
+
+    assert str(caught.value) == (
+        f"{name!r} cannot name a run.\nUse letters, digits, _ and -, and do not begin with -."
+    )
+    assert not (tmp_path / name).exists()
+
+
+def test_validation_records_of_another_kind_are_refused(folder, records):
+    training, validation = records
+    validation = Records(
+        validation.patterns, schema=tiny_schema(widths={"rgb": 8, "audio": 4}, value_type="uint8")
+    )
+
+    with pytest.raises(PredictionsError) as caught:
+        run(folder, (training, validation), is_validated=True)
+
+    assert str(caught.value) == (
+        f"{training.paths[0].parent} has 5 classes, but these records have 4.\n"
+        "Use records of the same vocabulary, or give their schema with --schema."
+    )
+    assert not folder.exists()
+
+
+def test_a_device_that_is_not_there_is_refused(folder, records, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    with pytest.raises(ProviderError) as caught:
+        run(folder, records, device="cuda")
+
+    assert caught.value.fault == "PyTorch finds no CUDA device."
+    assert not folder.exists()
