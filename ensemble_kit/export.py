@@ -118,7 +118,7 @@ def _check_file(path: Path, record: FusedRecord, output: Path) -> None:
     """Run onnx's checker and look at the type of every stored weight."""
     try:
         onnx.checker.check_model(path, full_check=True)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(
             f"{output} fails onnx's checker: {error}.",
             mend="Report this as a fault of ensemble-kit; nothing was written.",

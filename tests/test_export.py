@@ -1,0 +1,450 @@
+import copy
+import json
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from builders import tiny_recipe, tiny_schema, write_checkpoint
+from workspace_fixture import COEFFICIENTS, MEMBERS, REPEATS, write_selection_of
+
+import ensemble_kit
+from ensemble_kit import export
+from ensemble_kit.checkpoints import open_tensors
+from ensemble_kit.data.schema import Schema
+from ensemble_kit.ensemble import FusedEnsemble, example_frames
+from ensemble_kit.errors import CheckpointError, ExportError, OutputError, SizeLimitError
+from ensemble_kit.export import export_onnx
+from ensemble_kit.files import sha256_of
+from ensemble_kit.fusion import fuse
+from ensemble_kit.layers.frame_preparation import prepare_frames
+from ensemble_kit.layers.frame_sampling import draw_table
+from ensemble_kit.loading import load_fused
+from ensemble_kit.provenance import FusedRecord
+from ensemble_kit.runtime import OnnxEnsemble
+
+ORDER = 1e-6  # float32 sums in another order: some eps of a probability
+REPORT_IT = "Report this as a fault of ensemble-kit; nothing was written."
+SCHEMAS = {  # one, three and two modalities; bytes and numbers; frames and video means
+    "average": tiny_schema(widths={"features": 5}).model_copy(update={"level": "video"}),
+    "soft_bof": tiny_schema(widths={"rgb": 5, "audio": 3, "text": 4}, value_type="uint8"),
+    "netvlad": tiny_schema(value_type="uint8"),
+    "gru": tiny_schema(widths={"rgb": 5, "audio": 3}),
+}
+DTYPES = {"average": "fp32", "soft_bof": "fp16", "netvlad": "bf16", "gru": "bf16"}
+FUSIONS = {"average": "late", "soft_bof": "early", "netvlad": "late", "gru": "early"}
+
+
+class Case(NamedTuple):
+    """A fused file in PyTorch and in ONNX Runtime."""
+
+    path: Path
+    ensemble: FusedEnsemble
+    session: OnnxEnsemble
+    schema: Schema
+
+    def torch(self, frames, num_frames):
+        with torch.inference_mode():
+            return self.ensemble(frames, num_frames).numpy()
+
+    def onnx(self, frames, num_frames):
+        return self.session.run({k: v.numpy() for k, v in frames.items()}, num_frames.numpy())
+
+
+@pytest.fixture(scope="module", params=[*SCHEMAS, "all four"])
+def case(request, tmp_path_factory, exported, ensemble):
+    """Each pooling alone, and all four together."""
+    if request.param == "all four":
+        return Case(exported.path, ensemble, OnnxEnsemble(exported.path), ensemble.schema)
+    pooling = request.param
+    folder = tmp_path_factory.mktemp(pooling)
+    recipe = tiny_recipe(pooling=pooling, modality_fusion=FUSIONS[pooling])
+    write_checkpoint(folder / "member.safetensors", recipe, SCHEMAS[pooling], seed=3)
+    selection = write_selection_of(
+        folder / "selection.json", {"one": folder / "member.safetensors"}, {"one": 1.0}
+    )
+    fused = fuse(selection, folder / "fused.safetensors", dtype=DTYPES[pooling]).path
+    path = export_onnx(fused, folder / "ensemble.onnx", repeats=REPEATS).path
+    with open_tensors(fused) as file:
+        loaded = load_fused(file, repeats=REPEATS)
+    return Case(path, loaded, OnnxEnsemble(path), SCHEMAS[pooling])
+
+
+@pytest.fixture
+def graph(exported, monkeypatch):
+    """Make every export take the finished graph of ``exported``, which saves the tracing."""
+    model = ir.load(exported.path)
+    monkeypatch.setattr(export, "build_graph", lambda *_, **__: model)
+    return model.graph
+
+
+def refused(kind, fused, output, **options):
+    """Export, which must fail and leave nothing; return the message."""
+    with pytest.raises(kind) as caught:
+        export_onnx(fused, output, repeats=REPEATS, **options)
+    assert not output.exists()
+    assert not list(output.parent.glob(".*"))
+    return str(caught.value)
+
+
+# What the file computes
+
+
+@pytest.mark.parametrize(("batch_size", "length"), [(1, 1), (2, 3), (5, 11), (3, 300)])
+def test_onnx_runtime_computes_what_pytorch_does(case, batch_size, length):
+    frames, num_frames = example_frames(case.schema, batch_size, length)
+
+    found = case.onnx(frames, num_frames)
+
+    expected = case.torch(frames, num_frames)
+    assert found.probabilities.shape == (batch_size, case.schema.num_classes)
+    np.testing.assert_allclose(found.probabilities, expected, rtol=0, atol=1e-5)
+    assert np.ptp(expected) > 1e-3
+
+
+def test_labels_and_confidences_are_the_best_classes_in_order(case):
+    probabilities, labels, confidences = case.onnx(*example_frames(case.schema, 5, 6))
+
+    assert labels.shape == confidences.shape == (5, case.schema.num_classes)
+    assert (labels.dtype, confidences.dtype) == (np.int64, np.float32)
+    np.testing.assert_array_equal(confidences, -np.sort(-probabilities, axis=1))
+    np.testing.assert_array_equal(np.take_along_axis(probabilities, labels, 1), confidences)
+
+
+def test_the_same_input_gives_the_same_bits(case):
+    frames, num_frames = example_frames(case.schema, 4, 8)
+
+    first, second = (case.onnx(frames, num_frames) for _ in range(2))
+    reopened = OnnxEnsemble(case.path).run(
+        {k: v.numpy() for k, v in frames.items()}, num_frames.numpy()
+    )
+
+    for one, two, three in zip(first, second, reopened, strict=True):
+        np.testing.assert_array_equal(one, two)
+        np.testing.assert_array_equal(one, three)
+
+
+def test_a_video_is_tagged_alike_alone_in_any_batch_and_at_any_place(case):
+    frames, _ = example_frames(case.schema, 5, 9)
+    num_frames = torch.tensor([9, 1, 4, 2, 7])
+    together = case.onnx(frames, num_frames).probabilities
+    order = torch.tensor([3, 0, 4, 2, 1])
+
+    mixed = case.onnx({k: v[order] for k, v in frames.items()}, num_frames[order]).probabilities
+
+    np.testing.assert_allclose(mixed, together[order], rtol=0, atol=ORDER)
+    for video, length in enumerate(num_frames):
+        alone = {k: v[video : video + 1, :length] for k, v in frames.items()}
+        found = case.onnx(alone, num_frames[video : video + 1]).probabilities
+        np.testing.assert_allclose(found[0], together[video], rtol=0, atol=ORDER)
+
+
+def test_what_lies_beyond_a_videos_frames_never_matters(case):
+    frames, _ = example_frames(case.schema, 3, 7)
+    num_frames = torch.tensor([2, 7, 5])
+    spoilt = {name: values.clone() for name, values in frames.items()}
+    for name, values in frames.items():
+        for video, length in enumerate(num_frames):
+            values[video, length:] = 0
+            spoilt[name][video, length:] = 255 if values.dtype == torch.uint8 else torch.nan
+
+    np.testing.assert_array_equal(
+        case.onnx(spoilt, num_frames).probabilities, case.onnx(frames, num_frames).probabilities
+    )
+
+
+def test_a_video_of_no_frames_has_finite_probabilities_those_of_pytorch(case):
+    frames, _ = example_frames(case.schema, 3, 4)
+    num_frames = torch.tensor([0, 4, 0])
+
+    found = case.onnx(frames, num_frames).probabilities
+
+    assert np.isfinite(found).all()
+    np.testing.assert_array_equal(found[0], found[2])
+    np.testing.assert_allclose(found, case.torch(frames, num_frames), rtol=0, atol=1e-5)
+
+
+def test_repeats_are_the_mean_of_single_runs_with_the_rows_of_the_tables(ensemble):
+    members = copy.deepcopy(ensemble).double()
+    frames, num_frames = example_frames(ensemble.schema, 4, 9)
+
+    with torch.inference_mode():
+        together = members(frames, num_frames)
+        joint, is_frame = prepare_frames(frames, num_frames)
+        expected = torch.zeros(4, 6, dtype=torch.float64)
+        for name, coefficient in COEFFICIENTS.items():
+            member = getattr(members, f"member_{name}")
+            table = draw_table(name, repeats=REPEATS, num_frames=8)
+            singles = [member.classify(joint, is_frame, row.unsqueeze(0)) for row in table]
+            expected += coefficient * sum(singles) / REPEATS
+
+    torch.testing.assert_close(together, expected)
+    is_random = [not torch.equal(*pair) for pair in pairwise(singles)]
+    assert not any(is_random)  # the last member, the recurrent one, draws nothing
+
+
+def test_the_file_averages_as_many_repeats_as_it_was_exported_with(ensemble, exported):
+    frames, num_frames = example_frames(ensemble.schema, 4, 9)
+    session = OnnxEnsemble(exported.path)
+    found = session.run({k: v.numpy() for k, v in frames.items()}, num_frames.numpy())
+
+    with torch.inference_mode():
+        joint, is_frame = prepare_frames(frames, num_frames)
+        expected = torch.zeros(4, 6)
+        for name, coefficient in COEFFICIENTS.items():
+            member = getattr(ensemble, f"member_{name}")
+            for row in draw_table(name, repeats=REPEATS, num_frames=8):
+                share = coefficient / REPEATS
+                expected += share * member.classify(joint, is_frame, row.unsqueeze(0))
+
+    np.testing.assert_allclose(found.probabilities, expected.numpy(), rtol=0, atol=1e-5)
+
+
+# What the file holds
+
+
+def weights_of(path):
+    graph = onnx.load(path).graph
+    return graph, {t.name: t for t in graph.initializer if t.name.startswith("member_")}
+
+
+def test_every_weight_is_stored_in_the_fused_type_with_a_cast_behind_it(exported, fused):
+    graph, weights = weights_of(exported.path)
+    with open_tensors(fused["bf16"].path) as file:
+        stored = dict(file.tensors())
+
+    readers = {name: [] for name in weights}
+    for node in graph.node:
+        for name in readers.keys() & set(node.input):
+            readers[name].append((node.op_type, [a.i for a in node.attribute]))
+    assert len(weights) > 40
+    for name, tensor in weights.items():
+        assert tensor.data_type == onnx.TensorProto.BFLOAT16, name
+        assert readers[name] == [("Cast", [onnx.TensorProto.FLOAT])], name
+        assert tensor.raw_data == stored[name].view(torch.uint8).numpy().tobytes(), name
+
+
+def test_every_parameter_is_in_the_file_once(exported, fused):
+    _, weights = weights_of(exported.path)
+    with open_tensors(fused["bf16"].path) as file:
+        stored = {name: tensor.view(torch.uint8).numpy() for name, tensor in file.tensors()}
+
+    kept = {weight.raw_data for weight in weights.values()}
+    assert len(kept) > 40
+    for name in stored.keys() - weights.keys():
+        assert stored[name].tobytes() in kept, name
+
+
+def test_nothing_floating_beside_weights_and_draws_is_larger_than_one_number(exported):
+    graph, weights = weights_of(exported.path)
+
+    others = {t.name: tuple(t.dims) for t in graph.initializer if t.name not in weights}
+    floating = {
+        t.name for t in graph.initializer if t.data_type in {onnx.TensorProto.FLOAT, 10, 16}
+    }
+    large = {name: dims for name, dims in others.items() if name in floating and dims}
+    assert large == {"ensemble.draws_bag": (REPEATS, 8), "ensemble.draws_vlad": (REPEATS, 8)}
+    for name in ("bag", "vlad"):
+        (table,) = [t for t in graph.initializer if t.name == f"ensemble.draws_{name}"]
+        expected = draw_table(name, repeats=REPEATS, num_frames=8).numpy()
+        np.testing.assert_array_equal(onnx.numpy_helper.to_array(table), expected)
+
+
+def test_the_file_is_hardly_larger_than_the_fused_one(exported, fused):
+    allowed = fused["bf16"].num_bytes * 1.05 + 200_000
+
+    assert exported.num_bytes == exported.path.stat().st_size <= allowed
+    assert fused["fp32"].num_bytes > allowed  # so a copy of the weights would have been seen
+    assert list(exported.path.parent.glob("*.onnx*")) == [exported.path]  # no external data
+
+
+def test_the_interface_is_the_schemas_with_free_batch_and_length(case):
+    graph = onnx.load(case.path).graph
+
+    def describe(values):
+        return {
+            value.name: (
+                onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type),
+                [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim],
+            )
+            for value in values
+        }
+
+    types = {"uint8": "UINT8", "float32": "FLOAT"}
+    count = case.schema.num_classes
+    assert describe(graph.input) == {
+        m.name: (types[m.value_type], ["batch", "frames", m.width]) for m in case.schema.modalities
+    } | {"num_frames": ("INT64", ["batch"])}
+    assert describe(graph.output) == {
+        "probabilities": ("FLOAT", ["batch", count]),
+        "labels": ("INT64", ["batch", count]),
+        "confidences": ("FLOAT", ["batch", count]),
+    }
+
+
+def test_the_metadata_says_what_the_file_is_and_where_it_comes_from(exported, fused, workspace):
+    metadata = OnnxEnsemble(exported.path).metadata
+
+    assert metadata.keys() == {
+        "kit_version", "data_schema", "label_names", "members", "dtype", "repeats", "top_k",
+        "fused_sha256", "validation_gap",
+    }  # fmt: skip
+    with open_tensors(fused["bf16"].path) as file:
+        record = file.record(FusedRecord)
+    assert metadata["kit_version"] == ensemble_kit.__version__
+    assert Schema.model_validate_json(metadata["data_schema"]) == record.data_schema
+    assert json.loads(metadata["label_names"]) == [
+        "steady 0", "burst 1", "order 2", "steady 3", "burst 4", "order 5"
+    ]  # fmt: skip
+    assert (metadata["dtype"], metadata["repeats"], metadata["top_k"]) == ("bf16", "3", "6")
+    assert metadata["fused_sha256"] == sha256_of(fused["bf16"].path)
+    assert json.loads(metadata["validation_gap"]) == 0.75
+    members = json.loads(metadata["members"])
+    assert [(m["name"], m["coefficient"]) for m in members] == list(COEFFICIENTS.items())
+    for member in members:
+        assert member["checkpoint"] == {
+            "path": f"../runs/{member['name']}/averaged.safetensors",
+            "sha256": sha256_of(workspace.averaged(member["name"])),
+        }
+        recipe = workspace.path / "recipes" / f"{member['name']}.toml"
+        assert member["recipe"]["text"] == recipe.read_text()
+        assert f'name = "{MEMBERS[member["name"]]}"' in member["recipe"]["text"]
+
+
+def test_no_path_of_this_machine_is_in_the_file(exported, workspace):
+    content = exported.path.read_bytes()
+
+    for path in (Path(ensemble_kit.__file__).parent, workspace.path, sys.prefix, Path.home()):
+        assert len(str(path)) > 4
+        assert str(path).encode() not in content
+    assert b"site-packages" not in content
+    assert b".py" not in content
+
+
+def test_the_result_says_what_was_written(exported):
+    assert (exported.repeats, exported.max_size) == (REPEATS, 2**30)
+    assert exported.worst_difference <= 1e-5
+
+
+# What is refused
+
+
+def test_a_file_over_the_limit_is_refused(graph, exported, fused, tmp_path):
+    size = exported.num_bytes
+
+    message = refused(SizeLimitError, fused["bf16"].path, tmp_path / "e.onnx", max_size=800 * 2**10)
+    kept = export_onnx(fused["bf16"].path, tmp_path / "e.onnx", repeats=REPEATS, max_size=size)
+
+    assert kept.num_bytes == size
+    assert message == (
+        f"The ONNX file has {size:,} bytes ({size / 2**10:.1f} KiB), {size - 819_200:,} bytes "
+        f"({(size - 819_200) / 2**10:.1f} KiB) over the limit of 800.0 KiB.\n"
+        "Select and fuse again with a smaller --max-size, or raise --max-size here."
+    )
+
+
+def test_a_file_that_computes_something_else_is_not_kept(graph, fused, tmp_path, monkeypatch):
+    load = export.load_fused
+    monkeypatch.setattr(
+        export, "load_fused", lambda *a, **k: lambda *b: load(*a, **k)(*b) + torch.tensor(0.25)
+    )
+
+    message = refused(ExportError, fused["bf16"].path, tmp_path / "e.onnx")
+
+    assert message == (
+        f"{tmp_path / 'e.onnx'}: ONNX Runtime's probabilities differ by 0.25 from PyTorch's on "
+        f"1 videos of 1 frames; at most 1e-05 may be.\n{REPORT_IT}"
+    )
+
+
+def test_a_file_that_computes_nan_is_not_kept(graph, fused, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "load_fused", lambda *_, **__: lambda *_: torch.tensor(torch.nan))
+
+    assert "differ by nan from" in refused(ExportError, fused["bf16"].path, tmp_path / "e.onnx")
+
+
+def test_a_file_with_a_weight_of_another_type_is_not_kept(graph, fused, tmp_path):
+    first = next(name for name in graph.initializers if name.startswith("member_"))
+
+    message = refused(ExportError, fused["fp16"].path, tmp_path / "e.onnx")
+
+    assert message == (
+        f"{tmp_path / 'e.onnx'}: {first} is stored as BFLOAT16, not FLOAT16.\n{REPORT_IT}"
+    )
+
+
+def test_a_file_that_fails_onnxs_checker_is_not_kept(graph, fused, tmp_path, monkeypatch):
+    def complain(path, full_check):
+        assert full_check
+        raise onnx.checker.ValidationError("No Op registered for Pool")
+
+    monkeypatch.setattr(onnx.checker, "check_model", complain)
+
+    message = refused(ExportError, fused["bf16"].path, tmp_path / "e.onnx")
+
+    assert message == (
+        f"{tmp_path / 'e.onnx'} fails onnx's checker: No Op registered for Pool.\n{REPORT_IT}"
+    )
+
+
+def rename_an_operator(graph):
+    next(node for node in graph if node.op_type == "MatMul").op_type = "NoSuchOperator"
+
+
+def normalise_along_an_axis_that_is_not_there(graph):
+    node = next(node for node in graph if node.op_type == "Softmax")
+    node.attributes["axis"] = ir.AttrInt64("axis", 9)
+
+
+@pytest.mark.parametrize("damage", [rename_an_operator, normalise_along_an_axis_that_is_not_there])
+def test_a_graph_that_is_not_onnx_is_not_kept(damage, graph, fused, tmp_path):
+    damage(graph)
+
+    message = refused(ExportError, fused["bf16"].path, tmp_path / "e.onnx")
+
+    assert message.startswith(f"{tmp_path / 'e.onnx'} fails onnx's checker: ")
+    assert message.endswith(f"\n{REPORT_IT}")
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, MemoryError])
+def test_an_interrupted_export_leaves_the_old_file(fault, graph, fused, tmp_path, monkeypatch):
+    def stop(*_):
+        raise fault
+
+    monkeypatch.setattr(export, "_prove", stop)
+    output = tmp_path / "e.onnx"
+    output.write_bytes(b"the old file")
+
+    with pytest.raises(fault):
+        export_onnx(fused["bf16"].path, output, repeats=REPEATS, force=True)
+
+    assert output.read_bytes() == b"the old file"
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_an_existing_file_is_refused_before_any_work(tmp_path):
+    output = tmp_path / "e.onnx"
+    output.touch()
+
+    with pytest.raises(OutputError) as caught:
+        export_onnx(tmp_path / "no.safetensors", output)
+
+    assert str(caught.value) == (
+        f"{output} exists already.\nName another output, or replace it with --force."
+    )
+
+
+def test_what_is_no_fused_file_is_refused(workspace, tmp_path):
+    missing, checkpoint = tmp_path / "no.safetensors", workspace.averaged("rnn")
+
+    assert refused(CheckpointError, missing, tmp_path / "e.onnx") == (
+        f"{missing} does not exist.\nName a file that exists."
+    )
+    assert refused(CheckpointError, checkpoint, tmp_path / "e.onnx") == (
+        f"{checkpoint} is a checkpoint file, not a fused file.\nName a fused file instead."
+    )
