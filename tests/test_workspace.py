@@ -1,0 +1,64 @@
+import pytest
+
+from ensemble_kit.errors import CheckpointError, OutputError, TrainingError
+from ensemble_kit.workspace import RunFolder, check_run_name, run_name
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunFolder(tmp_path / "runs" / "gru")
+
+
+def test_checkpoints_sort_by_step(run):
+    run.claim(force=False)
+    for step in (10_000, 300_000, 20, 9, 12_345_678):
+        run.checkpoint(step).touch()
+    (run.checkpoints / ".step-00000001.safetensors.part").touch()
+
+    steps = [int(path.stem.removeprefix("step-")) for path in run.checkpoint_paths()]
+    assert steps == [9, 20, 10_000, 300_000, 12_345_678]
+
+
+def test_a_folder_without_checkpoints_is_refused(run):
+    with pytest.raises(CheckpointError) as caught:
+        run.checkpoint_paths()
+
+    assert str(caught.value) == (
+        f"{run.path} holds no checkpoints (checkpoints/step-*.safetensors).\n"
+        "Name the folder of a run that `ensemble-kit train` has made."
+    )
+
+
+@pytest.mark.parametrize("name", ["metrics", "averaged", "validation"])
+def test_any_output_of_a_run_keeps_another_from_it(run, name):
+    output = getattr(run, name)
+    output.parent.mkdir(parents=True)
+    output.touch()
+
+    with pytest.raises(OutputError) as caught:
+        run.claim(force=False)
+    assert str(caught.value) == (
+        f"{run.path} holds a run already ({output.name}).\n"
+        "Give this run another --name, or replace the old one with --force."
+    )
+
+    run.claim(force=True)
+    assert list(run.path.iterdir()) == [run.checkpoints]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name"), [("willow/gru", "willow-gru"), ("my recipe.v2", "my-recipe-v2")]
+)
+def test_a_recipes_name_becomes_one_that_a_run_can_have(recipe, name):
+    assert run_name(recipe) == name
+    check_run_name(name)
+
+
+@pytest.mark.parametrize("name", ["", "-gru", "a/b", "a.b", "gru\n", ".."])
+def test_a_name_that_cannot_name_a_run_is_refused(name):
+    with pytest.raises(TrainingError) as caught:
+        check_run_name(name)
+
+    assert str(caught.value) == (
+        f"{name!r} cannot name a run.\nUse letters, digits, _ and -, and do not begin with -."
+    )
