@@ -57,7 +57,7 @@ class OnnxEnsemble:
             self._session = onnxruntime.InferenceSession(path, options, providers=[wanted])
         except Exception as error:  # ONNX Runtime's exceptions have no common class of their own
             raise ProviderError(
-                f"ONNX Runtime cannot open {path}: {error}.",
+                f"ONNX Runtime cannot open {path}: {str(error).rstrip('.')}.",
                 mend="Export the file again, or copy it again from where it is whole.",
             ) from error
         self.provider: str = self._session.get_providers()[0]
