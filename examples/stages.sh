@@ -1,0 +1,44 @@
+# What the examples share; sourced by them, with `records` and `names` set: the folder of train,
+# validate and test records, and the CSV file of class names.
+
+usage() { # usage ARGUMENT...
+    echo "usage: $0 $*" >&2
+    exit 2
+}
+
+# Two threads that spin while another process works take ten times as long; asleep, a fifth longer.
+export OMP_WAIT_POLICY=passive
+
+workspace() { # workspace FOLDER: work in it, and note every stage's seconds there
+    mkdir -p "$1"
+    cd "$1"
+    : >seconds.tsv
+}
+
+stage() { # stage NAME COMMAND...: print the command, run it, note its seconds
+    local name=$1 start=$EPOCHREALTIME
+    shift
+    echo "\$ $*"
+    "$@"
+    awk -v name="$name" -v start="$start" -v end="$EPOCHREALTIME" \
+        'BEGIN { printf "%s\t%.1f\n", name, end - start }' >>seconds.tsv
+}
+
+train() { # train NAME RECIPE KEY=VALUE...; QUICK=1 takes a few steps only
+    local name=$1 recipe=$2 sets=()
+    shift 2
+    for value in "$@" ${QUICK:+training.max_steps=4 training.checkpoint_every=2}; do
+        sets+=(--set "$value")
+    done
+    stage "train $name" ensemble-kit train "$recipe" --name "$name" --train "$records/train" \
+        --validation "$records/validate" --label-names "$names" "${sets[@]}"
+}
+
+ship() { # from trained runs to one scored ONNX file
+    stage select ensemble-kit select
+    stage "fuse fp32" ensemble-kit fuse --dtype fp32 -o ensemble/fused-fp32.safetensors
+    stage "fuse bf16" ensemble-kit fuse --dtype bf16
+    stage "export once" ensemble-kit export-onnx --repeats 1 -o ensemble/once.onnx
+    stage export ensemble-kit export-onnx
+    stage report ensemble-kit report "$records/test" --label-names "$names"
+}
