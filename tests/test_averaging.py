@@ -207,6 +207,21 @@ def test_recalibration_ends_with_the_records(training, monkeypatch):
     assert sizes == [32, 32, 32]
 
 
+def test_recalibrating_again_forgets_the_first_time(training, monkeypatch):
+    monkeypatch.setattr(averaging, "RECALIBRATION_BATCH", 32)
+    model = tiny_model(tiny_recipe(), training.schema)
+    recalibrate(model, training, num_videos=96)
+    first = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for layer in model.modules():
+        if isinstance(layer, BatchNorm):
+            layer.running_mean += 1
+
+    recalibrate(model, training, num_videos=96)
+
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, first[name]), name
+
+
 def test_an_averaged_checkpoint_has_the_mean_weights_and_recalibrated_statistics(
     training, tmp_path
 ):

@@ -260,6 +260,14 @@ def test_every_batch_norm_has_the_recipes_momentum():
     assert momenta == [0.25] * 5  # input, two assignments, two gatings
 
 
+def test_the_hidden_layer_starts_with_the_scale_of_the_first_modalitys_clusters():
+    overrides = ["pooling.num_clusters={rgb=64, audio=4}", "hidden.size=200"]
+
+    model = tiny_model(tiny_recipe(overrides=overrides), tiny_schema())
+
+    assert abs(model.hidden.weight.std().item() * 8 - 1) < 0.02  # 1 / sqrt(64)
+
+
 def test_only_the_heads_kernels_are_regularised():
     model = build(probability_gating=True)
 

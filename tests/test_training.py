@@ -7,6 +7,7 @@ from builders import POOLINGS, tiny_recipe, tiny_records, tiny_schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import clip_loops, cross_entropy_loops
+from torch import nn
 
 from ensemble_kit import training as training_module
 from ensemble_kit.averaging import average_checkpoints
@@ -19,6 +20,7 @@ from ensemble_kit.errors import (
     RecipeError,
     TrainingError,
 )
+from ensemble_kit.layers.frame_preparation import prepare_frames
 from ensemble_kit.loading import load, to_torch
 from ensemble_kit.prediction import predict
 from ensemble_kit.provenance import CheckpointRecord
@@ -166,6 +168,20 @@ def test_optimisation_is_the_papers_adam_clip_and_penalty(folder, records):
     for name, parameter in parameters.items():
         # five float32 steps of up to 0.01 each, in another order of operations
         torch.testing.assert_close(trained[name], parameter.data, rtol=1e-4, atol=1e-5)
+
+
+def test_batch_norm_follows_every_batch_validated_between_or_not(folder, records):
+    recipe = tiny_recipe(sampling="all", max_steps=5)  # the input's norm sees no weight before it
+
+    trained = run(folder, records, recipe, is_validated=True)
+
+    norm = nn.BatchNorm1d(12, eps=1e-3, momentum=0.1)
+    for batch, _ in zip(records[0].training_batches(16, seed=0), range(5), strict=False):
+        joint, is_frame = prepare_frames(*to_torch(batch, "cpu"))
+        norm(joint[is_frame])
+    stored = contents(trained.folder.checkpoint(5))
+    torch.testing.assert_close(stored["input_batch_norm.running_mean"], norm.running_mean)
+    torch.testing.assert_close(stored["input_batch_norm.running_variance"], norm.running_var)
 
 
 @pytest.mark.parametrize("head", ["logistic", "mixture_of_experts"])
