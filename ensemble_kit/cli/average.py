@@ -5,13 +5,19 @@ from typing import Any
 
 import click
 
-from ensemble_kit.cli.options import FILE, force_option, records_options
+from ensemble_kit.cli.options import (
+    EXISTING_FILE_OR_FOLDER,
+    FILE,
+    echo_skipped,
+    force_option,
+    records_options,
+)
 
 
 @click.command()
 @click.argument(
     "run", nargs=-1, required=True, metavar="RUN|CHECKPOINTS...",
-    type=click.Path(exists=True, path_type=Path),
+    type=EXISTING_FILE_OR_FOLDER,
 )  # fmt: skip
 @click.option(
     "-o", "--output", type=FILE, help="File to write [default: RUN/averaged.safetensors]."
@@ -50,6 +56,8 @@ def average(
     from ensemble_kit.pipeline import average_run
     from ensemble_kit.workspace import RunFolder
 
+    if len(run) > 1 and any(path.is_dir() for path in run):
+        raise click.UsageError("Name one RUN, or the CHECKPOINTS of one.")
     training = Records(data, **reading) if data else None
     if len(run) == 1 and run[0].is_dir():
         folder = RunFolder(run[0])
@@ -69,3 +77,5 @@ def average(
         chosen = list(run)
         average_checkpoints(chosen, output, batch_norm=batch_norm, training=training, force=force)
     click.echo(f"{output}: the mean of {len(chosen)} checkpoints, batch norm {batch_norm}.")
+    if training is not None:
+        echo_skipped(training)

@@ -7,7 +7,13 @@ from typing import Any, Literal
 
 import click
 
-from ensemble_kit.cli.options import FOLDER, force_option, json_option, records_options
+from ensemble_kit.cli.options import (
+    FOLDER,
+    echo_skipped,
+    force_option,
+    json_option,
+    records_options,
+)
 
 NUM_CLASSES_SHOWN = 5
 
@@ -64,6 +70,7 @@ def info(patterns: tuple[str, ...], as_json: bool, **reading: Any) -> None:
 
     records = Records(patterns, **reading)
     summary = summarise(records)
+    echo_skipped(records)
     if as_json:
         click.echo(json.dumps(summary, ensure_ascii=False))
         return
@@ -84,7 +91,6 @@ def info(patterns: tuple[str, ...], as_json: bool, **reading: Any) -> None:
         "most frequent": ", ".join(f"{c['name']} ({c['videos']:,})" for c in frequent),
     }.items():
         click.echo(f"{name:14} {value}")
-    _echo_skipped(records.num_skipped)
 
 
 @data.command()
@@ -108,7 +114,7 @@ def check(patterns: tuple[str, ...], **reading: Any) -> None:
     first = {error.problem: error for error in reversed(records.skipped)}
     for problem, count in Counter(error.problem for error in records.skipped).most_common():
         click.echo(f"{count:,} with {problem}; the first: {first[problem].fault}")
-    _echo_skipped(records.num_skipped)
+    echo_skipped(records)
 
 
 @data.command()
@@ -183,8 +189,3 @@ def synthesize(
         force=force,
     )
     click.echo(folder)
-
-
-def _echo_skipped(count: int) -> None:
-    if count:
-        click.echo(f"{count:,} bad records were skipped.", err=True)

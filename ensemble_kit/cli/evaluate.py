@@ -9,6 +9,7 @@ import click
 from ensemble_kit.cli.options import (
     EXISTING_FILE,
     device_option,
+    echo_skipped,
     json_option,
     records_options,
     repeats_option,
@@ -63,8 +64,7 @@ def evaluate(
         metrics = evaluate_model(
             model_or_predictions, records, k=top_k, repeats=repeats, device=device
         )
-        if records.num_skipped:
-            click.echo(f"{records.num_skipped} bad records were skipped.", err=True)
+        echo_skipped(records)
     if as_json:
         click.echo(json.dumps(metrics.as_dict()))
         return

@@ -11,21 +11,26 @@ from ensemble_kit.errors import InputError
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class ExistingFile(click.ParamType[Path]):
-    """A file that must be there; one that is not is a fault of the input, not of the usage."""
+class Existing(click.ParamType[Path]):
+    """A path that must be there; one that is not is a fault of the input, not of the usage."""
 
     name = "FILE"
+
+    def __init__(self, *, or_folder: bool = False) -> None:
+        self.or_folder = or_folder
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Return the path, or raise ``InputError``."""
         path = Path(value)
-        if not path.is_file():
+        if not path.is_file() and not (self.or_folder and path.is_dir()):
             kind = "is not a file" if path.exists() else "does not exist"
-            raise InputError(f"{path} {kind}.", mend="Name a file that exists.")
+            wanted = "file or folder" if self.or_folder else "file"
+            raise InputError(f"{path} {kind}.", mend=f"Name a {wanted} that exists.")
         return path
 
 
-EXISTING_FILE = ExistingFile()
+EXISTING_FILE = Existing()
+EXISTING_FILE_OR_FOLDER = Existing(or_folder=True)
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -64,3 +69,10 @@ def records_options(command: F) -> F:
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+def echo_skipped(*reads: Any) -> None:
+    """Say on stderr how many bad records were skipped, if any; ``reads`` are ``Records``."""
+    count = sum(records.num_skipped for records in reads)
+    if count:
+        click.echo(f"{count:,} bad records were skipped.", err=True)

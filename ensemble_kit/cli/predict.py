@@ -9,6 +9,7 @@ from ensemble_kit.cli.options import (
     EXISTING_FILE,
     FILE,
     device_option,
+    echo_skipped,
     force_option,
     records_options,
     repeats_option,
@@ -63,5 +64,4 @@ def predict(
         force=force,
     )
     click.echo(output)
-    if records.num_skipped:
-        click.echo(f"{records.num_skipped} bad records were skipped.", err=True)
+    echo_skipped(records)

@@ -1,0 +1,213 @@
+"""What all commands share: help, and faults that are one line and an exit code."""
+
+from pathlib import Path
+
+import click
+import pytest
+
+import ensemble_kit
+from ensemble_kit.cli import main
+from ensemble_kit.cli.main import COMMANDS
+
+RECORDS = ["--train", "no.tfrecord"]
+MISSING = {
+    "data info": (["no.tfrecord"], "{cwd}/no.tfrecord does not exist.\nName TFRecord files"),
+    "data check": (["no/*"], "{cwd}/no/* matches no file.\nName TFRecord files"),
+    "train": (["demo/gru", *RECORDS], "{cwd}/no.tfrecord does not exist.\nName TFRecord files"),
+    "average": (["runs/no"], "runs/no does not exist.\nName a file or folder"),
+    "predict": (["no.onnx", "no.tfrecord", "-o", "p.csv"], "no.onnx does not exist.\nName a file"),
+    "evaluate": (["no.safetensors"], "no.safetensors does not exist.\nName a file"),
+    "select": (["no.csv"], "no.csv does not exist.\nName a file"),
+    "report": (["no.tfrecord"], "{cwd}/no.tfrecord does not exist.\nName TFRecord files"),
+    "recipes check": (["no.toml"], "no.toml does not exist.\nName a file"),
+}
+UNNAMED = {
+    "select": (
+        [],
+        "There are no predictions: runs/*/validation.safetensors matches nothing in {cwd}.\n"
+        "Name predictions files, or go to a folder where `ensemble-kit train` made runs.",
+    ),
+    "fuse": (
+        [],
+        "ensemble/selection.json cannot be read: No such file or directory.\n"
+        "Run `ensemble-kit select` first, or name a selection that exists.",
+    ),
+    "export-onnx": (
+        [],
+        "ensemble/fused.safetensors does not exist.\nName a file that exists.",
+    ),
+    "train": (
+        ["no/such", *RECORDS],
+        "There is no recipe 'no/such'.\n"
+        "List the recipes with `ensemble-kit recipes list`, or name a .toml file.",
+    ),
+    "recipes show": (
+        ["willow/grue"],
+        "There is no recipe 'willow/grue' (did you mean 'willow/gru'?).\n"
+        "List the recipes with `ensemble-kit recipes list`, or name a .toml file.",
+    ),
+    "recipes copy": (
+        ["no.toml", "mine.toml"],
+        "no.toml does not exist.\n"
+        "Name a TOML file that exists, or a recipe of `ensemble-kit recipes list`.",
+    ),
+    "recipes show --json": (
+        ["willow/gru", "--schema", "no.toml"],
+        "no.toml cannot be read: No such file or directory.\nName a schema TOML that exists.",
+    ),
+}
+
+
+def commands():
+    """Yield the words of every command that does something, and the command."""
+    for name in COMMANDS:
+        command = main.get_command(None, name)
+        if isinstance(command, click.Group):
+            for inner in command.commands:
+                yield f"{name} {inner}", command.commands[inner]
+        else:
+            yield name, command
+
+
+ALL = dict(commands())
+
+
+def test_the_table_has_every_module_of_commands():
+    folder = Path(ensemble_kit.cli.__file__).parent
+    modules = {path.stem for path in folder.glob("*.py")} - {"__init__", "main", "options"}
+
+    assert set(COMMANDS.values()) == modules
+    assert len(ALL) >= 16
+
+
+def test_help_names_the_commands_in_the_order_of_the_road(runner):
+    result = runner.invoke(main, ["-h"])
+
+    assert result.exit_code == 0
+    listed = result.stdout.split("Commands:\n")[1].splitlines()
+    assert [line.split()[0] for line in listed if line.startswith("  ") and line[2] != " "] == [
+        *COMMANDS
+    ]
+    assert result.stdout == runner.invoke(main, ["--help"]).stdout
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_command_has_help_with_an_example_of_itself(name, runner):
+    result = runner.invoke(main, [*name.split(), "--help"])
+
+    assert result.exit_code == 0
+    about, example = result.stdout.split("Example")
+    assert len(about.split("\n\n")[1].strip()) > 20
+    assert f"ensemble-kit {name} " in f"{example.split('Options:')[0]} ".replace("\n", " ")
+
+
+def test_the_version_is_the_packages(runner):
+    result = runner.invoke(main, ["--version"])
+
+    assert result.stdout == f"ensemble-kit, version {ensemble_kit.__version__}\n"
+
+
+@pytest.mark.parametrize("name", ["merge", "export_onnx"])
+def test_an_unknown_command_is_refused(name, runner):
+    result = runner.invoke(main, [name])
+
+    assert result.exit_code == 2
+    assert f"No such command '{name}'" in result.stderr
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_unknown_option_is_a_fault_of_usage(name, runner, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    result = runner.invoke(main, [*name.split(), "--no-such-option"])
+
+    assert result.exit_code == 2
+    assert "No such option" in result.stderr
+    assert "--no-such-option" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_a_file_that_is_not_there_is_one_error(name, runner, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments, text = MISSING[name]
+
+    result = runner.invoke(main, [*name.split(), *arguments])
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert (
+        result.stderr
+        == f"Error: {text} that exist{'' if 'TFRecord' in text else 's'}.\n".format(cwd=tmp_path)
+    )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", UNNAMED)
+def test_a_default_that_is_not_there_is_one_error(name, runner, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments, text = UNNAMED[name]
+
+    result = runner.invoke(main, [*name.split(), *arguments])
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f"Error: {text}\n".format(cwd=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_command_that_reads_a_file_has_a_test_of_its_absence():
+    assert ALL.keys() - MISSING.keys() - UNNAMED.keys() == {
+        "data synthesize",
+        "demo",
+        "recipes list",
+        "recipes schema",
+    }
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(runner, tmp_path):
+    result = runner.invoke(main, ["evaluate", str(tmp_path)])
+
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: {tmp_path} is not a file.\nName a file that exists.\n"
+
+
+@pytest.mark.parametrize("command", ["fuse", "export-onnx"])
+def test_a_limit_that_is_no_size_is_named(command, runner):
+    result = runner.invoke(main, [command, "--max-size", "1 hectare"])
+
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "Error: '1 hectare' is not a size.\n"
+        "Write a number and a unit: 1GiB (2^30 bytes), 1GB (10^9 bytes), 995MiB.\n"
+    )
+
+
+def test_an_interrupt_ends_any_command_with_130_and_no_traceback(runner, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ensemble_kit.recipes.recipe_names", stop)
+
+    result = runner.invoke(main, ["recipes", "list"])
+
+    assert (result.exit_code, result.output) == (130, "")
+
+
+def test_a_fault_of_the_kit_itself_is_not_hidden(runner, monkeypatch):
+    def fail(*_, **__):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("ensemble_kit.recipes.recipe_names", fail)
+
+    with pytest.raises(ZeroDivisionError):
+        runner.invoke(main, ["recipes", "list"], catch_exceptions=False)
+
+
+def test_the_demo_writes_into_no_folder_that_holds_something(runner, tmp_path):
+    (tmp_path / "mine").touch()
+
+    result = runner.invoke(main, ["demo", str(tmp_path)])
+
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"Error: {tmp_path} is not empty.\nName another folder, or replace files with --force.\n"
+    )
