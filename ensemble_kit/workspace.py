@@ -57,22 +57,29 @@ class RunFolder:
             )
         return paths
 
+    def refuse_run(self) -> None:
+        """Raise ``OutputError`` if the folder holds a run already."""
+        if existing := self._outputs():
+            raise OutputError(
+                f"{self.path} holds a run already ({existing[0].name}).",
+                mend="Give this run another --name, or replace the old one with --force.",
+            )
+
     def claim(self, *, force: bool) -> None:
         """Make the folder ready for a new run.
 
         Raises:
             OutputError: It holds a run already and ``force`` is False.
         """
-        outputs = (self.checkpoints, self.metrics, self.averaged, self.validation)
-        existing = [path for path in outputs if path.exists()]
-        if existing and not force:
-            raise OutputError(
-                f"{self.path} holds a run already ({existing[0].name}).",
-                mend="Give this run another --name, or replace the old one with --force.",
-            )
-        for path in existing:
+        if not force:
+            self.refuse_run()
+        for path in self._outputs():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         self.checkpoints.mkdir(parents=True, exist_ok=True)
+
+    def _outputs(self) -> list[Path]:
+        outputs = (self.checkpoints, self.metrics, self.averaged, self.validation)
+        return [path for path in outputs if path.exists()]
 
 
 def run_name(recipe_name: str) -> str:

@@ -5,7 +5,13 @@ from typing import Any
 
 import click
 
-from ensemble_kit.cli.options import FOLDER, device_option, force_option, records_options
+from ensemble_kit.cli.options import (
+    FOLDER,
+    device_option,
+    echo_skipped,
+    force_option,
+    records_options,
+)
 from ensemble_kit.workspace import RUNS
 
 
@@ -49,37 +55,46 @@ def train(
     from ensemble_kit.data.dataset import Records
     from ensemble_kit.pipeline import train as train_run
     from ensemble_kit.recipes import load_recipe
-    from ensemble_kit.workspace import run_name
+    from ensemble_kit.workspace import RunFolder, run_name
 
     if name is not None and len(recipes) > 1:
         raise click.UsageError("--name names one run; give one RECIPE with it.")
     loaded = [load_recipe(recipe, overrides) for recipe in recipes]
+    folders = [output / (name or run_name(recipe.name)) for recipe in loaded]
+    for folder in folders:  # before hours are spent on another
+        if folders.count(folder) > 1:
+            raise click.UsageError(
+                f"Two recipes would make the run {folder}; train one by itself, with --name."
+            )
+        if not force:
+            RunFolder(folder).refuse_run()
     training_records = Records(training, **reading)
     validation_records = Records(validation, **reading) if validation else None
-    for recipe in loaded:
+    for recipe, folder in zip(loaded, folders, strict=True):
         finished = train_run(
             recipe,
             training=training_records,
             validation=validation_records,
-            folder=output / (name or run_name(recipe.name)),
+            folder=folder,
             seed=seed,
             device=device,
             force=force,
         )
         run = finished.trained
         if run.is_stopped:
-            click.echo(
-                f"{run.folder.path}: stopped at step {run.steps}; its checkpoints are whole.\n"
-                f"Use them with `ensemble-kit average {run.folder.path}`.",
-                err=True,
-            )
+            click.echo(_describe_stop(run.folder.path, run.steps), err=True)
             raise click.exceptions.Exit(130)
         line = f"{run.folder.path}: {run.steps} steps in {run.seconds:.1f} s"
         if finished.averaged_gap is not None:
             line += f", GAP@20 {run.best_gap:.4f} at best, {finished.averaged_gap:.4f} averaged"
         click.echo(line)
-    skipped = training_records.num_skipped + (
-        validation_records.num_skipped if validation_records else 0
+    echo_skipped(training_records, *filter(None, [validation_records]))
+
+
+def _describe_stop(folder: Path, steps: int) -> str:
+    if not steps:
+        return f"{folder}: stopped before its first step."
+    return (
+        f"{folder}: stopped at step {steps}; its checkpoints are whole.\n"
+        f"Use them with `ensemble-kit average {folder}`."
     )
-    if skipped:
-        click.echo(f"{skipped} bad records were skipped.", err=True)

@@ -1,0 +1,255 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from workspace_fixture import MEMBERS, TRAINING
+
+from ensemble_kit.checkpoints import open_tensors
+from ensemble_kit.cli import main
+from ensemble_kit.provenance import CheckpointRecord
+
+SHORT = ["--set", "training.max_steps=2"]
+
+
+def record_of(path):
+    with open_tensors(path) as file:
+        return file.record(CheckpointRecord)
+
+
+def damage(path):
+    content = bytearray(path.read_bytes())
+    content[-6] ^= 0x40  # the last record's payload
+    path.write_bytes(content)
+
+
+def test_every_recipe_becomes_a_run_of_its_name(workspace):
+    lines = workspace.trained.stdout.splitlines()
+
+    assert len(lines) == len(MEMBERS)
+    for line, name in zip(lines, MEMBERS, strict=True):
+        assert re.fullmatch(
+            rf"runs/{name}: 8 steps in \d+\.\d s, "
+            r"GAP@20 0\.\d{4} at best, 0\.\d{4} averaged",
+            line,
+        )
+        files = sorted(
+            str(path.relative_to(workspace.path / "runs" / name))
+            for path in (workspace.path / "runs" / name).rglob("*.*")
+        )
+        assert files == [
+            "averaged.safetensors",
+            *(f"checkpoints/step-0000000{step}.safetensors" for step in (2, 4, 6, 8)),
+            "metrics.jsonl",
+            "validation.safetensors",
+        ]
+        assert record_of(workspace.averaged(name)).name == name
+
+
+def test_progress_and_results_do_not_mix(workspace):
+    assert [line.split(":")[0] for line in workspace.trained.stderr.splitlines()] == list(MEMBERS)
+
+
+def test_the_gap_it_prints_is_that_of_the_validation_predictions(workspace, runner):
+    for line in workspace.trained.stdout.splitlines():
+        path = workspace.path / line.split(":")[0] / "validation.safetensors"
+        found = json.loads(runner.invoke(main, ["evaluate", str(path), "--json"]).stdout)
+        assert f", {found['gap']:.4f} averaged" in line
+
+
+def test_a_run_may_have_another_name_values_and_seed(runner, own_workspace):
+    options = ["--name", "other", "--seed", "7", "--set", "head.num_experts=3", *SHORT]
+
+    result = runner.invoke(main, ["train", "recipes/rnn.toml", *TRAINING, *options])
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("runs/other: 2 steps in ")
+    record = record_of(own_workspace.averaged("other"))
+    assert (record.name, record.seed, record.step) == ("other", 7, 2)
+    assert record.recipe.overrides == ("head.num_experts=3", "training.max_steps=2")
+
+
+def test_a_shipped_recipe_is_named_by_its_folder_too(runner, own_workspace):
+    only = TRAINING[:2]  # without validation records
+
+    result = runner.invoke(main, ["train", "demo/average-moe", *only, *SHORT, "-o", "elsewhere"])
+
+    assert result.exit_code == 0, result.output
+    assert re.fullmatch(r"elsewhere/demo-average-moe: 2 steps in \d+\.\d s\n", result.stdout)
+    folder = own_workspace.path / "elsewhere" / "demo-average-moe"
+    assert (folder / "averaged.safetensors").exists()
+    assert not (folder / "validation.safetensors").exists()
+
+
+def test_one_name_cannot_be_two_runs(runner, own_workspace):
+    result = runner.invoke(
+        main, ["train", "recipes/rnn.toml", "recipes/bag.toml", *TRAINING, "--name", "both"]
+    )
+
+    assert result.exit_code == 2
+    assert result.stderr.endswith("Error: --name names one run; give one RECIPE with it.\n")
+    assert not (own_workspace.path / "runs" / "both").exists()
+
+
+def test_two_recipes_of_one_name_are_refused_before_either_is_trained(runner, own_workspace):
+    (own_workspace.path / "new.toml").write_text(
+        (own_workspace.path / "recipes" / "rnn.toml").read_text()
+    )
+
+    result = runner.invoke(main, ["train", "new.toml", "./new.toml", *TRAINING])
+
+    assert result.exit_code == 2
+    assert result.stderr.endswith(
+        "Error: Two recipes would make the run runs/new; train one by itself, with --name.\n"
+    )
+    assert not (own_workspace.path / "runs" / "new").exists()
+
+
+def test_a_run_that_is_there_is_refused_before_another_is_trained(runner, own_workspace):
+    (own_workspace.path / "new.toml").write_text(
+        (own_workspace.path / "recipes" / "rnn.toml").read_text()
+    )
+    recipes = ["new.toml", "recipes/bag.toml"]
+
+    result = runner.invoke(main, ["train", *recipes, *TRAINING])
+
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "Error: runs/bag holds a run already (checkpoints).\n"
+        "Give this run another --name, or replace the old one with --force.\n"
+    )
+    assert not (own_workspace.path / "runs" / "new").exists()
+
+
+def test_force_replaces_a_run(runner, own_workspace):
+    result = runner.invoke(main, ["train", "recipes/bag.toml", *TRAINING, *SHORT, "--force"])
+
+    assert result.exit_code == 0, result.output
+    checkpoints = own_workspace.path / "runs" / "bag" / "checkpoints"
+    assert [path.name for path in checkpoints.iterdir()] == ["step-00000002.safetensors"]
+
+
+def test_a_bad_recipe_is_refused_before_a_good_one_is_trained(runner, own_workspace):
+    options = ["--set", "head.num_expert=3", "-o", "elsewhere"]
+
+    result = runner.invoke(
+        main, ["train", "recipes/bag.toml", "recipes/rnn.toml", *TRAINING, *options]
+    )
+
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "Error: Recipe bag: head.num_expert is not a key of the part 'mixture_of_experts' (did you "
+        "mean 'num_experts'?).\n"
+        "Use one of the keys: name, num_experts, probability_gating.\n"
+    )
+    assert not (own_workspace.path / "elsewhere").exists()
+
+
+def test_a_name_that_no_folder_should_have_is_refused(runner, own_workspace):
+    result = runner.invoke(main, ["train", "recipes/bag.toml", *TRAINING, "--name", "a b"])
+
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "Error: 'a b' cannot name a run.\nUse letters, digits, _ and -, and do not begin with -.\n"
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused(runner, own_workspace):
+    options = ["--device", "cuda", "--name", "fast"]
+
+    result = runner.invoke(main, ["train", "recipes/bag.toml", *TRAINING, *options])
+
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "Error: PyTorch finds no CUDA device.\n"
+        "Use --device cpu, or install a driver and a PyTorch built for CUDA.\n"
+    )
+
+
+def test_records_are_not_optional(runner, own_workspace):
+    result = runner.invoke(main, ["train", "recipes/bag.toml"])
+
+    assert result.exit_code == 2
+    assert result.stderr.endswith("Error: Missing option '--train'.\n")
+
+
+def test_skipped_records_are_counted_at_the_end(runner, own_workspace):
+    damage(own_workspace.path / "data" / "train" / "train0001.tfrecord")
+    damage(own_workspace.path / "data" / "validate" / "validate0000.tfrecord")
+    options = ["--name", "new", "--skip-bad-records", *SHORT]
+
+    refused = runner.invoke(main, ["train", "recipes/bag.toml", *TRAINING, "--name", "old"])
+    result = runner.invoke(main, ["train", "recipes/bag.toml", *TRAINING, *options])
+
+    assert refused.exit_code == 1
+    assert " bytes differ from their checksum.\n" in refused.stderr
+    assert result.exit_code == 0, result.output
+    assert result.stderr.splitlines()[-1] == "2 bad records were skipped."
+
+
+@pytest.fixture
+def process(own_workspace):
+    """A real process that trains for longer than any test waits."""
+    options = ["--set", "training.max_steps=10_000_000", "--set", "training.checkpoint_every=20"]
+    code = "from ensemble_kit.cli import main; main()"
+    words = ["train", "recipes/mean.toml", *TRAINING[:2], *options, "--name", "long"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=own_workspace.path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_ctrl_c_leaves_a_run_that_average_and_predict_accept(process, runner, own_workspace):
+    run = own_workspace.path / "runs" / "long"
+    until = time.monotonic() + 60
+    while len(list(run.glob("checkpoints/step-*"))) < 3:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=30)
+
+    assert (process.returncode, stdout) == (130, "")
+    said = re.search(
+        r"runs/long: stopped at step (\d+); its checkpoints are whole\.\n"
+        r"Use them with `ensemble-kit average runs/long`\.\n\Z",
+        stderr,
+    )
+    assert said, stderr
+    assert "Traceback" not in stderr
+    last = max(run.glob("checkpoints/*"))
+    assert last.name == f"step-{int(said[1]):08d}.safetensors"
+    assert not (run / "averaged.safetensors").exists()
+    averaged = runner.invoke(main, ["average", "runs/long"])
+    assert averaged.exit_code == 0, averaged.output
+    assert record_of(run / "averaged.safetensors").step == int(said[1])
+    predicted = runner.invoke(
+        main, ["predict", "runs/long/averaged.safetensors", "data/validate", "-o", "p.csv"]
+    )
+    assert predicted.exit_code == 0, predicted.output
+
+
+def test_an_interrupt_before_the_first_step_says_so(runner, own_workspace, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ensemble_kit.data.dataset.Records.training_batches", stop)
+
+    result = runner.invoke(main, ["train", "recipes/mean.toml", *TRAINING, "--name", "new"])
+
+    assert result.exit_code == 130
+    assert result.stderr == "runs/new: stopped before its first step.\n"
