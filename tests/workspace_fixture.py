@@ -58,7 +58,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     )
     (root / "recipes").mkdir()
     for name, pooling in MEMBERS.items():
-        text = tiny_recipe_text(pooling=pooling, max_steps=8, average_last=3)
+        text = tiny_recipe_text(pooling=pooling, max_steps=24, checkpoint_every=6, average_last=3)
         text = text.replace("size = 6\n", f"size = {HIDDEN.get(name, 6)}\n")
         (root / "recipes" / f"{name}.toml").write_text(text)
     recipes = [f"recipes/{name}.toml" for name in MEMBERS]

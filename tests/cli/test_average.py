@@ -32,16 +32,16 @@ def test_a_run_is_averaged_as_training_did(runner, own_workspace):
         "runs/bag/averaged.safetensors: the mean of 3 checkpoints, batch norm recalibrate.\n"
     )
     assert sha256_of(path) == before
-    assert steps_of(path) == [4, 6, 8]
+    assert steps_of(path) == [12, 18, 24]
 
 
 @pytest.mark.parametrize(
     ("options", "steps"),
     [
-        (["--last", "2"], [6, 8]),
-        (["--last", "99"], [2, 4, 6, 8]),
-        (["--from-step", "6"], [6, 8]),
-        (["--from-step", "3", "--last", "4"], [4, 6, 8]),
+        (["--last", "2"], [18, 24]),
+        (["--last", "99"], [6, 12, 18, 24]),
+        (["--from-step", "18"], [18, 24]),
+        (["--from-step", "7", "--last", "4"], [12, 18, 24]),
     ],
 )
 def test_which_checkpoints_are_averaged_is_an_option(options, steps, runner, own_workspace):
@@ -53,12 +53,12 @@ def test_which_checkpoints_are_averaged_is_an_option(options, steps, runner, own
 
 def test_checkpoints_may_be_named(runner, own_workspace):
     folder = "runs/bag/checkpoints"
-    named = [f"{folder}/step-00000008.safetensors", f"{folder}/step-00000002.safetensors"]
+    named = [f"{folder}/step-00000024.safetensors", f"{folder}/step-00000006.safetensors"]
 
     printed = average(runner, *named, "-o", "other.safetensors", "--batch-norm", "last")
 
     assert printed == "other.safetensors: the mean of 2 checkpoints, batch norm last.\n"
-    assert steps_of(own_workspace.path / "other.safetensors") == [2, 8]
+    assert steps_of(own_workspace.path / "other.safetensors") == [6, 24]
     assert record_of(own_workspace.path / "other.safetensors").batch_norm == "last"
 
 
@@ -91,11 +91,11 @@ def test_an_average_is_not_replaced_without_force(runner, own_workspace):
         "Error: runs/bag/averaged.safetensors exists already.\n"
         "Name another output, or replace it with --force.\n"
     )
-    assert steps_of(own_workspace.averaged("bag")) == [6, 8]
+    assert steps_of(own_workspace.averaged("bag")) == [18, 24]
 
 
 def test_checkpoints_of_different_runs_are_refused(runner, own_workspace):
-    named = [f"runs/{name}/checkpoints/step-00000008.safetensors" for name in ("bag", "rnn")]
+    named = [f"runs/{name}/checkpoints/step-00000024.safetensors" for name in ("bag", "rnn")]
 
     result = runner.invoke(main, ["average", *named, "-o", "other.safetensors"])
 

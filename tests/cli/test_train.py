@@ -34,7 +34,7 @@ def test_every_recipe_becomes_a_run_of_its_name(workspace):
     assert len(lines) == len(MEMBERS)
     for line, name in zip(lines, MEMBERS, strict=True):
         assert re.fullmatch(
-            rf"runs/{name}: 8 steps in \d+\.\d s, "
+            rf"runs/{name}: 24 steps in \d+\.\d s, "
             r"GAP@20 0\.\d{4} at best, 0\.\d{4} averaged",
             line,
         )
@@ -44,7 +44,7 @@ def test_every_recipe_becomes_a_run_of_its_name(workspace):
         )
         assert files == [
             "averaged.safetensors",
-            *(f"checkpoints/step-0000000{step}.safetensors" for step in (2, 4, 6, 8)),
+            *(f"checkpoints/step-000000{step}.safetensors" for step in ("06", "12", "18", "24")),
             "metrics.jsonl",
             "validation.safetensors",
         ]

@@ -1,0 +1,125 @@
+import re
+
+import pytest
+from workspace_fixture import COEFFICIENTS, MEMBERS, write_selection_of
+
+from ensemble_kit.checkpoints import open_tensors
+from ensemble_kit.cli import main
+from ensemble_kit.provenance import FusedRecord
+from ensemble_kit.selections import read_selection
+
+
+@pytest.fixture
+def selected(own_workspace):
+    """A selection where `ensemble-kit select` puts it."""
+    folder = own_workspace.path / "ensemble"
+    for path in folder.glob("*"):
+        path.unlink()
+    return write_selection_of(
+        folder / "selection.json",
+        {name: own_workspace.averaged(name) for name in MEMBERS},
+        COEFFICIENTS,
+        gaps_without={"bag": 0.7371, "rnn": 0.7449, "vlad": 0.61},
+    )
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_the_type_is_an_option(dtype, runner, selected):
+    result = runner.invoke(main, ["fuse", "--dtype", dtype])
+
+    assert result.exit_code == 0, result.output
+    size = {"fp32": "1.5 MiB", "fp16": r"79\d\.\d KiB", "bf16": r"79\d\.\d KiB"}[dtype]
+    change = "0" if dtype == "fp32" else r"\d\.?\d*(e-0\d)?"
+    assert re.fullmatch(
+        rf"ensemble/fused\.safetensors: 4 members in {dtype}, {size} of 1\.0 GiB\.\n"
+        rf"Equal to its members; rounding to {dtype} moved no probability by more than "
+        rf"{change}\.\n",
+        result.stdout,
+    )
+    with open_tensors(selected.parent / "fused.safetensors") as file:
+        record = file.record(FusedRecord)
+    assert (record.dtype, record.selection.path) == (dtype, "selection.json")
+
+
+def test_bf16_is_the_default(runner, selected):
+    runner.invoke(main, ["fuse"])
+
+    with open_tensors(selected.parent / "fused.safetensors") as file:
+        assert {spec.dtype for spec in file.specs.values()} == {"BF16"}
+
+
+def test_selection_and_output_may_be_elsewhere(runner, selected, own_workspace):
+    (own_workspace.path / "else").mkdir()
+    other = write_selection_of(
+        own_workspace.path / "else" / "s.json", {"rnn": own_workspace.averaged("rnn")}, {"rnn": 1.0}
+    )
+
+    result = runner.invoke(main, ["fuse", "else/s.json", "-o", "out/f.safetensors"])
+
+    assert result.exit_code == 0, result.output
+    with open_tensors(own_workspace.path / "out" / "f.safetensors") as file:
+        record = file.record(FusedRecord)
+    assert record.selection.path == "../else/s.json"
+    assert record.members[0].checkpoint.path == "../runs/rnn/averaged.safetensors"
+    assert read_selection(other).members[0].model.file.path == "../runs/rnn/averaged.safetensors"
+
+
+def test_over_the_limit_nothing_is_written_and_the_exit_code_is_1(runner, selected):
+    result = runner.invoke(main, ["fuse", "--max-size", "700KiB"])
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert re.fullmatch(
+        r"Error: The fused file has \d{3},\d{3} bytes \(7\d\d\.\d KiB\), \d+,\d{3} bytes "
+        r"\(\d+\.\d KiB\) over the limit of 700\.0 KiB\. Dropping rnn costs least: GAP@20 0\.7500 "
+        r"becomes 0\.7449, and 1\.7 KiB are saved\.\n"
+        r"Select again with --dtype bf16 --max-size 716800, or raise --max-size here\.\n",
+        result.stderr,
+    )
+    assert [path.name for path in selected.parent.iterdir()] == ["selection.json"]
+
+
+def test_selecting_as_the_message_says_makes_room(runner, selected):
+    runner.invoke(main, ["select", "--force"])
+    whole = read_selection(selected)
+    assert len(whole.members) > 1
+
+    limit = whole.bytes  # room for the values, none for the header
+    refused = runner.invoke(main, ["fuse", "--max-size", str(limit)])
+    mend = re.search(r"--dtype bf16 --max-size (\d+), or", refused.stderr)
+    again = runner.invoke(main, ["select", "--dtype", "bf16", "--max-size", mend[1], "--force"])
+    fused = runner.invoke(main, ["fuse", "--max-size", str(limit)])
+
+    assert (refused.exit_code, again.exit_code, fused.exit_code) == (1, 0, 0), fused.output
+
+
+def test_a_member_that_was_trained_on_is_refused(runner, selected, own_workspace):
+    path = own_workspace.averaged("bag")
+    path.unlink()
+    runner.invoke(main, ["average", "runs/bag", "--last", "2"])
+
+    result = runner.invoke(main, ["fuse"])
+
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "Error: ensemble/../runs/bag/averaged.safetensors has changed since member bag was "
+        "selected.\nPredict and select again, so that the selection is of what is fused.\n"
+    )
+
+
+def test_nothing_is_overwritten_without_force(runner, selected):
+    first = runner.invoke(main, ["fuse"])
+    refused = runner.invoke(main, ["fuse", "--dtype", "fp32"])
+    forced = runner.invoke(main, ["fuse", "--dtype", "fp32", "--force"])
+
+    assert (first.exit_code, refused.exit_code, forced.exit_code) == (0, 1, 0)
+    assert refused.stderr == (
+        "Error: ensemble/fused.safetensors exists already.\n"
+        "Name another output, or replace it with --force.\n"
+    )
+
+
+def test_a_type_that_is_not_there_is_a_fault_of_usage(runner, selected):
+    result = runner.invoke(main, ["fuse", "--dtype", "int8"])
+
+    assert result.exit_code == 2
+    assert "'int8' is not one of 'fp32', 'fp16', 'bf16'" in result.stderr
