@@ -72,6 +72,8 @@ def _models(workspace: Path) -> Iterator[tuple[str, str, Path, int | None]]:
     most = max((load(path).repeats for path in exported), default=1)
     for path in sorted(folder.glob("*.safetensors")):
         with open_tensors(path) as file:
+            if file.kind != "fused":
+                continue  # predictions, which a user may keep there too
             dtype = file.record(FusedRecord).dtype
         for repeats in sorted({1, most}):
             yield "ensemble", f"fused {dtype}", path, repeats

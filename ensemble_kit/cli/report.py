@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ensemble_kit.cli.options import json_option, records_options
+from ensemble_kit.cli.options import echo_skipped, json_option, records_options
 
 
 @click.command()
@@ -27,7 +27,9 @@ def report(data: tuple[str, ...], top_k: int, as_json: bool, **reading: Any) -> 
     from ensemble_kit.data.dataset import Records
     from ensemble_kit.report import report as report_models
 
-    rows = report_models(Path(), Records(data, **reading), k=top_k)
+    records = Records(data, **reading)
+    rows = report_models(Path(), records, k=top_k)
+    echo_skipped(records)
     if as_json:
         click.echo(json.dumps([asdict(row) for row in rows], indent=2))
         return

@@ -1,0 +1,161 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from builders import tiny_recipe_text, tiny_schema
+
+from ensemble_kit.cli import main
+from ensemble_kit.data.schema import write_schema
+from ensemble_kit.recipes import recipe_names, recipe_root
+
+
+@pytest.fixture
+def recipes(runner):
+    def run(*words):
+        result = runner.invoke(main, ["recipes", *words])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    return run
+
+
+@pytest.fixture
+def refused(runner):
+    def run(*words):
+        result = runner.invoke(main, ["recipes", *words])
+        assert (result.exit_code, result.stdout) == (1, "")
+        return result.stderr
+
+    return run
+
+
+def test_list_names_every_shipped_recipe_with_its_title(recipes):
+    lines = recipes("list").splitlines()
+
+    names = [line.split()[0] for line in lines]
+    assert names == recipe_names()
+    assert len(names) >= 14
+    assert ["demo/gru", "Small GRU, for the demo"] in [line.split(maxsplit=1) for line in lines]
+    assert json.loads(recipes("list", "--json")) == [
+        {"name": name, "title": line.removeprefix(name).strip()}
+        for name, line in zip(names, lines, strict=True)
+    ]
+
+
+def test_show_prints_the_text_as_it_lies_there(recipes):
+    text = (recipe_root() / "willow" / "gru.toml").read_text(encoding="utf-8")
+
+    assert recipes("show", "willow/gru") == text.rstrip() + "\n"
+
+
+def test_show_gives_the_papers_size_without_allocating_it():
+    """PAPERS, section 7: Soft-BoF-4K has 28,572,796 numbers, 109 MiB in fp32."""
+    code = (
+        "import resource; from ensemble_kit.cli import main; import torch\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "main(['recipes', 'show', 'nonlocal/soft-bof-4k', '--json'], standalone_mode=False)\n"
+        "after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "import sys; print(after - before, file=sys.stderr)\n"
+    )
+
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+
+    shown = json.loads(result.stdout)
+    assert shown["schema"] == "youtube8m-2018"
+    assert shown["parameters"] == 28_561_492
+    assert shown["values"] == 28_572_796
+    assert shown["bytes"] == {"fp32": 114_291_184, "bf16": 57_145_592}
+    kibibytes = int(result.stderr) // (1024 if sys.platform == "darwin" else 1)
+    assert kibibytes < 2**16  # 64 MiB; its weights would take 109
+
+
+def test_show_gives_values_for_the_schema_asked_for(recipes, tmp_path):
+    (tmp_path / "mine.toml").write_text(tiny_recipe_text(pooling="average", gating=None))
+    write_schema(tiny_schema(), tmp_path / "schema.toml", force=False)
+    options = ["--set", "head.num_experts=3", "--schema", str(tmp_path / "schema.toml")]
+
+    shown = json.loads(recipes("show", str(tmp_path / "mine.toml"), "--json", *options))
+
+    values = 8 * 4 * 4 + 8 * 4 * 3 + 4 * 3  # gates without bias, experts and their bias
+    assert (shown["parameters"], shown["values"]) == (values, values)
+    assert shown["bytes"] == {"fp32": 4 * values, "bf16": 2 * values}
+    assert (shown["name"], shown["overrides"]) == ("mine", ["head.num_experts=3"])
+    assert shown["recipe"]["head"]["num_experts"] == 3
+    assert "reported" not in shown["recipe"]
+
+
+@pytest.mark.parametrize("schema", ["youtube8m-2017", "youtube8m-2018", "audioset"])
+def test_published_schemas_are_known_by_name(schema, recipes):
+    shown = json.loads(recipes("show", "willow/average-logistic", "--json", "--schema", schema))
+
+    width, classes = {
+        "youtube8m-2017": (1152, 4716),
+        "youtube8m-2018": (1152, 3862),
+        "audioset": (128, 527),
+    }[schema]
+    assert shown["parameters"] == (width + 1) * classes
+
+
+def test_a_schema_of_no_known_name_is_refused(refused):
+    assert refused("show", "willow/gru", "--json", "--schema", "youtube") == (
+        "Error: There is no schema 'youtube'.\n"
+        "Name one of youtube8m-2018, youtube8m-2017, audioset, or a schema TOML.\n"
+    )
+
+
+def test_a_recipe_that_does_not_fit_the_schema_is_refused(refused):
+    assert refused(
+        "show", "nonlocal/soft-bof-4k", "--json", "--schema", "audioset",
+        "--set", "pooling.num_clusters={rgb=7}",
+    ) == (
+        "Error: pooling.num_clusters has values for rgb, not for audio.\n"
+        "Give it one with --set pooling.num_clusters.audio=NUMBER.\n"
+    )  # fmt: skip
+
+
+def test_copy_gives_a_file_that_check_accepts_and_nothing_is_overwritten(
+    recipes, refused, tmp_path
+):
+    copy = tmp_path / "mine" / "my-gru.toml"
+
+    assert recipes("copy", "willow/gru", str(copy)) == f"{copy}\n"
+
+    text = copy.read_text()
+    assert text == (recipe_root() / "willow" / "gru.toml").read_text(encoding="utf-8")
+    title = text.splitlines()[0].split('"')[1]
+    assert recipes("check", str(copy)) == f"{copy}: {title}\n"
+    copy.write_text("mine")
+    assert refused("copy", "willow/gru", str(copy)) == (
+        f"Error: {copy} exists already.\nName another output, or replace it with --force.\n"
+    )
+    assert copy.read_text() == "mine"
+    recipes("copy", "willow/gru", str(copy), "--force")
+    assert copy.read_text() == text
+
+
+def test_check_stops_at_the_first_file_that_is_no_recipe(runner, tmp_path):
+    good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
+    good.write_text(tiny_recipe_text())
+    bad.write_text(tiny_recipe_text(pooling="gru").replace("num_layers", "layers"))
+
+    result = runner.invoke(main, ["recipes", "check", str(good), str(bad)])
+
+    assert (result.exit_code, result.stdout) == (1, f"{good}: Tiny\n")
+    assert result.stderr == (
+        "Error: Recipe bad: pooling.layers is not a key of the part 'gru' (did you mean "
+        "'num_layers'?).\n"
+        "Use one of the keys: name, modality_fusion, hidden_size, num_layers, state.\n"
+    )
+
+
+def test_schema_is_a_json_schema_that_knows_every_table(recipes):
+    schema = json.loads(recipes("schema"))
+
+    assert (schema["type"], schema["additionalProperties"]) == ("object", False)
+    assert schema["properties"].keys() == {
+        "title", "source", "input", "sampling", "pooling", "hidden", "head", "training", "reported",
+    }  # fmt: skip
+    assert schema["$defs"]["NetVLAD"]["properties"]["name"]["const"] == "netvlad"
