@@ -1,7 +1,7 @@
 """Seconds of each stage of the whole road, on both examples.
 
-There is no peer here: nothing else goes from records to one ONNX file. The table says where the time
-goes, on the machine that its first line names.
+There is no peer here: nothing else goes from records to one ONNX file. The table says where the
+time goes, on the machine that its first line names.
 
     python benchmarks/road.py DATA [--quick] [--json]
 
