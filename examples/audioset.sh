@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole road on AudioSet: train four different sub-models on frame-level records, average,
+# The whole road on AudioSet: train five sub-models of four kinds on frame-level records, average,
 # select, fuse in bfloat16, export one ONNX file, and score every step on the test records.
 #
 #   examples/audioset.sh DATA OUT
@@ -22,7 +22,9 @@ train average-moe willow/average-moe-cg "${schedule[@]}" training.max_steps=1500
     training.learning_rate=0.01
 train soft-bof willow/bow "${schedule[@]}" training.max_steps=900 \
     training.learning_rate=0.003 pooling.num_clusters=1000 hidden.size=512
-train gated-netvlad willow/gated-net-vlad "${schedule[@]}" training.max_steps=900 \
+train netvlad-16 willow/gated-net-vlad "${schedule[@]}" training.max_steps=900 \
+    training.learning_rate=0.002 pooling.num_clusters=16 hidden.size=1024 head.num_experts=4
+train netvlad-64 willow/gated-net-vlad "${schedule[@]}" training.max_steps=900 \
     training.learning_rate=0.001 pooling.num_clusters=64 hidden.size=512
 train gru willow/gru "${schedule[@]}" training.max_steps=1000 \
     training.learning_rate=0.002 pooling.hidden_size=256
