@@ -15,14 +15,15 @@ records=$data/video names=$data/label_names_2018.csv
 workspace "$2"
 
 schedule=(
-    training.batch_size=256 training.learning_rate=0.002 training.learning_rate_decay=0.8
-    training.examples_per_decay=50_000 training.batch_norm_momentum=0.02
-    training.checkpoint_every=90 training.average_last=5
+    training.batch_size=256 training.learning_rate_decay=0.8 training.examples_per_decay=40_000
+    training.batch_norm_momentum=0.02 training.checkpoint_every=90 training.average_last=3
 )
-train logistic willow/average-logistic "${schedule[@]}" training.max_steps=1800
-train gated-logistic willow/average-logistic "${schedule[@]}" training.max_steps=900 \
-    head.probability_gating=true
-train moe mfb/average-concat "${schedule[@]}" training.max_steps=900
-train gated-moe willow/average-moe-cg "${schedule[@]}" training.max_steps=720
+train logistic willow/average-logistic "${schedule[@]}" training.max_steps=900 \
+    training.learning_rate=0.05
+train gated-logistic willow/average-logistic "${schedule[@]}" training.max_steps=540 \
+    training.learning_rate=0.03 head.probability_gating=true
+train moe mfb/average-concat "${schedule[@]}" training.max_steps=360 training.learning_rate=0.02
+train gated-moe willow/average-moe-cg "${schedule[@]}" training.max_steps=360 \
+    training.learning_rate=0.015
 
 ship
