@@ -1,7 +1,7 @@
 """Recipes: strict reading of ``models/**/*.toml`` and of the values set over them.
 
 A recipe names a part at each place of the wiring and gives its arguments, the training schedule,
-and the source of every number. Imports ``errors`` and ``provenance``.
+and the source of every number. Imports ``errors``, ``provenance`` and ``recipe_tables``.
 """
 
 import difflib
@@ -11,143 +11,27 @@ from collections.abc import Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
+from typing import Any, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, PrivateAttr, ValidationError
 
 from ensemble_kit.errors import RecipeError
 from ensemble_kit.provenance import RecipeRecord
+from ensemble_kit.recipe_tables import (
+    Fusion,
+    Head,
+    Hidden,
+    Input,
+    PerModality,
+    Pooling,
+    Reported,
+    Sampling,
+    Source,
+    Table,
+    Training,
+)
 
-Count: TypeAlias = Annotated[int, Field(ge=1)]
-PerModality: TypeAlias = Count | Annotated[dict[str, Count], Field(min_length=1)]
-ModalityFusion: TypeAlias = Literal["late", "early"]
 OTHER = "other"  # in a table of modalities: any that the table does not name
-
-
-class Table(BaseModel):
-    """One table of a recipe: strict types, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Source(Table):
-    """Where every number of the recipe was read."""
-
-    paper: str
-    code: str | None = None
-
-
-class Input(Table):
-    """What happens to the joint frame before it is pooled."""
-
-    batch_norm: bool
-
-
-class RandomSampling(Table):
-    """Frames drawn with replacement."""
-
-    name: Literal["random"]
-    num_frames: Count
-
-
-class UniformSampling(Table):
-    """Frames at equal distances."""
-
-    name: Literal["uniform"]
-    num_frames: Count
-
-
-class AllFrames(Table):
-    """Every frame once, in order."""
-
-    name: Literal["all"]
-
-
-class AveragePooling(Table):
-    """The mean of the frames."""
-
-    name: Literal["average"]
-    modality_fusion: ModalityFusion
-
-
-class SoftBoF(Table):
-    """Counts of softly assigned frames."""
-
-    name: Literal["soft_bof"]
-    modality_fusion: ModalityFusion
-    num_clusters: PerModality
-
-
-class NetVLAD(Table):
-    """Residuals to cluster centres."""
-
-    name: Literal["netvlad"]
-    modality_fusion: ModalityFusion
-    num_clusters: PerModality
-
-
-class GRU(Table):
-    """The final state of a stacked GRU."""
-
-    name: Literal["gru"]
-    modality_fusion: ModalityFusion
-    hidden_size: PerModality
-    num_layers: Count
-    state: Literal["all", "last"]
-
-
-class Hidden(Table):
-    """The projection after pooling, and its gating."""
-
-    size: Count
-    gating: Literal["context_gating", "none"]
-
-
-class Logistic(Table):
-    """One sigmoid a class."""
-
-    name: Literal["logistic"]
-    probability_gating: bool
-
-
-class MixtureOfExperts(Table):
-    """A gated mixture of sigmoids a class."""
-
-    name: Literal["mixture_of_experts"]
-    num_experts: Count
-    probability_gating: bool
-
-
-class Training(Table):
-    """The schedule: what is true of the recipe on every machine."""
-
-    batch_size: Count
-    learning_rate: Annotated[float, Field(gt=0)]
-    learning_rate_decay: Annotated[float, Field(gt=0, le=1)]
-    examples_per_decay: Count
-    max_steps: Count
-    clip_norm: Annotated[float, Field(gt=0)]
-    l2_penalty: Annotated[float, Field(ge=0)]
-    batch_norm_momentum: Annotated[float, Field(gt=0, le=1)]
-    checkpoint_every: Count
-    average_last: Count
-
-
-class Reported(Table):
-    """What the source claims; never a measurement of the kit."""
-
-    gap_at_20: Annotated[float, Field(ge=0, le=1)] | None = None
-    split: str | None = None
-    checkpoint_mib: Annotated[float, Field(gt=0)] | None = None
-
-
-Sampling: TypeAlias = Annotated[
-    RandomSampling | UniformSampling | AllFrames, Field(discriminator="name")
-]
-Pooling: TypeAlias = Annotated[
-    AveragePooling | SoftBoF | NetVLAD | GRU, Field(discriminator="name")
-]
-Head: TypeAlias = Annotated[Logistic | MixtureOfExperts, Field(discriminator="name")]
 
 
 class Recipe(Table):
@@ -158,6 +42,7 @@ class Recipe(Table):
     input: Input
     sampling: Sampling
     pooling: Pooling
+    fusion: Fusion | None = None
     hidden: Hidden | None = None
     head: Head
     training: Training

@@ -1,11 +1,9 @@
 """The one wiring of parts into a sub-model: frames of each modality -> probabilities.
 
-Imports ``layers``, ``recipes`` and ``data.schema``. The tables below name every part; a recipe
-picks from them.
+Imports ``parts`` and what they are made of, ``recipes`` and ``data.schema``.
 """
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -13,31 +11,24 @@ from torch import Tensor, nn
 
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.errors import RecipeError
-from ensemble_kit.layers.average_pooling import AveragePooling
 from ensemble_kit.layers.context_gating import ContextGating
 from ensemble_kit.layers.frame_preparation import prepare_frames
-from ensemble_kit.layers.frame_sampling import AllFrames, RandomSampling, UniformSampling
-from ensemble_kit.layers.heads import Logistic, MixtureOfExperts
 from ensemble_kit.layers.hidden_projection import HiddenProjection
-from ensemble_kit.layers.netvlad import NetVLAD
+from ensemble_kit.layers.modality_fusion import Projection
 from ensemble_kit.layers.normalisation import BatchNorm
-from ensemble_kit.layers.recurrent import GRU
-from ensemble_kit.layers.soft_bof import SoftBoF
-from ensemble_kit.recipes import Recipe, Table, for_modality
+from ensemble_kit.parts import (
+    FUSIONS,
+    GATINGS,
+    HEADS,
+    OF_TWO,
+    SAMPLINGS,
+    SEQUENCE_POOLINGS,
+    arguments_of,
+    build_pooling,
+)
+from ensemble_kit.recipe_tables import Hidden
+from ensemble_kit.recipes import Recipe
 
-SAMPLINGS: Mapping[str, type[nn.Module]] = MappingProxyType(
-    {"all": AllFrames, "random": RandomSampling, "uniform": UniformSampling}
-)
-SET_POOLINGS: Mapping[str, type[nn.Module]] = MappingProxyType(
-    {"average": AveragePooling, "netvlad": NetVLAD, "soft_bof": SoftBoF}
-)
-SEQUENCE_POOLINGS: Mapping[str, type[nn.Module]] = MappingProxyType({"gru": GRU})
-GATINGS: Mapping[str, type[nn.Module]] = MappingProxyType({"context_gating": ContextGating})
-HEADS: Mapping[str, type[nn.Module]] = MappingProxyType(
-    {"logistic": Logistic, "mixture_of_experts": MixtureOfExperts}
-)
-WITHOUT_BATCH_NORM = frozenset({"average", "gru"})
-WIRING_KEYS = frozenset({"name", "modality_fusion", "probability_gating"})
 JOINT = "joint"
 
 
@@ -59,19 +50,19 @@ class SubModel(nn.Module):
     ::
 
         prepared joint frames -> sampling -> input batch norm -> pooling, of each modality (late)
-        or of the joint frame (early) -> concatenation -> hidden projection -> gating -> head
+        or of the joint frame (early) -> modality fusion -> hidden projection -> gating -> head
         -> probability gating -> mean over repeats
 
     Sampling is a weighting: a set pooling describes each frame once and aggregates R times, and
-    whatever follows it runs R times; a sequence pooling runs once.
+    whatever follows it runs R times. A sequence pooling reads the sampled frames themselves, and
+    with all frames runs once.
 
     Args:
         recipe: The parts and their arguments.
         schema: Widths and the number of classes.
 
     Raises:
-        RecipeError: The recipe does not fit the schema's modalities, or samples frames at random
-            for a pooling that reads them in order.
+        RecipeError: The recipe does not fit the schema's modalities, or its parts each other.
     """
 
     def __init__(self, recipe: Recipe, schema: Schema) -> None:
@@ -79,54 +70,61 @@ class SubModel(nn.Module):
         self.recipe = recipe
         self.schema = schema
         self.is_sequential = recipe.pooling.name in SEQUENCE_POOLINGS
+        self.streams = _streams(recipe, schema)
         momentum = recipe.training.batch_norm_momentum
-        self.sampling = SAMPLINGS[recipe.sampling.name](**_arguments(recipe.sampling))
-        if self.is_sequential and recipe.sampling.name != "all":
-            raise RecipeError(
-                f"Recipe {recipe.name}: sampling.name is {recipe.sampling.name!r}, but "
-                f"{recipe.pooling.name} reads the frames in order.",
-                mend="Use --set 'sampling={name=\"all\"}'.",
-            )
-        streams = schema.widths
-        if recipe.pooling.modality_fusion == "early":
-            streams = {JOINT: sum(schema.widths.values())}
-        self.stream_widths = list(streams.values())
+        sampling: Any = SAMPLINGS[recipe.sampling.name](**arguments_of(recipe.sampling))
+        self.sampling = sampling
+        widths = {name: stop - start for name, (start, stop) in self.streams.items()}
         self.input_batch_norm = (
-            BatchNorm(num_features=sum(self.stream_widths), momentum=momentum)
+            BatchNorm(num_features=sum(widths.values()), momentum=momentum)
             if recipe.input.batch_norm
             else None
         )
         self.poolings = nn.ModuleDict(
-            {name: self._pooling(name, width, momentum) for name, width in streams.items()}
+            {
+                name: build_pooling(
+                    recipe.pooling,
+                    name,
+                    width,
+                    momentum=momentum,
+                    num_sampled=sampling.num_frames,
+                    is_first=index == 0,
+                )
+                for index, (name, width) in enumerate(widths.items())
+            }
         )
         parts: list[Any] = list(self.poolings.values())
-        features = sum(part.output_size for part in parts)
+        fusion = FUSIONS[recipe.fusion.name if recipe.fusion else "concat"]
+        arguments = arguments_of(recipe.fusion) if recipe.fusion else {}
+        arguments.pop("modality", None)
+        joined: Any = fusion(sizes=[part.output_size for part in parts], **arguments)
+        self.fusion = joined
+        features: int = joined.output_size
         self.hidden: HiddenProjection | None = None
         self.gating: nn.Module | None = None
         if recipe.hidden is not None:
-            self.hidden = HiddenProjection(
-                num_features=features,
-                size=recipe.hidden.size,
-                fan_in=parts[0].projection_fan_in,
-            )
+            fan_in = parts[0].projection_fan_in
+            self.hidden = _hidden_projection(recipe.hidden, features, fan_in, momentum)
             features = recipe.hidden.size
-            if recipe.hidden.gating != "none":
-                gating = GATINGS[recipe.hidden.gating]
-                self.gating = gating(num_features=features, momentum=momentum)
-        self.head = HEADS[recipe.head.name](
-            num_features=features, num_classes=schema.num_classes, **_arguments(recipe.head)
+            self.gating = _gating(recipe.hidden, momentum)
+        self.head: Any = HEADS[recipe.head.name](
+            num_features=features, num_classes=schema.num_classes, **arguments_of(recipe.head)
         )
         self.probability_gating = (
-            ContextGating(num_features=schema.num_classes, momentum=momentum)
+            ContextGating(
+                num_features=schema.num_classes,
+                momentum=momentum,
+                remove_diagonal=bool(recipe.head.remove_diagonal),
+            )
             if recipe.head.probability_gating
             else None
         )
 
     @property
     def num_draws(self) -> int | None:
-        """N, the frames drawn at random in one repeat; None where nothing is drawn."""
-        is_random = isinstance(self.sampling, RandomSampling)
-        return self.recipe.sampling.num_frames if is_random else None  # type: ignore[union-attr]
+        """How many uniform numbers one repeat draws; None where nothing is drawn."""
+        draws: int | None = self.sampling.num_draws
+        return draws
 
     def forward(
         self, frames: Mapping[str, Tensor], num_frames: Tensor, draws: Tensor | None = None
@@ -151,18 +149,25 @@ class SubModel(nn.Module):
 
         A fused graph prepares the frames once and calls this of each member.
         """
+        if draws is None and self.num_draws is not None:  # once, for weights and frames alike
+            draws = torch.rand(joint.shape[0], 1, self.num_draws, device=joint.device)
+        values = joint.to(next(self.parameters()).dtype)
+        starts, stops = zip(*self.streams.values(), strict=True)
+        values = values[..., starts[0] : stops[-1]]  # all of it, or one modality alone
         weights = self.sampling(is_frame, draws)  # (B, R, T)
-        row_weights = weights[:, 0] if self.training else weights[:, 0].detach()
-        values = joint.to(self._dtype())
         if self.input_batch_norm is not None:
-            values = self.input_batch_norm(values, row_weights)
-        pooled = [
-            self._pool(pooling, stream, weights, row_weights, is_frame)
-            for pooling, stream in zip(
-                self.poolings.values(), torch.split(values, self.stream_widths, dim=-1), strict=True
-            )
-        ]
-        features = torch.cat(pooled, dim=-1) if len(pooled) > 1 else pooled[0]
+            values = self.input_batch_norm(values, weights[:, 0])
+        sizes = [stop - start for start, stop in self.streams.values()]
+        split = torch.split(values, sizes, dim=-1)
+        poolings: list[Any] = list(self.poolings.values())
+        if self.is_sequential:
+            pooled = self._pool_sequences(split, is_frame, draws)
+        else:
+            pooled = [
+                pooling.aggregate(pooling.describe(stream, weights[:, 0]), weights)
+                for pooling, stream in zip(poolings, split, strict=True)
+            ]
+        features = self.fusion(pooled)
         if self.hidden is not None:
             features = self.hidden(features)
         if self.gating is not None:
@@ -172,37 +177,89 @@ class SubModel(nn.Module):
             probabilities = self.probability_gating(probabilities)
         return probabilities.mean(dim=1)  # type: ignore[no-any-return]
 
+    def penalty(self) -> Tensor | None:
+        """Return what the modality fusion adds to the loss of the last batch, if anything."""
+        return self.fusion.last_penalty if isinstance(self.fusion, Projection) else None
+
     def regularised(self) -> list[Tensor]:
         """Return the kernels that the L2 penalty applies to: the head's."""
-        return self.head.regularised()  # type: ignore[operator, no-any-return]
+        return self.head.regularised()  # type: ignore[no-any-return]
 
-    def _pool(
-        self,
-        pooling: Any,
-        frames: Tensor,
-        weights: Tensor,
-        row_weights: Tensor,
-        is_frame: Tensor,
-    ) -> Tensor:
-        if self.is_sequential:
-            return pooling(frames, is_frame.sum(dim=1)).unsqueeze(1)  # type: ignore[no-any-return]
-        return pooling.aggregate(pooling.describe(frames, row_weights), weights)  # type: ignore[no-any-return]
+    def _pool_sequences(
+        self, streams: tuple[Tensor, ...], is_frame: Tensor, draws: Tensor | None
+    ) -> list[Tensor]:
+        """Run sequence poolings on the sampled frames; each returns ``(B, R, F)``."""
+        lengths = is_frame.sum(dim=1)
+        if self.sampling.num_frames is None:
+            pairs = zip(self.poolings.values(), streams, strict=True)
+            return [pooling(stream, lengths).unsqueeze(1) for pooling, stream in pairs]
+        indices = self.sampling.indices(is_frame, draws)  # (B, R, N)
+        batch, repeats, count = indices.shape
+        flat = indices.flatten(1).unsqueeze(-1)
+        lengths = ((lengths > 0) * count).repeat_interleave(repeats)
+        pooled = []
+        for pooling, stream in zip(self.poolings.values(), streams, strict=True):
+            frames = stream.gather(1, flat.expand(-1, -1, stream.shape[-1]))
+            rows = pooling(frames.reshape(batch * repeats, count, stream.shape[-1]), lengths)
+            pooled.append(rows.reshape(batch, repeats, -1))
+        return pooled
 
-    def _pooling(self, modality: str, width: int, momentum: float) -> nn.Module:
-        name = self.recipe.pooling.name
-        arguments = {
-            key: for_modality(value, modality, key=f"pooling.{key}")
-            if isinstance(value, dict)
-            else value
-            for key, value in _arguments(self.recipe.pooling).items()
-        }
-        if name not in WITHOUT_BATCH_NORM:
-            arguments["momentum"] = momentum
-        part = SEQUENCE_POOLINGS[name] if self.is_sequential else SET_POOLINGS[name]
-        return part(num_features=width, **arguments)
 
-    def _dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
+def _streams(recipe: Recipe, schema: Schema) -> dict[str, tuple[int, int]]:
+    """Return which features of the joint frame each pooling reads, by stream name.
+
+    Raises:
+        RecipeError: The modality fusion does not fit the schema's modalities.
+    """
+    slices = {}
+    start = 0
+    for name, width in schema.widths.items():
+        slices[name] = (start, start + width)
+        start += width
+    fusion = recipe.fusion
+    if recipe.pooling.modality_fusion == "early":
+        if fusion is not None and fusion.name != "concat":
+            raise RecipeError(
+                f"Recipe {recipe.name}: fusion.name is {fusion.name!r}, but the modalities are "
+                "joined before pooling.",
+                mend="Use --set pooling.modality_fusion=late, or leave out the fusion.",
+            )
+        return {JOINT: (0, start)}
+    if fusion is not None and fusion.name == "single":
+        if fusion.modality not in slices:
+            raise RecipeError(
+                f"Recipe {recipe.name}: fusion.modality is {fusion.modality!r}, but these records "
+                f"hold {', '.join(slices)}.",
+                mend=f"Use --set fusion.modality={next(iter(slices))}.",
+            )
+        return {fusion.modality: slices[fusion.modality]}
+    if fusion is not None and fusion.name in OF_TWO and len(slices) != 2:
+        raise RecipeError(
+            f"Recipe {recipe.name}: fusion.name is {fusion.name!r}, which joins two modalities, "
+            f"but these records hold {len(slices)}: {', '.join(slices)}.",
+            mend="Use records of two modalities, or another fusion.",
+        )
+    return slices
+
+
+def _hidden_projection(
+    table: Hidden, features: int, fan_in: int, momentum: float
+) -> HiddenProjection:
+    return HiddenProjection(
+        num_features=features,
+        size=table.size,
+        fan_in=fan_in,
+        batch_norm_momentum=momentum if table.batch_norm else None,
+        has_relu6=table.activation == "relu6",
+        dropout=table.dropout or 0.0,
+    )
+
+
+def _gating(table: Hidden, momentum: float) -> nn.Module | None:
+    if table.gating == "none":
+        return None
+    extra = {"remove_diagonal": True} if table.remove_diagonal else {}
+    return GATINGS[table.gating](num_features=table.size, momentum=momentum, **extra)
 
 
 def measure_recipe(recipe: Recipe, schema: Schema) -> Size:
@@ -213,7 +270,3 @@ def measure_recipe(recipe: Recipe, schema: Schema) -> Size:
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         values=sum(tensor.numel() for tensor in model.state_dict().values()),
     )
-
-
-def _arguments(table: Table) -> dict[str, Any]:
-    return {key: value for key, value in dict(table).items() if key not in WIRING_KEYS}

@@ -24,7 +24,8 @@ from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.loading import check_fits, measure, require_device, runner, to_torch
 from ensemble_kit.progress import Progress, progress
 from ensemble_kit.provenance import CheckpointRecord
-from ensemble_kit.recipes import Recipe, Training
+from ensemble_kit.recipe_tables import Training
+from ensemble_kit.recipes import Recipe
 from ensemble_kit.submodel import SubModel
 from ensemble_kit.workspace import RunFolder, check_run_name
 
@@ -205,7 +206,10 @@ class _Trainer:
         loss = cross_entropy(probabilities, labels.to(self.device, probabilities.dtype))
         penalty = sum(kernel.square().sum() for kernel in self.model.regularised())
         self.optimiser.zero_grad(set_to_none=True)
-        (loss + 0.5 * self.schedule.l2_penalty * penalty).backward()  # type: ignore[no-untyped-call]
+        total = loss + 0.5 * self.schedule.l2_penalty * penalty
+        if (distance := self.model.penalty()) is not None:
+            total = total + distance
+        total.backward()  # type: ignore[no-untyped-call]
         clip_each([p.grad for p in self.parameters if p.grad is not None], self.schedule.clip_norm)
         value = float(loss.detach())
         if not torch.isfinite(loss.detach()):

@@ -17,18 +17,25 @@ class ContextGating(nn.Module):
     Args:
         num_features: F, the size of the vector.
         momentum: Of the batch norm's running statistics.
+        remove_diagonal: Whether a feature is kept out of its own gate: W without its diagonal.
 
     Shape:
         - features: ``(..., F)``, floating point.
         - output: as ``features``; probabilities stay in [0, 1).
     """
 
-    def __init__(self, *, num_features: int, momentum: float) -> None:
+    def __init__(
+        self, *, num_features: int, momentum: float, remove_diagonal: bool = False
+    ) -> None:
         super().__init__()
+        self.remove_diagonal = remove_diagonal
         self.weight = nn.Parameter(torch.randn(num_features, num_features) / sqrt(num_features))
         self.batch_norm = BatchNorm(num_features=num_features, momentum=momentum)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the gated vector."""
-        logits: Tensor = self.batch_norm(features @ self.weight)
-        return features * logits.sigmoid()
+        logits = features @ self.weight
+        if self.remove_diagonal:
+            logits = logits - features * self.weight.diagonal()
+        gate: Tensor = self.batch_norm(logits)
+        return features * gate.sigmoid()

@@ -69,14 +69,54 @@ class RandomSampling(nn.Module):
     def __init__(self, *, num_frames: int) -> None:
         super().__init__()
         self.num_frames = num_frames
+        self.num_draws: int | None = num_frames
 
     def forward(self, is_frame: Tensor, draws: Tensor | None = None) -> Tensor:
         """Return how often each frame counts in each repeat."""
-        if draws is None:
-            draws = torch.rand(is_frame.shape[0], 1, self.num_frames, device=is_frame.device)
+        return count_draws(self.indices(is_frame, draws), is_frame)
+
+    def indices(self, is_frame: Tensor, draws: Tensor | None = None) -> Tensor:
+        """Return the frames drawn, in the order of the draws: ``(B, R, N)``, int64."""
+        draws = _drawn(draws, self.num_frames, is_frame)
         lengths = is_frame.sum(dim=1).reshape(-1, 1, 1)
         indices = (draws * lengths.to(torch.float32)).to(torch.int64)
-        return count_draws(torch.minimum(indices, (lengths - 1).clamp_min(0)), is_frame)
+        return torch.minimum(indices, (lengths - 1).clamp_min(0))
+
+
+class SequenceSampling(nn.Module):
+    """Take N consecutive frames from a random start, the last one repeated where n < N.
+
+    ``start = floor(u * (max(n - N, 0) + 1))``, ``idx_i = min(start + i, n - 1)``:
+    google/youtube-8m, ``SampleRandomSequence``.
+
+    Args:
+        num_frames: N, the number of frames taken.
+
+    Shape:
+        - is_frame: ``(B, T)``, bool.
+        - draws: one uniform number in [0, 1) a repeat: ``(B, R, 1)``, or ``(R, 1)`` for all videos
+          alike; None draws ``(B, 1, 1)`` afresh.
+        - output: frame weights ``(B, R, T)``, float32.
+    """
+
+    def __init__(self, *, num_frames: int) -> None:
+        super().__init__()
+        self.num_frames = num_frames
+        self.num_draws: int | None = 1
+
+    def forward(self, is_frame: Tensor, draws: Tensor | None = None) -> Tensor:
+        """Return how often each frame counts in each repeat."""
+        return count_draws(self.indices(is_frame, draws), is_frame)
+
+    def indices(self, is_frame: Tensor, draws: Tensor | None = None) -> Tensor:
+        """Return the frames taken, in order: ``(B, R, N)``, int64."""
+        draws = _drawn(draws, 1, is_frame)
+        lengths = is_frame.sum(dim=1).reshape(-1, 1, 1)
+        last_start = (lengths - self.num_frames).clamp_min(0)
+        starts = (draws * (last_start + 1).to(torch.float32)).to(torch.int64)
+        steps = torch.arange(self.num_frames, device=is_frame.device)
+        indices = torch.minimum(starts, last_start) + steps
+        return torch.minimum(indices, (lengths - 1).clamp_min(0))
 
 
 class UniformSampling(nn.Module):
@@ -96,13 +136,17 @@ class UniformSampling(nn.Module):
     def __init__(self, *, num_frames: int) -> None:
         super().__init__()
         self.num_frames = num_frames
+        self.num_draws: int | None = None
 
     def forward(self, is_frame: Tensor, draws: Tensor | None = None) -> Tensor:
         """Return how often each frame counts; ``draws`` is not needed."""
+        return count_draws(self.indices(is_frame, draws), is_frame)
+
+    def indices(self, is_frame: Tensor, draws: Tensor | None = None) -> Tensor:
+        """Return the frames taken, in order: ``(B, 1, N)``, int64; ``draws`` is not needed."""
         steps = torch.arange(self.num_frames, device=is_frame.device)
         lengths = is_frame.sum(dim=1).reshape(-1, 1, 1)
-        indices = torch.div(steps * lengths, self.num_frames, rounding_mode="floor")
-        return count_draws(indices, is_frame)
+        return torch.div(steps * lengths, self.num_frames, rounding_mode="floor")
 
 
 class AllFrames(nn.Module):
@@ -113,6 +157,15 @@ class AllFrames(nn.Module):
         - output: frame weights ``(B, 1, T)``, float32: 1 for a frame, 0 for padding.
     """
 
+    num_frames: int | None = None
+    num_draws: int | None = None
+
     def forward(self, is_frame: Tensor, draws: Tensor | None = None) -> Tensor:
         """Return weight 1 for every frame; ``draws`` is not needed."""
         return is_frame.unsqueeze(1).to(torch.float32)
+
+
+def _drawn(draws: Tensor | None, count: int, is_frame: Tensor) -> Tensor:
+    if draws is None:
+        return torch.rand(is_frame.shape[0], 1, count, device=is_frame.device)
+    return draws

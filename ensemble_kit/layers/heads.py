@@ -48,17 +48,30 @@ class MixtureOfExperts(nn.Module):
         num_features: D, the size of the features.
         num_classes: C.
         num_experts: M, experts a class.
+        gate_rank: The inner size of gates of low rank, ``x Wr Wg``; None for gates of full rank.
 
     Shape:
         - features: ``(..., D)``, floating point.
         - output: probabilities, ``(..., C)``, in [0, 1).
     """
 
-    def __init__(self, *, num_features: int, num_classes: int, num_experts: int) -> None:
+    def __init__(
+        self,
+        *,
+        num_features: int,
+        num_classes: int,
+        num_experts: int,
+        gate_rank: int | None = None,
+    ) -> None:
         super().__init__()
         self.num_experts = num_experts
         self.num_classes = num_classes
-        self.gates = nn.Linear(num_features, num_classes * (num_experts + 1), bias=False)
+        self.reduction: nn.Linear | None = None
+        if gate_rank is not None:
+            self.reduction = nn.Linear(num_features, gate_rank, bias=False)
+            nn.init.xavier_uniform_(self.reduction.weight)
+        gate_features = gate_rank or num_features
+        self.gates = nn.Linear(gate_features, num_classes * (num_experts + 1), bias=False)
         self.experts = nn.Linear(num_features, num_classes * num_experts)
         nn.init.xavier_uniform_(self.gates.weight)
         nn.init.xavier_uniform_(self.experts.weight)
@@ -66,11 +79,13 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the probability of every class."""
-        gates = self.gates(features).unflatten(-1, (self.num_classes, self.num_experts + 1))
+        reduced = features if self.reduction is None else self.reduction(features)
+        gates = self.gates(reduced).unflatten(-1, (self.num_classes, self.num_experts + 1))
         experts = self.experts(features).unflatten(-1, (self.num_classes, self.num_experts))
         mixture: Tensor = gates.softmax(dim=-1)[..., :-1] * experts.sigmoid()
         return mixture.sum(dim=-1)
 
     def regularised(self) -> list[Tensor]:
         """Return the kernels that the L2 penalty applies to."""
-        return [self.gates.weight, self.experts.weight]
+        kernels = [self.gates.weight, self.experts.weight]
+        return kernels if self.reduction is None else [self.reduction.weight, *kernels]

@@ -1,10 +1,11 @@
-"""NetVLAD pooling: arXiv:1511.07247, equation 4; arXiv:1706.06905, equations 5 and 6."""
+"""NetVLAD and NetRVLAD pooling: arXiv:1511.07247, equation 4; arXiv:1706.06905, section 3."""
 
 from math import sqrt
 
 import torch
 from torch import Tensor, nn
 
+from ensemble_kit.layers.non_local import NonLocal
 from ensemble_kit.layers.normalisation import l2_normalise
 from ensemble_kit.layers.soft_assignment import SoftAssignment
 
@@ -26,6 +27,8 @@ class NetVLAD(nn.Module):
         num_features: D, the size of one frame's feature vector.
         num_clusters: K, the number of cluster centres.
         momentum: Of the batch norm's running statistics.
+        has_centres: False is NetRVLAD, equation 7 of arXiv:1810.00207: sums instead of residuals.
+        non_local: A block that the residuals pass before they are normalised, or None.
 
     Shape:
         - frames: ``(B, T, D)``, floating point.
@@ -33,14 +36,26 @@ class NetVLAD(nn.Module):
         - output: ``(B, R, K * D)``, cluster-major; L2 norm 1, or 0 with no frame.
     """
 
-    def __init__(self, *, num_features: int, num_clusters: int, momentum: float) -> None:
+    def __init__(
+        self,
+        *,
+        num_features: int,
+        num_clusters: int,
+        momentum: float,
+        has_centres: bool = True,
+        non_local: NonLocal | None = None,
+    ) -> None:
         super().__init__()
         self.output_size = num_clusters * num_features
         self.projection_fan_in = num_clusters  # the code's scale, not the true fan-in K * D
         self.assignment = SoftAssignment(
             num_features=num_features, num_clusters=num_clusters, momentum=momentum
         )
-        self.centres = nn.Parameter(torch.randn(num_clusters, num_features) / sqrt(num_features))
+        self.centres: nn.Parameter | None = None
+        if has_centres:
+            start = torch.randn(num_clusters, num_features) / sqrt(num_features)
+            self.centres = nn.Parameter(start)
+        self.non_local = non_local
 
     def describe(self, frames: Tensor, row_weights: Tensor) -> tuple[Tensor, ...]:
         """Return the frames and their soft assignments ``(B, T, K)``."""
@@ -49,6 +64,8 @@ class NetVLAD(nn.Module):
     def aggregate(self, described: tuple[Tensor, ...], frame_weights: Tensor) -> Tensor:
         """Return one normalised descriptor for each repeat."""
         residuals = self.residuals(described, frame_weights)
+        if self.non_local is not None:
+            residuals = self.non_local(residuals)
         return l2_normalise(l2_normalise(residuals).flatten(2))
 
     def residuals(self, described: tuple[Tensor, ...], frame_weights: Tensor) -> Tensor:
@@ -58,4 +75,6 @@ class NetVLAD(nn.Module):
         weighted = assignment.mT.unsqueeze(1) * weights  # (B, R, K, T)
         products = weighted.flatten(1, 2) @ frames  # for all repeats in one: (B, R * K, D)
         sums = products.reshape(*weighted.shape[:3], frames.shape[-1])
+        if self.centres is None:
+            return sums
         return sums - weighted.sum(dim=-1, keepdim=True) * self.centres

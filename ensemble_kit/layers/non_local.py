@@ -1,0 +1,44 @@
+"""The non-local block on residuals: arXiv:1810.00207, section 2.1, equations 3 to 5."""
+
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+
+class NonLocal(nn.Module):
+    """Let each cluster's residual attend to those of all clusters.
+
+    On the residuals before they are normalised, rows v_i one a cluster::
+
+        A = softmax_j(tau * (v Wt)(v Wp)^T),    v' = v + (A (v Wg)) Wo
+
+    Equation 5 shows no temperature tau; the code has it, because rows grow with the number of
+    frames and the softmax saturates without it. No biases. Wt, Wp and Wg start as
+    N(0, 1 / sqrt(D)), Wo as N(0, 1 / sqrt(inner)). Two of the published models feed ``v Wp`` where
+    ``v Wg`` belongs and leave Wg without use (17Skye17/2nd-YouTube8M); ours computes the equation
+    for all, with the same number of parameters.
+
+    Args:
+        num_features: D, the size of one residual.
+        inner_size: The width of the three inner projections.
+        temperature: tau.
+
+    Shape:
+        - residuals: ``(..., K, D)``, floating point.
+        - output: as ``residuals``.
+    """
+
+    def __init__(self, *, num_features: int, inner_size: int, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.theta = nn.Parameter(torch.randn(num_features, inner_size) / sqrt(num_features))
+        self.phi = nn.Parameter(torch.randn(num_features, inner_size) / sqrt(num_features))
+        self.g = nn.Parameter(torch.randn(num_features, inner_size) / sqrt(num_features))
+        self.output = nn.Parameter(torch.randn(inner_size, num_features) / sqrt(inner_size))
+
+    def forward(self, residuals: Tensor) -> Tensor:
+        """Return the residuals with what each cluster has taken from the others."""
+        logits = (residuals @ self.theta) @ (residuals @ self.phi).mT
+        attention = (self.temperature * logits).softmax(dim=-1)
+        return residuals + (attention @ (residuals @ self.g)) @ self.output

@@ -1,0 +1,174 @@
+"""Second-order function approximation: S4 (arXiv:1810.00530), section 3.3, figure 3."""
+
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+from ensemble_kit.layers.normalisation import l2_normalise
+from ensemble_kit.layers.soft_assignment import SoftAssignment
+
+EPSILON = 1e-6  # of squared distances and of variances
+
+
+class WhitenedResiduals(nn.Module):
+    """Sum the normalised and whitened residuals of a set of frames to each of K centres.
+
+    First order, ``r_tk = (x_t - c_k) / |x_t - c_k|``; second order,
+    ``r_tk = vec((x_t - c_k)(x_t - c_k)^T) / |x_t - c_k|^2``. Then::
+
+        S[k] = sum_t w_t a_tk (r_tk - mean_k) / sqrt(var_k + 1e-6),    output[k] = S[k] / |S[k]|
+
+    Whitening is diagonal: mean and variance of each cluster's residuals over all frames, dimension
+    by dimension, kept as running statistics. The paper whitens with ``Sigma^-1/2`` and names no
+    estimator. Nothing of size B x T x K x D is ever made: a sum of residuals is expanded into sums
+    of products of frames, whose weights are divided by the distances.
+
+    Args:
+        num_features: D.
+        num_clusters: K.
+        order: 1 or 2.
+        momentum: The share of a new batch in the running statistics.
+
+    Shape:
+        - frames: ``(B, T, D)``; assignment: ``(B, T, K)``; frame_weights: ``(B, R, T)``;
+          row_weights: ``(B, T)``, how often a frame counts in the batch's statistics.
+        - output: ``(B, R, K, D)``, or ``(B, R, K, D * D)`` of second order.
+    """
+
+    running_mean: Tensor
+    running_variance: Tensor
+
+    def __init__(
+        self, *, num_features: int, num_clusters: int, order: int, momentum: float
+    ) -> None:
+        super().__init__()
+        self.order = order
+        self.momentum: float | None = momentum
+        self.num_batches = 0
+        self.centres = nn.Parameter(torch.randn(num_clusters, num_features) / sqrt(num_features))
+        shape = (num_clusters, num_features**order)
+        self.register_buffer("running_mean", torch.zeros(shape))
+        self.register_buffer("running_variance", torch.ones(shape))
+
+    def describe(
+        self, frames: Tensor, assignment: Tensor, row_weights: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Return powers of the frames, assignments over distances, assignments and statistics."""
+        distances = (
+            frames.square().sum(dim=-1, keepdim=True)
+            - 2 * frames @ self.centres.mT
+            + self.centres.square().sum(dim=-1)
+        ).clamp_min(EPSILON)  # (B, T, K), squared
+        scales = distances.rsqrt() if self.order == 1 else distances.reciprocal()
+        if self.training:
+            mean, variance = self._observe(frames, scales, row_weights)
+        else:
+            mean, variance = self.running_mean, self.running_variance
+        return frames, assignment * scales, assignment, mean, variance
+
+    def aggregate(self, described: tuple[Tensor, ...], frame_weights: Tensor) -> Tensor:
+        """Return the whitened sums of each repeat, normalised by cluster."""
+        frames, scaled, assignment, mean, variance = described
+        weights = frame_weights.to(frames.dtype).unsqueeze(-1)  # (B, R, T, 1)
+        sums = self._residual_sums(frames.unsqueeze(1), weights * scaled.unsqueeze(1))
+        mass = (weights * assignment.unsqueeze(1)).sum(dim=2).unsqueeze(-1)  # (B, R, K, 1)
+        return l2_normalise((sums - mass * mean) * (variance + EPSILON).rsqrt())
+
+    def _residual_sums(self, frames: Tensor, weights: Tensor) -> Tensor:
+        """Return ``sum_t weights[t, k] * residual[t, k]``, unscaled, ``(..., K, D ** order)``."""
+        mass = weights.sum(dim=-2).unsqueeze(-1)  # (..., K, 1)
+        first = weights.mT @ frames  # (..., K, D)
+        if self.order == 1:
+            return first - mass * self.centres
+        squares = (frames.unsqueeze(-1) * frames.unsqueeze(-2)).flatten(-2)  # (..., T, D * D)
+        second = (weights.mT @ squares).reshape(*first.shape, frames.shape[-1])
+        cross = first.unsqueeze(-1) * self.centres.unsqueeze(-2)
+        own = self.centres.unsqueeze(-1) * self.centres.unsqueeze(-2)
+        return (second - cross - cross.mT + mass.unsqueeze(-1) * own).flatten(-2)
+
+    def _observe(
+        self, frames: Tensor, scales: Tensor, row_weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        rows = frames.flatten(0, 1)
+        weights = row_weights.flatten().to(rows.dtype).unsqueeze(-1)  # (B * T, 1)
+        total = weights.sum().clamp_min(1.0)
+        flat = scales.flatten(0, 1)
+        mean = self._residual_sums(rows, weights * flat) / total
+        squares = self._squared_sums(rows, weights * flat.square()) / total
+        variance = (squares - mean.square()).clamp_min(0.0)
+        with torch.no_grad():
+            self.num_batches += 1
+            share = self.momentum if self.momentum is not None else 1.0 / self.num_batches
+            self.running_mean.lerp_(mean, share)
+            self.running_variance.lerp_(variance, share)
+        return mean, variance
+
+    def _squared_sums(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """Return ``sum_t weights[t, k] * residual[t, k]^2``, unscaled, one cluster at a time."""
+        sums = []
+        for centre, weight in zip(self.centres, weights.unbind(dim=-1), strict=True):
+            squares = (rows - centre).square()  # (B * T, D)
+            if self.order == 1:
+                sums.append(weight @ squares)
+            else:
+                sums.append(((squares * weight.unsqueeze(-1)).mT @ squares).flatten())
+        return torch.stack(sums)
+
+
+class SecondOrder(nn.Module):
+    """First- and second-order residuals of a set of frames, side by side.
+
+    Branch 1 sums residuals of the frames; branch 2 sums outer products of the residuals of the
+    frames projected to F' features, with centres and an assignment of its own. The zeroth-order
+    term of equation 7 is left out, as in figure 3. The projection starts as N(0, 1 / sqrt(D)).
+
+    Args:
+        num_features: D, the size of one frame's feature vector.
+        num_clusters: K of both branches.
+        reduced_size: F'.
+        momentum: Of all running statistics.
+
+    Shape:
+        - frames: ``(B, T, D)``, floating point.
+        - frame_weights: ``(B, R, T)``.
+        - output: ``(B, R, K * D + K * F' * F')``; every cluster's part of L2 norm 1, or 0.
+    """
+
+    def __init__(
+        self, *, num_features: int, num_clusters: int, reduced_size: int, momentum: float
+    ) -> None:
+        super().__init__()
+        self.output_size = num_clusters * (num_features + reduced_size**2)
+        self.projection_fan_in = num_clusters
+        self.projection = nn.Parameter(torch.randn(num_features, reduced_size) / sqrt(num_features))
+        self.assignments = nn.ModuleList(
+            SoftAssignment(num_features=size, num_clusters=num_clusters, momentum=momentum)
+            for size in (num_features, reduced_size)
+        )
+        self.branches = nn.ModuleList(
+            WhitenedResiduals(
+                num_features=size, num_clusters=num_clusters, order=order, momentum=momentum
+            )
+            for order, size in ((1, num_features), (2, reduced_size))
+        )
+
+    def describe(self, frames: Tensor, row_weights: Tensor) -> tuple[Tensor, ...]:
+        """Return what both branches need of the frames."""
+        described: list[Tensor] = []
+        for branch, assignment, rows in zip(
+            self.branches, self.assignments, (frames, frames @ self.projection), strict=True
+        ):
+            described += branch.describe(rows, assignment(rows, row_weights), row_weights)  # type: ignore[operator]
+        return tuple(described)
+
+    def aggregate(self, described: tuple[Tensor, ...], frame_weights: Tensor) -> Tensor:
+        """Return both branches' sums for each repeat."""
+        half = len(described) // 2
+        parts = [
+            branch.aggregate(part, frame_weights).flatten(2)  # type: ignore[operator]
+            for branch, part in zip(
+                self.branches, (described[:half], described[half:]), strict=True
+            )
+        ]
+        return torch.cat(parts, dim=-1)

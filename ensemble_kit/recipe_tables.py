@@ -1,0 +1,327 @@
+"""The tables of a recipe: every part's arguments, as recipes write them. Imports pydantic only."""
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count: TypeAlias = Annotated[int, Field(ge=1)]
+PerModality: TypeAlias = Count | Annotated[dict[str, Count], Field(min_length=1)]
+ModalityFusion: TypeAlias = Literal["late", "early"]
+
+
+class Table(BaseModel):
+    """One table of a recipe: strict types, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Source(Table):
+    """Where every number of the recipe was read."""
+
+    paper: str
+    code: str | None = None
+
+
+class Input(Table):
+    """What happens to the joint frame before it is pooled."""
+
+    batch_norm: bool
+
+
+class RandomSampling(Table):
+    """Frames drawn with replacement."""
+
+    name: Literal["random"]
+    num_frames: Count
+
+
+class SequenceSampling(Table):
+    """Consecutive frames from a random start."""
+
+    name: Literal["random_sequence"]
+    num_frames: Count
+
+
+class UniformSampling(Table):
+    """Frames at equal distances."""
+
+    name: Literal["uniform"]
+    num_frames: Count
+
+
+class AllFrames(Table):
+    """Every frame once, in order."""
+
+    name: Literal["all"]
+
+
+class AveragePooling(Table):
+    """The mean of the frames."""
+
+    name: Literal["average"]
+    modality_fusion: ModalityFusion
+
+
+class DBoF(Table):
+    """Units of a projection, pooled over the frames."""
+
+    name: Literal["dbof"]
+    modality_fusion: ModalityFusion
+    num_clusters: PerModality
+    activation: Literal["relu", "relu6", "sigmoid"]
+    over_frames: Literal["max", "average"]
+
+
+class SoftBoF(Table):
+    """Counts of softly assigned frames."""
+
+    name: Literal["soft_bof"]
+    modality_fusion: ModalityFusion
+    num_clusters: PerModality
+
+
+class GatedBoF(Table):
+    """Counts of softly assigned frames, those of the first modality gated by its largest."""
+
+    name: Literal["gated_bof"]
+    modality_fusion: ModalityFusion
+    num_clusters: PerModality
+    gate_rank: Count
+
+
+class NonLocal(Table):
+    """The non-local block on residuals.
+
+    ``num_clusters`` and ``half_features`` for the inner width are those of the stream, and
+    ``rsqrt_features`` for the temperature is ``1 / sqrt(D)``.
+    """
+
+    inner_size: Literal["num_clusters", "half_features"] | Count
+    temperature: Literal["rsqrt_features"] | Annotated[float, Field(gt=0)]
+
+
+class NetVLAD(Table):
+    """Residuals to cluster centres."""
+
+    name: Literal["netvlad"]
+    modality_fusion: ModalityFusion
+    num_clusters: PerModality
+    non_local: NonLocal | None = None
+
+
+class NetRVLAD(Table):
+    """Sums of softly assigned frames, with no centres."""
+
+    name: Literal["netrvlad"]
+    modality_fusion: ModalityFusion
+    num_clusters: PerModality
+    non_local: NonLocal | None = None
+
+
+class NetFV(Table):
+    """First- and second-order statistics of each cluster."""
+
+    name: Literal["net_fv"]
+    modality_fusion: ModalityFusion
+    num_clusters: PerModality
+
+
+class AttentionNetVLAD(Table):
+    """NetVLAD with encoders around it, or in the place of its assignment."""
+
+    name: Literal["attention_netvlad"]
+    modality_fusion: ModalityFusion
+    num_clusters: PerModality
+    num_heads: PerModality
+    encode_frames: bool
+    encode_clusters: bool
+    similarity: Literal["softmax", "attention"]
+
+
+class SecondOrder(Table):
+    """Normalised and whitened residuals of first and second order."""
+
+    name: Literal["second_order"]
+    modality_fusion: ModalityFusion
+    num_clusters: PerModality
+    reduced_size: PerModality
+
+
+class NeXtVLAD(Table):
+    """NetVLAD over groups of an expanded frame."""
+
+    name: Literal["nextvlad"]
+    modality_fusion: ModalityFusion
+    num_clusters: PerModality
+    expansion: Count
+    num_groups: PerModality
+
+
+class Recurrent(Table):
+    """What every recurrent stack takes."""
+
+    modality_fusion: ModalityFusion
+    hidden_size: PerModality
+    num_layers: Count
+    state: Literal["all", "last"]
+
+
+class GRU(Recurrent):
+    """The final state of a stacked GRU."""
+
+    name: Literal["gru"]
+
+
+class LSTM(Recurrent):
+    """The final state of a stacked LSTM."""
+
+    name: Literal["lstm"]
+
+
+class BiGRU(Recurrent):
+    """The final states of a stacked GRU that reads in both directions."""
+
+    name: Literal["bigru"]
+
+
+class BiLSTM(Recurrent):
+    """The final states of a stacked LSTM that reads in both directions."""
+
+    name: Literal["bilstm"]
+
+
+class AttentionBiGRU(Table):
+    """Attention over the outputs of a bidirectional GRU."""
+
+    name: Literal["attention_bigru"]
+    modality_fusion: ModalityFusion
+    embedding_size: PerModality
+    hidden_size: PerModality
+    num_layers: Count
+    attention_size: Count
+
+
+class Concat(Table):
+    """The pooled modalities, side by side."""
+
+    name: Literal["concat"]
+
+
+class FCConcat(Table):
+    """Each modality projected, then side by side."""
+
+    name: Literal["fc_concat"]
+    size: Count
+
+
+class MFB(Table):
+    """Factorised bilinear pooling of two modalities."""
+
+    name: Literal["mfb"]
+    size: Count
+    factors: Count
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+
+
+class SharedSpace(Table):
+    """All modalities mapped into one space."""
+
+    name: Literal["shared"]
+    size: Count
+
+
+class Projection(Table):
+    """Two modalities mapped and drawn together by a penalty."""
+
+    name: Literal["projection"]
+    size: Count
+    penalty: Annotated[float, Field(ge=0)]
+
+
+class Single(Table):
+    """One modality alone."""
+
+    name: Literal["single"]
+    modality: str
+
+
+class Hidden(Table):
+    """The projection after pooling, and its gating.
+
+    With ``batch_norm`` a batch norm takes the place of the bias.
+    """
+
+    size: Count
+    gating: Literal["context_gating", "glu", "se", "none"]
+    dropout: Annotated[float, Field(gt=0, lt=1)] | None = None
+    batch_norm: bool | None = None
+    activation: Literal["relu6"] | None = None
+    remove_diagonal: bool | None = None
+
+
+class Logistic(Table):
+    """One sigmoid a class."""
+
+    name: Literal["logistic"]
+    probability_gating: bool
+    remove_diagonal: bool | None = None
+
+
+class MixtureOfExperts(Table):
+    """A gated mixture of sigmoids a class."""
+
+    name: Literal["mixture_of_experts"]
+    num_experts: Count
+    gate_rank: Count | None = None
+    probability_gating: bool
+    remove_diagonal: bool | None = None
+
+
+class Training(Table):
+    """The schedule: what is true of the recipe on every machine."""
+
+    batch_size: Count
+    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate_decay: Annotated[float, Field(gt=0, le=1)]
+    examples_per_decay: Count
+    max_steps: Count
+    clip_norm: Annotated[float, Field(gt=0)]
+    l2_penalty: Annotated[float, Field(ge=0)]
+    batch_norm_momentum: Annotated[float, Field(gt=0, le=1)]
+    checkpoint_every: Count
+    average_last: Count
+
+
+class Reported(Table):
+    """What the source claims; never a measurement of the kit."""
+
+    gap_at_20: Annotated[float, Field(ge=0, le=1)] | None = None
+    split: str | None = None
+    checkpoint_mib: Annotated[float, Field(gt=0)] | None = None
+
+
+Sampling: TypeAlias = Annotated[
+    RandomSampling | SequenceSampling | UniformSampling | AllFrames, Field(discriminator="name")
+]
+Pooling: TypeAlias = Annotated[
+    AveragePooling
+    | DBoF
+    | SoftBoF
+    | GatedBoF
+    | NetVLAD
+    | NetRVLAD
+    | NetFV
+    | AttentionNetVLAD
+    | SecondOrder
+    | NeXtVLAD
+    | GRU
+    | LSTM
+    | BiGRU
+    | BiLSTM
+    | AttentionBiGRU,
+    Field(discriminator="name"),
+]
+Fusion: TypeAlias = Annotated[
+    Concat | FCConcat | MFB | SharedSpace | Projection | Single, Field(discriminator="name")
+]
+Head: TypeAlias = Annotated[Logistic | MixtureOfExperts, Field(discriminator="name")]
