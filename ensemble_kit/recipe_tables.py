@@ -160,6 +160,7 @@ class NeXtVLAD(Table):
 class Recurrent(Table):
     """What every recurrent stack takes."""
 
+    name: str  # first here, so that messages list it first
     modality_fusion: ModalityFusion
     hidden_size: PerModality
     num_layers: Count

@@ -23,7 +23,7 @@ TRAINING_KEYS = (
     "batch_size, learning_rate, learning_rate_decay, examples_per_decay, max_steps, clip_norm, "
     "l2_penalty, batch_norm_momentum, checkpoint_every, average_last"
 )
-RECIPE_KEYS = "title, source, input, sampling, pooling, hidden, head, training, reported"
+RECIPE_KEYS = "title, source, input, sampling, pooling, fusion, hidden, head, training, reported"
 
 
 def message_of(*overrides, **parts):
@@ -50,6 +50,7 @@ def is_accepted(value, schema, root):
         "minimum": lambda least: not is_number or value >= least,
         "maximum": lambda most: not is_number or value <= most,
         "exclusiveMinimum": lambda bound: not is_number or value > bound,
+        "exclusiveMaximum": lambda bound: not is_number or value < bound,
         "minProperties": lambda count: len(fields) >= count,
         "required": lambda names: set(names) <= set(fields),
         "properties": lambda _: all(
@@ -102,7 +103,7 @@ def test_every_part_is_read_with_its_arguments(pooling, sampling):
     recipe = tiny_recipe(pooling=pooling, sampling=sampling, gating=None)
 
     text = tomllib.loads(tiny_recipe_text(pooling=pooling, sampling=sampling))
-    assert recipe.pooling.model_dump() == text["pooling"]
+    assert recipe.pooling.model_dump(exclude_none=True) == text["pooling"]
     assert recipe.sampling.model_dump() == text["sampling"]
     assert recipe.hidden is None
     assert recipe.reported is None
@@ -176,7 +177,8 @@ def test_a_recipe_cannot_be_changed():
         (
             "pooling.num_cluster=3",
             "pooling.num_cluster is not a key of the part 'netvlad' (did you mean "
-            "'num_clusters'?).\nUse one of the keys: name, modality_fusion, num_clusters.",
+            "'num_clusters'?).\nUse one of the keys: name, modality_fusion, num_clusters, "
+            "non_local.",
         ),
         ("hidden={gating='none'}", "hidden.size is missing.\nGive hidden.size a value."),
         (
@@ -194,7 +196,9 @@ def test_a_recipe_cannot_be_changed():
         ),
         (
             "pooling.name=3",
-            "pooling has name 3.\nName one of: average, soft_bof, netvlad, gru.",
+            "pooling has name 3.\nName one of: average, dbof, soft_bof, gated_bof, netvlad, "
+            "netrvlad, net_fv, attention_netvlad, second_order, nextvlad, gru, lstm, bigru, "
+            "bilstm, attention_bigru.",
         ),
         (
             "pooling=3",
@@ -207,8 +211,8 @@ def test_a_recipe_cannot_be_changed():
             "Give hidden a value of the right type and range.",
         ),
         (
-            "hidden.gating=glu",
-            "hidden.gating is 'glu': Input should be 'context_gating' or 'none'.\n"
+            "hidden.gating=gelu",
+            "hidden.gating is 'gelu': Input should be 'context_gating', 'glu', 'se' or 'none'.\n"
             "Give hidden.gating a value of the right type and range.",
         ),
         (

@@ -156,6 +156,7 @@ def test_schema_is_a_json_schema_that_knows_every_table(recipes):
 
     assert (schema["type"], schema["additionalProperties"]) == ("object", False)
     assert schema["properties"].keys() == {
-        "title", "source", "input", "sampling", "pooling", "hidden", "head", "training", "reported",
+        "title", "source", "input", "sampling", "pooling", "fusion", "hidden", "head", "training",
+        "reported",
     }  # fmt: skip
     assert schema["$defs"]["NetVLAD"]["properties"]["name"]["const"] == "netvlad"
