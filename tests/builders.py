@@ -12,6 +12,7 @@ from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import Modality, Schema
 from ensemble_kit.data.synthetic import synthesize
 from ensemble_kit.layers.normalisation import BatchNorm
+from ensemble_kit.layers.second_order import WhitenedResiduals
 from ensemble_kit.provenance import CheckpointRecord, RecipeRecord
 from ensemble_kit.recipes import Recipe, parse_recipe
 from ensemble_kit.submodel import SubModel
@@ -23,6 +24,7 @@ POOLINGS = {
     "soft_bof": "num_clusters = { rgb = 4, other = 2 }",
     "netvlad": "num_clusters = { rgb = 3, other = 2 }",
     "gru": 'hidden_size = 4\nnum_layers = 2\nstate = "all"',
+    "second_order": "num_clusters = { rgb = 3, other = 2 }\nreduced_size = { rgb = 3, other = 2 }",
 }
 SAMPLINGS = {
     "random": 'name = "random"\nnum_frames = 8',
@@ -58,7 +60,7 @@ def tiny_recipe_text(
         probability_gating: Whether the head's probabilities are gated.
         training: Keys of the table ``training`` to set.
     """
-    has_clusters = pooling in {"soft_bof", "netvlad"}
+    has_clusters = pooling in {"soft_bof", "netvlad", "second_order"}
     schedule = {
         "batch_size": 16,
         "learning_rate": 0.01,
@@ -130,13 +132,19 @@ def tiny_frames(
 
 
 def stir(model: Module) -> Module:
-    """Give every batch norm a scale, a shift and statistics as if it had been trained."""
+    """Give every batch norm a scale, a shift and statistics as if it had been trained.
+
+    Whitened residuals too: theirs are of vectors of length 1.
+    """
     for layer in model.modules():
         if isinstance(layer, BatchNorm):
             layer.scale.data.uniform_(0.5, 2.0)
             layer.shift.data.normal_()
             layer.running_mean.normal_()
             layer.running_variance.uniform_(0.5, 2.0)
+        elif isinstance(layer, WhitenedResiduals):
+            layer.running_mean.uniform_(-0.5, 0.5)
+            layer.running_variance.uniform_(0.1, 0.5)
     return model
 
 

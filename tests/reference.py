@@ -6,6 +6,7 @@ Slow on purpose: nothing here shares code, or a trick, with the kit.
 from collections.abc import Sequence
 from fractions import Fraction
 from math import exp, floor, inf, log, sqrt, tanh
+from operator import mul
 
 # Metrics: google/youtube-8m, average_precision_calculator.py and eval_util.py. A score of -inf is
 # no prediction. Ties rank by video order, then by class index: sorted() is stable, and its input
@@ -272,3 +273,184 @@ def clip_loops(gradient: Vector, limit: float) -> list[float]:
     """tf.clip_by_norm of one variable."""
     norm = sqrt(sum(x * x for x in gradient))
     return [x * limit / norm if norm > limit else x for x in gradient]
+
+
+# The papers' other poolings, gates and modality fusions.
+
+Statistics = tuple[Vector, Vector, Vector, Vector]  # mean, variance, scale, shift of a batch norm
+
+
+def sequence_indices_loops(draw: float, num_frames: int, num_samples: int) -> list[int]:
+    """google/youtube-8m, SampleRandomSequence: a start, then one frame after the other."""
+    start = floor(Fraction(draw) * (max(num_frames - num_samples, 0) + 1))
+    return [min(start + i, num_frames - 1) for i in range(num_samples)]
+
+
+def dbof_loops(frames: Matrix, weight: Matrix, norm: Statistics, activation: str) -> Matrix:
+    """1609.08675, section 3.2: every frame's units, before they are pooled."""
+    units = [fixed_norm_loops(product_loops(frame, weight), *norm) for frame in frames]
+    if activation == "sigmoid":
+        return [[sigmoid(x) for x in row] for row in units]
+    ceiling = 6 if activation == "relu6" else inf
+    return [[min(max(x, 0), ceiling) for x in row] for row in units]
+
+
+def largest_loops(rows: Matrix) -> list[float]:
+    """Max pooling: the largest value of each column."""
+    return [max(column) for column in zip(*rows, strict=True)]
+
+
+def gated_bof_loops(
+    assignments: Matrix, gate_in: Matrix, gate_out: Matrix, norm: Statistics
+) -> list[float]:
+    """WILLOW's GatedDbof: summed assignments, gated by their maximum through a narrow matrix."""
+    sums = [sum(column) for column in zip(*assignments, strict=True)]
+    narrow = product_loops(l2_loops(largest_loops(assignments)), gate_in)
+    logits = fixed_norm_loops(product_loops(narrow, gate_out), *norm)
+    return l2_loops(gating_loops(sums, logits))
+
+
+def net_fv_loops(
+    frames: Matrix, assignments: Matrix, centres: Matrix, covariances: Matrix
+) -> list[float]:
+    """S2, equations 8 and 9, with the code's scales (cov^2 + 1e-6) and its norms."""
+    fv1: list[float] = []
+    fv2: list[float] = []
+    for k, centre in enumerate(centres):
+        scales = [cov**2 + 1e-6 for cov in covariances[k]]
+        first, second = [], []
+        for d in range(len(centre)):
+            parts = [(a[k], x[d] - centre[d]) for x, a in zip(frames, assignments, strict=True)]
+            first.append(sum(a * r / scales[d] for a, r in parts))
+            second.append(sum(a * (r**2 / scales[d] ** 2 - 1) for a, r in parts))
+        fv1 += l2_loops(first)
+        fv2 += second
+    return l2_loops(fv1) + l2_loops(fv2)
+
+
+def residual_sums_loops(frames: Matrix, assignments: Matrix, centres: Matrix) -> list[list[float]]:
+    """NetVLAD's sums before any norm: one row a cluster."""
+    return [
+        [
+            sum(a[k] * (x[d] - centre[d]) for x, a in zip(frames, assignments, strict=True))
+            for d in range(len(centre))
+        ]
+        for k, centre in enumerate(centres)
+    ]
+
+
+def non_local_loops(
+    rows: Matrix, theta: Matrix, phi: Matrix, g: Matrix, output: Matrix, temperature: float
+) -> list[list[float]]:
+    """S5, equations 3 to 5, with the code's temperature: each row and what it takes from all."""
+    queries, keys, values = ([product_loops(row, w) for row in rows] for w in (theta, phi, g))
+    mixed = []
+    for row, query in zip(rows, queries, strict=True):
+        logits = [temperature * sum(map(mul, query, key)) for key in keys]
+        shares = softmax_loops(logits)
+        taken = [
+            sum(share * value[i] for share, value in zip(shares, values, strict=True))
+            for i in range(len(values[0]))
+        ]
+        mixed.append([x + y for x, y in zip(row, product_loops(taken, output), strict=True)])
+    return mixed
+
+
+def whitening_residual_loops(frame: Vector, centre: Vector, order: int) -> list[float]:
+    """S4, section 3.3: a residual, or its outer product with itself, brought to length 1."""
+    difference = [x - c for x, c in zip(frame, centre, strict=True)]
+    if order == 2:
+        difference = [x * y for x in difference for y in difference]
+    length = sqrt(sum(x * x for x in difference))
+    return [x / length for x in difference]
+
+
+def whitened_loops(
+    frames: Matrix,
+    assignments: Matrix,
+    centres: Matrix,
+    means: Matrix,
+    variances: Matrix,
+    order: int,
+) -> list[list[float]]:
+    """S4, section 3.3: whitened residuals, weighted, summed, and normalised by cluster."""
+    clusters = []
+    for k, centre in enumerate(centres):
+        total = [0.0] * len(means[k])
+        for x, a in zip(frames, assignments, strict=True):
+            residual = whitening_residual_loops(x, centre, order)
+            for i, r in enumerate(residual):
+                total[i] += a[k] * (r - means[k][i]) / sqrt(variances[k][i] + 1e-6)
+        clusters.append(l2_loops(total))
+    return clusters
+
+
+def residual_moments_loops(
+    frames: Matrix, centre: Vector, order: int
+) -> tuple[list[float], list[float]]:
+    """Mean and variance of one cluster's residuals over all frames, dimension by dimension."""
+    rows = [whitening_residual_loops(frame, centre, order) for frame in frames]
+    means = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+    variances = [
+        sum((row[i] - means[i]) ** 2 for row in rows) / len(rows) for i in range(len(means))
+    ]
+    return means, variances
+
+
+def affine_loops(vector: Vector, weight: Matrix, bias: Vector) -> list[float]:
+    """x W + b."""
+    return [x + b for x, b in zip(product_loops(vector, weight), bias, strict=True)]
+
+
+def nextvlad_loops(
+    frames: Matrix,
+    expand: tuple[Matrix, Vector],
+    attention: tuple[Matrix, Vector],
+    assignment: tuple[Matrix, Statistics],
+    centres: Matrix,
+    output_norm: Statistics,
+) -> list[float]:
+    """NeXtVLAD (1811.05014), equations 5 to 9, for one video's frames."""
+    num_groups, num_clusters, size = len(attention[1]), len(centres), len(centres[0])
+    sums = [[0.0] * size for _ in centres]
+    for frame in frames:
+        wide = affine_loops(frame, *expand)
+        attentions = [sigmoid(x) for x in affine_loops(wide, *attention)]
+        logits = fixed_norm_loops(product_loops(wide, assignment[0]), *assignment[1])
+        for g in range(num_groups):
+            group = wide[g * size : (g + 1) * size]
+            shares = softmax_loops(logits[g * num_clusters : (g + 1) * num_clusters])
+            for k, centre in enumerate(centres):
+                for d in range(size):
+                    sums[k][d] += attentions[g] * shares[k] * (group[d] - centre[d])
+    return fixed_norm_loops([x for row in sums for x in l2_loops(row)], *output_norm)
+
+
+def glu_loops(
+    features: Vector, gate: tuple[Matrix, Vector], value: tuple[Matrix, Vector]
+) -> list[float]:
+    """Dauphin et al. (2017), equation 1."""
+    return gating_loops(affine_loops(features, *value), affine_loops(features, *gate))
+
+
+def se_gating_loops(
+    features: Vector, squeeze: Matrix, norm: Statistics, excite: Matrix
+) -> list[float]:
+    """NeXtVLAD (1811.05014), section 3.3: context gating through a narrow layer."""
+    narrow = [max(x, 0) for x in fixed_norm_loops(product_loops(features, squeeze), *norm)]
+    return gating_loops(features, product_loops(narrow, excite))
+
+
+def mfb_loops(left: Vector, right: Vector, factors: int) -> list[float]:
+    """S1, equations 2 to 5, from the two projections: multiply, sum by k, ReLU, L2."""
+    products = [x * y for x, y in zip(left, right, strict=True)]
+    sums = [sum(products[i : i + factors]) for i in range(0, len(products), factors)]
+    return l2_loops([max(x, 0) for x in sums])
+
+
+def distance_loops(lefts: Matrix, rights: Matrix) -> float:
+    """S3, section 3.3: the mean over videos of the squared L2 distance of two mappings."""
+    total = 0.0
+    for left, right in zip(lefts, rights, strict=True):
+        total += sum((x - y) ** 2 for x, y in zip(left, right, strict=True))
+    return total / len(lefts)

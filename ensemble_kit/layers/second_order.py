@@ -21,8 +21,8 @@ class WhitenedResiduals(nn.Module):
 
     Whitening is diagonal: mean and variance of each cluster's residuals over all frames, dimension
     by dimension, kept as running statistics. The paper whitens with ``Sigma^-1/2`` and names no
-    estimator. Nothing of size B x T x K x D is ever made: a sum of residuals is expanded into sums
-    of products of frames, whose weights are divided by the distances.
+    estimator. Nothing of size B x T x K x D is ever made: a sum of residuals, or of their squares,
+    is expanded into sums of products of frames, whose weights are divided by the distances.
 
     Args:
         num_features: D.
@@ -51,10 +51,16 @@ class WhitenedResiduals(nn.Module):
         self.register_buffer("running_mean", torch.zeros(shape))
         self.register_buffer("running_variance", torch.ones(shape))
 
+    def reset_statistics(self) -> None:
+        """Forget all batches seen."""
+        self.num_batches = 0
+        self.running_mean.zero_()
+        self.running_variance.fill_(1.0)
+
     def describe(
         self, frames: Tensor, assignment: Tensor, row_weights: Tensor
     ) -> tuple[Tensor, ...]:
-        """Return powers of the frames, assignments over distances, assignments and statistics."""
+        """Return the frames, assignments over distances, assignments and statistics."""
         distances = (
             frames.square().sum(dim=-1, keepdim=True)
             - 2 * frames @ self.centres.mT
@@ -70,33 +76,40 @@ class WhitenedResiduals(nn.Module):
     def aggregate(self, described: tuple[Tensor, ...], frame_weights: Tensor) -> Tensor:
         """Return the whitened sums of each repeat, normalised by cluster."""
         frames, scaled, assignment, mean, variance = described
-        weights = frame_weights.to(frames.dtype).unsqueeze(-1)  # (B, R, T, 1)
-        sums = self._residual_sums(frames.unsqueeze(1), weights * scaled.unsqueeze(1))
-        mass = (weights * assignment.unsqueeze(1)).sum(dim=2).unsqueeze(-1)  # (B, R, K, 1)
+        weights = frame_weights.to(frames.dtype)
+        sums = self._residual_sums(frames, scaled.mT.unsqueeze(1) * weights.unsqueeze(2))
+        mass = (weights @ assignment).unsqueeze(-1)  # (B, R, K, 1)
         return l2_normalise((sums - mass * mean) * (variance + EPSILON).rsqrt())
 
     def _residual_sums(self, frames: Tensor, weights: Tensor) -> Tensor:
-        """Return ``sum_t weights[t, k] * residual[t, k]``, unscaled, ``(..., K, D ** order)``."""
-        mass = weights.sum(dim=-2).unsqueeze(-1)  # (..., K, 1)
-        first = weights.mT @ frames  # (..., K, D)
+        """Sum ``weights[k, t] * residual[t, k]`` over t, residuals before they are normalised.
+
+        Args:
+            frames: ``(B, T, D)``.
+            weights: ``(B, R, K, T)``.
+
+        Returns:
+            ``(B, R, K, D ** order)``.
+        """
+        mass = weights.sum(dim=-1, keepdim=True)
+        first = _weighted_sums(frames, weights)
         if self.order == 1:
             return first - mass * self.centres
-        squares = (frames.unsqueeze(-1) * frames.unsqueeze(-2)).flatten(-2)  # (..., T, D * D)
-        second = (weights.mT @ squares).reshape(*first.shape, frames.shape[-1])
-        cross = first.unsqueeze(-1) * self.centres.unsqueeze(-2)
-        own = self.centres.unsqueeze(-1) * self.centres.unsqueeze(-2)
-        return (second - cross - cross.mT + mass.unsqueeze(-1) * own).flatten(-2)
+        second = _weighted_sums(_outer(frames, frames), weights)
+        cross = _outer(first, self.centres) + _outer(self.centres, first)
+        return second - cross + mass * _outer(self.centres, self.centres)
 
     def _observe(
         self, frames: Tensor, scales: Tensor, row_weights: Tensor
     ) -> tuple[Tensor, Tensor]:
-        rows = frames.flatten(0, 1)
-        weights = row_weights.flatten().to(rows.dtype).unsqueeze(-1)  # (B * T, 1)
+        rows = frames.flatten(0, 1).unsqueeze(0)  # (1, B * T, D)
+        weights = row_weights.flatten().to(rows.dtype)
         total = weights.sum().clamp_min(1.0)
-        flat = scales.flatten(0, 1)
-        mean = self._residual_sums(rows, weights * flat) / total
-        squares = self._squared_sums(rows, weights * flat.square()) / total
-        variance = (squares - mean.square()).clamp_min(0.0)
+        flat = scales.flatten(0, 1).mT  # (K, B * T)
+        sums = self._residual_sums(rows, (flat * weights).unsqueeze(0).unsqueeze(0))
+        squares = self._squared_sums(rows, (flat.square() * weights).unsqueeze(0).unsqueeze(0))
+        mean = sums[0, 0] / total
+        variance = (squares[0, 0] / total - mean.square()).clamp_min(0.0)
         with torch.no_grad():
             self.num_batches += 1
             share = self.momentum if self.momentum is not None else 1.0 / self.num_batches
@@ -104,16 +117,29 @@ class WhitenedResiduals(nn.Module):
             self.running_variance.lerp_(variance, share)
         return mean, variance
 
-    def _squared_sums(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """Return ``sum_t weights[t, k] * residual[t, k]^2``, unscaled, one cluster at a time."""
-        sums = []
-        for centre, weight in zip(self.centres, weights.unbind(dim=-1), strict=True):
-            squares = (rows - centre).square()  # (B * T, D)
-            if self.order == 1:
-                sums.append(weight @ squares)
-            else:
-                sums.append(((squares * weight.unsqueeze(-1)).mT @ squares).flatten())
-        return torch.stack(sums)
+    def _squared_sums(self, frames: Tensor, weights: Tensor) -> Tensor:
+        """Sum ``weights[k, t] * residual[t, k]^2`` over t; shapes as in ``_residual_sums``.
+
+        Expanded too: a loop over clusters would keep K times the frames for the backward pass.
+        """
+        centres = self.centres
+        mass = weights.sum(dim=-1, keepdim=True)
+        first = _weighted_sums(frames, weights)
+        second = _weighted_sums(frames.square(), weights)
+        if self.order == 1:
+            return second - 2 * first * centres + mass * centres.square()
+        # (x_i - c_i)^2 (x_j - c_j)^2: what is even in i and j, and what is not with its mirror
+        products = _outer(frames, frames)
+        even = (
+            _weighted_sums(products.square(), weights)
+            + 4 * _weighted_sums(products, weights) * _outer(centres, centres)
+            + mass * _outer(centres.square(), centres.square())
+        )
+        cubes = _weighted_sums(_outer(frames.square(), frames), weights)
+        odd = _outer(second - 2 * first * centres, centres.square())
+        odd = odd - 2 * cubes * _outer(torch.ones_like(centres), centres)
+        square = odd.reshape(*first.shape, centres.shape[-1])
+        return even + (square + square.mT).flatten(-2)
 
 
 class SecondOrder(nn.Module):
@@ -172,3 +198,14 @@ class SecondOrder(nn.Module):
             )
         ]
         return torch.cat(parts, dim=-1)
+
+
+def _outer(left: Tensor, right: Tensor) -> Tensor:
+    """Return ``left[i] * right[j]`` of the last dimensions, ``(..., D * D)``, j the faster."""
+    return (left.unsqueeze(-1) * right.unsqueeze(-2)).flatten(-2)
+
+
+def _weighted_sums(rows: Tensor, weights: Tensor) -> Tensor:
+    """Sum rows ``(B, T, F)`` by weights ``(B, R, K, T)``, in one product for all repeats."""
+    sums = weights.flatten(1, 2) @ rows
+    return sums.reshape(*weights.shape[:3], rows.shape[-1])
