@@ -21,6 +21,7 @@ from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import CheckpointError
 from ensemble_kit.files import refuse_overwrite, sha256_of, written_aside
 from ensemble_kit.layers.normalisation import BatchNorm
+from ensemble_kit.layers.second_order import WhitenedResiduals
 from ensemble_kit.loading import check_fits, load_sub_model, not_finite, to_torch
 from ensemble_kit.provenance import CheckpointRecord, FileRecord
 
@@ -101,17 +102,20 @@ def mean_tensor(tensors: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def recalibrate(model: torch.nn.Module, records: Records, *, num_videos: int) -> None:
-    """Estimate every batch norm's statistics again, on the first videos in training order.
+    """Estimate the statistics of every batch norm and whitening again.
 
-    Each layer's running statistics become the mean of the batches' own, every batch counting the
-    same, as in arXiv:1803.05407, section 3.2. The weights stay as they are.
+    On the first videos in training order. Each layer's running statistics become the mean of the
+    batches' own, every batch counting the same, as in arXiv:1803.05407, section 3.2. The weights
+    stay as they are, and only layers with statistics run as in training: dropout would widen what
+    the layers behind it see.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, BatchNorm)]
+    layers = [part for part in model.modules() if isinstance(part, (BatchNorm, WhitenedResiduals))]
     momenta = [layer.momentum for layer in layers]
+    model.eval()
     for layer in layers:
         layer.reset_statistics()
         layer.momentum = None
-    model.train()
+        layer.train()
     torch.manual_seed(0)  # the draws of random sampling: the same average for the same files
     seen = 0
     for batch in records.training_batches(RECALIBRATION_BATCH, seed=0):

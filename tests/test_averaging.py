@@ -21,6 +21,7 @@ from ensemble_kit.checkpoints import open_tensors, save_tensors
 from ensemble_kit.errors import CheckpointError, OutputError, PredictionsError
 from ensemble_kit.files import sha256_of
 from ensemble_kit.layers.normalisation import BatchNorm
+from ensemble_kit.layers.second_order import WhitenedResiduals
 from ensemble_kit.provenance import CheckpointRecord
 
 SCHEMA = tiny_schema()
@@ -212,14 +213,61 @@ def test_recalibrating_again_forgets_the_first_time(training, monkeypatch):
     model = tiny_model(tiny_recipe(), training.schema)
     recalibrate(model, training, num_videos=96)
     first = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    for layer in model.modules():
-        if isinstance(layer, BatchNorm):
-            layer.running_mean += 1
+    for name, tensor in model.state_dict().items():
+        if name.endswith(STATISTICS):
+            tensor += 1
 
     recalibrate(model, training, num_videos=96)
 
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, first[name]), name
+
+
+def test_whitening_is_recalibrated_as_batch_norms_are(training, monkeypatch):
+    monkeypatch.setattr(averaging, "RECALIBRATION_BATCH", 32)
+    model = tiny_model(tiny_recipe(pooling="second_order", sampling="all"), training.schema)
+    layers = [part for part in model.modules() if isinstance(part, WhitenedResiduals)]
+    seen = {layer: [] for layer in layers}
+    for layer in layers:
+
+        def noted(frames, assignment, row_weights, layer=layer, describe=layer.describe):
+            seen[layer].append(frames[row_weights > 0].double())
+            return describe(frames, assignment, row_weights)
+
+        monkeypatch.setattr(layer, "describe", noted)
+
+    recalibrate(model, training, num_videos=64)
+
+    assert len(layers) == 4
+    for layer in layers:
+        assert len(seen[layer]) == 2  # 64 videos of the 96
+        moments = []
+        for rows in seen[layer]:
+            differences = rows.unsqueeze(1) - layer.centres  # (frames, K, D)
+            if layer.order == 2:
+                differences = (differences.unsqueeze(-1) * differences.unsqueeze(-2)).flatten(-2)
+            residuals = differences / differences.norm(dim=-1, keepdim=True)
+            moments.append((residuals.mean(dim=0), residuals.var(dim=0, correction=0)))
+        for statistic, batches in zip(
+            (layer.running_mean, layer.running_variance), zip(*moments, strict=True), strict=True
+        ):
+            # float32 sums over some hundred rows
+            mean = sum(batches) / 2
+            torch.testing.assert_close(statistic.double(), mean, rtol=1e-5, atol=1e-5)
+        assert layer.momentum == 0.1
+    assert not model.training
+
+
+def test_dropout_drops_nothing_while_statistics_are_estimated(training):
+    plain = tiny_model(tiny_recipe(), training.schema)
+    dropping = tiny_model(tiny_recipe(overrides=["hidden.dropout=0.5"]), training.schema)
+    dropping.load_state_dict(plain.state_dict())
+
+    for model in (plain, dropping):
+        recalibrate(model, training, num_videos=96)
+
+    for name, tensor in dropping.state_dict().items():
+        assert torch.equal(tensor, plain.state_dict()[name]), name
 
 
 def test_an_averaged_checkpoint_has_the_mean_weights_and_recalibrated_statistics(
