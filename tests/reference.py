@@ -291,8 +291,8 @@ def dbof_loops(frames: Matrix, weight: Matrix, norm: Statistics, activation: str
     units = [fixed_norm_loops(product_loops(frame, weight), *norm) for frame in frames]
     if activation == "sigmoid":
         return [[sigmoid(x) for x in row] for row in units]
-    ceiling = 6 if activation == "relu6" else inf
-    return [[min(max(x, 0), ceiling) for x in row] for row in units]
+    ceiling = 6.0 if activation == "relu6" else inf
+    return [[min(max(x, 0.0), ceiling) for x in row] for row in units]
 
 
 def largest_loops(rows: Matrix) -> list[float]:
