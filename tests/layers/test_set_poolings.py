@@ -2,27 +2,17 @@
 
 import pytest
 import torch
-from builders import stir
+from poolings import POOLINGS, build, pool
 from reference import random_indices_loops
 
-from ensemble_kit.layers.average_pooling import AveragePooling
 from ensemble_kit.layers.frame_preparation import mark_frames
 from ensemble_kit.layers.frame_sampling import AllFrames, RandomSampling
-from ensemble_kit.layers.netvlad import NetVLAD
-from ensemble_kit.layers.soft_bof import SoftBoF
+from ensemble_kit.parts import SET_POOLINGS
 
-POOLINGS = [AveragePooling, SoftBoF, NetVLAD]
+LEARNING = sorted(POOLINGS.keys() - {"average"})
+NON_LOCAL = ["non_local_netrvlad", "non_local_netvlad"]
+OF_LENGTH_ONE = ["gated_bof", "netrvlad", "netvlad", *NON_LOCAL, "soft_bof"]
 LENGTHS = [7, 4, 1]
-
-
-def build(pooling):
-    torch.manual_seed(0)
-    arguments = {} if pooling is AveragePooling else {"num_clusters": 3, "momentum": 0.1}
-    return stir(pooling(num_features=5, **arguments).double())
-
-
-def pool(layer, frames, weights):
-    return layer.aggregate(layer.describe(frames, weights[:, 0]), weights)
 
 
 @pytest.fixture
@@ -33,6 +23,12 @@ def frames(rng):
 @pytest.fixture
 def weights():
     return AllFrames()(mark_frames(torch.tensor(LENGTHS), 7))
+
+
+def test_these_are_all_set_poolings():
+    kinds = {getattr(part, "func", part) for part in SET_POOLINGS.values()}
+
+    assert {type(build(name)) for name in POOLINGS} == kinds
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -64,7 +60,7 @@ def test_repeats_are_runs_over_drawn_and_gathered_frames(pooling, frames, rng):
             torch.testing.assert_close(ours[video, repeat], run[0, 0])
 
 
-@pytest.mark.parametrize("pooling", [SoftBoF, NetVLAD])
+@pytest.mark.parametrize("pooling", LEARNING)
 def test_training_on_counts_is_training_on_gathered_frames(pooling, frames, rng):
     draws = torch.rand(3, 1, 6, generator=rng)
     is_frame = mark_frames(torch.tensor(LENGTHS), 7)
@@ -88,7 +84,7 @@ def test_training_on_counts_is_training_on_gathered_frames(pooling, frames, rng)
         torch.testing.assert_close(one.grad, other.grad)
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("pooling", sorted(POOLINGS.keys() - NON_LOCAL))
 @pytest.mark.parametrize("is_training", [False, True])
 def test_duplicating_every_frame_changes_nothing(pooling, is_training, frames, weights):
     twice = frames.repeat_interleave(2, dim=1), weights.repeat_interleave(2, dim=2)
@@ -96,6 +92,17 @@ def test_duplicating_every_frame_changes_nothing(pooling, is_training, frames, w
     plain = pool(build(pooling).train(is_training), frames, weights)
 
     torch.testing.assert_close(pool(build(pooling).train(is_training), *twice), plain)
+
+
+@pytest.mark.parametrize("pooling", NON_LOCAL)
+def test_duplicating_every_frame_changes_what_a_non_local_block_attends_to(
+    pooling, frames, weights
+):
+    layer = build(pooling).eval()
+
+    twice = pool(layer, frames, 2 * weights)
+
+    assert (twice - pool(layer, frames, weights)).abs().amax(dim=-1).min() > 1e-3
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -111,18 +118,21 @@ def test_batch_composition_changes_nothing_in_evaluation(pooling, frames, weight
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("is_training", [False, True])
-def test_a_video_of_no_frames_is_described_by_zeros(pooling, is_training, frames):
+def test_a_video_of_no_frames_is_described_by_zeros_or_their_batch_norm(
+    pooling, is_training, frames
+):
     layer = build(pooling).train(is_training)
     weights = AllFrames()(mark_frames(torch.tensor([7, 0, 0]), 7))
 
     pooled = pool(layer, frames, weights)
 
     assert pooled.isfinite().all()
-    assert pooled[1:].count_nonzero() == 0
+    assert torch.equal(pooled[1], pooled[2])
+    assert (pooled[1].count_nonzero() == 0) == (pooling != "nextvlad")
     assert pooled[0].count_nonzero() > 0
 
 
-@pytest.mark.parametrize("pooling", [SoftBoF, NetVLAD])
+@pytest.mark.parametrize("pooling", OF_LENGTH_ONE)
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
 def test_descriptors_have_length_one(pooling, scale, frames, weights):
     layer = build(pooling).eval()
@@ -132,7 +142,7 @@ def test_descriptors_have_length_one(pooling, scale, frames, weights):
     torch.testing.assert_close(norms, torch.ones_like(norms))
 
 
-@pytest.mark.parametrize("pooling", [SoftBoF, NetVLAD])
+@pytest.mark.parametrize("pooling", LEARNING)
 def test_gradients_reach_every_parameter(pooling, frames, weights, rng):
     layer = build(pooling)
     pooled = pool(layer, frames, weights)
