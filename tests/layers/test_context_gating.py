@@ -2,14 +2,15 @@ from math import sqrt
 
 import torch
 from builders import stir
+from poolings import statistics_of
 from reference import batch_norm_loops, fixed_norm_loops, gating_loops, product_loops
 
 from ensemble_kit.layers.context_gating import ContextGating
 
 
-def build():
+def build(**arguments):
     torch.manual_seed(0)
-    return stir(ContextGating(num_features=4, momentum=0.1).double())
+    return stir(ContextGating(num_features=4, momentum=0.1, **arguments).double())
 
 
 def test_matches_the_paper_equation_in_training(rng):
@@ -38,6 +39,34 @@ def test_matches_the_paper_equation_in_evaluation(rng):
     for row, gated in zip(features.flatten(0, 1).tolist(), ours.flatten(0, 1), strict=True):
         logits = fixed_norm_loops(product_loops(row, layer.weight.tolist()), *constants)
         torch.testing.assert_close(gated.tolist(), gating_loops(row, logits))
+
+
+def test_without_its_diagonal_it_matches_the_paper_equation(rng):
+    layer = build(remove_diagonal=True).eval()
+    features = torch.randn(2, 3, 4, generator=rng, dtype=torch.float64)
+
+    ours = layer(features)
+
+    weight = layer.weight.tolist()
+    for i in range(4):
+        weight[i][i] = 0.0
+    for row, gated in zip(features.flatten(0, 1).tolist(), ours.flatten(0, 1), strict=True):
+        logits = fixed_norm_loops(product_loops(row, weight), *statistics_of(layer.batch_norm))
+        torch.testing.assert_close(gated.tolist(), gating_loops(row, logits))
+
+
+def test_without_its_diagonal_no_gate_sees_its_own_feature(rng):
+    features = torch.randn(4, dtype=torch.float64, generator=rng)
+
+    def gates(features, **arguments):
+        return build(**arguments).eval()(features) / features
+
+    own = torch.autograd.functional.jacobian(lambda x: gates(x, remove_diagonal=True), features)
+    full = torch.autograd.functional.jacobian(gates, features)
+
+    torch.testing.assert_close(own.diagonal(), torch.zeros(4, dtype=torch.float64))
+    assert (own.fill_diagonal_(1).abs() > 1e-4).all()
+    assert (full.abs() > 1e-4).all()
 
 
 def test_gates_only_turn_features_down(rng):

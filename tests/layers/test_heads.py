@@ -40,6 +40,21 @@ def test_mixture_of_experts_matches_the_loops(num_experts, rng):
         torch.testing.assert_close(probabilities.tolist(), paper)
 
 
+def test_gates_of_low_rank_match_the_loops(rng):
+    layer = build(MixtureOfExperts, num_experts=2, gate_rank=4)
+    features = torch.randn(2, 4, 5, generator=rng, dtype=torch.float64)
+
+    ours = layer(features)
+
+    reduction, narrow = layer.reduction.weight.T.tolist(), layer.gates.weight.T.tolist()
+    gates = [product_loops(row, narrow) for row in reduction]  # x (Wr Wg) is (x Wr) Wg
+    experts, bias = layer.experts.weight.T.tolist(), layer.experts.bias.tolist()
+    for row, probabilities in zip(features.flatten(0, 1).tolist(), ours.flatten(0, 1), strict=True):
+        paper = moe_loops(row, gates, experts, bias, 2)
+        torch.testing.assert_close(probabilities.tolist(), paper)
+    assert layer.gates.weight.shape == (9, 4)
+
+
 @pytest.mark.parametrize("num_experts", [1, 2, 5])
 def test_with_zero_weights_the_dummy_expert_takes_its_share(num_experts, rng):
     layer = build(MixtureOfExperts, num_experts=num_experts)
@@ -65,9 +80,16 @@ def test_the_last_gate_can_turn_a_class_off():
     )
 
 
-@pytest.mark.parametrize("head", ["logistic", "mixture_of_experts"])
-def test_gradients_reach_every_parameter(head, rng):
-    layer = build(Logistic) if head == "logistic" else build(MixtureOfExperts, num_experts=2)
+@pytest.mark.parametrize(
+    ("head", "arguments"),
+    [
+        (Logistic, {}),
+        (MixtureOfExperts, {"num_experts": 2}),
+        (MixtureOfExperts, {"num_experts": 2, "gate_rank": 4}),
+    ],
+)
+def test_gradients_reach_every_parameter(head, arguments, rng):
+    layer = build(head, **arguments)
 
     layer(torch.randn(4, 5, generator=rng, dtype=torch.float64)).sum().backward()
 
@@ -78,11 +100,17 @@ def test_gradients_reach_every_parameter(head, rng):
 def test_the_penalty_is_on_kernels_and_never_on_biases():
     logistic = build(Logistic)
     mixture = build(MixtureOfExperts, num_experts=2)
+    low_rank = build(MixtureOfExperts, num_experts=2, gate_rank=4)
 
     assert [id(kernel) for kernel in logistic.regularised()] == [id(logistic.classes.weight)]
     assert {id(kernel) for kernel in mixture.regularised()} == {
         id(mixture.gates.weight),
         id(mixture.experts.weight),
+    }
+    assert {id(kernel) for kernel in low_rank.regularised()} == {
+        id(low_rank.reduction.weight),
+        id(low_rank.gates.weight),
+        id(low_rank.experts.weight),
     }
 
 
@@ -90,11 +118,13 @@ def test_kernels_start_glorot_uniform_and_biases_at_zero():
     torch.manual_seed(0)
     logistic = Logistic(num_features=300, num_classes=100)
     mixture = MixtureOfExperts(num_features=300, num_classes=100, num_experts=2)
+    low_rank = MixtureOfExperts(num_features=300, num_classes=100, num_experts=2, gate_rank=200)
 
     for kernel, outputs in [
         (logistic.classes.weight, 100),
         (mixture.gates.weight, 300),
         (mixture.experts.weight, 200),
+        (low_rank.reduction.weight, 200),
     ]:
         limit = sqrt(6 / (300 + outputs))
         assert 0.99 * limit < kernel.abs().max() <= limit
