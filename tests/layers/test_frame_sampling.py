@@ -2,12 +2,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import random_indices_loops, uniform_indices_loops
+from reference import random_indices_loops, sequence_indices_loops, uniform_indices_loops
 
 from ensemble_kit.layers.frame_preparation import mark_frames
 from ensemble_kit.layers.frame_sampling import (
     AllFrames,
     RandomSampling,
+    SequenceSampling,
     UniformSampling,
     count_draws,
     draw_table,
@@ -59,6 +60,72 @@ def test_a_draw_close_to_one_takes_the_last_frame(draw, length):
     assert weights.nonzero().tolist() == [[0, 0, length - 1]]
 
 
+@settings(max_examples=50, deadline=None)
+@given(
+    st.integers(1, 9),
+    st.lists(st.integers(1, 7), min_size=1, max_size=3),
+    st.lists(st.floats(0, 1, exclude_max=True, width=16), min_size=1, max_size=4),
+)
+def test_sequence_sampling_takes_the_papers_indices(num_frames, lengths, draws):
+    is_frame = mark_frames(torch.tensor(lengths), 7)
+    sampling = SequenceSampling(num_frames=num_frames)
+    table = torch.tensor(draws).unsqueeze(1)
+
+    indices = sampling.indices(is_frame, table)
+    weights = sampling(is_frame, table)
+
+    assert sampling.num_draws == 1
+    for video, length in enumerate(lengths):
+        for repeat, draw in enumerate(draws):
+            paper = sequence_indices_loops(draw, length, num_frames)
+            assert indices[video, repeat].tolist() == paper
+            assert weights[video, repeat].tolist() == counts_of(paper, 7)
+
+
+@pytest.mark.parametrize("draw", [1 - 2**-24, 1.0])
+@pytest.mark.parametrize("length", [1, 3, 4, 5, 255, 257, 300])
+def test_a_draw_close_to_one_takes_the_last_sequence(draw, length):
+    is_frame = mark_frames(torch.tensor([length]), 300)
+
+    indices = SequenceSampling(num_frames=4).indices(is_frame, torch.tensor([[draw]]))
+
+    assert indices.flatten().tolist() == sequence_indices_loops(1 - 2**-24, length, 4)
+
+
+def test_without_draws_each_video_starts_its_sequence_afresh():
+    is_frame = mark_frames(torch.tensor([100, 100, 3]), 100)
+    torch.manual_seed(0)
+    sampling = SequenceSampling(num_frames=5)
+
+    first, second = sampling.indices(is_frame), sampling.indices(is_frame)
+
+    assert first.shape == (3, 1, 5)
+    assert (first[:2].diff(dim=-1) == 1).all()
+    assert first[2].tolist() == [[0, 1, 2, 2, 2]]
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first, second)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.integers(0, 7), min_size=1, max_size=3),
+    st.floats(0, 1, exclude_max=True, width=16),
+    st.sampled_from([RandomSampling, SequenceSampling, UniformSampling]),
+)
+def test_weights_count_the_indices_and_no_index_is_padding(lengths, draw, sampling):
+    is_frame = mark_frames(torch.tensor(lengths), 7)
+    sampling = sampling(num_frames=5)
+    draws = torch.full((2, sampling.num_draws or 1), draw)
+
+    indices, weights = sampling.indices(is_frame, draws), sampling(is_frame, draws)
+
+    for video, length in enumerate(lengths):
+        for taken, row in zip(indices[video].tolist(), weights[video].tolist(), strict=True):
+            assert len(taken) == 5
+            assert all(0 <= index < max(length, 1) for index in taken)
+            assert row == (counts_of(taken, 7) if length else [0.0] * 7)
+
+
 def test_without_draws_each_video_is_drawn_afresh_from_its_own_frames():
     is_frame = mark_frames(torch.tensor([100, 100, 3]), 100)
     torch.manual_seed(0)
@@ -98,9 +165,14 @@ def test_all_frames_count_once_and_padding_never():
     assert weights.tolist() == [[[1.0] * 4], [[0.0] * 4], [[1.0, 1.0, 0.0, 0.0]]]
 
 
-@pytest.mark.parametrize("sampling", [RandomSampling(num_frames=5), UniformSampling(num_frames=5)])
+@pytest.mark.parametrize(
+    "sampling",
+    [RandomSampling(num_frames=5), SequenceSampling(num_frames=5), UniformSampling(num_frames=5)],
+)
 def test_a_video_of_no_frames_has_no_weights(sampling):
-    weights = sampling(mark_frames(torch.tensor([0, 2]), 3), torch.full((1, 5), 0.5))
+    weights = sampling(
+        mark_frames(torch.tensor([0, 2]), 3), torch.full((1, sampling.num_draws or 1), 0.5)
+    )
 
     assert weights.sum(dim=-1).tolist() == [[0.0], [5.0]]
 
