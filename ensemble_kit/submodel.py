@@ -82,7 +82,7 @@ class SubModel(nn.Module):
         )
         self.poolings = nn.ModuleDict(
             {
-                name: build_pooling(
+                pooling_name(name): build_pooling(
                     recipe.pooling,
                     name,
                     width,
@@ -203,6 +203,11 @@ class SubModel(nn.Module):
             rows = pooling(frames.reshape(batch * repeats, count, stream.shape[-1]), lengths)
             pooled.append(rows.reshape(batch, repeats, -1))
         return pooled
+
+
+def pooling_name(stream: str) -> str:
+    """Return the key of a stream's pooling, for ``type`` and ``keys`` are taken in a ModuleDict."""
+    return f"stream_{stream}"
 
 
 def _streams(recipe: Recipe, schema: Schema) -> dict[str, tuple[int, int]]:

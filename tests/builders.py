@@ -21,13 +21,26 @@ Module = TypeVar("Module", bound=nn.Module)
 WIDTHS = {"rgb": 5, "audio": 3}
 POOLINGS = {
     "average": "",
+    "dbof": 'num_clusters = { rgb = 4, other = 2 }\nactivation = "relu"\nover_frames = "max"',
     "soft_bof": "num_clusters = { rgb = 4, other = 2 }",
+    "gated_bof": "num_clusters = { rgb = 4, other = 2 }\ngate_rank = 3",
     "netvlad": "num_clusters = { rgb = 3, other = 2 }",
-    "gru": 'hidden_size = 4\nnum_layers = 2\nstate = "all"',
+    "netrvlad": "num_clusters = { rgb = 3, other = 2 }",
+    "net_fv": "num_clusters = { rgb = 3, other = 2 }",
     "second_order": "num_clusters = { rgb = 3, other = 2 }\nreduced_size = { rgb = 3, other = 2 }",
+    "nextvlad": "num_clusters = 3\nexpansion = 2\nnum_groups = 2",
+    "attention_netvlad": "num_clusters = 3\nnum_heads = 1\nencode_frames = true\n"
+    'encode_clusters = true\nsimilarity = "attention"',
+    "gru": 'hidden_size = 4\nnum_layers = 2\nstate = "all"',
+    "lstm": 'hidden_size = 4\nnum_layers = 2\nstate = "all"',
+    "bigru": 'hidden_size = 3\nnum_layers = 2\nstate = "last"',
+    "bilstm": 'hidden_size = 3\nnum_layers = 2\nstate = "all"',
+    "attention_bigru": "embedding_size = 4\nhidden_size = 3\nnum_layers = 1\nattention_size = 2",
 }
+IN_ORDER = {"gru", "lstm", "bigru", "bilstm", "attention_bigru"}
 SAMPLINGS = {
     "random": 'name = "random"\nnum_frames = 8',
+    "random_sequence": 'name = "random_sequence"\nnum_frames = 5',
     "uniform": 'name = "uniform"\nnum_frames = 6',
     "all": 'name = "all"',
 }
@@ -60,7 +73,7 @@ def tiny_recipe_text(
         probability_gating: Whether the head's probabilities are gated.
         training: Keys of the table ``training`` to set.
     """
-    has_clusters = pooling in {"soft_bof", "netvlad", "second_order"}
+    has_clusters = pooling not in {"average", *IN_ORDER}
     schedule = {
         "batch_size": 16,
         "learning_rate": 0.01,

@@ -21,6 +21,8 @@ from ensemble_kit.recipes import load_recipe
 from ensemble_kit.submodel import SubModel, measure_recipe
 
 LENGTHS = [7, 4, 1]
+FUSED = ("late", "early")
+GATED = (False, True)
 COMBINATIONS = [
     pytest.param(
         {
@@ -32,9 +34,12 @@ COMBINATIONS = [
         },
         id=f"{pooling}-{fusion}-{gating}-{head}{'-gated' * is_gated}",
     )
-    for pooling, fusion, gating, head, is_gated in product(
-        POOLINGS, ("late", "early"), (None, "none", "context_gating"), HEADS, (False, True)
-    )
+    for pooling, fusion, gating, head, is_gated in [
+        *product(["netvlad"], FUSED, (None, "none", "glu", "se", "context_gating"), HEADS, GATED),
+        *product(
+            [name for name in POOLINGS if name != "netvlad"], FUSED, (None,), ["logistic"], (False,)
+        ),
+    ]
 ]
 YOUTUBE8M = tiny_schema(
     widths={"rgb": 1024, "audio": 128}, num_classes=3862, value_type="uint8"
@@ -108,7 +113,7 @@ def netvlad_sub_model_loops(model, joint, draws, length):
     drawn = [joint[index] for index in random_indices_loops(draws, length)]
     features = []
     for name, columns in (("rgb", slice(0, 5)), ("audio", slice(5, 8))):
-        pooling = model.poolings[name]
+        pooling = model.poolings[f"stream_{name}"]
         weight, norm = pooling.assignment.weight.tolist(), pooling.assignment.batch_norm
         rows = [frame[columns] for frame in drawn]
         assignments = [
@@ -146,7 +151,18 @@ def test_any_number_of_modalities_will_do(pooling, fusion, widths, rng):
     scores = model(frames, num_frames, draws_for(model, 2, rng))
 
     assert scores.shape == (3, 4)
-    assert list(model.poolings) == (["joint"] if fusion == "early" else list(widths))
+    streams = ["joint"] if fusion == "early" else widths
+    assert list(model.poolings) == [f"stream_{name}" for name in streams]
+
+
+def test_a_modality_may_be_named_like_a_part_of_the_container(rng):
+    names = {"type": 5, "keys": 3, "train": 2, "stream_type": 4}
+    assert all(hasattr(nn.ModuleDict, name) for name in ("type", "keys", "train"))
+    model = build(pooling="average", widths=names)
+
+    scores = model(*tiny_frames(model.schema, LENGTHS, rng))
+
+    assert scores.shape == (3, 4)
 
 
 @pytest.mark.parametrize("pooling", ["average", "soft_bof", "netvlad"])
@@ -273,25 +289,6 @@ def test_only_the_heads_kernels_are_regularised():
 
     kernels = {id(kernel) for kernel in model.regularised()}
     assert kernels == {id(model.head.gates.weight), id(model.head.experts.weight)}
-
-
-@pytest.mark.parametrize("sampling", ["random", "uniform"])
-def test_frames_in_order_cannot_be_sampled(sampling):
-    with pytest.raises(RecipeError) as caught:
-        build(pooling="gru", sampling=sampling)
-
-    assert str(caught.value) == (
-        f"Recipe tiny: sampling.name is {sampling!r}, but gru reads the frames in order.\n"
-        "Use --set 'sampling={name=\"all\"}'."
-    )
-
-
-def test_the_mend_for_sampled_sequences_mends_it():
-    recipe = tiny_recipe(
-        pooling="gru", sampling="random", overrides=['sampling={name="all"}']
-    )  # what the message above says to type
-
-    assert SubModel(recipe, tiny_schema()).is_sequential
 
 
 def test_a_modality_that_the_recipe_has_no_value_for_is_named():

@@ -373,7 +373,7 @@ def test_a_recipe_that_does_not_fit_leaves_the_old_run(folder, records):
     run(folder, records, tiny_recipe(max_steps=2))
 
     with pytest.raises(RecipeError):
-        run(folder, records, tiny_recipe(pooling="gru", sampling="random"), force=True)
+        run(folder, records, tiny_recipe(overrides=["pooling.num_clusters={rgb=3}"]), force=True)
 
     assert (folder / "checkpoints" / "step-00000002.safetensors").exists()
 

@@ -1,6 +1,7 @@
 """``ensemble-kit data``: look at records, check them, make some."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
@@ -27,9 +28,13 @@ class Pair(click.ParamType[tuple[str, int]]):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, int]:
         """Split the text at its last ``=``."""
+        from ensemble_kit.data.schema import GRAPH_NAMES, MODALITY_NAME
+
         name, _, number = value.rpartition("=")
-        if not name.isidentifier() or not number.isdecimal() or int(number) == 0:
+        if not re.match(MODALITY_NAME, name) or not number.isdecimal() or int(number) == 0:
             self.fail(f"{value!r} is not a name and a width, such as rgb=1024.", param, ctx)
+        if name in GRAPH_NAMES:
+            self.fail(f"no modality may be named {name}, as the models' files use it.", param, ctx)
         return name, int(number)
 
 

@@ -19,6 +19,9 @@ from ensemble_kit.errors import RecordError
 from ensemble_kit.files import written_aside
 
 MAX_FRAMES = 300  # what the starter code of YouTube-8M reads of a video
+MODALITY_NAME = r"^[a-z][a-z0-9_]*$"
+# A modality's name is the name of a graph input, beside these of the graph's own.
+GRAPH_NAMES = frozenset({"num_frames", "probabilities", "labels", "confidences"})
 
 
 class Modality(BaseModel):
@@ -33,7 +36,7 @@ class Modality(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    name: Annotated[str, Field(pattern=MODALITY_NAME)]
     key: Annotated[str, Field(min_length=1)]
     width: Annotated[int, Field(ge=1)]
     value_type: Literal["uint8", "float32"]
@@ -68,6 +71,8 @@ class Schema(BaseModel):
         names = [modality.name for modality in self.modalities]
         if len(set(names)) < len(names):
             raise ValueError(f"two modalities share a name: {', '.join(names)}")
+        if taken := [name for name in names if name in GRAPH_NAMES]:
+            raise ValueError(f"no modality may be named {taken[0]}, as the models' files use it")
         if self.label_names is not None and len(self.label_names) != self.num_classes:
             raise ValueError(f"{len(self.label_names)} label names for {self.num_classes} classes")
         return self

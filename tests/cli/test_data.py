@@ -51,6 +51,12 @@ def test_synthesize_overwrites_nothing_without_force(folder, runner):
     [
         ("--modality", "rgb", "'rgb' is not a name and a width, such as rgb=1024."),
         ("--modality", "rgb=0", "'rgb=0' is not a name and a width, such as rgb=1024."),
+        ("--modality", "Rgb=3", "'Rgb=3' is not a name and a width, such as rgb=1024."),
+        (
+            "--modality",
+            "labels=3",
+            "no modality may be named labels, as the models' files use it.",
+        ),
         ("--frames", "6:2", "'6:2' is not a range of frames, such as 20:60."),
         ("--frames", "0", "'0' is not a range of frames, such as 20:60."),
     ],

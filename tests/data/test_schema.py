@@ -129,6 +129,15 @@ def test_an_existing_schema_is_kept(path):
             ": two modalities share a name: rgb, rgb.",
             "Correct the file.",
         ),
+        *(
+            (
+                'name = "rgb"',
+                f'name = "{name}"',
+                f": no modality may be named {name}, as the models' files use it.",
+                "Correct the file.",
+            )
+            for name in ("num_frames", "probabilities", "labels", "confidences")
+        ),
         (
             "num_classes = 3",
             "num_classes = ",
