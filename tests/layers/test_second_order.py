@@ -94,6 +94,18 @@ def test_training_whitens_with_the_statistics_of_all_residuals_of_the_batch(orde
         torch.testing.assert_close(statistic, paper)
 
 
+@pytest.mark.parametrize("order", [1, 2])
+def test_gradients_pass_through_the_statistics_of_the_batch(order, rng):
+    layer = whitened(order, num_clusters=2)
+    frames, assignment = inputs(rng, num_clusters=2)
+    counts = torch.tensor(COUNTS)[:, :1]
+
+    def whiten(frames, _):  # the check moves the centres where they are
+        return layer.aggregate(layer.describe(frames, assignment, counts[:, 0]), counts)
+
+    assert torch.autograd.gradcheck(whiten, (frames, layer.centres))
+
+
 def test_both_branches_stand_side_by_side(rng):
     layer = build("second_order").eval()
     frames = torch.randn(2, 5, 5, generator=rng, dtype=torch.float64)
