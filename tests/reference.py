@@ -3,7 +3,7 @@
 Slow on purpose: nothing here shares code, or a trick, with the kit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from math import exp, floor, inf, log, sqrt, tanh
 from operator import mul
@@ -210,33 +210,6 @@ def netvlad_loops(frames: Matrix, assignments: Matrix, centres: Matrix) -> list[
         ]
         descriptor += l2_loops(residual)
     return l2_loops(descriptor)
-
-
-GRUWeights = tuple[Matrix, Matrix, Vector, Vector]
-
-
-def gru_loops(frames: Matrix, layers: Sequence[GRUWeights]) -> list[list[float]]:
-    """The final state of each layer; the cell as torch.nn.GRU's documentation writes it.
-
-    Each layer has W (3H, in), U (3H, H), b and d (3H), with the rows of r, z and n in that order.
-    """
-    finals = []
-    sequence = [list(frame) for frame in frames]
-    for w, u, b, d in layers:
-        size = len(u[0])
-        state = [0.0] * size
-        outputs = []
-        for x in sequence:
-            wx = [sum(w[j][i] * x[i] for i in range(len(x))) + b[j] for j in range(3 * size)]
-            uh = [sum(u[j][i] * state[i] for i in range(size)) + d[j] for j in range(3 * size)]
-            r = [sigmoid(wx[j] + uh[j]) for j in range(size)]
-            z = [sigmoid(wx[size + j] + uh[size + j]) for j in range(size)]
-            n = [tanh(wx[2 * size + j] + r[j] * uh[2 * size + j]) for j in range(size)]
-            state = [(1 - z[j]) * n[j] + z[j] * state[j] for j in range(size)]
-            outputs.append(state)
-        finals.append(state)
-        sequence = outputs
-    return finals
 
 
 def gating_loops(features: Vector, gate_logits: Vector) -> list[float]:
@@ -454,3 +427,119 @@ def distance_loops(lefts: Matrix, rights: Matrix) -> float:
     for left, right in zip(lefts, rights, strict=True):
         total += sum((x - y) ** 2 for x, y in zip(left, right, strict=True))
     return total / len(lefts)
+
+
+# Recurrent stacks, PyTorch's cells, and the attention over them (S3, section 3).
+
+CellWeights = tuple[Matrix, Matrix, Vector, Vector]
+Step = Callable[[Vector, Sequence[Vector], CellWeights], list[list[float]]]
+
+
+def gru_loops(x: Vector, states: Sequence[Vector], weights: CellWeights) -> list[list[float]]:
+    """One step, as torch.nn.GRU's documentation writes it; the state is h.
+
+    W is (3H, in), U (3H, H), b and d (3H), with the rows of r, z and n in that order.
+    """
+    w, u, b, d = weights
+    (h,) = states
+    size = len(h)
+    wx = [sum(w[j][i] * x[i] for i in range(len(x))) + b[j] for j in range(3 * size)]
+    uh = [sum(u[j][i] * h[i] for i in range(size)) + d[j] for j in range(3 * size)]
+    r = [sigmoid(wx[j] + uh[j]) for j in range(size)]
+    z = [sigmoid(wx[size + j] + uh[size + j]) for j in range(size)]
+    n = [tanh(wx[2 * size + j] + r[j] * uh[2 * size + j]) for j in range(size)]
+    return [[(1 - z[j]) * n[j] + z[j] * h[j] for j in range(size)]]
+
+
+def lstm_loops(x: Vector, states: Sequence[Vector], weights: CellWeights) -> list[list[float]]:
+    """One step, as torch.nn.LSTM's documentation writes it; the states are c and h.
+
+    As the GRU's, with the rows of i, f, g and o in that order.
+    """
+    w, u, b, d = weights
+    c, h = states
+    size = len(h)
+    gates = [
+        sum(w[j][k] * x[k] for k in range(len(x)))
+        + sum(u[j][k] * h[k] for k in range(size))
+        + b[j]
+        + d[j]
+        for j in range(4 * size)
+    ]
+    i = [sigmoid(gates[j]) for j in range(size)]
+    f = [sigmoid(gates[size + j]) for j in range(size)]
+    g = [tanh(gates[2 * size + j]) for j in range(size)]
+    o = [sigmoid(gates[3 * size + j]) for j in range(size)]
+    cells = [f[j] * c[j] + i[j] * g[j] for j in range(size)]
+    return [cells, [o[j] * tanh(cells[j]) for j in range(size)]]
+
+
+def recurrence_loops(
+    frames: Matrix, layers: Sequence[Sequence[CellWeights]], step: Step, num_states: int
+) -> tuple[Matrix, list[list[float]]]:
+    """The top layer's output at every frame, and the final states of each layer and direction.
+
+    A layer has the weights of one direction or of two; the second reads from the last frame to the
+    first, and a frame's output is both directions' h side by side.
+    """
+    finals = []
+    for directions in layers:
+        outputs: list[list[float]] = [[] for _ in frames]
+        for weights, order in zip(directions, (1, -1), strict=False):
+            states = [[0.0] * len(weights[1][0])] * num_states
+            for t in list(range(len(frames)))[::order]:
+                states = step(frames[t], states, weights)
+                outputs[t] = outputs[t] + states[-1]
+            finals += states
+        frames = outputs
+    return frames, finals
+
+
+def attend_loops(outputs: Matrix, weight: Matrix, bias: Vector, context: Vector) -> list[float]:
+    """Yang et al. (2016), equations 5 to 7: the outputs' mean by softmax(tanh(h W + b) . u)."""
+    units = [[tanh(x) for x in affine_loops(output, weight, bias)] for output in outputs]
+    shares = softmax_loops([sum(x * c for x, c in zip(u, context, strict=True)) for u in units])
+    return [
+        sum(a * h[d] for a, h in zip(shares, outputs, strict=True)) for d in range(len(outputs[0]))
+    ]
+
+
+# Attention before, after and inside NetVLAD (S4, sections 3.1 and 3.2).
+
+
+def layer_norm_loops(row: Vector, scale: Vector, shift: Vector) -> list[float]:
+    """Ba et al. (2016): a row minus its mean over its deviation; PyTorch's epsilon."""
+    mean = sum(row) / len(row)
+    variance = sum((x - mean) ** 2 for x in row) / len(row)
+    return [
+        g * (x - mean) / sqrt(variance + 1e-5) + b
+        for x, g, b in zip(row, scale, shift, strict=True)
+    ]
+
+
+def heads_loops(
+    rows: Matrix, projections: Sequence[Matrix], num_heads: int, logit_norm: Statistics | None
+) -> list[list[float]]:
+    """Vaswani et al. (2017), equation 1 in each head; the heads' outputs side by side.
+
+    ``projections`` are those of queries, keys and values. ``logit_norm`` has a value for each key
+    position, and takes the place of the division by the root of a head's size.
+    """
+    queries, keys, values = (
+        [product_loops(row, projection) for row in rows] for projection in projections
+    )
+    size = len(queries[0]) // num_heads
+    attended: list[list[float]] = [[] for _ in rows]
+    for first in range(0, num_heads * size, size):
+        head = range(first, first + size)
+        for query, row in zip(queries, attended, strict=True):
+            logits = [sum(query[d] * key[d] for d in head) for key in keys]
+            if logit_norm is None:
+                logits = [logit / sqrt(size) for logit in logits]
+            else:
+                logits = fixed_norm_loops(logits, *logit_norm)
+            shares = softmax_loops(logits)
+            row += [
+                sum(a * value[d] for a, value in zip(shares, values, strict=True)) for d in head
+            ]
+    return attended
