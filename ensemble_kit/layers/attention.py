@@ -16,16 +16,17 @@ class MultiHeadAttention(nn.Module):
 
     ::
 
-        output = [softmax(q_h k_h^T / sqrt(F / H)) v_h for each head h] Wo + bo
+        output = BN([softmax(q_h k_h^T / sqrt(F / H)) v_h for each head h]) Wo + bo
 
-    q, k and v have no bias. Arithmetic of Vaswani et al. (2017), as S4's code has it
+    q, k and v have no bias; the batch norm is S4's. Arithmetic of Vaswani et al. (2017), as S4's code has it
     (pomonam/LearnablePoolingMethods, ``TransformerEncoder``). Projections start Glorot uniform.
 
     Args:
         num_features: F, the size of a row.
         num_heads: H; divides F.
         num_rows: Where given, logits are normalised by a batch norm over that many key positions in
-            place of the scaling, as S4's attention clusters have it.
+            place of the scaling, as S4's attention clusters have it. In training a set must then
+            have all its rows or none, because a key position is normalised over whole sets.
         momentum: Of the batch norms' running statistics.
 
     Shape:
@@ -60,7 +61,8 @@ class MultiHeadAttention(nn.Module):
         if self.logit_norm is None:
             logits = logits / sqrt(queries.shape[-1])
         else:
-            logits = self.logit_norm(logits)
+            rows_of_heads = is_row.unsqueeze(1).expand(-1, self.num_heads, -1)
+            logits = self.logit_norm(logits, rows_of_heads)
         logits = torch.where(is_row[:, None, None], logits, MASKED)
         attended = (logits.softmax(dim=-1) @ values).transpose(1, 2).flatten(2)
         weights = is_row.to(rows.dtype)
@@ -122,7 +124,8 @@ class ClusterEncoder(nn.Module):
 
     Not a softmax: similarities may be negative. As in the code (``NetVladAttenCluster``) the
     attention's logits have a batch norm over key positions in place of the scaling, which ties the
-    layer to N frames; its dropout with rate 0.9 is a slip and is left out.
+    layer to N frames, of which a video has all or none in training. Its dropout with rate 0.9 is a
+    slip and is left out.
 
     Args:
         num_features: F.
