@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from ensemble_kit.errors import RecipeError
 from ensemble_kit.layers import modality_fusion
 from ensemble_kit.layers.attention import AttentionNetVLAD
 from ensemble_kit.layers.average_pooling import AveragePooling
@@ -120,7 +121,8 @@ def build_pooling(
         is_first: Whether the stream is the schema's first; gated BoF gates no other.
 
     Raises:
-        RecipeError: A per-modality argument does not name the modality.
+        RecipeError: A per-modality argument does not name the modality, features do not divide
+            into heads or groups, or attention similarities have no fixed number of frames.
     """
     name = table.name
     arguments: dict[str, Any] = {
@@ -136,12 +138,31 @@ def build_pooling(
             arguments["non_local"], width, arguments["num_clusters"]
         )
     if name == "attention_netvlad":
+        _require_divisor("num_heads", arguments["num_heads"], width, modality)
+        if num_sampled is None and arguments["similarity"] == "attention":
+            raise RecipeError(
+                "pooling.similarity is 'attention', which takes a fixed number of frames, but "
+                "sampling.name is 'all'.",
+                mend="Use --set 'sampling={name=\"uniform\", num_frames=256}'.",
+            )
         arguments["num_frames"] = num_sampled
+    if name == "nextvlad":
+        wide = arguments["expansion"] * width
+        _require_divisor("num_groups", arguments["num_groups"], wide, modality)
     if name == "gated_bof" and not is_first:
         del arguments["gate_rank"]
         name = "soft_bof"
     part = SET_POOLINGS.get(name) or SEQUENCE_POOLINGS[name]
     return part(num_features=width, **arguments)
+
+
+def _require_divisor(key: str, divisor: int, num_features: int, modality: str) -> None:
+    if num_features % divisor:
+        raise RecipeError(
+            f"pooling.{key} is {divisor} for {modality}, but {num_features} features do not divide "
+            f"into {divisor}.",
+            mend=f"Set pooling.{key} of {modality} to a divisor of {num_features}.",
+        )
 
 
 def _non_local(table: NonLocalTable, width: int, num_clusters: int) -> NonLocal:

@@ -67,6 +67,7 @@ class SubModel(nn.Module):
 
     def __init__(self, recipe: Recipe, schema: Schema) -> None:
         super().__init__()
+        _require_diagonals(recipe)
         self.recipe = recipe
         self.schema = schema
         self.is_sequential = recipe.pooling.name in SEQUENCE_POOLINGS
@@ -245,6 +246,23 @@ def _streams(recipe: Recipe, schema: Schema) -> dict[str, tuple[int, int]]:
             mend="Use records of two modalities, or another fusion.",
         )
     return slices
+
+
+def _require_diagonals(recipe: Recipe) -> None:
+    """Refuse to leave out the diagonal of a gate that the recipe does not have."""
+    hidden, head = recipe.hidden, recipe.head
+    if hidden is not None and hidden.remove_diagonal and hidden.gating != "context_gating":
+        raise RecipeError(
+            f"Recipe {recipe.name}: hidden.remove_diagonal is true, but hidden.gating is "
+            f"{hidden.gating!r}.",
+            mend="Use --set hidden.gating=context_gating, or leave out hidden.remove_diagonal.",
+        )
+    if head.remove_diagonal and not head.probability_gating:
+        raise RecipeError(
+            f"Recipe {recipe.name}: head.remove_diagonal is true, but head.probability_gating is "
+            "false.",
+            mend="Use --set head.probability_gating=true, or leave out head.remove_diagonal.",
+        )
 
 
 def _hidden_projection(

@@ -37,7 +37,7 @@ POOLINGS = {
     "bilstm": 'hidden_size = 3\nnum_layers = 2\nstate = "all"',
     "attention_bigru": "embedding_size = 4\nhidden_size = 3\nnum_layers = 1\nattention_size = 2",
 }
-IN_ORDER = {"gru", "lstm", "bigru", "bilstm", "attention_bigru"}
+IN_ORDER = ["gru", "lstm", "bigru", "bilstm", "attention_bigru"]
 SAMPLINGS = {
     "random": 'name = "random"\nnum_frames = 8',
     "random_sequence": 'name = "random_sequence"\nnum_frames = 5',

@@ -2,7 +2,16 @@ from itertools import product
 
 import pytest
 import torch
-from builders import HEADS, POOLINGS, stir, tiny_frames, tiny_model, tiny_recipe, tiny_schema
+from builders import (
+    HEADS,
+    IN_ORDER,
+    POOLINGS,
+    stir,
+    tiny_frames,
+    tiny_model,
+    tiny_recipe,
+    tiny_schema,
+)
 from reference import (
     fixed_norm_loops,
     gating_loops,
@@ -11,7 +20,9 @@ from reference import (
     prepare_loops,
     product_loops,
     random_indices_loops,
+    sequence_indices_loops,
     softmax_loops,
+    uniform_indices_loops,
 )
 from torch import nn
 
@@ -53,6 +64,17 @@ def build(*, widths=None, **parts):
 
 def draws_for(model, repeats, rng):
     return None if model.num_draws is None else torch.rand(repeats, model.num_draws, generator=rng)
+
+
+def sampled_sequence(pooling="gru", sampling="random", **parts):
+    """A sequence pooling behind a batch norm of the sampled frames."""
+    return build(pooling=pooling, sampling=sampling, batch_norm=True, **parts)
+
+
+def message_of(*overrides, widths=None, **parts):
+    with pytest.raises(RecipeError) as caught:
+        build(widths=widths, overrides=overrides, **parts)
+    return str(caught.value)
 
 
 def norm_constants(norm):
@@ -191,9 +213,9 @@ def test_modalities_are_joined_in_the_schemas_order_and_others_are_ignored(pooli
     assert torch.equal(model(turned, num_frames, draws), model(frames, num_frames, draws))
 
 
-@pytest.mark.parametrize("pooling", ["soft_bof", "netvlad"])
+@pytest.mark.parametrize("pooling", [name for name in POOLINGS if name != "average"])
 def test_the_probabilities_of_repeats_are_averaged(pooling, rng):
-    model = build(pooling=pooling, probability_gating=True)
+    model = build(pooling=pooling, sampling="random", probability_gating=True)
     frames, num_frames = tiny_frames(model.schema, LENGTHS, rng)
     draws = torch.rand(4, 8, generator=rng)
 
@@ -204,18 +226,19 @@ def test_the_probabilities_of_repeats_are_averaged(pooling, rng):
     assert not torch.allclose(one_by_one[0], one_by_one[1])
 
 
-@pytest.mark.parametrize("pooling", ["soft_bof", "netvlad"])
+@pytest.mark.parametrize("pooling", ["soft_bof", "netvlad", "lstm", "attention_netvlad"])
 def test_random_frames_are_drawn_afresh_unless_draws_are_given(pooling, rng):
-    model = build(pooling=pooling)
+    model = build(pooling=pooling, sampling="random")
     frames, num_frames = tiny_frames(model.schema, [7, 7], rng)
 
     assert model.num_draws == 8
     assert not torch.equal(model(frames, num_frames), model(frames, num_frames))
 
 
+@pytest.mark.parametrize("pooling", ["netvlad", "bigru"])
 @pytest.mark.parametrize("sampling", ["all", "uniform"])
-def test_where_nothing_is_drawn_draws_are_ignored(sampling, rng):
-    model = build(pooling="netvlad", sampling=sampling)
+def test_where_nothing_is_drawn_draws_are_ignored(pooling, sampling, rng):
+    model = build(pooling=pooling, sampling=sampling)
     frames, num_frames = tiny_frames(model.schema, LENGTHS, rng)
 
     assert model.num_draws is None
@@ -233,6 +256,74 @@ def test_a_video_of_no_frames_has_finite_probabilities(parts, rng):
     scores = model(frames, num_frames, draws_for(model, 2, rng))
 
     assert scores.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "num_draws", "indices"),
+    [
+        ("random", 8, lambda draws, length: random_indices_loops(draws, length)),
+        ("random_sequence", 1, lambda draws, length: sequence_indices_loops(draws[0], length, 5)),
+        ("uniform", None, lambda _, length: uniform_indices_loops(6, length)),
+    ],
+)
+@pytest.mark.parametrize("pooling", IN_ORDER)
+def test_sequences_are_read_in_the_order_in_which_they_are_sampled(
+    pooling, sampling, num_draws, indices, rng
+):
+    model = sampled_sequence(pooling, sampling)
+    whole = sampled_sequence(pooling, "all")
+    whole.load_state_dict(model.state_dict())
+    frames, num_frames = tiny_frames(model.schema, LENGTHS, rng)
+    draws = None if num_draws is None else torch.rand(3, 2, num_draws, generator=rng)
+
+    ours = model(frames, num_frames, draws)
+
+    assert model.num_draws == num_draws
+    for video, length in enumerate(LENGTHS):
+        repeats = [None] if draws is None else draws[video].tolist()
+        chosen = [indices(row, length) for row in repeats]
+        read = [
+            whole({name: v[video : video + 1, index] for name, v in frames.items()},
+                  torch.tensor([len(index)]))
+            for index in chosen
+        ]  # fmt: skip
+        torch.testing.assert_close(ours[video], torch.cat(read).mean(dim=0))
+
+
+@pytest.mark.parametrize("pooling", ["netvlad", "lstm", "attention_netvlad"])
+@pytest.mark.parametrize("sampling", ["random", "random_sequence"])
+def test_training_draws_once_for_all_that_reads_the_frames(pooling, sampling, rng):
+    model, again = (sampled_sequence(pooling, sampling).train() for _ in range(2))
+    frames, num_frames = tiny_frames(model.schema, LENGTHS, rng)
+    torch.manual_seed(5)
+    draws = torch.rand(3, 1, model.num_draws)
+    torch.manual_seed(5)
+
+    drawn = model(frames, num_frames)
+
+    torch.testing.assert_close(drawn, again(frames, num_frames, draws))
+    torch.testing.assert_close(model.state_dict(), again.state_dict())
+
+
+@pytest.mark.parametrize("pooling", [*IN_ORDER, "attention_netvlad"])
+@pytest.mark.parametrize("sampling", ["random", "random_sequence", "uniform"])
+def test_a_sampled_sequence_never_depends_on_batch_or_padding(pooling, sampling, rng):
+    model = sampled_sequence(
+        pooling,
+        sampling,
+        overrides=["pooling.similarity=softmax"] if pooling == "attention_netvlad" else (),
+    )
+    lengths = [7, 0, 1, 4]
+    frames, num_frames = tiny_frames(model.schema, lengths, rng, length=9)
+    draws = draws_for(model, 3, rng)
+
+    together = model(frames, num_frames, draws)
+
+    assert together.isfinite().all()
+    for video, length in enumerate(lengths):
+        alone = {name: v[video : video + 1, : max(length, 1)] for name, v in frames.items()}
+        score = model(alone, num_frames[video : video + 1], draws)
+        torch.testing.assert_close(together[video : video + 1], score)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -299,6 +390,139 @@ def test_a_modality_that_the_recipe_has_no_value_for_is_named():
         "pooling.num_clusters has values for rgb, not for audio.\n"
         "Give it one with --set pooling.num_clusters.audio=NUMBER."
     )
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            "fusion={name='mfb', size=4, factors=2, dropout=0.1}",
+            "fusion.name is 'mfb', but the modalities are joined before pooling.\n"
+            "Use --set pooling.modality_fusion=late, or leave out the fusion.",
+        ),
+        (
+            "fusion={name='single', modality='rgb'}",
+            "fusion.name is 'single', but the modalities are joined before pooling.\n"
+            "Use --set pooling.modality_fusion=late, or leave out the fusion.",
+        ),
+    ],
+)
+def test_what_is_joined_before_pooling_is_not_fused_after_it(table, message):
+    assert message_of(table, modality_fusion="early") == f"Recipe tiny: {message}"
+
+
+def test_a_single_modality_that_is_not_there_is_named():
+    assert message_of("fusion={name='single', modality='text'}") == (
+        "Recipe tiny: fusion.modality is 'text', but these records hold rgb, audio.\n"
+        "Use --set fusion.modality=rgb."
+    )
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "{name='mfb', size=4, factors=2, dropout=0.1}",
+        "{name='projection', size=4, penalty=0.1}",
+    ],
+)
+@pytest.mark.parametrize("widths", [{"audio": 3}, {"rgb": 5, "audio": 3, "text": 2}])
+def test_a_fusion_of_two_modalities_asks_for_two(table, widths):
+    name = table.split("'")[1]
+    assert message_of(f"fusion={table}", widths=widths) == (
+        f"Recipe tiny: fusion.name is {name!r}, which joins two modalities, but these records hold "
+        f"{len(widths)}: {', '.join(widths)}.\n"
+        "Use records of two modalities, or another fusion."
+    )
+
+
+@pytest.mark.parametrize("modality", ["rgb", "audio"])
+@pytest.mark.parametrize("pooling", ["netvlad", "gru"])
+def test_a_single_modality_is_read_alone_but_normalised_with_all(pooling, modality, rng):
+    table = f"fusion={{name='single', modality='{modality}'}}"
+    model = build(pooling=pooling, batch_norm=True, overrides=[table])
+    both = build(pooling=pooling, batch_norm=True)
+    frames, num_frames = tiny_frames(model.schema, LENGTHS, rng)
+    other = {"rgb": "audio", "audio": "rgb"}[modality]
+    turned = frames | {other: -frames[other]}  # of the same length
+    draws = draws_for(model, 2, rng)
+
+    scores = model(frames, num_frames, draws)
+
+    torch.testing.assert_close(model(turned, num_frames, draws), scores)
+    assert not torch.allclose(model(frames | {other: 9 * frames[other]}, num_frames, draws), scores)
+    assert not torch.allclose(both(turned, num_frames, draws), both(frames, num_frames, draws))
+    assert model.input_batch_norm.scale.shape == (model.schema.widths[modality],)
+
+
+@pytest.mark.parametrize("fusion", ["concat", "fc_concat", "shared", "mfb", "projection"])
+@pytest.mark.parametrize("pooling", ["netvlad", "lstm"])
+def test_modality_fusions_stand_between_pooling_and_head(pooling, fusion, rng):
+    arguments = {
+        "concat": "",
+        "mfb": ", size=7, factors=2, dropout=0.1",
+        "projection": ", size=7, penalty=0.5",
+    }.get(fusion, ", size=7")
+    model = build(pooling=pooling, overrides=[f"fusion={{name='{fusion}'{arguments}}}"])
+    frames, num_frames = tiny_frames(model.schema, LENGTHS, rng)
+    draws = draws_for(model, 2, rng)
+
+    scores = model(frames, num_frames, draws)
+
+    fused = {"fc_concat": 14, "shared": 7, "mfb": 7, "projection": 14}
+    width = fused.get(fusion, sum(part.output_size for part in model.poolings.values()))
+    assert model.hidden.weight.shape == (width, 6)
+    for video, length in enumerate(LENGTHS):
+        alone = {name: values[video : video + 1, :length] for name, values in frames.items()}
+        score = model(alone, num_frames[video : video + 1], draws)
+        torch.testing.assert_close(scores[video : video + 1], score)
+    assert model.penalty() is None
+    model.train()(frames, num_frames)
+    assert (model.penalty() is None) == (fusion != "projection")
+
+
+def test_the_diagonal_of_a_gate_that_is_not_there_is_refused():
+    for gating in ("glu", "se", "none"):
+        assert message_of("hidden.remove_diagonal=true", gating=gating) == (
+            f"Recipe tiny: hidden.remove_diagonal is true, but hidden.gating is {gating!r}.\n"
+            "Use --set hidden.gating=context_gating, or leave out hidden.remove_diagonal."
+        )
+    assert message_of("head.remove_diagonal=true") == (
+        "Recipe tiny: head.remove_diagonal is true, but head.probability_gating is false.\n"
+        "Use --set head.probability_gating=true, or leave out head.remove_diagonal."
+    )
+
+
+def test_the_diagonals_of_gates_are_left_out():
+    model = build(
+        probability_gating=True,
+        overrides=["hidden.remove_diagonal=true", "head.remove_diagonal=true"],
+    )
+
+    assert model.gating.remove_diagonal is model.probability_gating.remove_diagonal is True
+
+
+def test_the_hidden_projection_has_what_the_recipe_says():
+    overrides = ["hidden.batch_norm=true", "hidden.dropout=0.25", "hidden.activation=relu6"]
+    full, plain = build(overrides=overrides).hidden, build().hidden
+
+    assert (full.bias, full.batch_norm.momentum) == (None, 0.1)
+    assert (full.has_relu6, full.dropout.p) == (True, 0.25)
+    assert (plain.batch_norm, plain.dropout, plain.has_relu6) == (None, None, False)
+    assert plain.bias.shape == (6,)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "parameters"),
+    [
+        # S4 after and before-and-after, with one encoder and with two; the recurrent cells with
+        # the second biases of two layers, which TensorFlow's have not
+        ("attention/attention-enhanced", ["pooling.encode_frames=false"], 161_907_116),
+        ("attention/attention-netvlad", ["pooling.encode_frames=false"], 158_465_388),
+        ("willow/lstm", ["pooling.state=last"], 37_090_860 + 8_192),
+    ],
+)
+def test_variants_of_recipes_have_the_papers_sizes(name, overrides, parameters):
+    assert measure_recipe(load_recipe(name, overrides), YOUTUBE8M).parameters == parameters
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Attention before, after and inside NetVLAD: S4 (arXiv:1810.00530), sections 3.1 and 3.2."""
 
 from math import sqrt
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,9 @@ class MultiHeadAttention(nn.Module):
 
         output = BN([softmax(q_h k_h^T / sqrt(F / H)) v_h for each head h]) Wo + bo
 
-    q, k and v have no bias; the batch norm is S4's. Arithmetic of Vaswani et al. (2017), as S4's code has it
-    (pomonam/LearnablePoolingMethods, ``TransformerEncoder``). Projections start Glorot uniform.
+    q, k and v have no bias; the batch norm is S4's. Arithmetic of Vaswani et al. (2017), as S4's
+    code has it (pomonam/LearnablePoolingMethods, ``TransformerEncoder``). Projections start Glorot
+    uniform.
 
     Args:
         num_features: F, the size of a row.
@@ -190,13 +192,17 @@ class AttentionNetVLAD(nn.Module):
         encode_frames: Whether an encoder over frames comes before.
         encode_clusters: Whether an encoder over clusters comes after.
         similarity: ``softmax`` or ``attention``.
-        num_frames: N, the number of frames that are sampled.
+        num_frames: N, the number of frames that are sampled; None is any number, which attention
+            similarities cannot have.
         momentum: Of the batch norms' running statistics.
 
     Shape:
         - frames: ``(B, N, F)``, floating point.
         - num_frames: ``(B,)``, integers in [0, N]; rows from there on change nothing.
         - output: ``(B, K * F)``, cluster-major, L2 norm 1, or 0 with no frame.
+
+    Raises:
+        ValueError: ``similarity`` is ``attention`` and ``num_frames`` None.
     """
 
     def __init__(
@@ -207,8 +213,8 @@ class AttentionNetVLAD(nn.Module):
         num_heads: int,
         encode_frames: bool,
         encode_clusters: bool,
-        similarity: str,
-        num_frames: int,
+        similarity: Literal["softmax", "attention"],
+        num_frames: int | None,
         momentum: float,
     ) -> None:
         super().__init__()
@@ -224,6 +230,8 @@ class AttentionNetVLAD(nn.Module):
             self.assignment = SoftAssignment(
                 num_features=num_features, num_clusters=num_clusters, momentum=momentum
             )
+        elif num_frames is None:
+            raise ValueError("attention similarities need a fixed number of frames")
         else:
             self.assignment = ClusterEncoder(
                 num_features=num_features,

@@ -334,3 +334,17 @@ def test_centres_start_on_the_scale_of_unit_frames():
     )
 
     assert abs(layer.centres.std().item() * 20 - 1) < 0.03  # 1 / sqrt(400)
+
+
+def test_attention_similarities_need_a_number_of_frames():
+    with pytest.raises(ValueError, match=r"^attention similarities need a fixed number of frames$"):
+        AttentionNetVLAD(
+            num_features=FEATURES,
+            num_clusters=CLUSTERS,
+            num_heads=HEADS,
+            encode_frames=False,
+            encode_clusters=False,
+            similarity="attention",
+            num_frames=None,
+            momentum=0.1,
+        )
