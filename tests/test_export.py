@@ -35,9 +35,15 @@ SCHEMAS = {  # one, three and two modalities; bytes and numbers; frames and vide
     "soft_bof": tiny_schema(widths={"rgb": 5, "audio": 3, "text": 4}, value_type="uint8"),
     "netvlad": tiny_schema(value_type="uint8"),
     "gru": tiny_schema(widths={"rgb": 5, "audio": 3}),
+    "lstm": tiny_schema(widths={"rgb": 5, "audio": 3}),
+    "bigru": tiny_schema(widths={"audio": 4}, value_type="uint8"),
+    "bilstm": tiny_schema(widths={"rgb": 5, "audio": 3}),
+    "attention_bigru": tiny_schema(widths={"audio": 4}),
+    "attention_netvlad": tiny_schema(widths={"audio": 4}),
 }
-DTYPES = {"average": "fp32", "soft_bof": "fp16", "netvlad": "bf16", "gru": "bf16"}
-FUSIONS = {"average": "late", "soft_bof": "early", "netvlad": "late", "gru": "early"}
+DTYPES = {"average": "fp32", "soft_bof": "fp16", "netvlad": "bf16", "gru": "bf16"}  # else fp32
+FUSIONS = {"soft_bof": "early", "gru": "early", "lstm": "early"}  # else late
+SAMPLINGS = {"bilstm": "random", "attention_bigru": "random_sequence"}  # else the usual one
 
 
 class Case(NamedTuple):
@@ -58,17 +64,21 @@ class Case(NamedTuple):
 
 @pytest.fixture(scope="module", params=[*SCHEMAS, "all four"])
 def case(request, tmp_path_factory, exported, ensemble):
-    """Each pooling alone, and all four together."""
+    """Poolings alone, those that read sequences among them, and four together."""
     if request.param == "all four":
         return Case(exported.path, ensemble, OnnxEnsemble(exported.path), ensemble.schema)
     pooling = request.param
     folder = tmp_path_factory.mktemp(pooling)
-    recipe = tiny_recipe(pooling=pooling, modality_fusion=FUSIONS[pooling])
+    recipe = tiny_recipe(
+        pooling=pooling,
+        modality_fusion=FUSIONS.get(pooling, "late"),
+        sampling=SAMPLINGS.get(pooling),
+    )
     write_checkpoint(folder / "member.safetensors", recipe, SCHEMAS[pooling], seed=3)
     selection = write_selection_of(
         folder / "selection.json", {"one": folder / "member.safetensors"}, {"one": 1.0}
     )
-    fused = fuse(selection, folder / "fused.safetensors", dtype=DTYPES[pooling]).path
+    fused = fuse(selection, folder / "fused.safetensors", dtype=DTYPES.get(pooling, "fp32")).path
     path = export_onnx(fused, folder / "ensemble.onnx", repeats=REPEATS).path
     with open_tensors(fused) as file:
         loaded = load_fused(file, repeats=REPEATS)

@@ -128,6 +128,21 @@ def test_the_loss_falls_and_the_validation_gap_rises(pooling, folder, records):
     assert validated["validation"]["gap"] == trained.best_gap > 0.5
 
 
+def test_a_fusions_penalty_is_in_the_loss(folder, records):
+    rgb, audio = {}, {}  # the mappings' sizes by penalty
+    for penalty in (0, 10):
+        table = f"fusion={{name='projection', size=3, penalty={penalty}.0}}"
+        recipe = tiny_recipe(pooling="average", max_steps=40, overrides=[table])
+        trained = run(folder.parent / f"penalty-{penalty}", records, recipe)
+        tensors = contents(trained.folder.checkpoints / "step-00000040.safetensors")
+        rgb[penalty] = tensors["fusion.weights.0"].norm()
+        audio[penalty] = tensors["fusion.weights.1"].norm()
+
+    # what rgb and audio are mapped to cannot differ if it is nothing
+    assert rgb[10] < 0.5 * rgb[0]
+    assert audio[10] < 0.5 * audio[0]
+
+
 def test_optimisation_is_the_papers_adam_clip_and_penalty(folder, records):
     recipe = tiny_recipe(
         pooling="average",
