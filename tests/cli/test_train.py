@@ -145,7 +145,7 @@ def test_a_bad_recipe_is_refused_before_a_good_one_is_trained(runner, own_worksp
     assert result.stderr == (
         "Error: Recipe bag: head.num_expert is not a key of the part 'mixture_of_experts' (did you "
         "mean 'num_experts'?).\n"
-        "Use one of the keys: name, num_experts, probability_gating.\n"
+        "Use one of the keys: name, num_experts, gate_rank, probability_gating, remove_diagonal.\n"
     )
     assert not (own_workspace.path / "elsewhere").exists()
 
