@@ -29,7 +29,7 @@ LEVELS = [
         "workspace",
     },
     {"layers"},
-    {"ensemble", "loading", "onnx_graph", "parts", "submodel"},
+    {"catalogue", "ensemble", "loading", "onnx_graph", "parts", "submodel"},
     {
         "averaging",
         "evaluation",

@@ -2,10 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ensemble_kit.cli.options import EXISTING_FILE, FILE, force_option, json_option
+
+if TYPE_CHECKING:
+    from ensemble_kit.catalogue import Entry
 
 
 @click.group()
@@ -21,23 +25,49 @@ def recipes() -> None:
 
 
 @recipes.command("list")
+@click.option("--paper", metavar="TEXT", help="Only of this paper: a folder, or words of it.")
+@click.option("--part", metavar="NAME", help="Only those with this part, such as netvlad.")
 @json_option
-def list_recipes(as_json: bool) -> None:
-    """List the shipped recipes.
+def list_recipes(paper: str | None, part: str | None, as_json: bool) -> None:
+    """List the shipped recipes: sizes for youtube8m-2018, and what their papers report.
 
     \b
     Example:
-        ensemble-kit recipes list
+        ensemble-kit recipes list --paper willow --part context_gating
     """  # noqa: D301 - \b is click's mark for "keep these lines"
-    from ensemble_kit.recipes import load_recipe, recipe_names
+    from ensemble_kit.catalogue import list_recipes as list_entries
+    from ensemble_kit.data.published import PUBLISHED
 
-    loaded = [load_recipe(name) for name in recipe_names()]
+    entries = list_entries(PUBLISHED["youtube8m-2018"], paper=paper, part=part)
     if as_json:
-        click.echo(json.dumps([{"name": r.name, "title": r.title} for r in loaded], indent=2))
+        click.echo(json.dumps([_as_json(entry) for entry in entries], indent=2))
         return
-    width = max(len(recipe.name) for recipe in loaded)
-    for recipe in loaded:
-        click.echo(f"{recipe.name:<{width}}  {recipe.title}")
+    width = max(len(entry.recipe.name) for entry in entries)
+    click.echo(
+        f"{'name':<{width}}  {'paper':<16}   parameters  MiB in bf16  {'GAP@20':<7}  reported on"
+    )
+    for entry in entries:
+        reported = entry.recipe.reported
+        gap = f"{reported.gap_at_20:g}" if reported and reported.gap_at_20 else "-"
+        split = reported.split if reported and reported.split else "-"
+        click.echo(
+            f"{entry.recipe.name:<{width}}  {entry.paper:<16}  {entry.size.parameters:>11,}  "
+            f"{entry.size.values * 2 / 2**20:>11.1f}  {gap:<7}  {split}"
+        )
+
+
+def _as_json(entry: "Entry") -> dict[str, Any]:
+    recipe = entry.recipe
+    return {
+        "name": recipe.name,
+        "title": recipe.title,
+        "paper": recipe.source.paper,
+        "parts": entry.parts,
+        "parameters": entry.size.parameters,
+        "values": entry.size.values,
+        "bytes": {"fp32": entry.size.values * 4, "bf16": entry.size.values * 2},
+        "reported": recipe.reported.model_dump(exclude_none=True) if recipe.reported else None,
+    }
 
 
 @recipes.command()

@@ -30,17 +30,91 @@ def refused(runner):
     return run
 
 
-def test_list_names_every_shipped_recipe_with_its_title(recipes):
-    lines = recipes("list").splitlines()
+def test_list_is_a_table_of_every_shipped_recipe(recipes):
+    header, *lines = recipes("list").splitlines()
 
-    names = [line.split()[0] for line in lines]
-    assert names == recipe_names()
-    assert len(names) >= 14
-    assert ["demo/gru", "Small GRU, for the demo"] in [line.split(maxsplit=1) for line in lines]
-    assert json.loads(recipes("list", "--json")) == [
-        {"name": name, "title": line.removeprefix(name).strip()}
-        for name, line in zip(names, lines, strict=True)
-    ]
+    assert header.split("  ")[0] == "name"
+    assert [line.split()[0] for line in lines] == recipe_names()
+    assert len(lines) >= 61
+    rows = {line.split()[0]: line.split(maxsplit=5) for line in lines}
+    assert rows["nonlocal/soft-bof-4k"] == [
+        "nonlocal/soft-bof-4k", "arXiv:1810.00207", "28,561,492", "54.5", "0.8525",
+        "YouTube-8M 2018, the authors' validation split",
+    ]  # fmt: skip
+    assert rows["demo/gru"] == ["demo/gru", "arXiv:1810.00207", "4,131,116", "7.9", "-", "-"]
+
+
+def test_columns_of_the_list_stand_below_their_names(recipes):
+    header, line = recipes("list", "--paper", "nextvlad").splitlines()
+
+    assert header == (
+        "name               paper              parameters  MiB in bf16  GAP@20   reported on"
+    )
+    assert line == (
+        "nextvlad/nextvlad  arXiv:1811.05014   78,643,170        150.1  0.87846  "
+        "YouTube-8M 2018, private test"
+    )
+
+
+def test_list_as_json_has_titles_parts_and_bytes_too(recipes):
+    (entry,) = json.loads(recipes("list", "--part", "non_local", "--paper", "EFNL", "--json"))
+
+    assert entry == {
+        "name": "nonlocal/efnl-netvlad",
+        "title": "Early-fused non-local NetVLAD, 64 clusters, 2 experts",
+        "paper": "arXiv:1810.00207, sections 2.1 and 2.2, table 1, row 'EFNL-NetVLAD'",
+        "parts": [
+            "random", "netvlad", "non_local", "context_gating", "mixture_of_experts",
+            "probability_gating",
+        ],
+        "parameters": 111_697_852,
+        "values": 111_710_056,
+        "bytes": {"fp32": 446_840_224, "bf16": 223_420_112},
+        "reported": {
+            "gap_at_20": 0.8674,
+            "split": "YouTube-8M 2018, the authors' validation split",
+            "checkpoint_mib": 427,
+        },
+    }  # fmt: skip
+    (demo,) = json.loads(recipes("list", "--paper", "demo", "--part", "gru", "--json"))
+    assert demo["reported"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            ["--paper", "1810.00530"],
+            ["attention-enhanced", "attention-netvlad", "baseline-netvlad", "second-order"],
+        ),
+        (["--paper", "mfb", "--part", "mfb"], ["average-mfb", "dbof-mfb", "net-vlad-mfb"]),
+        (
+            ["--paper", "mfb", "--part", "concat"],
+            ["average-concat", "dbof-concat", "net-vlad-concat"],
+        ),
+        (["--part", "se"], ["nextvlad"]),
+    ],
+)
+def test_the_list_is_filtered_by_paper_and_part(options, expected, recipes):
+    lines = recipes("list", *options).splitlines()[1:]
+
+    assert [line.split()[0].partition("/")[2] for line in lines] == expected
+
+
+def test_a_filter_that_leaves_nothing_says_what_there_is(refused):
+    assert refused("list", "--paper", "nobody") == (
+        "Error: No recipe is from 'nobody'.\n"
+        "Name a folder (attention, demo, dml, mfb, nextvlad, nonlocal, willow) or words of a "
+        "paper's entry.\n"
+    )
+    assert refused("list", "--paper", "dml", "--part", "netvlad") == (
+        "Error: No recipe from 'dml' has the part 'netvlad'.\n"
+        "Name one of: all, attention_bigru, average, bigru, bilstm, logistic, lstm, "
+        "mixture_of_experts, projection, shared.\n"
+    )
+    assert refused("list", "--part", "netvladd").startswith(
+        "Error: No recipe has the part 'netvladd'.\nName one of: all, attention_bigru, "
+    )
 
 
 def test_show_prints_the_text_as_it_lies_there(recipes):

@@ -1,0 +1,87 @@
+"""The catalogue: the shipped recipes with their parts and sizes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ensemble_kit.data.schema import Schema
+from ensemble_kit.errors import RecipeError
+from ensemble_kit.recipes import Recipe, load_recipe, recipe_names
+from ensemble_kit.submodel import Size, measure_recipe
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One recipe of the catalogue.
+
+    Attributes:
+        recipe: The recipe.
+        size: How large it is, built for the schema that was asked for.
+    """
+
+    recipe: Recipe
+    size: Size
+
+    @property
+    def paper(self) -> str:
+        """The paper without its section and table, such as ``arXiv:1706.06905``."""
+        return self.recipe.source.paper.partition(",")[0]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of all parts, in the order of the wiring."""
+        return parts_of(self.recipe)
+
+
+def list_recipes(
+    schema: Schema, *, paper: str | None = None, part: str | None = None
+) -> list[Entry]:
+    """Return the shipped recipes, sorted by name.
+
+    Args:
+        schema: What to build them for when they are measured.
+        paper: Only recipes whose source holds this text, in any case, or whose folder it is.
+        part: Only recipes with this part.
+
+    Raises:
+        RecipeError: No recipe is left.
+    """
+    recipes = [load_recipe(name) for name in recipe_names()]
+    left = [recipe for recipe in recipes if paper is None or _is_from(recipe, paper)]
+    if not left:
+        folders = dict.fromkeys(recipe.name.partition("/")[0] for recipe in recipes)
+        raise RecipeError(
+            f"No recipe is from {paper!r}.",
+            mend=f"Name a folder ({', '.join(folders)}) or words of a paper's entry.",
+        )
+    chosen = [recipe for recipe in left if part is None or part in parts_of(recipe)]
+    if not chosen:
+        among = "" if paper is None else f" from {paper!r}"
+        raise RecipeError(
+            f"No recipe{among} has the part {part!r}.", mend=f"Name one of: {_all_parts(left)}."
+        )
+    return [Entry(recipe, measure_recipe(recipe, schema)) for recipe in chosen]
+
+
+def parts_of(recipe: Recipe) -> tuple[str, ...]:
+    """Return the names of a recipe's parts, in the order of the wiring."""
+    names: list[str] = [recipe.sampling.name, recipe.pooling.name]
+    if getattr(recipe.pooling, "non_local", None) is not None:
+        names.append("non_local")
+    if recipe.fusion is not None:
+        names.append(recipe.fusion.name)
+    elif recipe.pooling.modality_fusion == "late":
+        names.append("concat")
+    if recipe.hidden is not None and recipe.hidden.gating != "none":
+        names.append(recipe.hidden.gating)
+    names.append(recipe.head.name)
+    if recipe.head.probability_gating:
+        names.append("probability_gating")
+    return tuple(names)
+
+
+def _is_from(recipe: Recipe, paper: str) -> bool:
+    return paper.lower() in recipe.source.paper.lower() or paper == recipe.name.partition("/")[0]
+
+
+def _all_parts(recipes: Sequence[Recipe]) -> str:
+    return ", ".join(sorted({name for recipe in recipes for name in parts_of(recipe)}))
