@@ -1,4 +1,4 @@
-"""Recurrent pooling: arXiv:1706.06905, section 3; arXiv:1707.03296 (S3), section 3; S5, 2.4."""
+"""Recurrent pooling: arXiv:1706.06905, section 3; Zhao (2018, S3); S5, 2.4."""
 
 from math import sqrt
 from typing import Any, Literal
