@@ -124,7 +124,7 @@ def test_show_prints_the_text_as_it_lies_there(recipes):
 
 
 def test_show_gives_the_papers_size_without_allocating_it():
-    """PAPERS, section 7: Soft-BoF-4K has 28,572,796 numbers, 109 MiB in fp32."""
+    """arXiv:1810.00207, table 1: 109 MiB in fp32, which are 28,572,796 numbers."""
     code = (
         "import resource; from ensemble_kit.cli import main; import torch\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
