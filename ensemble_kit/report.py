@@ -68,8 +68,8 @@ def _models(workspace: Path) -> Iterator[tuple[str, str, Path, int | None]]:
         if run.averaged.exists():
             yield run.path.name, "averaged", run.averaged, None
     folder = workspace / FUSED.parent
-    exported = sorted(folder.glob("*.onnx"), key=lambda path: load(path).repeats)
-    most = max((load(path).repeats for path in exported), default=1)
+    exported = sorted((load(path).repeats, path) for path in folder.glob("*.onnx"))
+    most = exported[-1][0] if exported else 1
     for path in sorted(folder.glob("*.safetensors")):
         with open_tensors(path) as file:
             if file.kind != "fused":
@@ -77,5 +77,5 @@ def _models(workspace: Path) -> Iterator[tuple[str, str, Path, int | None]]:
             dtype = file.record(FusedRecord).dtype
         for repeats in sorted({1, most}):
             yield "ensemble", f"fused {dtype}", path, repeats
-    for path in exported:
+    for _, path in exported:
         yield "ensemble", "onnx", path, None
