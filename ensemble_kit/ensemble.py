@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.layers.frame_preparation import prepare_frames
-from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.submodel import SubModel
 
 
@@ -40,8 +39,8 @@ class FusedEnsemble(nn.Module):
         self.repeats = repeats
         for name, member in members.items():
             self.add_module(module_name(name), member)
-            if member.num_draws is not None:
-                table = draw_table(name, repeats=repeats, num_frames=member.num_draws)
+            table = member.draws_for(name, repeats=repeats)
+            if table is not None:
                 self.register_buffer(draws_name(name), table, persistent=False)
 
     def forward(self, frames: Mapping[str, Tensor], num_frames: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ from ensemble_kit.ensemble import example_frames, round_to
 from ensemble_kit.errors import FusionError, SizeLimitError
 from ensemble_kit.files import GIB, format_size, refuse_overwrite, sha256_of, written_aside
 from ensemble_kit.layers.frame_preparation import prepare_frames
-from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.loading import count_stored, load_fused_member, load_sub_model, member_prefix
 from ensemble_kit.provenance import (
     BYTES_PER_VALUE,
@@ -29,7 +28,6 @@ from ensemble_kit.provenance import (
     SelectionRecord,
 )
 from ensemble_kit.selections import read_selection
-from ensemble_kit.submodel import SubModel
 
 STORED = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 TOLERANCE = 1e-6  # float32 sums of the same numbers in the same order; 8 eps of a probability
@@ -221,7 +219,7 @@ def _prove(aside: Path, members: list[_Member], record: FusedRecord, output: Pat
     with open_tensors(aside) as file, torch.inference_mode():
         for member in members:
             model = load_sub_model(member.file)
-            draws = _draws(member.record.name, model)
+            draws = model.draws_for(member.record.name, repeats=1)
             exact = exact + member.record.coefficient * model.classify(joint, is_frame, draws)
             state = {
                 name: round_to(tensor, record.dtype).to(tensor.dtype)
@@ -241,9 +239,3 @@ def _prove(aside: Path, members: list[_Member], record: FusedRecord, output: Pat
                 )
             fused = fused + member.record.coefficient * again
     return float((exact - fused).abs().max())
-
-
-def _draws(name: str, model: SubModel) -> Tensor | None:
-    if model.num_draws is None:
-        return None
-    return draw_table(name, repeats=1, num_frames=model.num_draws)

@@ -17,7 +17,6 @@ from ensemble_kit.data.dataset import Batch, Records
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.ensemble import FusedEnsemble, module_name
 from ensemble_kit.errors import CheckpointError, PredictionsError, ProviderError
-from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.metrics import Metrics, MetricsAccumulator
 from ensemble_kit.provenance import CheckpointRecord, FusedRecord, MemberRecord
 from ensemble_kit.recipes import parse_recipe
@@ -100,9 +99,7 @@ def load(path: Path, *, repeats: int | None = None, device: str = "cpu") -> Load
             )
         record = file.record(CheckpointRecord)
         sub_model = load_sub_model(file).to(device)
-    draws = None
-    if sub_model.num_draws is not None:
-        draws = draw_table(record.name, repeats=repeats or 1, num_frames=sub_model.num_draws)
+    draws = sub_model.draws_for(record.name, repeats=repeats or 1)
     return LoadedModel(
         path,
         "checkpoint",

@@ -13,6 +13,7 @@ from ensemble_kit.data.schema import Schema
 from ensemble_kit.errors import RecipeError
 from ensemble_kit.layers.context_gating import ContextGating
 from ensemble_kit.layers.frame_preparation import prepare_frames
+from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.layers.hidden_projection import HiddenProjection
 from ensemble_kit.layers.modality_fusion import Projection
 from ensemble_kit.layers.normalisation import BatchNorm
@@ -126,6 +127,12 @@ class SubModel(nn.Module):
         """How many uniform numbers one repeat draws; None where nothing is drawn."""
         draws: int | None = self.sampling.num_draws
         return draws
+
+    def draws_for(self, name: str, *, repeats: int) -> Tensor | None:
+        """Return the fixed uniform numbers of a member of this name; None if nothing is drawn."""
+        if self.num_draws is None:
+            return None
+        return draw_table(name, repeats=repeats, num_frames=self.num_draws)
 
     def forward(
         self, frames: Mapping[str, Tensor], num_frames: Tensor, draws: Tensor | None = None

@@ -20,7 +20,6 @@ import ensemble_kit
 from ensemble_kit.checkpoints import save_tensors
 from ensemble_kit.data.dataset import Batch, Records
 from ensemble_kit.errors import TrainingError
-from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.loading import check_fits, measure, require_device, runner, to_torch
 from ensemble_kit.progress import Progress, progress
 from ensemble_kit.provenance import CheckpointRecord
@@ -241,9 +240,8 @@ class _Trainer:
     def _validate(self) -> None:
         if self.validation is None:
             return
-        draws = None
-        if self.model.num_draws is not None:  # the same single draw at every checkpoint
-            draws = draw_table(self.run.path.name, repeats=1, num_frames=self.model.num_draws)
+        # the same single draw at every checkpoint
+        draws = self.model.draws_for(self.run.path.name, repeats=1)
         metrics = measure(runner(self.model.eval(), draws, self.device), self.validation)
         self.gaps.append(metrics.gap)
         self._write(validation=metrics.as_dict())
