@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ensemble_kit.data.schema import Schema
 
 Dtype = Literal["fp32", "fp16", "bf16"]
+Mixing = Literal["uniform", "gap"]
 BYTES_PER_VALUE: dict[str, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
@@ -177,6 +178,8 @@ class SelectionRecord(Record):
         k: The k of every GAP in it.
         dtype: The type that members' bytes were counted in.
         max_size: The most bytes that the members together may take.
+        mixing: How the members' probabilities are mixed: ``uniform`` is their mean, ``gap`` counts
+            each by its own GAP.
         rule: How members were chosen, in words.
         dataset_sha256: The hash of video ids and labels in order.
         vocabulary_sha256: The hash of the class names; None where every candidate is a CSV file.
@@ -192,6 +195,7 @@ class SelectionRecord(Record):
     k: int
     dtype: Dtype
     max_size: int
+    mixing: Mixing = "uniform"
     rule: str
     dataset_sha256: str
     vocabulary_sha256: str | None

@@ -18,6 +18,7 @@ from ensemble_kit.provenance import (
     CandidateRecord,
     Dtype,
     FileRecord,
+    Mixing,
     ModelRecord,
     SelectedRecord,
     SelectionRecord,
@@ -26,10 +27,14 @@ from ensemble_kit.provenance import (
 from ensemble_kit.selections import write_selection
 from ensemble_kit.workspace import RUNS
 
+MEANS: Mapping[Mixing, str] = {
+    "uniform": "the uniform mean of the members' probabilities",
+    "gap": "the mean of the members' probabilities, each counted by its own GAP",
+}
 RULE = (
-    "Greedy, without replacement, by the GAP of the uniform mean of the members' probabilities: "
-    "from the best candidate that fits, add the one that gives the best GAP of those that fit in "
-    "the bytes left, until none raises it; of equal ones, the one with fewer bytes, then by name."
+    "Greedy, without replacement, by the GAP of {mean}: from the best candidate that fits, add the "
+    "one that gives the best GAP of those that fit in the bytes left, until none raises it; of "
+    "equal ones, the one with fewer bytes, then by name."
 )
 ROUNDING = 1e-12  # GAPs nearer than this are equal: float64 sums of the same fractions differ less
 BLOCK_VALUES = 2**18  # summed together: 2 MiB, which a core's cache holds while its top k is found
@@ -57,6 +62,7 @@ def select(
     output: Path,
     max_size: int | None = None,
     dtype: Dtype = "bf16",
+    mixing: Mixing = "uniform",
     labels_path: Path | None = None,
     top_k: int = 20,
     sizes: Mapping[str, int] | None = None,
@@ -65,13 +71,14 @@ def select(
     """Choose members greedily and write the selection.
 
     The rule is WILLOW's (arXiv:1706.06905), under a limit: from the best single
-    candidate that fits, add the candidate that gives the best GAP@k of the uniform mean of all
-    members' probabilities; each candidate at most once. One whose bytes do not fit in what is left
-    of the limit is skipped. It ends when no addition raises the GAP. Of equal GAPs (nearer than
-    1e-12) the candidate with fewer bytes wins, then the first by name.
+    candidate that fits, add the candidate that gives the best GAP@k of the mean of all members'
+    probabilities; each candidate at most once. One whose bytes do not fit in what is left of the
+    limit is skipped. It ends when no addition raises the GAP. Of equal GAPs (nearer than 1e-12) the
+    candidate with fewer bytes wins, then the first by name.
 
-    Probabilities are summed in float64. In CSV files a class that a video does not list counts as
-    0; one that no member lists is not pooled.
+    The mean is uniform, or S3's, whose coefficients are ``GAP_i / sum_j GAP_j`` of the members' own
+    GAPs; where all of them are 0 it is uniform too. Probabilities are summed in float64. In CSV
+    files a class that a video does not list counts as 0; one that no member lists is not pooled.
 
     Args:
         predictions_paths: Candidates: predictions files of the kit, CSV files in the challenge's
@@ -80,6 +87,7 @@ def select(
         max_size: The most bytes that the members may take together; None means 1 GiB, and then,
             with no ``sizes`` either, a candidate of unknown size counts 0 bytes.
         dtype: The type that members will be fused in.
+        mixing: ``uniform`` or ``gap``.
         labels_path: A CSV file of labels; None takes those in the predictions files.
         top_k: The k of GAP@k.
         sizes: Bytes by name, for candidates that no model of the kit made.
@@ -109,8 +117,9 @@ def select(
     limit = GIB if max_size is None else max_size
     scorer = _Scorer(known, top_k)
     singles = {one.name: scorer.gap([one]) for one in known.candidates}
+    scorer.weights = _weights(mixing, known.candidates, singles, limit)
     steps = _choose(known.candidates, singles, scorer, limit)
-    selection = _record(known, scorer, singles, steps, dtype, limit, output.parent)
+    selection = _record(known, scorer, singles, steps, dtype, limit, mixing, output.parent)
     write_selection(output, selection, force=force)
     return selection
 
@@ -125,15 +134,20 @@ class _Step:
 
 
 class _Scorer:
-    """The GAP@k of the mean of some candidates; the sum, which ranks alike, is what is ranked."""
+    """The GAP@k of a mean of some candidates; the weighted sum, which ranks alike, is ranked.
+
+    Attributes:
+        weights: What each candidate's probabilities are multiplied by in the sum, by name.
+    """
 
     def __init__(self, known: Candidates, k: int) -> None:
         self.is_positive = known.labels.dense(known.num_classes)
         self.num_positives = known.labels.classes.size
         self.k = k
+        self.weights = {one.name: 1.0 for one in known.candidates}
 
     def gap(self, members: Sequence[Candidate], base: NDArray[np.float64] | None = None) -> float:
-        """Return the GAP of some members; ``base`` is the sum of all but the last, if at hand."""
+        """Return the GAP of some members; ``base`` is the weighted sum of all but the last."""
         if not members:
             return 0.0
         scores, hits = [], []
@@ -142,11 +156,11 @@ class _Scorer:
         for start in range(0, num_videos, step):
             rows = slice(start, start + step)
             if base is None:
-                total = members[0].probabilities[rows].astype(np.float64)
-                for member in members[1:]:
-                    total += member.probabilities[rows]
+                total = np.zeros(self.is_positive[rows].shape)
+                for member in members:
+                    total += self.share(member, rows)
             else:
-                total = base[rows] + members[-1].probabilities[rows]
+                total = base[rows] + self.share(members[-1], rows)
             is_listed = [one.is_listed[rows] for one in members if one.is_listed is not None]
             if len(is_listed) == len(members):
                 total[~np.logical_or.reduce(is_listed)] = -np.inf
@@ -156,6 +170,20 @@ class _Scorer:
         return pooled_average_precision(
             np.concatenate(scores), np.concatenate(hits), self.num_positives
         )
+
+    def share(self, member: Candidate, rows: slice) -> NDArray[np.float64]:
+        """Return what a member adds to the sum, for some videos."""
+        return np.multiply(member.probabilities[rows], self.weights[member.name], dtype=np.float64)
+
+
+def _weights(
+    mixing: Mixing, candidates: Sequence[Candidate], singles: Mapping[str, float], limit: int
+) -> dict[str, float]:
+    """Return what the probabilities of each candidate are multiplied by, before any division."""
+    has_hits = any(singles[one.name] > 0 for one in candidates if one.num_bytes <= limit)
+    if mixing == "gap" and has_hits:  # then the first member has, so that no sum of them is 0
+        return dict(singles)
+    return dict.fromkeys(singles, 1.0)
 
 
 def _choose(
@@ -189,7 +217,7 @@ def _choose(
             key=lambda pair: (pair[0].num_bytes, pair[0].name),
         )
         members.append(added)
-        base += added.probabilities
+        base += scorer.share(added, slice(None))
         used += added.num_bytes
         steps.append(_Step(added, best, used))
     if not steps:
@@ -209,15 +237,18 @@ def _record(
     steps: Sequence[_Step],
     dtype: Dtype,
     limit: int,
+    mixing: Mixing,
     folder: Path,
 ) -> SelectionRecord:
     members = [step.added for step in steps]
+    weights = [scorer.weights[member.name] for member in members]
     return SelectionRecord(
         kit_version=ensemble_kit.__version__,
         k=scorer.k,
         dtype=dtype,
         max_size=limit,
-        rule=RULE,
+        mixing=mixing,
+        rule=RULE.format(mean=MEANS[mixing]),
         dataset_sha256=dataset_sha256(known.ids, known.labels),
         vocabulary_sha256=known.vocabulary_sha256,
         videos=len(known.ids),
@@ -227,14 +258,14 @@ def _record(
         members=tuple(
             SelectedRecord(
                 name=member.name,
-                coefficient=1 / len(members),
+                coefficient=weight / sum(weights),
                 bytes=member.num_bytes,
                 gap=singles[member.name],
                 gap_without=scorer.gap([one for one in members if one is not member]),
                 predictions=_file_record(member, folder),
                 model=_model_record(member, folder),
             )
-            for member in members
+            for member, weight in zip(members, weights, strict=True)
         ),
         path=tuple(
             StepRecord(added=step.added.name, gap=step.gap, bytes=step.num_bytes) for step in steps

@@ -81,14 +81,17 @@ def map_loops(scores: Scores, positives: Positives, k: int) -> Fraction:
     return sum(precisions, Fraction(0)) / len(precisions) if precisions else Fraction(0)
 
 
-# Selection: WILLOW's greedy rule (arXiv:1706.06905) under a limit in bytes.
+# Selection: WILLOW's greedy rule (arXiv:1706.06905) under a limit in bytes. A mixture is ranked, so
+# its scores need no division by the sum of the weights; floats as weights round in members' order.
 
 
-def mean_loops(members: Sequence[Scores]) -> list[list[Fraction | float]]:
-    """The mean of members' scores; a missing one counts 0, one that all miss stays missing."""
+def mixed_loops(
+    members: Sequence[Scores], weights: Sequence[Fraction | float]
+) -> list[list[Fraction | float]]:
+    """Members' scores, weighted and summed; a missing one counts 0, one all miss stays missing."""
     return [
         [
-            sum((Fraction(max(score, 0)) for score in scores), Fraction(0)) / len(members)
+            sum(w * Fraction(max(score, 0)) for w, score in zip(weights, scores, strict=True))
             if max(scores) > -inf
             else -inf
             for scores in zip(*rows, strict=True)
@@ -98,7 +101,12 @@ def mean_loops(members: Sequence[Scores]) -> list[list[Fraction | float]]:
 
 
 def greedy_loops(
-    candidates: dict[str, Scores], sizes: dict[str, int], positives: Positives, k: int, limit: int
+    candidates: dict[str, Scores],
+    weights: dict[str, Fraction | float],
+    sizes: dict[str, int],
+    positives: Positives,
+    k: int,
+    limit: int,
 ) -> list[tuple[str, Fraction]]:
     """(name, GAP of all members then) of each step."""
     steps: list[tuple[str, Fraction]] = []
@@ -108,8 +116,11 @@ def greedy_loops(
         choices = []
         for name in candidates:
             if name not in members and sizes[name] <= left:
-                mean = mean_loops([candidates[one] for one in [*members, name]])
-                choices.append((-gap_loops(mean, positives, k), sizes[name], name))
+                names = [*members, name]
+                mixed = mixed_loops(
+                    [candidates[one] for one in names], [weights[one] for one in names]
+                )
+                choices.append((-gap_loops(mixed, positives, k), sizes[name], name))
         if not choices or (steps and -min(choices)[0] <= steps[-1][1]):
             return steps
         gap, _, name = min(choices)

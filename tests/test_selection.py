@@ -1,13 +1,14 @@
 """Selection against the greedy rule as loops, and what it refuses."""
 
 import json
+from fractions import Fraction
 from itertools import permutations
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import gap_loops, greedy_loops, mean_loops
+from reference import gap_loops, greedy_loops, mixed_loops
 
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import OutputError, PredictionsError, SelectionError, SizeLimitError
@@ -15,7 +16,7 @@ from ensemble_kit.evaluation import evaluate_predictions
 from ensemble_kit.files import GIB, sha256_of
 from ensemble_kit.predictions import dataset_sha256, read_predictions, write_predictions
 from ensemble_kit.provenance import FileRecord, ModelRecord
-from ensemble_kit.selection import RULE, find_predictions, select
+from ensemble_kit.selection import MEANS, RULE, find_predictions, select
 from ensemble_kit.selections import read_selection
 
 MISSING = -np.inf
@@ -83,9 +84,9 @@ def selections(draw):
     return candidates, sizes, positives, draw(st.integers(1, 4)), draw(st.integers(8, 24))
 
 
-@settings(max_examples=80, deadline=None)
-@given(selections())
-def test_the_path_is_that_of_the_loops(tmp_path_factory, case):
+@settings(max_examples=100, deadline=None)
+@given(selections(), st.sampled_from(["uniform", "gap"]))
+def test_the_path_is_that_of_the_loops(tmp_path_factory, case, mixing):
     candidates, sizes, positives, k, limit = case
     folder = tmp_path_factory.mktemp("selection")
     ids = [f"video{index}" for index in range(len(positives))]
@@ -100,12 +101,20 @@ def test_the_path_is_that_of_the_loops(tmp_path_factory, case):
         paths,
         output=folder / "s.json",
         max_size=limit,
+        mixing=mixing,
         top_k=k,
         labels_path=write_labels(folder / "labels", ids, positives),
         sizes=sizes,
     )
 
-    expected = greedy_loops(candidates, sizes, positives, k, limit)
+    gaps = {one.name: one.gap for one in selection.candidates}
+    assert gaps == pytest.approx(
+        {name: float(gap_loops(rows, positives, k)) for name, rows in candidates.items()}, abs=1e-12
+    )
+    weights = gaps
+    if mixing == "uniform" or not any(gaps[name] for name in gaps if sizes[name] <= limit):
+        weights = dict.fromkeys(gaps, Fraction(1))
+    expected = greedy_loops(candidates, weights, sizes, positives, k, limit)
     assert [step.added for step in selection.path] == [name for name, _ in expected]
     assert [step.gap for step in selection.path] == pytest.approx(
         [float(gap) for _, gap in expected], abs=1e-12
@@ -113,12 +122,16 @@ def test_the_path_is_that_of_the_loops(tmp_path_factory, case):
     members = [name for name, _ in expected]
     assert [member.name for member in selection.members] == members
     assert selection.bytes == sum(sizes[name] for name in members) <= limit
+    total = float(sum(weights[name] for name in members))
     for member in selection.members:
-        others = [candidates[name] for name in members if name != member.name]
-        without = gap_loops(mean_loops(others), positives, k) if others else 0
-        alone = gap_loops(candidates[member.name], positives, k)
+        others = [name for name in members if name != member.name]
+        mixed = mixed_loops(
+            [candidates[name] for name in others], [weights[name] for name in others]
+        )
+        without = gap_loops(mixed, positives, k) if others else 0
         assert member.gap_without == pytest.approx(float(without), abs=1e-12)
-        assert member.gap == pytest.approx(float(alone), abs=1e-12)
+        assert member.gap == gaps[member.name]
+        assert member.coefficient == pytest.approx(float(weights[member.name]) / total, abs=1e-12)
 
 
 def test_many_blocks_choose_as_one(tmp_path, monkeypatch):
@@ -244,7 +257,8 @@ def test_the_file_holds_all_of_it_with_paths_from_its_own_folder(tmp_path):
         "k": 4,
         "dtype": "bf16",
         "max_size": GIB,
-        "rule": RULE,
+        "mixing": "uniform",
+        "rule": RULE.format(mean=MEANS["uniform"]),
         "dataset_sha256": dataset_sha256(VIDEOS, labels),
         "vocabulary_sha256": read_predictions(runs["gru"]).record.vocabulary_sha256,
         "videos": 4,

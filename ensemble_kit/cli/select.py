@@ -29,6 +29,13 @@ from ensemble_kit.workspace import SELECTION
     show_default=True,
     help="The type that members will be fused in.",
 )
+@click.option(
+    "--mixing",
+    type=click.Choice(["uniform", "gap"]),
+    default="uniform",
+    show_default=True,
+    help="How members are mixed: their mean, or each counted by its own GAP.",
+)
 @click.option("--labels", type=EXISTING_FILE, help="CSV of VideoId,Labels for the predictions.")
 @click.option(
     "--top-k",
@@ -51,6 +58,7 @@ def select(
     output: Path,
     max_size: str | None,
     dtype: Any,
+    mixing: Any,
     labels: Path | None,
     top_k: int,
     sizes: tuple[str, ...],
@@ -65,6 +73,7 @@ def select(
     \b
     Examples:
         ensemble-kit select
+        ensemble-kit select --max-size 500MB --mixing gap
         ensemble-kit select A.csv B.csv --labels Y.csv --size A=4MB --size B=7MB --max-size 10MB
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.selection import find_predictions
@@ -75,6 +84,7 @@ def select(
         output=output,
         max_size=None if max_size is None else parse_size(max_size),
         dtype=dtype,
+        mixing=mixing,
         labels_path=labels,
         top_k=top_k,
         sizes=_named_sizes(sizes),

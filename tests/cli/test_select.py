@@ -77,6 +77,18 @@ def test_the_limit_and_the_type_are_options(runner, workspace):
     assert [member["name"] for member in printed["members"]] == ["gru"]
 
 
+def test_members_may_be_mixed_by_their_own_gaps(runner, workspace):
+    result = runner.invoke(main, ["select", "--mixing", "gap", "--json"])
+
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    assert printed["mixing"] == "gap"
+    gru, vlad = printed["members"]
+    assert (gru["name"], vlad["name"]) == ("gru", "vlad")
+    assert gru["coefficient"] == pytest.approx(gru["gap"] / (gru["gap"] + vlad["gap"]))
+    assert gru["gap"] > vlad["gap"]
+
+
 def test_csv_files_made_by_any_tool_are_selected_from(runner, csv_files):
     options = ["--top-k", "2", "--size", "A=4MB", "--size", "B=7MB", "--max-size", "11MB"]
 
