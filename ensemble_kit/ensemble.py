@@ -54,12 +54,12 @@ class FusedEnsemble(nn.Module):
             ``(B, C)``, float32 in [0, 1].
         """
         ordered = {name: frames[name] for name in self.schema.widths}
-        joint, is_frame = prepare_frames(ordered, num_frames)
+        prepared = prepare_frames(ordered, num_frames)
         mixed: Tensor | None = None
         for name, coefficient in zip(self.names, self.coefficients, strict=True):
             member: SubModel = getattr(self, module_name(name))
             draws = getattr(self, draws_name(name), None)
-            share = coefficient * member.classify(joint, is_frame, draws)
+            share = coefficient * member.classify(prepared, draws)
             mixed = share if mixed is None else mixed + share
         assert mixed is not None
         return mixed

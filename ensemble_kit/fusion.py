@@ -213,23 +213,23 @@ def _prove(aside: Path, members: list[_Member], record: FusedRecord, output: Pat
 
     One member at a time is in memory, in float32, from its checkpoint or from the fused file.
     """
-    joint, is_frame = prepare_frames(*example_frames(record.data_schema, 4, 12))
+    prepared = prepare_frames(*example_frames(record.data_schema, 4, 12))
     exact = torch.zeros(())
     fused = torch.zeros(())
     with open_tensors(aside) as file, torch.inference_mode():
         for member in members:
             model = load_sub_model(member.file)
             draws = model.draws_for(member.record.name, repeats=1)
-            exact = exact + member.record.coefficient * model.classify(joint, is_frame, draws)
+            exact = exact + member.record.coefficient * model.classify(prepared, draws)
             state = {
                 name: round_to(tensor, record.dtype).to(tensor.dtype)
                 for name, tensor in model.state_dict().items()
             }
             model.load_state_dict(state, assign=True)
-            alone = model.classify(joint, is_frame, draws)
+            alone = model.classify(prepared, draws)
             del model, state
             model = load_fused_member(file, member.record, record.data_schema)
-            again = model.classify(joint, is_frame, draws)
+            again = model.classify(prepared, draws)
             difference = float((alone - again).abs().max())
             if not difference <= TOLERANCE:
                 raise FusionError(

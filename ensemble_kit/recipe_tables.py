@@ -25,6 +25,7 @@ class Source(Table):
 class Input(Table):
     """What happens to the joint frame before it is pooled."""
 
+    l2_normalise: bool = True
     batch_norm: bool
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.errors import RecipeError
 from ensemble_kit.layers.context_gating import ContextGating
-from ensemble_kit.layers.frame_preparation import prepare_frames
+from ensemble_kit.layers.frame_preparation import PreparedFrames, prepare_frames
 from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.layers.hidden_projection import HiddenProjection
 from ensemble_kit.layers.modality_fusion import Projection
@@ -149,14 +149,15 @@ class SubModel(nn.Module):
             ``(B, C)`` in [0, 1]: the mean of R repeats.
         """
         ordered = {name: frames[name] for name in self.schema.widths}
-        joint, is_frame = prepare_frames(ordered, num_frames)
-        return self.classify(joint, is_frame, draws)
+        return self.classify(prepare_frames(ordered, num_frames), draws)
 
-    def classify(self, joint: Tensor, is_frame: Tensor, draws: Tensor | None = None) -> Tensor:
+    def classify(self, prepared: PreparedFrames, draws: Tensor | None = None) -> Tensor:
         """Return probabilities for frames that ``prepare_frames`` has prepared.
 
         A fused graph prepares the frames once and calls this of each member.
         """
+        joint = prepared.normalised if self.recipe.input.l2_normalise else prepared.joint
+        is_frame = prepared.is_frame
         if draws is None and self.num_draws is not None:  # once, for weights and frames alike
             draws = torch.rand(joint.shape[0], 1, self.num_draws, device=joint.device)
         values = joint.to(next(self.parameters()).dtype)

@@ -185,12 +185,12 @@ def test_repeats_are_the_mean_of_single_runs_with_the_rows_of_the_tables(ensembl
 
     with torch.inference_mode():
         together = members(frames, num_frames)
-        joint, is_frame = prepare_frames(frames, num_frames)
+        prepared = prepare_frames(frames, num_frames)
         expected = torch.zeros(4, 6, dtype=torch.float64)
         for name, coefficient in COEFFICIENTS.items():
             member = getattr(members, f"member_{name}")
             table = draw_table(name, repeats=REPEATS, num_frames=8)
-            singles = [member.classify(joint, is_frame, row.unsqueeze(0)) for row in table]
+            singles = [member.classify(prepared, row.unsqueeze(0)) for row in table]
             expected += coefficient * sum(singles) / REPEATS
 
     torch.testing.assert_close(together, expected)
@@ -204,13 +204,13 @@ def test_the_file_averages_as_many_repeats_as_it_was_exported_with(ensemble, exp
     found = session.run({k: v.numpy() for k, v in frames.items()}, num_frames.numpy())
 
     with torch.inference_mode():
-        joint, is_frame = prepare_frames(frames, num_frames)
+        prepared = prepare_frames(frames, num_frames)
         expected = torch.zeros(4, 6)
         for name, coefficient in COEFFICIENTS.items():
             member = getattr(ensemble, f"member_{name}")
             for row in draw_table(name, repeats=REPEATS, num_frames=8):
                 share = coefficient / REPEATS
-                expected += share * member.classify(joint, is_frame, row.unsqueeze(0))
+                expected += share * member.classify(prepared, row.unsqueeze(0))
 
     np.testing.assert_allclose(found.probabilities, expected.numpy(), rtol=0, atol=1e-5)
 

@@ -332,32 +332,52 @@ def test_frames_prepared_once_serve_as_well(pooling, rng):
     frames, num_frames = tiny_frames(model.schema, LENGTHS, rng)
     draws = draws_for(model, 2, rng)
 
-    joint, is_frame = prepare_frames(frames, num_frames)
+    prepared = prepare_frames(frames, num_frames)
 
-    assert torch.equal(model.classify(joint, is_frame, draws), model(frames, num_frames, draws))
+    assert torch.equal(model.classify(prepared, draws), model(frames, num_frames, draws))
 
 
 def test_training_normalises_with_the_drawn_frames_only(rng):
     model = stir(SubModel(tiny_recipe(pooling="netvlad"), tiny_schema())).double()
     frames, num_frames = tiny_frames(model.schema, LENGTHS, rng)
-    joint, is_frame = prepare_frames(frames, num_frames)
+    prepared = prepare_frames(frames, num_frames)
     draws = torch.rand(3, 1, 8, generator=rng)
     norm = nn.BatchNorm1d(8, eps=1e-3, momentum=0.1).double()
     norm.running_mean.copy_(model.input_batch_norm.running_mean)
     norm.running_var.copy_(model.input_batch_norm.running_variance)
 
-    model.train().classify(joint, is_frame, draws)
+    model.train().classify(prepared, draws)
 
     norm(
         torch.cat(
             [
-                joint[video, random_indices_loops(draws[video, 0].tolist(), length)].double()
+                prepared.normalised[
+                    video, random_indices_loops(draws[video, 0].tolist(), length)
+                ].double()
                 for video, length in enumerate(LENGTHS)
             ]
         )
     )
     torch.testing.assert_close(model.input_batch_norm.running_mean, norm.running_mean)
     torch.testing.assert_close(model.input_batch_norm.running_variance, norm.running_var)
+
+
+@pytest.mark.parametrize("is_normalised", [True, False])
+def test_a_recipe_says_whether_frames_are_normalised(is_normalised, rng):
+    overrides = [f"input.l2_normalise={str(is_normalised).lower()}"]
+    model = build(pooling="average", gating=None, overrides=overrides)
+    frames, num_frames = tiny_frames(model.schema, LENGTHS, rng)
+    seen = []
+    model.head.register_forward_pre_hook(lambda _, values: seen.append(values[0]))
+
+    model(frames, num_frames)
+
+    for video, length in enumerate(LENGTHS):
+        streams = [values[video].tolist() for values in frames.values()]
+        rows = torch.tensor(prepare_loops(streams, length)[:length])
+        if not is_normalised:
+            rows = torch.cat([values[video, :length] for values in frames.values()], dim=-1)
+        torch.testing.assert_close(seen[0][video, 0], rows.mean(dim=0).double())
 
 
 def test_every_batch_norm_has_the_recipes_momentum():

@@ -192,8 +192,8 @@ def test_batch_norm_follows_every_batch_validated_between_or_not(folder, records
 
     norm = nn.BatchNorm1d(12, eps=1e-3, momentum=0.1)
     for batch, _ in zip(records[0].training_batches(16, seed=0), range(5), strict=False):
-        joint, is_frame = prepare_frames(*to_torch(batch, "cpu"))
-        norm(joint[is_frame])
+        prepared = prepare_frames(*to_torch(batch, "cpu"))
+        norm(prepared.normalised[prepared.is_frame])
     stored = contents(trained.folder.checkpoint(5))
     torch.testing.assert_close(stored["input_batch_norm.running_mean"], norm.running_mean)
     torch.testing.assert_close(stored["input_batch_norm.running_variance"], norm.running_var)

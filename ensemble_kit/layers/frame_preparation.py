@@ -1,6 +1,7 @@
 """From stored features to the joint, normalised frame: done once for all members of a graph."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,6 +10,20 @@ from ensemble_kit.layers.normalisation import l2_normalise
 
 DEQUANTISATION_SCALE = 4.0 / 255.0
 DEQUANTISATION_OFFSET = 4.0 / 512.0 - 2.0
+
+
+class PreparedFrames(NamedTuple):
+    """What members read: each takes ``normalised`` or, where its recipe says so, ``joint``.
+
+    Attributes:
+        joint: ``(B, T, sum of D)``, floating point: the modalities side by side, padding 0.
+        normalised: The same, each joint frame of L2 norm 1, or 0.
+        is_frame: ``(B, T)``, bool; False marks padding.
+    """
+
+    joint: Tensor
+    normalised: Tensor
+    is_frame: Tensor
 
 
 def dequantise(stored: Tensor) -> Tensor:
@@ -32,7 +47,7 @@ def mark_frames(num_frames: Tensor, padded_length: int) -> Tensor:
     return positions < num_frames.unsqueeze(1)
 
 
-def prepare_frames(frames: Mapping[str, Tensor], num_frames: Tensor) -> tuple[Tensor, Tensor]:
+def prepare_frames(frames: Mapping[str, Tensor], num_frames: Tensor) -> PreparedFrames:
     """Dequantise, join the modalities and L2-normalise each joint frame.
 
     As the starter code does before every model: padding is 0 *after* dequantisation, and the
@@ -41,10 +56,6 @@ def prepare_frames(frames: Mapping[str, Tensor], num_frames: Tensor) -> tuple[Te
     Args:
         frames: ``(B, T, D)`` for each modality, in the schema's order; uint8 is dequantised.
         num_frames: ``(B,)``, integers; frames from there on are padding.
-
-    Returns:
-        The joint frames ``(B, T, sum of D)``, floating point, each of L2 norm 1 or 0, and
-        ``is_frame``, ``(B, T)`` bools.
     """
     values = [
         dequantise(stored) if stored.dtype == torch.uint8 else stored for stored in frames.values()
@@ -53,4 +64,4 @@ def prepare_frames(frames: Mapping[str, Tensor], num_frames: Tensor) -> tuple[Te
     is_frame = mark_frames(num_frames, joint.shape[1])
     # where, not a product: a padded NaN must not become a feature
     joint = torch.where(is_frame.unsqueeze(-1), joint, torch.zeros((), dtype=joint.dtype))
-    return l2_normalise(joint), is_frame
+    return PreparedFrames(joint, l2_normalise(joint), is_frame)

@@ -16,10 +16,10 @@ class NeXtVLAD(nn.Module):
         alpha_g = sigmoid(x' Wa + ba)_g,    a_gk = softmax_k(BN(x' Wc))
         V[k] = sum_t w_t sum_g alpha_g a_gk (x'_tg - c_k),    output = BN(vec(l2(V[k])))
 
-    linrongc/youtube-8m, ``NeXtVLADModel``. Its input is not L2-normalised and its rgb features are
-    un-whitened with the extractor's eigenvalues, which are not part of the data; ours has the
-    joint, normalised frame of all other parts. Matrices start as TF-slim's fully connected layers
-    do, assignment and centres as N(0, 1 / sqrt(fan-in)).
+    linrongc/youtube-8m, ``NeXtVLADModel``. Its recipe reads frames that are not L2-normalised, as
+    the code does; the code also un-whitens rgb with the extractor's eigenvalues, which are not part
+    of the data, and takes 4/512 from it: neither is done here. Matrices start as TF-slim's fully
+    connected layers do, assignment and centres as N(0, 1 / sqrt(fan-in)).
 
     Args:
         num_features: D, the size of one frame's feature vector.
