@@ -156,8 +156,9 @@ def covering(names, features_of):
 def graphs():
     """Return groups of recipes to export as one graph each, and the schema of the group.
 
-    Tracing takes a second for each stream of a member. So not every recipe is exported, but every
+    Tracing takes a second for each stream of a member. So these are not all recipes, but every
     part and every form of it, and with one modality where a second would only repeat the first.
+    ``pytest -m exhaustive`` exports each recipe by itself.
     """
     paired = covering(ON_DISK, stream_features)
     names = covering([name for name in ON_DISK if load_recipe(name).fusion is None], part_features)
@@ -295,6 +296,17 @@ def test_the_exported_recipes_have_every_part_between_them():
 
 @pytest.mark.parametrize(("names", "schema"), GRAPHS, ids=["two modalities", "rgb", "more rgb"])
 def test_every_part_runs_alike_in_onnx_runtime(names, schema, tmp_path, rng):
+    compare_with_onnx_runtime(names, schema, tmp_path, rng)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ON_DISK)
+def test_every_recipe_runs_alike_in_onnx_runtime_alone(name, tmp_path, rng):
+    compare_with_onnx_runtime([name], SCHEMA, tmp_path, rng)
+
+
+def compare_with_onnx_runtime(names, schema, tmp_path, rng):
+    """Fuse recipes with random weights, export them, and run both on many shapes."""
     checkpoints = {}
     for seed, name in enumerate(names):
         torch.manual_seed(seed)
