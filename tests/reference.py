@@ -117,9 +117,9 @@ def greedy_loops(
         for name in candidates:
             if name not in members and sizes[name] <= left:
                 names = [*members, name]
-                mixed = mixed_loops(
-                    [candidates[one] for one in names], [weights[one] for one in names]
-                )
+                # alone, a candidate is ranked as it is, though its weight may be 0
+                shares = [weights[one] for one in names] if members else [1]
+                mixed = mixed_loops([candidates[one] for one in names], shares)
                 choices.append((-gap_loops(mixed, positives, k), sizes[name], name))
         if not choices or (steps and -min(choices)[0] <= steps[-1][1]):
             return steps
