@@ -77,7 +77,9 @@ def test_noise_between_seeds_widens_the_interval(script):
 
 
 @pytest.mark.realdata
-def test_a_comparison_that_was_stopped_goes_on(script, real_data, tmp_path, monkeypatch, runner):
+def test_a_comparison_that_was_stopped_trains_only_what_is_left(
+    script, real_data, tmp_path, monkeypatch, runner
+):
     few_records(real_data / "audioset/frame", tmp_path / "data/audioset/frame", shards=8)
     names = "audioset/class_labels_indices.csv"
     (tmp_path / "data" / names).symlink_to(real_data / names)
@@ -85,24 +87,27 @@ def test_a_comparison_that_was_stopped_goes_on(script, real_data, tmp_path, monk
     small = script.Table(**{**vars(table), "rows": table.rows[:2]})
     monkeypatch.setattr(script, "TABLES", (small,))
     monkeypatch.setattr(script, "plot", lambda results, path: None)
-    out = tmp_path / "out"
-    arguments = [str(tmp_path / "data"), str(out), "--quick", "--jobs", "2"]
-    first = runner.invoke(script.main, arguments, catch_exceptions=False)
-    paths = sorted((out / "results").iterdir())
-    assert len(paths) == 4  # two rows, two seeds
-    gaps = [json.loads(path.read_text())["gap"] for path in paths]
-    paths[3].unlink()
+    (tmp_path / "out" / "results").mkdir(parents=True)
+    quick = ("training.max_steps=2", "training.checkpoint_every=1")
+    for row, seed in ((small.rows[0], 0), (small.rows[1], 0), (small.rows[0], 1)):
+        recipe = load_recipe(row.recipe, (*small.schedule, *row.overrides, *quick))
+        settings = script.settings_of(recipe)
+        done = script.Result("S2", row.name, seed, settings, 0.25 + seed / 2, 1.0, 7)
+        path = tmp_path / "out" / "results" / f"S2-{row.name}-{seed}.json"
+        path.write_text(json.dumps(vars(done)))
+    arguments = [str(tmp_path / "data"), str(tmp_path / "out"), "--quick"]
 
-    again = runner.invoke(script.main, arguments, catch_exceptions=False)
+    result = runner.invoke(script.main, arguments, catch_exceptions=False)
 
-    assert again.exit_code == 0
-    assert again.stderr.count("GAP@20") == 1
-    lines = (out / "table.md").read_text().splitlines()
-    assert [line.split(" | ")[0] for line in lines[4:6]] == [
-        "| average-logistic", "| average-moe-cg",
-    ]  # fmt: skip
-    assert first.stdout.splitlines()[:6] == lines[:6]
-    assert all(0 < gap < 1 for gap in gaps)
+    assert result.exit_code == 0
+    assert [line.split(": GAP")[0] for line in result.stderr.splitlines() if "GAP@20" in line] == [
+        "S2 average-moe-cg seed 1"
+    ]
+    path = tmp_path / "out" / "results" / "S2-average-moe-cg-1.json"
+    assert 0 < json.loads(path.read_text())["gap"] < 1
+    lines = (tmp_path / "out" / "table.md").read_text().splitlines()
+    assert lines[4].startswith("| average-logistic | 0.5000 | 0.3536 | ")  # of 0.25 and 0.75
+    assert lines[5].startswith("| average-moe-cg | ")
 
 
 def test_a_plot_names_every_row(script, tmp_path):

@@ -9,7 +9,7 @@ README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding=
 CI = (Path(__file__).resolve().parents[1] / ".ci" / "run").read_text(encoding="utf-8")
 SET_UP = [
     "pip install -c constraints.txt -e . && ensemble-kit demo",
-    "pip install -c constraints.txt -e '.[test]' && pytest",
+    "pip install -c constraints.txt -e '.[test]' && pytest -n auto",
 ]
 
 
