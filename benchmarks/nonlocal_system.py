@@ -1,0 +1,411 @@
+"""The six-member system of S5 at full size, with random weights: from checkpoints to one ONNX file.
+
+521 million parameters are fused in bf16, exported with repeats, opened, and run on videos of 300
+frames. Beside the one file stand the same members with their input tiled ten times, as S5 averaged
+repeats, and six ONNX files run one after the other. Every step is a process of its own.
+
+    python benchmarks/nonlocal_system.py [--quick] [--json] [--rounds N] [--threads N]
+
+It wants 15 GB of disk for temporary files and 12 GB of memory. ``--quick`` takes small members.
+"""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partial
+from math import prod
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from common import (
+    Figures,
+    alone,
+    copy_bandwidth,
+    in_turn,
+    machine,
+    parser_of,
+    print_json,
+    print_table,
+    ratio,
+    spread,
+    versions,
+)
+
+SYSTEM = ("lfnl-netvlad", "lfnl-netrvlad", "efnl-netvlad", "soft-bof-4k", "soft-bof-8k", "gru")
+WILLOW = (
+    "gated-net-vlad",
+    "gated-net-rvlad",
+    "gated-net-fv",
+    "gated-bow",
+    "bow-8000",
+    "gru",
+    "lstm",
+)
+SMALL = ("pooling.num_clusters=4", "pooling.hidden_size=5", "hidden.size=6")
+MOST = 10  # repeats
+REPEATS = (1, 5, MOST)
+BATCHES = (1, 32)
+FRAMES = 300
+PRODUCTS = {"MatMul", "FusedMatMul", "Gemm", "GRU"}
+MIB = 2**20
+
+
+# What the steps work on
+
+
+def build(folder: Path, paper: str, members: Sequence[str], is_quick: bool) -> Figures:
+    """Write a checkpoint of each member, a selection of each alone and one of all."""
+    import torch
+
+    from ensemble_kit.checkpoints import save_tensors
+    from ensemble_kit.data.published import PUBLISHED
+    from ensemble_kit.provenance import CheckpointRecord
+    from ensemble_kit.recipes import load_recipe
+    from ensemble_kit.submodel import SubModel
+
+    folder.mkdir()
+    schema = PUBLISHED["youtube8m-2018"]
+    for seed, name in enumerate(members):
+        recipe = load_recipe(f"{paper}/{name}")
+        if is_quick:
+            sizes = [size for size in SMALL if _has(recipe, size.partition("=")[0])]
+            recipe = load_recipe(f"{paper}/{name}", sizes)
+        record = CheckpointRecord(
+            kit_version="0", name=name, run=name, recipe=recipe.record, data_schema=schema, step=1,
+            examples=1, seed=seed, training_files=(),
+        )  # fmt: skip
+        torch.manual_seed(seed)
+        tensors = SubModel(recipe, schema).state_dict()
+        save_tensors(folder / f"{name}.safetensors", tensors, record, force=False)
+        _select(folder, f"{name}.json", [name])
+    _select(folder, "selection.json", members)
+    return {}
+
+
+def _has(recipe: object, key: str) -> bool:
+    table, _, name = key.partition(".")
+    return hasattr(getattr(recipe, table), name)
+
+
+def _select(folder: Path, output: str, members: Sequence[str]) -> None:
+    """Write a selection as if ``ensemble-kit select`` had chosen the members."""
+    from ensemble_kit.checkpoints import open_tensors
+    from ensemble_kit.files import sha256_of
+    from ensemble_kit.loading import count_stored
+    from ensemble_kit.provenance import FileRecord, ModelRecord, SelectedRecord, SelectionRecord
+    from ensemble_kit.selections import write_selection
+
+    selected = []
+    for name in members:
+        path = folder / f"{name}.safetensors"
+        with open_tensors(path) as file:
+            count = count_stored(file)
+        found = FileRecord(path=path.name, sha256=sha256_of(path))
+        selected.append(
+            SelectedRecord(
+                name=name, coefficient=1 / len(members), bytes=2 * count, gap=0.5, gap_without=0.5,
+                predictions=found,
+                model=ModelRecord(file=found, kind="checkpoint", num_values=count, repeats=1),
+            )
+        )  # fmt: skip
+    record = SelectionRecord(
+        kit_version="0", k=20, dtype="bf16", max_size=2**30, rule="All.", dataset_sha256="0" * 64,
+        vocabulary_sha256=None, videos=1, positives=1, gap=0.5, members=tuple(selected), path=(),
+        bytes=sum(member.bytes for member in selected), candidates=(),
+    )  # fmt: skip
+    write_selection(folder / output, record, force=False)
+
+
+# The steps
+
+
+def fuse(selection: Path, output: Path) -> Figures:
+    from ensemble_kit import fuse as fuse_members
+
+    start = time.perf_counter()
+    fused = fuse_members(selection, output, dtype="bf16")
+    return {"seconds": time.perf_counter() - start, "bytes": fused.num_bytes}
+
+
+def refuse(selection: Path, output: Path) -> str:
+    """Fuse a system that is too large; return the message."""
+    from ensemble_kit import fuse as fuse_members
+    from ensemble_kit.errors import SizeLimitError
+
+    try:
+        fuse_members(selection, output, dtype="bf16")
+    except SizeLimitError as error:
+        return str(error)
+    raise AssertionError("a system of 2.5 GB was not refused")
+
+
+def export(fused: Path, output: Path, repeats: int) -> Figures:
+    from ensemble_kit import export_onnx
+
+    start = time.perf_counter()
+    exported = export_onnx(fused, output, repeats=repeats)
+    return {"seconds": time.perf_counter() - start, "bytes": exported.num_bytes}
+
+
+def export_tiled(fused: Path, output: Path, repeats: int) -> Figures:
+    """Export the members with all that they read tiled along the batch, float32 weights beside."""
+    import torch
+    from torch import Tensor
+
+    from ensemble_kit.checkpoints import open_tensors
+    from ensemble_kit.ensemble import FusedEnsemble, draws_name, example_frames, module_name
+    from ensemble_kit.layers.frame_preparation import prepare_frames
+    from ensemble_kit.layers.frame_sampling import AllFrames
+    from ensemble_kit.loading import load_fused
+
+    class Tiled(torch.nn.Module):
+        def __init__(self, ensemble: FusedEnsemble) -> None:
+            super().__init__()
+            self.ensemble = ensemble
+            self.samplings = {}
+            for name in ensemble.names:
+                member = getattr(ensemble, module_name(name))
+                if member.num_draws is not None:
+                    self.samplings[name] = member.sampling
+                    member.sampling = AllFrames()
+
+        def forward(self, rgb: Tensor, audio: Tensor, num_frames: Tensor) -> Tensor:
+            joint, is_frame = prepare_frames({"rgb": rgb, "audio": audio}, num_frames)
+            joint = joint.repeat_interleave(repeats, dim=0)
+            is_frame = is_frame.repeat_interleave(repeats, dim=0)
+            mixed = 0
+            for name, share in zip(self.ensemble.names, self.ensemble.coefficients, strict=True):
+                member, frames, taken = getattr(self.ensemble, module_name(name)), joint, is_frame
+                if name in self.samplings:
+                    draws = getattr(self.ensemble, draws_name(name)).repeat(rgb.shape[0], 1)
+                    indices = self.samplings[name].indices(is_frame, draws.unsqueeze(1))[:, 0]
+                    frames = joint.gather(1, indices.unsqueeze(-1).expand(-1, -1, joint.shape[-1]))
+                    taken = is_frame[:, :1].expand(-1, indices.shape[1])
+                mixed = mixed + share * member.classify(frames, taken)
+            return mixed.unflatten(0, (rgb.shape[0], repeats)).mean(dim=1)
+
+    with open_tensors(fused) as file:
+        tiled = Tiled(load_fused(file, repeats=repeats)).eval()
+    frames, num_frames = example_frames(tiled.ensemble.schema, 3, 7)
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("frames")
+    torch.onnx.export(
+        tiled,
+        (*frames.values(), num_frames),
+        output,
+        dynamo=True,
+        external_data=True,
+        dynamic_shapes=({0: batch, 1: length}, {0: batch, 1: length}, {0: batch}),
+        input_names=["rgb", "audio", "num_frames"],
+        verbose=False,
+    )
+    return {}
+
+
+def run(paths: Sequence[Path], batch_size: int, threads: int, rounds: int) -> Figures:
+    """Open files and run them one after the other on the same videos, warm."""
+    start = time.perf_counter()
+    sessions = [_session(path, threads) for path in paths]
+    opening, resident = time.perf_counter() - start, _resident_bytes()
+    feed = _videos(batch_size)
+    seconds = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        for session in sessions:
+            session.run(None, feed)
+        seconds.append(time.perf_counter() - start)
+    return {"open": opening, "resident": resident, "seconds": median(seconds[1:])}
+
+
+def products(path: Path, batch_size: int, threads: int) -> Figures:
+    """Return the share of a run's time that matrix products take, and their FLOP/s over it all."""
+    with tempfile.TemporaryDirectory() as folder:
+        session = _session(path, threads, profile=Path(folder) / "profile")
+        for _ in range(2):
+            session.run(None, _videos(batch_size))
+        events = json.loads(Path(session.end_profiling()).read_text())
+    kernels = [
+        (event["args"]["op_name"], event["dur"] / 1e6, event["args"])
+        for event in events
+        if event["cat"] == "Node" and event["name"].endswith("_kernel_time")
+    ]
+    total = sum(seconds for _, seconds, _ in kernels)
+    flops = sum(_flops(*_shapes(args), op) for op, _, args in kernels if op in PRODUCTS)
+    inside = sum(seconds for op, seconds, _ in kernels if op in PRODUCTS)
+    return {"share": inside / total, "flops": flops / total}
+
+
+def _shapes(args: dict[str, list[dict[str, list[int]]]]) -> tuple[list[int], list[int]]:
+    first, out = args["input_type_shape"][0], args["output_type_shape"][0]
+    return next(iter(first.values())), next(iter(out.values()))
+
+
+def _flops(taken: list[int], made: list[int], op: str) -> int:
+    """Return a product's operations, from the shapes of its first input and its first output."""
+    if op == "GRU":  # (T, B, D) -> (T, directions, B, H): three gates of input and of state
+        steps, batch, width = taken
+        return 2 * steps * batch * made[1] * 3 * made[3] * (width + made[3])
+    return 2 * prod(made) * taken[-1]
+
+
+def best_product(threads: int, size: int = 3072) -> Figures:
+    """Return the FLOP/s of one large product in ONNX Runtime, the best of several."""
+    from onnx import TensorProto, helper
+
+    def value(name: str) -> object:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, [size, size])
+
+    node = helper.make_node("MatMul", ["a", "b"], ["c"])
+    graph = helper.make_graph([node], "product", [value("a"), value("b")], [value("c")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    session = _session(model.SerializeToString(), threads)
+    matrix = np.ones((size, size), np.float32)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        session.run(None, {"a": matrix, "b": matrix})
+        seconds.append(time.perf_counter() - start)
+    return {"flops": 2 * size**3 / min(seconds)}
+
+
+def _session(model: Path | bytes, threads: int, *, profile: Path | None = None) -> object:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _videos(batch_size: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    widths = {"rgb": 1024, "audio": 128}
+    return {
+        name: random.integers(0, 256, (batch_size, FRAMES, width), dtype=np.uint8)
+        for name, width in widths.items()
+    } | {"num_frames": np.full(batch_size, FRAMES, np.int64)}
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+# What is said of them
+
+
+def measure(folder: Path, *, is_quick: bool, threads: int, rounds: int) -> dict[str, object]:
+    """Do every step; return what each gave by its name."""
+    steps: dict[str, Figures] = {}
+    system = folder / "system"
+    alone(build, system, "nonlocal", SYSTEM, is_quick)
+    fused = system / "fused.safetensors"
+    steps["fuse"] = alone(fuse, system / "selection.json", fused)
+    files = {repeats: system / f"{repeats}.onnx" for repeats in REPEATS}
+    for repeats, path in reversed(files.items()):
+        steps[f"export, {repeats} repeats"] = alone(export, fused, path, repeats)
+    tiled = system / "tiled.onnx"
+    alone(export_tiled, fused, tiled, MOST)
+    six = []
+    for name in SYSTEM:
+        part = system / f"{name}.fused.safetensors"
+        alone(fuse, system / f"{name}.json", part)
+        six.append(system / f"{name}.onnx")
+        alone(export, part, six[-1], MOST)
+    work = {
+        (f"{repeats} repeats", batch): partial(alone, run, [path], batch, threads, 2)
+        for batch in BATCHES
+        for repeats, path in files.items()
+    }
+    for batch in BATCHES:
+        work[f"{MOST} repeats, tiled", batch] = partial(alone, run, [tiled], batch, threads, 1)
+        work[f"{MOST} repeats, six files", batch] = partial(alone, run, six, batch, threads, 2)
+    limit = alone(best_product, threads)["flops"]
+    runs = in_turn(work, rounds=rounds)
+    reached = alone(products, files[MOST], max(BATCHES), threads)
+    willow = folder / "willow"
+    alone(build, willow, "willow", WILLOW, False)
+    refusal = refuse(willow / "selection.json", willow / "fused.safetensors")
+    return {"steps": steps, "runs": runs, "limit": limit, "reached": reached, "refusal": refusal}
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    described = f"{machine()}, {options.threads} threads"
+    packages, _ = versions("onnxruntime-gpu", "torch", "onnx", "numpy")
+    bandwidth = copy_bandwidth()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(
+            Path(folder), is_quick=options.quick, threads=options.threads, rounds=options.rounds
+        )
+    steps, runs, most = found["steps"], found["runs"], max(BATCHES)
+    one = runs["1 repeats", most]["seconds"]
+    ten = runs[f"{MOST} repeats", most]["seconds"]
+    tiled = runs[f"{MOST} repeats, tiled", most]["seconds"]
+    six = runs[f"{MOST} repeats, six files", most]["seconds"]
+    figures = {
+        "fused_bytes": steps["fuse"]["bytes"],
+        "onnx_bytes": steps[f"export, {MOST} repeats"]["bytes"],
+        "repeats_cost": ratio(ten, one),
+        "tiled_cost": ratio(tiled, one),
+        "share_in_products": found["reached"]["share"],
+        "share_of_limit": found["reached"]["flops"] / found["limit"],
+    }
+    if options.as_json:
+        print_json(
+            ratios={"tiled": ratio(tiled, ten), "six files": ratio(six, ten)},
+            **figures,
+            machine=described,
+            versions=packages,
+            steps=steps,
+            runs=[
+                {"work": work, "batch": batch, **values} for (work, batch), values in runs.items()
+            ],
+            product_flops=found["limit"],
+            copy_bandwidth=bandwidth,
+            refusal=found["refusal"],
+        )
+        return
+    print(f"{described}; {packages}")
+    print(f"one product {found['limit'] / 1e9:.0f} GFLOP/s, copy {bandwidth / 1e9:.1f} GB/s")
+    print_table(
+        ["step", "s", "MiB written", "peak MiB"],
+        [
+            [name, f"{step['seconds']:.1f}", f"{step['bytes'] / MIB:,.1f}",
+             f"{step['peak_bytes'] / MIB:,.0f}"]
+            for name, step in steps.items()
+        ],
+    )  # fmt: skip
+    print_table(
+        ["run", "batch", "videos/s", "s a batch", "s to open", "MiB open", "peak MiB"],
+        [
+            [
+                name,
+                str(batch),
+                f"{batch / median(values['seconds']):.2f}",
+                spread(values["seconds"]),
+                spread(values["open"], digits=1),
+                spread(values["resident"], digits=0, unit=MIB),
+                spread(values["peak_bytes"], digits=0, unit=MIB),
+            ]
+            for (name, batch), values in runs.items()
+        ],
+    )
+    print(
+        f"\nTen repeats cost {figures['repeats_cost']:.2f} times one at batch {most}; tiled, "
+        f"{figures['tiled_cost']:.2f} times. Products take {figures['share_in_products']:.0%} of "
+        f"the run, which reaches {figures['share_of_limit']:.0%} of the speed of one product."
+        f"\n\nWILLOW's seven members: {found['refusal']}"
+    )
+
+
+if __name__ == "__main__":
+    main()
