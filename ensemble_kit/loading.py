@@ -6,13 +6,13 @@ into probabilities, whichever it was.
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ensemble_kit.checkpoints import FLOATING, TensorFile, open_tensors
+from ensemble_kit.checkpoints import FLOATING, TensorFile, TensorSpec, open_tensors
 from ensemble_kit.data.dataset import Batch, Records
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.ensemble import FusedEnsemble, module_name
@@ -120,12 +120,27 @@ def require_device(device: str) -> None:
         )
 
 
+class Tensors(Protocol):
+    """Tensors by name: an open file, or what is computed from several."""
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """The type and shape of every tensor."""
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a tensor of the type that its spec says."""
+
+
 def load_sub_model(file: TensorFile) -> SubModel:
     """Build the sub-model of an open checkpoint, in float32 and evaluation mode."""
-    record = file.record(CheckpointRecord)
+    return build_sub_model(file.record(CheckpointRecord), file, path=file.path)
+
+
+def build_sub_model(record: CheckpointRecord, tensors: Tensors, *, path: Path) -> SubModel:
+    """Build the sub-model of a record, in float32 and evaluation mode; faults name ``path``."""
     with torch.device("meta"):
         model = SubModel(parse_recipe(record.recipe), record.data_schema)
-    fill(model, file, prefix="", path=file.path)
+    fill(model, tensors, prefix="", path=path)
     return model.eval()
 
 
@@ -150,7 +165,7 @@ def member_prefix(name: str) -> str:
     return f"{module_name(name)}."
 
 
-def fill(model: torch.nn.Module, file: TensorFile, *, prefix: str, path: Path) -> None:
+def fill(model: torch.nn.Module, file: Tensors, *, prefix: str, path: Path) -> None:
     """Give a model built on the meta device its tensors, floating ones in float32.
 
     Raises:
