@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     import torch
 
 METADATA_KEY = "ensemble_kit"
-ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
+ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1,
+              "BOOL": 1}  # fmt: skip
 NUMPY_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64",
-                "int32": "I32", "uint8": "U8", "bool": "BOOL"}  # fmt: skip
+                "int32": "I32", "int8": "I8", "uint8": "U8", "bool": "BOOL"}  # fmt: skip
 FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 R = TypeVar("R", bound=Record)
 

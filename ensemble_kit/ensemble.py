@@ -75,12 +75,6 @@ def draws_name(member: str) -> str:
     return f"draws_{member}"
 
 
-def round_to(tensor: Tensor, dtype: str) -> Tensor:
-    """Return a tensor in the type that ``fp32``, ``fp16`` or ``bf16`` names, if it is floating."""
-    types = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    return tensor.to(types[dtype]) if tensor.is_floating_point() else tensor
-
-
 def example_frames(
     schema: Schema, batch_size: int, length: int
 ) -> tuple[dict[str, Tensor], Tensor]:

@@ -97,7 +97,7 @@ def _describe(model: ir.Model, record: FusedRecord, fused: Path, repeats: int) -
         "repeats": str(repeats),
         "top_k": str(top_k_of(record)),
         "fused_sha256": sha256_of(fused),
-        "validation_gap": json.dumps(record.validation_gap),
+        "validation": record.validation.model_dump_json() if record.validation else "null",
     }
     model.metadata_props.update({METADATA_PREFIX + key: text for key, text in about.items()})
     model.producer_name, model.producer_version = "ensemble-kit", ensemble_kit.__version__

@@ -1,23 +1,30 @@
 """Fuse: the members of a selection into one file, in the type they will be shipped in."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from os.path import relpath
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 import ensemble_kit
-from ensemble_kit.checkpoints import FLOATING, TensorFile, TensorSpec, open_tensors, write_tensors
+from ensemble_kit.checkpoints import TensorFile, open_tensors, write_tensors
+from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import Schema
-from ensemble_kit.ensemble import example_frames, round_to
+from ensemble_kit.ensemble import example_frames
 from ensemble_kit.errors import FusionError, SizeLimitError
 from ensemble_kit.files import GIB, format_size, refuse_overwrite, sha256_of, written_aside
+from ensemble_kit.fused_weights import FusedWeights, Member, RoundedTensors
 from ensemble_kit.layers.frame_preparation import prepare_frames
-from ensemble_kit.loading import count_stored, load_fused_member, load_sub_model, member_prefix
+from ensemble_kit.loading import (
+    build_sub_model,
+    check_fits,
+    count_stored,
+    load_fused_member,
+    load_sub_model,
+)
 from ensemble_kit.provenance import (
     BYTES_PER_VALUE,
     CheckpointRecord,
@@ -26,11 +33,16 @@ from ensemble_kit.provenance import (
     FusedRecord,
     MemberRecord,
     SelectionRecord,
+    ValidationRecord,
 )
+from ensemble_kit.recipes import parse_recipe
+from ensemble_kit.rounding import Forms, Loss, loss_on
 from ensemble_kit.selections import read_selection
+from ensemble_kit.storage import output_axes
+from ensemble_kit.submodel import SubModel
 
-STORED = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 TOLERANCE = 1e-6  # float32 sums of the same numbers in the same order; 8 eps of a probability
+MAX_GAP_LOSS = 0.001
 
 
 @dataclass(frozen=True)
@@ -42,20 +54,17 @@ class FusedFile:
         num_bytes: Its size.
         max_size: The limit it fits.
         members: The members' names.
-        worst_change: The largest change of any probability by rounding the weights, on the frames
-            that the proof was made with.
+        loss: What rounding the weights changed: on the records that were given, or else on a few
+            made-up frames.
+        coarse: In fp16, tensors whose numbers are so near 0 that bf16 would lose less of them.
     """
 
     path: Path
     num_bytes: int
     max_size: int
     members: tuple[str, ...]
-    worst_change: float
-
-
-class _Member(NamedTuple):
-    record: MemberRecord
-    file: TensorFile
+    loss: Loss
+    coarse: tuple[str, ...]
 
 
 def fuse(
@@ -64,25 +73,33 @@ def fuse(
     *,
     dtype: Dtype = "bf16",
     max_size: int = GIB,
+    records: Records | None = None,
+    max_gap_loss: float = MAX_GAP_LOSS,
     force: bool = False,
 ) -> FusedFile:
     """Write the members of a selection into one file and prove it equal to them.
 
     Every floating tensor is stored in ``dtype``, statistics of batch norm included, as S5 stored
-    its system. Tensors pass through memory one at a time. Before the file is kept, each member is
-    run from it and from its own checkpoint rounded to ``dtype``: the two must agree.
+    its system; see ``storage.round_to`` for what int8 does. Tensors pass through memory one at a
+    time. Before the file is kept, each member is run from it and from its own checkpoint rounded to
+    ``dtype``: the two must agree.
 
     Args:
         selection: A ``selection.json``.
         output: The file to write.
-        dtype: ``fp32``, ``fp16`` or ``bf16``.
+        dtype: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
         max_size: The most bytes the file may have.
+        records: Validation records to measure GAP on before and after rounding.
+        max_gap_loss: The most GAP that rounding may cost on them.
         force: Whether an existing file may be replaced.
 
     Raises:
         SelectionError: The selection cannot be read.
-        FusionError: A member has changed since it was selected, is no checkpoint, or does not
-            belong with the others; or the file disagrees with its members.
+        CheckpointError: A member's file is damaged or holds NaN or infinity.
+        FusionError: A member has changed since it was selected, is no checkpoint, does not belong
+            with the others, or does not fit into ``dtype``; rounding costs more than
+            ``max_gap_loss``; or the file disagrees with its members.
+        PredictionsError: The records are not of the members' modalities or vocabulary.
         SizeLimitError: The file would be larger than ``max_size``.
         OutputError: ``output`` exists and ``force`` is False.
     """
@@ -91,11 +108,8 @@ def fuse(
     with ExitStack() as stack:
         members = list(_open_members(selection, chosen, stack, output.parent))
         schema = _common_schema(members)
-        specs = {
-            member_prefix(member.record.name) + name: _stored(spec, dtype)
-            for member in members
-            for name, spec in member.file.specs.items()
-        }
+        if records is not None:
+            check_fits(schema, records.schema, path=selection)
         record = FusedRecord(
             kit_version=ensemble_kit.__version__,
             dtype=dtype,
@@ -104,24 +118,32 @@ def fuse(
             selection=FileRecord(
                 path=relpath(selection, output.parent), sha256=sha256_of(selection)
             ),
-            validation_gap=chosen.gap,
+            validation=ValidationRecord(
+                gap=chosen.gap,
+                k=chosen.k,
+                videos=chosen.videos,
+                dataset_sha256=chosen.dataset_sha256,
+                repeats=max(m.model.repeats for m in chosen.members if m.model is not None),
+            ),
             top_k=chosen.k,
         )
-        files = {member_prefix(member.record.name): member.file for member in members}
-        values = sum(spec.num_values for spec in specs.values()) * BYTES_PER_VALUE[dtype]
-        _refuse_size(values, max_size, chosen, dtype, overhead=0)
+        counted = sum(member.record.num_values for member in members) * BYTES_PER_VALUE[dtype]
+        _refuse_size(counted, max_size, chosen, dtype, overhead=0)
+        weights = FusedWeights(members, dtype)
         with written_aside(output, force=force) as aside:
-            write_tensors(aside, specs, lambda n: _rounded(files, n, dtype), record, force=True)
+            write_tensors(aside, weights.specs, weights.produce, record, force=True)
             num_bytes = aside.stat().st_size
-            _refuse_size(num_bytes, max_size, chosen, dtype, overhead=num_bytes - values)
-            worst = _prove(aside, members, record, output)
+            _refuse_size(num_bytes, max_size, chosen, dtype, overhead=num_bytes - counted)
+            loss = _prove(aside, members, record, output)
+            if records is not None:
+                loss = _measure(aside, members, record, records, max_gap_loss, output)
     names = tuple(member.record.name for member in members)
-    return FusedFile(output, num_bytes, max_size, names, worst)
+    return FusedFile(output, num_bytes, max_size, names, loss, tuple(weights.coarse))
 
 
 def _open_members(
     selection: Path, chosen: SelectionRecord, stack: ExitStack, folder: Path
-) -> Iterator[_Member]:
+) -> Iterator[Member]:
     for member in chosen.members:
         if member.model is None or member.model.kind != "checkpoint":
             kind = "predictions without a model" if member.model is None else member.model.kind
@@ -143,7 +165,9 @@ def _open_members(
             )
         file = stack.enter_context(open_tensors(path))
         record = file.record(CheckpointRecord)
-        yield _Member(
+        with torch.device("meta"):
+            axes = output_axes(SubModel(parse_recipe(record.recipe), record.data_schema))
+        yield Member(
             MemberRecord(
                 name=member.name,
                 coefficient=member.coefficient,
@@ -152,10 +176,11 @@ def _open_members(
                 num_values=count_stored(file),
             ),
             file,
+            axes,
         )
 
 
-def _common_schema(members: list[_Member]) -> Schema:
+def _common_schema(members: list[Member]) -> Schema:
     first = members[0].file.record(CheckpointRecord).data_schema
     for member in members[1:]:
         schema = member.file.record(CheckpointRecord).data_schema
@@ -169,21 +194,6 @@ def _common_schema(members: list[_Member]) -> Schema:
                     mend="Fuse members that were trained on records of one schema.",
                 )
     return first
-
-
-def _stored(spec: TensorSpec, dtype: Dtype) -> TensorSpec:
-    return spec._replace(dtype=STORED[dtype]) if spec.dtype in FLOATING else spec
-
-
-def _rounded(files: Mapping[str, TensorFile], name: str, dtype: Dtype) -> Tensor:
-    prefix = next(prefix for prefix in files if name.startswith(prefix))
-    tensor = round_to(files[prefix].tensor(name.removeprefix(prefix)), dtype)
-    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-        raise FusionError(
-            f"{files[prefix].path}: {name.removeprefix(prefix)} is too large for {dtype}.",
-            mend="Fuse with --dtype bf16, which has the range of fp32.",
-        )
-    return tensor
 
 
 def _refuse_size(
@@ -208,34 +218,71 @@ def _refuse_size(
     )
 
 
-def _prove(aside: Path, members: list[_Member], record: FusedRecord, output: Path) -> float:
-    """Run each member from both files; return the largest change that rounding made.
+def _forms(member: Member, file: TensorFile, record: FusedRecord) -> Forms:
+    return Forms(
+        member.record.name,
+        member.record.coefficient,
+        partial(load_sub_model, member.file),
+        partial(load_fused_member, file, member.record, record.data_schema),
+    )
+
+
+def _prove(aside: Path, members: Sequence[Member], record: FusedRecord, output: Path) -> Loss:
+    """Run each member from both files; return what rounding changed.
 
     One member at a time is in memory, in float32, from its checkpoint or from the fused file.
     """
     prepared = prepare_frames(*example_frames(record.data_schema, 4, 12))
-    exact = torch.zeros(())
-    fused = torch.zeros(())
+    change = torch.zeros(())
     with open_tensors(aside) as file, torch.inference_mode():
         for member in members:
-            model = load_sub_model(member.file)
-            draws = model.draws_for(member.record.name, repeats=1)
-            exact = exact + member.record.coefficient * model.classify(prepared, draws)
-            state = {
-                name: round_to(tensor, record.dtype).to(tensor.dtype)
-                for name, tensor in model.state_dict().items()
-            }
-            model.load_state_dict(state, assign=True)
+            name, coefficient, load_exact, load_rounded = _forms(member, file, record)
+            model = load_exact()
+            draws = model.draws_for(name, repeats=1)
+            exact = model.classify(prepared, draws)
+            tensors = RoundedTensors(member.file, record.dtype, member.axes)
+            del model  # before the next is loaded: one at a time
+            model = build_sub_model(
+                member.file.record(CheckpointRecord), tensors, path=member.file.path
+            )
             alone = model.classify(prepared, draws)
-            del model, state
-            model = load_fused_member(file, member.record, record.data_schema)
-            again = model.classify(prepared, draws)
+            del model
+            again = load_rounded().classify(prepared, draws)
             difference = float((alone - again).abs().max())
             if not difference <= TOLERANCE:
                 raise FusionError(
-                    f"{output}: member {member.record.name} differs by {difference:.2g} from "
+                    f"{output}: member {name} differs by {difference:.2g} from "
                     f"{member.file.path} rounded to {record.dtype}; {TOLERANCE:.0e} may be.",
                     mend="Report this as a fault of ensemble-kit; nothing was written.",
                 )
-            fused = fused + member.record.coefficient * again
-    return float((exact - fused).abs().max())
+            change = change + coefficient * (again - exact)
+    change = change.abs()
+    return Loss(float(change.max()), float(change.mean()))
+
+
+def _measure(
+    aside: Path,
+    members: Sequence[Member],
+    record: FusedRecord,
+    records: Records,
+    max_gap_loss: float,
+    output: Path,
+) -> Loss:
+    """Measure GAP before and after rounding.
+
+    Raises:
+        FusionError: It falls by more than ``max_gap_loss``.
+    """
+    k = record.top_k
+    with open_tensors(aside) as file:
+        loss = loss_on(records, [_forms(member, file, record) for member in members], k=k)
+    assert loss.gap_before is not None
+    assert loss.gap_after is not None
+    if loss.gap_before - loss.gap_after > max_gap_loss:
+        raise FusionError(
+            f"{output}: in {record.dtype} GAP@{k} falls by "
+            f"{loss.gap_before - loss.gap_after:.4f}, from {loss.gap_before:.4f} to "
+            f"{loss.gap_after:.4f} on {loss.num_videos:,} videos; {max_gap_loss:g} may be lost.",
+            mend="Fuse with another --dtype, or raise --max-gap-loss.",
+        )
+    return loss

@@ -4,7 +4,7 @@
 into probabilities, whichever it was.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -21,6 +21,7 @@ from ensemble_kit.metrics import Metrics, MetricsAccumulator
 from ensemble_kit.provenance import CheckpointRecord, FusedRecord, MemberRecord
 from ensemble_kit.recipes import parse_recipe
 from ensemble_kit.runtime import OnnxEnsemble
+from ensemble_kit.storage import SCALE, Stored, is_finite
 from ensemble_kit.submodel import SubModel
 
 BATCH_SIZE = 128  # videos at a time where nothing else is asked for; changes no result
@@ -173,20 +174,29 @@ def fill(model: torch.nn.Module, file: Tensors, *, prefix: str, path: Path) -> N
     """
     state: dict[str, Tensor] = {}
     for name, empty in model.state_dict().items():
-        spec = file.specs.get(prefix + name)
-        if spec is None or spec.shape != tuple(empty.shape):
-            found = "is missing" if spec is None else f"has shape {spec.shape}"
-            raise CheckpointError(
-                f"{path}: tensor {prefix + name} {found}; its recipe needs {tuple(empty.shape)}.",
-                mend="Make the file again with this version of ensemble-kit.",
-            )
-        tensor = file.tensor(prefix + name)
-        if spec.dtype in FLOATING:
-            tensor = tensor.float()
-            if not bool(tensor.isfinite().all()):
-                raise not_finite(path, prefix + name)
+        full, needed = prefix + name, tuple(empty.shape)
+        _require_shape(file, full, [needed], path)
+        tensor, scale = file.tensor(full), None
+        if full + SCALE in file.specs:
+            _require_shape(file, full + SCALE, [(needed[0], 1), (1, needed[-1])], path)
+            scale = file.tensor(full + SCALE)
+        if scale is not None or file.specs[full].dtype in FLOATING:
+            tensor = Stored(tensor, scale).restored()
+            if not is_finite(tensor):
+                raise not_finite(path, full)
         state[name] = tensor
     model.load_state_dict(state, assign=True)
+
+
+def _require_shape(file: Tensors, name: str, shapes: Sequence[tuple[int, ...]], path: Path) -> None:
+    spec = file.specs.get(name)
+    if spec is None or spec.shape not in shapes:
+        found = "is missing" if spec is None else f"has shape {spec.shape}"
+        needed = " or ".join(map(str, shapes))
+        raise CheckpointError(
+            f"{path}: tensor {name} {found}; its recipe needs {needed}.",
+            mend="Make the file again with this version of ensemble-kit.",
+        )
 
 
 def not_finite(path: Path, name: str) -> CheckpointError:

@@ -9,9 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ensemble_kit.data.schema import Schema
 
-Dtype = Literal["fp32", "fp16", "bf16"]
+Dtype = Literal["fp32", "fp16", "bf16", "int8"]
 Mixing = Literal["uniform", "gap"]
-BYTES_PER_VALUE: dict[str, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
+# int8: the small rest, which is bf16, is not counted
+BYTES_PER_VALUE: dict[str, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 
 class Record(BaseModel):
@@ -105,6 +106,24 @@ class MemberRecord(Record):
     num_values: int
 
 
+class ValidationRecord(Record):
+    """The GAP that a selection measured for the members of a fused file.
+
+    Attributes:
+        gap: GAP@k of their weighted mean.
+        k: The k of it.
+        videos: Videos that it was measured on.
+        dataset_sha256: The hash of their ids and labels in order.
+        repeats: Draws whose probabilities were averaged, the most of any member.
+    """
+
+    gap: float
+    k: int
+    videos: int
+    dataset_sha256: str
+    repeats: int
+
+
 class FusedRecord(Record):
     """The metadata of a fused file.
 
@@ -113,8 +132,8 @@ class FusedRecord(Record):
         members: In selection's order; coefficients sum to 1.
         data_schema: What its inputs and its classes are.
         selection: The selection it was fused from.
-        validation_gap: The GAP that selection measured for these members.
-        top_k: The k of that GAP.
+        validation: What selection measured.
+        top_k: How many classes are listed for a video.
     """
 
     kind: Literal["fused"] = "fused"
@@ -123,7 +142,7 @@ class FusedRecord(Record):
     members: tuple[MemberRecord, ...]
     data_schema: Schema
     selection: FileRecord | None
-    validation_gap: float | None
+    validation: ValidationRecord | None
     top_k: int
 
 

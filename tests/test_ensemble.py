@@ -2,7 +2,7 @@ import pytest
 import torch
 from builders import tiny_frames, tiny_model, tiny_recipe, tiny_schema
 
-from ensemble_kit.ensemble import FusedEnsemble, example_frames, round_to
+from ensemble_kit.ensemble import FusedEnsemble, example_frames
 from ensemble_kit.layers.frame_sampling import draw_table
 
 SCHEMA = tiny_schema(value_type="uint8")
@@ -84,15 +84,6 @@ def test_the_tables_of_draws_are_not_stored_with_the_weights(members):
         "draws_clusters",
         "draws_bag",
     }
-
-
-@pytest.mark.parametrize(
-    ("dtype", "expected"),
-    [("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)],
-)
-def test_floating_tensors_are_rounded_and_counts_are_not(dtype, expected):
-    assert round_to(torch.ones(2), dtype).dtype == expected
-    assert torch.equal(round_to(torch.tensor([2**30 + 1]), dtype), torch.tensor([2**30 + 1]))
 
 
 @pytest.mark.parametrize("value_type", ["uint8", "float32"])

@@ -1,28 +1,33 @@
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from builders import tiny_recipe, tiny_schema, write_checkpoint
 from workspace_fixture import COEFFICIENTS, MEMBERS, write_selection_of
 
-from ensemble_kit import fusion
-from ensemble_kit.checkpoints import open_tensors
+from ensemble_kit import fusion, rounding
+from ensemble_kit.checkpoints import open_tensors, save_tensors
+from ensemble_kit.data.dataset import Records
 from ensemble_kit.ensemble import example_frames
 from ensemble_kit.errors import (
     CheckpointError,
     FusionError,
     OutputError,
+    PredictionsError,
     SelectionError,
     SizeLimitError,
 )
 from ensemble_kit.files import sha256_of
 from ensemble_kit.fusion import fuse
 from ensemble_kit.layers.frame_sampling import draw_table
-from ensemble_kit.loading import load_fused, load_sub_model, member_prefix
+from ensemble_kit.loading import load, load_fused, load_sub_model, member_prefix
 from ensemble_kit.provenance import CheckpointRecord, FusedRecord
+from ensemble_kit.rounding import Loss
 from ensemble_kit.selections import read_selection, write_selection
+from ensemble_kit.storage import SCALE, output_axes, round_to
 
-TORCH_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = ["fp32", "fp16", "bf16", "int8"]
 REPORT_IT = "Report this as a fault of ensemble-kit; nothing was written."
 
 
@@ -52,23 +57,51 @@ def refused(kind, selection, output, **options):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("dtype", TORCH_TYPES)
+def stored_of(name, dtype, workspace):
+    """Return what of a member a fused file should hold, and the member with its weights rounded."""
+    with open_tensors(workspace.averaged(name)) as file:
+        tensors, model = dict(file.tensors()), load_sub_model(file)
+    axes = output_axes(model)
+    stored = {key: round_to(t, dtype, output_axis=axes.get(key)) for key, t in tensors.items()}
+    model.load_state_dict({key: one.restored() for key, one in stored.items()})
+    expected = {member_prefix(name) + key: one.values for key, one in stored.items()}
+    scales = {
+        member_prefix(name) + key + SCALE: one.scale
+        for key, one in stored.items()
+        if one.scale is not None
+    }
+    return expected | scales, model
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_the_file_holds_the_members_tensors_rounded_and_nothing_else(dtype, fused, workspace):
     with open_tensors(fused[dtype].path) as file:
         found = dict(file.tensors())
 
     expected = {}
     for name in MEMBERS:
-        with open_tensors(workspace.averaged(name)) as member:
-            expected |= {member_prefix(name) + key: value for key, value in member.tensors()}
+        expected |= stored_of(name, dtype, workspace)[0]
     assert len(expected) > 40
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert tensor.dtype == torch.float32
-        assert torch.equal(found[name], tensor.to(TORCH_TYPES[dtype])), name
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor), name
 
 
-@pytest.mark.parametrize("dtype", TORCH_TYPES)
+def test_int8_halves_the_file_again_and_takes_the_large_matrix_only(fused):
+    with open_tensors(fused["int8"].path) as file:
+        types = {name: spec.dtype for name, spec in file.specs.items()}
+
+    whole = {name for name, dtype in types.items() if dtype == "I8"}
+    assert whole == {
+        f"member_vlad.{name}" for name in ("gating.weight", "hidden.weight", "head.experts.weight",
+                                           "head.gates.weight")
+    }  # fmt: skip
+    assert {name for name, dtype in types.items() if dtype == "F32"} == {n + SCALE for n in whole}
+    assert fused["int8"].num_bytes < 0.55 * fused["bf16"].num_bytes
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_the_ensemble_is_the_members_run_one_by_one_and_mixed(dtype, fused, workspace):
     with open_tensors(fused[dtype].path) as file:
         ensemble = load_fused(file, repeats=2)
@@ -76,9 +109,7 @@ def test_the_ensemble_is_the_members_run_one_by_one_and_mixed(dtype, fused, work
 
     mixed = torch.zeros(5, 6)
     for name, coefficient in COEFFICIENTS.items():
-        with open_tensors(workspace.averaged(name)) as file:
-            model = load_sub_model(file)
-        model.to(TORCH_TYPES[dtype]).float()
+        model = stored_of(name, dtype, workspace)[1]
         draws = None
         if MEMBERS[name] in {"soft_bof", "netvlad"}:
             draws = draw_table(name, repeats=2, num_frames=8)
@@ -91,8 +122,12 @@ def test_the_result_says_what_was_written_and_what_rounding_changed(fused):
     for dtype, file in fused.items():
         assert file.path.stat().st_size == file.num_bytes
         assert (file.members, file.max_size) == (tuple(MEMBERS), 2**30), dtype
-    assert fused["fp32"].worst_change == 0
-    assert 0 < fused["fp16"].worst_change < fused["bf16"].worst_change < 0.01
+        assert 0 <= file.loss.mean_change <= file.loss.worst_change
+        assert (file.loss.gap_before, file.coarse) == (None, ())
+    changes = [fused[dtype].loss.worst_change for dtype in DTYPES]
+    assert changes == sorted(changes)
+    assert changes[0] == 0 < changes[1]
+    assert changes[-1] < 0.01
 
 
 def test_the_record_tells_where_everything_came_from(fused, selection, workspace):
@@ -102,7 +137,10 @@ def test_the_record_tells_where_everything_came_from(fused, selection, workspace
         for name, spec in file.specs.items():
             num_values[name.split(".")[0].removeprefix("member_")] += spec.num_values
 
-    assert (record.dtype, record.validation_gap, record.top_k) == ("bf16", 0.75, 20)
+    assert (record.dtype, record.top_k) == ("bf16", 20)
+    assert record.validation.model_dump() == {
+        "gap": 0.75, "k": 20, "videos": 1, "dataset_sha256": "0" * 64, "repeats": 1
+    }  # fmt: skip
     assert record.kit_version == "0.1.0"
     assert (record.selection.path, record.selection.sha256) == (
         "selection.json",
@@ -137,7 +175,7 @@ def test_a_sampling_and_a_recurrent_member_fuse(members, tmp_path):
 
     fused = fuse(select(tmp_path, members), output, dtype="fp32")
 
-    assert fused.worst_change == 0
+    assert fused.loss.worst_change == 0
     with open_tensors(output) as file:
         ensemble = load_fused(file, repeats=4)
     assert (ensemble.draws_vlad.shape, hasattr(ensemble, "draws_rnn")) == ((4, 8), False)
@@ -291,27 +329,110 @@ def test_members_of_different_schemas_are_refused(other, what, members, tmp_path
     )
 
 
+def change(path, name, function):
+    """Change one tensor of a checkpoint in place."""
+    with open_tensors(path) as file:
+        tensors, record = dict(file.tensors()), file.record(CheckpointRecord)
+    tensors[name] = tensors[name].clone()
+    function(tensors[name])
+    save_tensors(path, tensors, record, force=True)
+
+
 def test_a_number_too_large_for_fp16_is_named(members, tmp_path):
-    with open_tensors(members["rnn"]) as file:
-        tensors = dict(file.tensors())
-        record = file.record(CheckpointRecord)
-    tensors["head.experts.bias"][1] = 65_520.0  # rounds to infinity; 65,519 still to 65,504
-    fusion.write_tensors(
-        members["rnn"],
-        {name: fusion.TensorSpec("F32", tuple(tensor.shape)) for name, tensor in tensors.items()},
-        tensors.__getitem__,
-        record,
-        force=True,
-    )
+    change(
+        members["rnn"], "head.experts.bias", lambda tensor: tensor[1:2].fill_(-65_520.0)
+    )  # 65,519 still rounds to 65,504
     selection = select(tmp_path, members)
 
     message = refused(FusionError, selection, tmp_path / "out.safetensors", dtype="fp16")
 
     assert message == (
-        f"{members['rnn']}: head.experts.bias is too large for fp16.\n"
+        f"{members['rnn']}: head.experts.bias holds 65520, too large for fp16.\n"
         "Fuse with --dtype bf16, which has the range of fp32."
     )
-    assert fuse(selection, tmp_path / "out.safetensors", dtype="bf16").worst_change < 0.1
+    assert fuse(selection, tmp_path / "out.safetensors", dtype="bf16").loss.worst_change < 0.1
+
+
+def test_numbers_too_near_0_for_fp16_are_named(members, tmp_path):
+    change(members["rnn"], "head.gates.weight", lambda tensor: tensor.mul_(1e-6))
+    selection = select(tmp_path, members)
+
+    fused = fuse(selection, tmp_path / "out.safetensors", dtype="fp16")
+
+    assert fused.coarse == ("member_rnn.head.gates.weight",)
+    assert fuse(selection, fused.path, dtype="bf16", force=True).coarse == ()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_member_that_has_diverged_is_named_and_not_called_too_large(
+    dtype, value, members, tmp_path
+):
+    change(members["rnn"], "head.experts.bias", lambda tensor: tensor[1:2].fill_(value))
+    selection = select(tmp_path, members)
+
+    assert refused(CheckpointError, selection, tmp_path / "out.safetensors", dtype=dtype) == (
+        f"{members['rnn']}: tensor head.experts.bias holds NaN or infinity.\n"
+        "Use a checkpoint from before the run diverged."
+    )
+
+
+# On records
+
+
+def test_gap_before_and_after_is_that_of_both_files(selection, fused, workspace, tmp_path):
+    records = Records([workspace.path / "data" / "validate"])
+
+    loss = fuse(selection, tmp_path / "f.safetensors", dtype="int8", records=records).loss
+
+    metrics = {dtype: load(fused[dtype].path).measure(records) for dtype in ("fp32", "int8")}
+    assert loss.gap_before == pytest.approx(metrics["fp32"].gap, abs=1e-9)
+    assert loss.gap_after == pytest.approx(metrics["int8"].gap, abs=1e-9)
+    assert loss.num_videos == 20
+    (batch,) = records.batches(20)
+    exact, rounded = (load(fused[dtype].path).probabilities(batch) for dtype in ("fp32", "int8"))
+    change = np.abs(exact - rounded)
+    assert loss.worst_change == pytest.approx(change.max(), rel=1e-3)
+    assert loss.mean_change == pytest.approx(change.mean(), rel=1e-3)
+
+
+def test_the_loss_is_the_same_in_blocks_of_any_size(selection, workspace, tmp_path, monkeypatch):
+    records = Records([workspace.path / "data" / "validate"])
+    whole = fuse(selection, tmp_path / "1.safetensors", dtype="int8", records=records).loss
+    monkeypatch.setattr(rounding, "BATCH_SIZE", 3)
+    monkeypatch.setattr(rounding, "BLOCK_BYTES", 1000)
+
+    parts = fuse(selection, tmp_path / "2.safetensors", dtype="int8", records=records).loss
+
+    assert parts == pytest.approx(whole, abs=1e-6)
+
+
+def test_more_loss_than_was_allowed_is_refused(selection, workspace, tmp_path, monkeypatch):
+    records = Records([workspace.path / "data" / "validate"])
+    found = Loss(0.25, 0.125, 0.4073, 0.4061, 1234)
+    monkeypatch.setattr(fusion, "loss_on", lambda *_, **__: found)
+    output = tmp_path / "f.safetensors"
+
+    message = refused(FusionError, selection, output, dtype="int8", records=records)
+
+    assert message == (
+        f"{output}: in int8 GAP@20 falls by 0.0012, from 0.4073 to 0.4061 on 1,234 videos; 0.001 "
+        "may be lost.\n"
+        "Fuse with another --dtype, or raise --max-gap-loss."
+    )
+    assert fuse(selection, output, records=records, max_gap_loss=0.0013).loss == found
+
+
+def test_records_of_another_kind_are_refused_before_any_work(members, workspace, tmp_path):
+    selection = select(tmp_path, members)
+    records = Records([workspace.path / "data" / "validate"])
+
+    message = refused(PredictionsError, selection, tmp_path / "f.safetensors", records=records)
+
+    assert message == (
+        f"{selection} has rgb (5 float32), audio (3 float32), but these records have rgb "
+        "(7 uint8), audio (3 uint8).\nUse records with the same modalities, widths and value types."
+    )
 
 
 def test_an_existing_file_is_refused_before_any_work(members, tmp_path):

@@ -29,7 +29,17 @@ LEVELS = [
         "workspace",
     },
     {"layers"},
-    {"catalogue", "ensemble", "loading", "onnx_graph", "parts", "submodel"},
+    {
+        "catalogue",
+        "ensemble",
+        "fused_weights",
+        "loading",
+        "onnx_graph",
+        "parts",
+        "rounding",
+        "storage",
+        "submodel",
+    },
     {
         "averaging",
         "evaluation",

@@ -6,11 +6,12 @@ from builders import POOLINGS, tiny_frames, tiny_model, tiny_recipe, tiny_schema
 from ensemble_kit.checkpoints import open_tensors, save_tensors
 from ensemble_kit.data.dataset import Batch
 from ensemble_kit.data.labels import LabelLists
-from ensemble_kit.ensemble import FusedEnsemble, round_to
+from ensemble_kit.ensemble import FusedEnsemble
 from ensemble_kit.errors import CheckpointError, PredictionsError, ProviderError
 from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.loading import check_fits, load, load_sub_model, member_prefix
 from ensemble_kit.provenance import CheckpointRecord, FileRecord, FusedRecord, MemberRecord
+from ensemble_kit.storage import round_to
 
 SCHEMA = tiny_schema(value_type="uint8")
 
@@ -57,11 +58,11 @@ def write_fused(path, members, dtype):
         members=records,
         data_schema=SCHEMA,
         selection=None,
-        validation_gap=None,
+        validation=None,
         top_k=20,
     )
     tensors = {
-        member_prefix(name) + key: round_to(tensor, dtype)
+        member_prefix(name) + key: round_to(tensor, dtype).values
         for name, model in members.items()
         for key, tensor in model.state_dict().items()
     }
@@ -99,7 +100,7 @@ def test_a_fused_file_gives_the_mixed_probabilities_of_its_rounded_members(dtype
     loaded = load(path, repeats=3)
 
     for model in members.values():
-        state = {key: round_to(t, dtype).float() for key, t in model.state_dict().items()}
+        state = {key: round_to(t, dtype).restored() for key, t in model.state_dict().items()}
         model.load_state_dict(state)
     expected = FusedEnsemble(members, (0.75, 0.25), SCHEMA, repeats=3)(*as_torch(batch))
     np.testing.assert_array_equal(loaded.probabilities(batch), expected.detach().numpy())

@@ -96,7 +96,7 @@ def fused(selection: Path) -> "dict[str, FusedFile]":
     folder = selection.parent
     return {
         dtype: fuse(selection, folder / f"{dtype}.safetensors", dtype=dtype)
-        for dtype in ("fp32", "fp16", "bf16")
+        for dtype in ("fp32", "fp16", "bf16", "int8")
     }
 
 

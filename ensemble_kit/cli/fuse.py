@@ -5,7 +5,13 @@ from typing import Any
 
 import click
 
-from ensemble_kit.cli.options import FILE, force_option, max_size_option
+from ensemble_kit.cli.options import (
+    FILE,
+    echo_skipped,
+    force_option,
+    max_size_option,
+    records_options,
+)
 from ensemble_kit.workspace import FUSED, SELECTION
 
 
@@ -14,30 +20,73 @@ from ensemble_kit.workspace import FUSED, SELECTION
 @click.option("-o", "--output", type=FILE, default=FUSED, show_default=True, help="File to write.")
 @click.option(
     "--dtype",
-    type=click.Choice(["fp32", "fp16", "bf16"]),
+    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
     default="bf16",
     show_default=True,
     help="The type that weights are stored in.",
 )
+@click.option(
+    "--data", multiple=True, help="Validation records to measure GAP on before and after rounding."
+)
+@click.option(
+    "--max-gap-loss",
+    type=click.FloatRange(min=0),
+    default=0.001,
+    show_default=True,
+    help="The most GAP that rounding may cost on --data.",
+)
 @max_size_option
+@records_options
 @force_option
-def fuse(selection: Path, output: Path, dtype: Any, max_size: str, force: bool) -> None:
+def fuse(
+    selection: Path,
+    output: Path,
+    dtype: Any,
+    data: tuple[str, ...],
+    max_gap_loss: float,
+    max_size: str,
+    force: bool,
+    **reading: Any,
+) -> None:
     """Fuse the members of SELECTION into one file that fits the size limit.
 
     SELECTION is ensemble/selection.json unless named. The file is compared with the members run
-    one by one before it is kept.
+    one by one before it is kept. int8 stores the large matrices as whole numbers with a scale for
+    each output, and the rest in bf16.
 
     \b
     Example:
-        ensemble-kit fuse --dtype bf16
+        ensemble-kit fuse --dtype int8 --data 'validate/*.tfrecord'
     """  # noqa: D301 - \b is click's mark for "keep these lines"
+    from ensemble_kit.data.dataset import Records
     from ensemble_kit.files import format_size, parse_size
     from ensemble_kit.fusion import fuse as fuse_members
 
-    fused = fuse_members(selection, output, dtype=dtype, max_size=parse_size(max_size), force=force)
+    records = Records(data, **reading) if data else None
+    fused = fuse_members(
+        selection,
+        output,
+        dtype=dtype,
+        max_size=parse_size(max_size),
+        records=records,
+        max_gap_loss=max_gap_loss,
+        force=force,
+    )
+    loss = fused.loss
     click.echo(
         f"{fused.path}: {len(fused.members)} members in {dtype}, {format_size(fused.num_bytes)} "
         f"of {format_size(fused.max_size)}.\n"
-        f"Equal to its members; rounding to {dtype} moved no probability by more than "
-        f"{fused.worst_change:.2g}."
+        f"Equal to its members; rounding to {dtype} changed a probability by "
+        f"{loss.worst_change:.2g} at most, {loss.mean_change:.2g} on average."
     )
+    if fused.coarse:
+        click.echo(
+            f"{len(fused.coarse)} tensors are too near 0 for fp16, {fused.coarse[0]} first; bf16 "
+            "would lose less of them."
+        )
+    if records is not None:
+        click.echo(
+            f"GAP on {loss.num_videos:,} videos: {loss.gap_before:.4f} before rounding, "
+            f"{loss.gap_after:.4f} after."
+        )
+        echo_skipped(records)

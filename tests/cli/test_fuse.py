@@ -1,12 +1,17 @@
 import re
+from pathlib import Path
 
 import pytest
 from workspace_fixture import COEFFICIENTS, MEMBERS, write_selection_of
 
 from ensemble_kit.checkpoints import open_tensors
 from ensemble_kit.cli import main
+from ensemble_kit.fusion import FusedFile
 from ensemble_kit.provenance import FusedRecord
+from ensemble_kit.rounding import Loss
 from ensemble_kit.selections import read_selection
+
+NUMBER = r"\d\.?\d*(e-\d\d)?"
 
 
 @pytest.fixture
@@ -23,22 +28,57 @@ def selected(own_workspace):
     )
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
 def test_the_type_is_an_option(dtype, runner, selected):
     result = runner.invoke(main, ["fuse", "--dtype", dtype])
 
     assert result.exit_code == 0, result.output
-    size = {"fp32": "1.5 MiB", "fp16": r"79\d\.\d KiB", "bf16": r"79\d\.\d KiB"}[dtype]
-    change = "0" if dtype == "fp32" else r"\d\.?\d*(e-0\d)?"
+    size = {"fp32": "1.5 MiB", "bf16": r"79\d\.\d KiB", "int8": r"41\d\.\d KiB"}[dtype]
+    change = "0" if dtype == "fp32" else NUMBER
     assert re.fullmatch(
         rf"ensemble/fused\.safetensors: 4 members in {dtype}, {size} of 1\.0 GiB\.\n"
-        rf"Equal to its members; rounding to {dtype} moved no probability by more than "
-        rf"{change}\.\n",
+        rf"Equal to its members; rounding to {dtype} changed a probability by {change} at most, "
+        rf"{change} on average\.\n",
         result.stdout,
     )
     with open_tensors(selected.parent / "fused.safetensors") as file:
         record = file.record(FusedRecord)
     assert (record.dtype, record.selection.path) == (dtype, "selection.json")
+
+
+def test_records_say_what_rounding_costs(runner, selected):
+    result = runner.invoke(main, ["fuse", "--dtype", "int8", "--data", "data/validate"])
+
+    assert result.exit_code == 0, result.output
+    assert re.fullmatch(
+        r"GAP on 20 videos: 0\.\d{4} before rounding, 0\.\d{4} after\.",
+        result.stdout.splitlines()[2],
+    )
+
+
+def test_what_is_too_near_0_for_fp16_is_said(runner, monkeypatch):
+    found = FusedFile(
+        Path("f.safetensors"),
+        2**20,
+        2**30,
+        ("a", "b"),
+        Loss(0.5, 0.25),
+        ("member_a.x", "member_a.y"),
+    )
+    asked = {}
+    monkeypatch.setattr(
+        "ensemble_kit.fusion.fuse", lambda *_, **options: asked.update(options) or found
+    )
+
+    result = runner.invoke(main, ["fuse", "--dtype", "fp16", "--max-gap-loss", "0.25"])
+
+    assert result.stdout == (
+        "f.safetensors: 2 members in fp16, 1.0 MiB of 1.0 GiB.\n"
+        "Equal to its members; rounding to fp16 changed a probability by 0.5 at most, 0.25 on "
+        "average.\n"
+        "2 tensors are too near 0 for fp16, member_a.x first; bf16 would lose less of them.\n"
+    )
+    assert (asked["max_gap_loss"], asked["records"]) == (0.25, None)
 
 
 def test_bf16_is_the_default(runner, selected):
@@ -119,7 +159,7 @@ def test_nothing_is_overwritten_without_force(runner, selected):
 
 
 def test_a_type_that_is_not_there_is_a_fault_of_usage(runner, selected):
-    result = runner.invoke(main, ["fuse", "--dtype", "int8"])
+    result = runner.invoke(main, ["fuse", "--dtype", "int4"])
 
     assert result.exit_code == 2
-    assert "'int8' is not one of 'fp32', 'fp16', 'bf16'" in result.stderr
+    assert "'int4' is not one of 'fp32', 'fp16', 'bf16', 'int8'" in result.stderr
