@@ -302,7 +302,7 @@ def test_the_metadata_says_what_the_file_is_and_where_it_comes_from(exported, fu
 
     assert metadata.keys() == {
         "kit_version", "data_schema", "label_names", "members", "dtype", "repeats", "top_k",
-        "fused_sha256", "validation_gap",
+        "fused_sha256", "validation",
     }  # fmt: skip
     with open_tensors(fused["bf16"].path) as file:
         record = file.record(FusedRecord)
@@ -313,7 +313,9 @@ def test_the_metadata_says_what_the_file_is_and_where_it_comes_from(exported, fu
     ]  # fmt: skip
     assert (metadata["dtype"], metadata["repeats"], metadata["top_k"]) == ("bf16", "3", "6")
     assert metadata["fused_sha256"] == sha256_of(fused["bf16"].path)
-    assert json.loads(metadata["validation_gap"]) == 0.75
+    assert json.loads(metadata["validation"]) == {
+        "gap": 0.75, "k": 20, "videos": 1, "dataset_sha256": "0" * 64, "repeats": 1
+    }  # fmt: skip
     members = json.loads(metadata["members"])
     assert [(m["name"], m["coefficient"]) for m in members] == list(COEFFICIENTS.items())
     for member in members:

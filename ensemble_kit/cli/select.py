@@ -24,7 +24,7 @@ from ensemble_kit.workspace import SELECTION
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["fp32", "fp16", "bf16"]),
+    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
     default="bf16",
     show_default=True,
     help="The type that members will be fused in.",
