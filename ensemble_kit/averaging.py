@@ -1,148 +1,295 @@
-"""Average the checkpoints of one run: arXiv:1803.05407 (SWA); arXiv:1810.00207, section 3.3."""
+"""Average the checkpoints of one run: arXiv:1803.05407 (SWA); arXiv:1810.00207, section 3.3.
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from os.path import relpath
+A mean of weights is good only where the checkpoints lie in one basin, so where there are validation
+records it is compared with the checkpoints alone, as arXiv:2203.05482 (model soups) does.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Literal
 
-import torch
-from torch import Tensor
-
-import ensemble_kit
-from ensemble_kit.checkpoints import (
-    TensorFile,
-    TensorSpec,
-    open_tensors,
-    save_tensors,
-    write_tensors,
-)
+from ensemble_kit.averages import Average, Statistics
+from ensemble_kit.checkpoints import TensorFile, TensorSpec, open_tensors
 from ensemble_kit.data.dataset import Records
-from ensemble_kit.errors import CheckpointError
-from ensemble_kit.files import refuse_overwrite, sha256_of, written_aside
-from ensemble_kit.layers.normalisation import BatchNorm
-from ensemble_kit.layers.second_order import WhitenedResiduals
-from ensemble_kit.loading import check_fits, load_sub_model, not_finite, to_torch
-from ensemble_kit.provenance import CheckpointRecord, FileRecord
+from ensemble_kit.errors import AveragingError, CheckpointError, RecordError
+from ensemble_kit.files import refuse_overwrite
+from ensemble_kit.loading import check_fits, load, require_device
+from ensemble_kit.means import STATISTICS
+from ensemble_kit.progress import progress
+from ensemble_kit.provenance import CheckpointRecord
 
+Method = Literal["uniform", "greedy", "ema"]
 BatchNormRule = Literal["recalibrate", "average", "last"]
-STATISTICS = ("running_mean", "running_variance")
-RECALIBRATION_VIDEOS = 8192
-RECALIBRATION_BATCH = 256
+
+
+@dataclass(frozen=True)
+class GreedyStep:
+    """A checkpoint that was tried, the GAP of the mean with it, and whether it is in the mean."""
+
+    path: Path
+    gap: float
+    is_added: bool
+
+
+@dataclass(frozen=True)
+class AveragedRun:
+    """What came of averaging.
+
+    Attributes:
+        path: The file that was written; None where the average lost and was not wanted.
+        method: How it was made.
+        batch_norm: Where its batch-norm statistics come from; ``trained`` where greedy averaging
+            kept one checkpoint as it is.
+        used: The checkpoints whose mean it is, by step, or the exponential moving average.
+        gap: Its validation GAP@20; None where nothing was compared.
+        best: The best single checkpoint that it was compared with, if any.
+        best_gap: The validation GAP@20 of ``best``.
+        is_better: Whether ``gap`` is at least ``best_gap``; None where nothing was compared.
+        steps: What greedy averaging tried, beginning with the best checkpoint alone.
+    """
+
+    path: Path | None
+    method: Method
+    batch_norm: Statistics
+    used: tuple[Path, ...]
+    gap: float | None
+    best: Path | None
+    best_gap: float | None
+    is_better: bool | None
+    steps: tuple[GreedyStep, ...]
+
+    @property
+    def description(self) -> str:
+        """What was averaged, in words: ``the mean of 5 checkpoints``."""
+        if self.method == "ema":
+            return "the exponential moving average"
+        return f"the mean of {len(self.used)} checkpoint{'s' * (len(self.used) > 1)}"
+
+    def require_written(self) -> None:
+        """Raise ``AveragingError`` if the average lost to a single checkpoint and was not kept."""
+        if self.path is None:
+            raise AveragingError(
+                f"{self.description.capitalize()} has a validation GAP@20 of {self.gap:.5f}, but "
+                f"{self.best} alone has {self.best_gap:.5f}; nothing was written.",
+                mend="Use that checkpoint, or keep the average all the same with --even-if-worse.",
+            )
 
 
 def average_checkpoints(
     paths: Sequence[Path],
     output: Path,
     *,
+    method: Method = "uniform",
     batch_norm: BatchNormRule = "recalibrate",
     training: Records | None = None,
+    validation: Records | None = None,
+    known_gaps: Mapping[Path, float] | None = None,
+    even_if_worse: bool = False,
+    device: str = "cpu",
     force: bool = False,
-) -> Path:
-    """Average the checkpoints of one run, tensor by tensor, into a new checkpoint.
+) -> AveragedRun:
+    """Average the checkpoints of one run into a new one, unless one of them alone is better.
 
     Floating tensors become the uniform mean, summed in float64; integer ones, which count things,
-    the largest. Only one tensor of each file is in memory at a time. S5 averaged this way, but kept
-    the batch-norm statistics of the last checkpoint, which is the option ``last``; by default ours
-    are estimated again, as the SWA paper does, because those of the averaged weights are neither.
+    the largest. S5 averaged this way, but kept the batch-norm statistics of the last checkpoint,
+    which is the option ``last``; by default ours are estimated again, as the SWA paper does,
+    because those of the averaged weights are neither.
+
+    Where there are validation records, the average's GAP@20 is compared with that of each single
+    checkpoint, and an average below the best of them is not written. GAPs are measured as training
+    does, with one fixed draw of frames.
 
     Args:
         paths: Checkpoints of one run.
         output: The file to write.
+        method: ``uniform`` averages all. ``greedy`` goes through them from the best GAP down and
+            adds one only if the GAP of the mean rises by it (model soups, recipe 1, which adds at
+            equal GAPs too). ``ema`` takes the one exponential moving average among them, and
+            compares it with the others.
         batch_norm: ``recalibrate`` estimates the statistics on training records, ``average``
-            averages them, ``last`` takes those of the last step.
+            averages them, ``last`` takes those of the last step; always before a GAP is measured.
+            For ``ema``, ``average`` means those that the file holds, which training has averaged
+            over steps as it did the weights, and ``last`` those of the last of the others.
         training: The records for ``recalibrate``; None reads those the checkpoints name.
+        validation: The records to compare on; None reads those the checkpoints name, if they name
+            any that are still there, and compares nothing otherwise.
+        known_gaps: GAP@20 of single checkpoints on the validation records, which are then not
+            measured again; the average is compared with these even if they are not in ``paths``.
+        even_if_worse: Whether an average that loses is written too.
+        device: Where to recalibrate and measure, ``cpu`` or ``cuda``.
         force: Whether an existing file may be replaced.
 
     Raises:
-        CheckpointError: A file is missing or damaged, the files are of different runs, or the
-            training records are not where they say.
-        RecordError: None of the training records is good.
+        CheckpointError: A file is missing or damaged, the files are of different runs or not those
+            that the method needs, or the training records are not where they say.
+        AveragingError: There are no validation records for ``greedy``.
+        RecordError: None of the records is good.
         PredictionsError: They are not of the checkpoints' modalities or vocabulary.
+        ProviderError: There is no such device.
         OutputError: ``output`` exists and ``force`` is False.
+        ValueError: No checkpoints were named.
     """
+    if not paths:
+        raise ValueError("there are no checkpoints to average")
     refuse_overwrite(output, force=force)
+    require_device(device)
     with ExitStack() as stack:
-        files = [stack.enter_context(open_tensors(path)) for path in paths]
-        files.sort(key=lambda file: file.record(CheckpointRecord).step)
+        opened = [stack.enter_context(open_tensors(path)) for path in dict.fromkeys(paths)]
+        files = sorted(opened, key=_step)
         _refuse_mixture(files)
-        record = _record_of_average(files, output, batch_norm)
-        has_statistics = any(name.endswith(STATISTICS) for name in files[0].specs)
+        moving, singles = _split(files, method, batch_norm)
+        sources = moving or singles
+        training = _training_records(training, sources[-1], batch_norm)
+        validation = _validation_records(validation, sources[-1], method)
 
-        def mean_of(name: str) -> Tensor:
-            is_last = batch_norm == "last" and name.endswith(STATISTICS)
-            return mean_tensor([_finite(file, name) for file in (files[-1:] if is_last else files)])
+        def average_of(sources: Sequence[TensorFile], rule: Statistics = batch_norm) -> Average:
+            newest = singles[-1] if moving and singles else sources[-1]
+            return Average(sources, rule, newest, training, device)
 
-        if batch_norm != "recalibrate" or not has_statistics:
-            write_tensors(output, files[0].specs, mean_of, record, force=force)
-            return output
-        records = training or _recorded(record, files[-1].path)
-        check_fits(record.data_schema, records.schema, path=files[-1].path)
-        with written_aside(output, force=force) as aside:
-            write_tensors(aside, files[0].specs, mean_of, record, force=True)
-            with open_tensors(aside) as averaged:
-                model = load_sub_model(averaged)
-            recalibrate(model, records, num_videos=RECALIBRATION_VIDEOS)
-            save_tensors(aside, model.state_dict(), record, force=True)
-    return output
-
-
-def mean_tensor(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the mean of floating tensors, in their type, or the largest of integer ones.
-
-    The sum is in float64, so copies of one float32 tensor average to themselves exactly.
-    """
-    if not tensors[0].is_floating_point():
-        return torch.stack(list(tensors)).amax(dim=0)
-    total = tensors[0].to(torch.float64)
-    for tensor in tensors[1:]:
-        total = total + tensor
-    return (total / len(tensors)).to(tensors[0].dtype)
-
-
-@torch.no_grad()
-def recalibrate(model: torch.nn.Module, records: Records, *, num_videos: int) -> None:
-    """Estimate the statistics of every batch norm and whitening again.
-
-    On the first videos in training order. Each layer's running statistics become the mean of the
-    batches' own, every batch counting the same, as in arXiv:1803.05407, section 3.2. The weights
-    stay as they are, and only layers with statistics run as in training: dropout would widen what
-    the layers behind it see.
-    """
-    layers = [part for part in model.modules() if isinstance(part, (BatchNorm, WhitenedResiduals))]
-    momenta = [layer.momentum for layer in layers]
-    model.eval()
-    for layer in layers:
-        layer.reset_statistics()
-        layer.momentum = None
-        layer.train()
-    torch.manual_seed(0)  # the draws of random sampling: the same average for the same files
-    seen = 0
-    for batch in records.training_batches(RECALIBRATION_BATCH, seed=0):
-        model(*to_torch(batch, "cpu"))
-        seen += len(batch.ids)
-        if seen >= num_videos:
-            break
-    model.eval()
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
+        gaps: dict[Path, float] = {}
+        steps: tuple[GreedyStep, ...] = ()
+        average = average_of(sources)
+        if validation is not None:
+            gaps = _gaps_alone(singles, known_gaps or {}, validation, device)
+            if method == "greedy":
+                steps = _try_greedily(singles, gaps, average_of, validation)
+                added = {step.path for step in steps if step.is_added}
+                sources = [file for file in singles if file.path in added]
+                average = average_of(sources, "trained" if len(sources) == 1 else batch_norm)
+        is_run = validation is not None or average.is_estimated
+        model = average.model() if is_run else None
+        gap = None
+        if steps:
+            gap = max(step.gap for step in steps if step.is_added)
+        elif validation is not None and model is not None:
+            gap = average.gap(model, validation)
+        outcome = _outcome(output, method, average, gap, gaps, steps)
+        if outcome.is_better is False and not even_if_worse:
+            return replace(outcome, path=None)
+        average.write(output, model, force=force)
+    return outcome
 
 
-def _finite(file: TensorFile, name: str) -> Tensor:
-    tensor = file.tensor(name)
-    if not bool(tensor.isfinite().all()):
-        raise not_finite(file.path, name)
-    return tensor
+def _outcome(
+    output: Path,
+    method: Method,
+    average: Average,
+    gap: float | None,
+    gaps: Mapping[Path, float],
+    steps: tuple[GreedyStep, ...],
+) -> AveragedRun:
+    best = max(sorted(gaps), key=gaps.__getitem__, default=None)  # of equal ones the earliest
+    best_gap = None if best is None else gaps[best]
+    return AveragedRun(
+        path=output,
+        method=method,
+        batch_norm=average.batch_norm,
+        used=tuple(file.path for file in average.sources),
+        gap=gap,
+        best=best,
+        best_gap=best_gap,
+        is_better=None if gap is None or best_gap is None else gap >= best_gap,
+        steps=steps,
+    )
 
 
-def _recorded(record: CheckpointRecord, path: Path) -> Records:
+def _gaps_alone(
+    files: Sequence[TensorFile], known: Mapping[Path, float], validation: Records, device: str
+) -> dict[Path, float]:
+    """Return the GAP of every single checkpoint, measuring those that are not known."""
+    gaps = dict(known)
+    waiting = [file.path for file in files if file.path not in known]
+    with progress("measure", len(waiting)) as shown:
+        for done, path in enumerate(waiting, start=1):
+            gaps[path] = load(path, device=device).measure(validation).gap
+            shown.update(done, f"{path.name}  GAP {gaps[path]:.4f}")
+    return gaps
+
+
+def _try_greedily(
+    files: Sequence[TensorFile],
+    gaps: Mapping[Path, float],
+    average_of: Callable[[Sequence[TensorFile]], Average],
+    validation: Records,
+) -> tuple[GreedyStep, ...]:
+    """Add checkpoints to the best one, from the best GAP down, where the mean's GAP rises by it."""
+    first, *others = sorted(files, key=lambda file: (-gaps[file.path], _step(file)))
+    chosen, best = [first], gaps[first.path]
+    steps = [GreedyStep(first.path, best, is_added=True)]
+    with progress("greedy", len(others)) as shown:
+        for done, file in enumerate(others, start=1):
+            trial = sorted([*chosen, file], key=_step)
+            average = average_of(trial)
+            gap = average.gap(average.model(), validation)
+            steps.append(GreedyStep(file.path, gap, is_added=gap > best))
+            if gap > best:
+                chosen, best = trial, gap
+            shown.update(done, f"{file.path.name}  GAP {gap:.4f}")
+    return tuple(steps)
+
+
+def _training_records(
+    training: Records | None, file: TensorFile, batch_norm: BatchNormRule
+) -> Records | None:
+    """Return the records to estimate statistics on; None where there are none to estimate."""
+    if batch_norm != "recalibrate" or not _has_statistics(file):
+        return None
+    record = file.record(CheckpointRecord)
     try:
-        return Records(record.training_files, schema=record.data_schema)
-    except ensemble_kit.errors.RecordError as error:
+        training = training or Records(record.training_files, schema=record.data_schema)
+    except RecordError as error:
         raise CheckpointError(
-            f"{path} was trained on records that are gone: {error.fault}",
+            f"{file.path} was trained on records that are gone: {error.fault}",
             mend="Name training records with --data, or use --batch-norm last.",
         ) from error
+    check_fits(record.data_schema, training.schema, path=file.path)
+    return training
+
+
+def _validation_records(
+    validation: Records | None, file: TensorFile, method: Method
+) -> Records | None:
+    """Return the records to compare on; None where none are named, or those named are gone."""
+    record = file.record(CheckpointRecord)
+    if validation is None and record.validation_files:
+        with suppress(RecordError):
+            validation = Records(record.validation_files, schema=record.data_schema)
+    if validation is not None:
+        check_fits(record.data_schema, validation.schema, path=file.path)
+    elif method == "greedy":
+        raise AveragingError(
+            f"{file.path} names no validation records that are there; greedy averaging needs some.",
+            mend="Name validation records with --validation, or use --method uniform.",
+        )
+    return validation
+
+
+def _split(
+    files: Sequence[TensorFile], method: Method, batch_norm: BatchNormRule
+) -> tuple[list[TensorFile], list[TensorFile]]:
+    """Return the exponential moving average, if the method takes one, and the single steps."""
+    is_moving = [file.record(CheckpointRecord).ema_decay is not None for file in files]
+    moving = list(compress(files, is_moving))
+    singles = [file for file in files if file not in moving]
+    if method != "ema" and moving:
+        raise CheckpointError(
+            f"{moving[0].path} is an exponential moving average.",
+            mend="Use it with --method ema, or name checkpoints of single steps.",
+        )
+    if method == "ema" and len(moving) != 1:
+        raise CheckpointError(
+            f"Of the files named, {len(moving)} are exponential moving averages; one must be.",
+            mend="Name the ema.safetensors of one run.",
+        )
+    if moving and not singles and batch_norm == "last" and _has_statistics(moving[0]):
+        raise CheckpointError(
+            f"{moving[0].path} holds averages of statistics, not those of the last step.",
+            mend="Name the last checkpoint of its run too, or use another --batch-norm.",
+        )
+    return moving, singles
 
 
 def _refuse_mixture(files: Sequence[TensorFile]) -> None:
@@ -172,18 +319,9 @@ def _differences(one: Mapping[str, TensorSpec], other: Mapping[str, TensorSpec])
     return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 
 
-def _record_of_average(
-    files: Sequence[TensorFile], output: Path, batch_norm: BatchNormRule
-) -> CheckpointRecord:
-    parents = tuple(
-        FileRecord(path=relpath(file.path, output.parent), sha256=sha256_of(file.path))
-        for file in files
-    )
-    last = files[-1].record(CheckpointRecord)
-    return last.model_copy(
-        update={
-            "kit_version": ensemble_kit.__version__,
-            "averaged_from": parents,
-            "batch_norm": batch_norm,
-        }
-    )
+def _has_statistics(file: TensorFile) -> bool:
+    return any(name.endswith(STATISTICS) for name in file.specs)
+
+
+def _step(file: TensorFile) -> int:
+    return file.record(CheckpointRecord).step

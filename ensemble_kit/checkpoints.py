@@ -6,9 +6,10 @@ imported only by the functions that return its tensors. Nothing is ever unpickle
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -23,8 +24,12 @@ from ensemble_kit.provenance import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import TypeAlias
 
     import torch
+    from numpy.typing import NDArray
+
+    Array: TypeAlias = np.ndarray[Any, Any] | torch.Tensor
 
 METADATA_KEY = "ensemble_kit"
 ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1,
@@ -61,6 +66,8 @@ class TensorFile:
     specs: Mapping[str, TensorSpec]
     metadata: Mapping[str, Any]
     _handle: Any
+    _stream: BufferedReader
+    _offsets: Mapping[str, int]
 
     @property
     def kind(self) -> str:
@@ -100,6 +107,21 @@ class TensorFile:
         with safe_open(self.path, framework="pt") as file:
             return file.get_tensor(name)  # type: ignore[no-any-return]
 
+    def read_into(self, target: "NDArray[np.uint8]", name: str, start: int) -> None:
+        """Fill a buffer with a tensor's bytes, from its ``start``-th byte on.
+
+        A copy: unlike a mapping, what was read leaves nothing in the memory of the process.
+
+        Raises:
+            CheckpointError: The file has become shorter since it was opened.
+        """
+        self._stream.seek(self._offsets[name] + start)
+        if self._stream.readinto(target.data) != target.nbytes:
+            raise CheckpointError(
+                f"{self.path} became shorter while it was read.",
+                mend="Make the file again, or copy it again from where it is whole.",
+            )
+
     def tensors(self) -> Iterator[tuple[str, "torch.Tensor"]]:
         """Yield every name and tensor; only the one in hand is in memory."""
         with safe_open(self.path, framework="pt") as file:
@@ -118,18 +140,30 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist.", mend="Name a file that exists.")
     try:
-        with safe_open(path, framework="np") as handle:
+        with safe_open(path, framework="np") as handle, path.open("rb") as stream:
             slices = {name: handle.get_slice(name) for name in sorted(handle.keys())}
             specs = {
                 name: TensorSpec(part.get_dtype(), tuple(part.get_shape()))
                 for name, part in slices.items()
             }
-            yield TensorFile(path, specs, _metadata(path, handle.metadata()), handle)
+            metadata = _metadata(path, handle.metadata())
+            yield TensorFile(path, specs, metadata, handle, stream, _offsets(stream))
     except SafetensorError as error:
         raise CheckpointError(
             f"{path} is not a whole safetensors file: {error}.",
             mend="Make the file again, or copy it again from where it is whole.",
         ) from error
+
+
+def _offsets(stream: BufferedReader) -> dict[str, int]:
+    """Return where in the file each tensor begins; safetensors has checked the header."""
+    size = int.from_bytes(stream.read(8), "little")
+    header = json.loads(stream.read(size))
+    return {
+        name: 8 + size + entry["data_offsets"][0]
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
 
 
 def _metadata(path: Path, texts: Mapping[str, str] | None) -> dict[str, Any]:
@@ -154,38 +188,55 @@ def _metadata(path: Path, texts: Mapping[str, str] | None) -> dict[str, Any]:
 def write_tensors(
     path: Path,
     specs: Mapping[str, TensorSpec],
-    produce: "Callable[[str], np.ndarray[Any, Any] | torch.Tensor]",
+    produce: "Callable[[str], Array | Iterator[Array]]",
     record: Record,
     *,
     force: bool,
+    final_record: "Callable[[], Record] | None" = None,
 ) -> None:
-    """Write a tensor file, one tensor at a time, so that only one needs to be in memory.
+    """Write a tensor file, one tensor or block at a time, so that only one need be in memory.
 
     Args:
         path: The file to write: aside, flushed, then renamed.
         specs: The type and shape of every tensor.
-        produce: Returns the tensor of a name; called once a name, in the order of the file.
+        produce: Returns the tensor of a name, whole or as an iterator of its blocks; called once a
+            name, in the order of the file.
         record: What the file says of itself.
         force: Whether an existing file may be replaced.
+        final_record: Called when all tensors are written, and put in place of ``record``, whose
+            length it has in JSON: for hashes that are computed meanwhile.
 
     Raises:
         OutputError: ``path`` exists and ``force`` is False, or the disk refuses the file.
     """
+    # wide types first, so that every tensor is aligned
+    ordered = sorted(specs.items(), key=lambda item: (-ITEM_SIZES[item[1].dtype], item[0]))
+    header = _header(ordered, record)
+    with written_aside(path, force=force) as aside, aside.open("wb") as file:
+        file.write(header)
+        for name, spec in ordered:
+            produced = produce(name)
+            written = 0
+            for block in produced if isinstance(produced, Iterator) else (produced,):
+                written += file.write(_as_bytes(block))  # type: ignore[arg-type]
+            assert written == spec.num_values * ITEM_SIZES[spec.dtype], name
+        if final_record is not None:
+            final = _header(ordered, final_record())
+            assert len(final) == len(header)
+            file.seek(0)
+            file.write(final)
+
+
+def _header(ordered: Sequence[tuple[str, TensorSpec]], record: Record) -> bytes:
     header: dict[str, Any] = {"__metadata__": {METADATA_KEY: record.model_dump_json(by_alias=True)}}
     offset = 0
-    ordered = sorted(specs.items(), key=lambda item: (-ITEM_SIZES[item[1].dtype], item[0]))
-    for name, spec in ordered:  # wide types first, so that every tensor is aligned
+    for name, spec in ordered:
         end = offset + spec.num_values * ITEM_SIZES[spec.dtype]
         header[name] = {"dtype": spec.dtype, "shape": spec.shape, "data_offsets": (offset, end)}
         offset = end
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)  # safetensors aligns the first tensor to 8 bytes
-    with written_aside(path, force=force) as aside, aside.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for name, spec in ordered:
-            data = _as_bytes(produce(name))
-            assert data.nbytes == spec.num_values * ITEM_SIZES[spec.dtype], name
-            file.write(data)  # type: ignore[arg-type]
+    return len(encoded).to_bytes(8, "little") + encoded
 
 
 def spec_of(tensor: "np.ndarray[Any, Any] | torch.Tensor") -> TensorSpec:

@@ -1,9 +1,11 @@
 """Stages in a row. Stages never import each other; this module may import them all."""
 
+import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ensemble_kit.averaging import BatchNormRule, average_checkpoints
+from ensemble_kit.averaging import AveragedRun, BatchNormRule, Method, average_checkpoints
 from ensemble_kit.checkpoints import open_tensors
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import CheckpointError
@@ -63,35 +65,89 @@ def average_run(
     run: RunFolder,
     output: Path,
     *,
+    method: Method = "uniform",
     last: int | None = None,
     from_step: int = 0,
     batch_norm: BatchNormRule = "recalibrate",
     training: Records | None = None,
+    validation: Records | None = None,
+    even_if_worse: bool = False,
+    device: str = "cpu",
     force: bool = False,
-) -> list[Path]:
-    """Average a run's last checkpoints and return those that were averaged.
+) -> AveragedRun:
+    """Average a run's last checkpoints, unless one of its checkpoints alone is better.
+
+    The GAPs that training logged are not measured again where ``validation`` is what it measured
+    on, and all checkpoints that are left count, also those that are not averaged.
 
     Args:
         run: The run's folder.
         output: The file to write.
-        last: How many; None takes the recipe's ``training.average_last``.
+        method: ``uniform``, ``greedy``, or ``ema`` for the run's exponential moving average.
+        last: How many checkpoints, of those that training has left; None takes the recipe's
+            ``training.average_last``, or all for ``greedy``.
         from_step: Checkpoints of earlier steps are left out.
-        batch_norm: See ``average_checkpoints``; so for ``training`` and ``force``.
+        batch_norm: See ``average_checkpoints``; so for the other arguments.
         training: Records to re-estimate batch norm on.
+        validation: Records to compare on.
+        even_if_worse: Whether an average that loses is written too.
+        device: ``cpu`` or ``cuda``.
         force: Whether an existing file may be replaced.
 
     Raises:
         CheckpointError: There are no such checkpoints, or they cannot be averaged.
+        AveragingError: There are no validation records for ``greedy``.
     """
     paths = run.checkpoint_paths()
     with open_tensors(paths[-1]) as file:
         record = file.record(CheckpointRecord)
-    count = last or parse_recipe(record.recipe).training.average_last
-    chosen = [path for path in paths if int(path.stem.removeprefix("step-")) >= from_step][-count:]
+    if method == "ema":
+        chosen = [_moving_average(run), paths[-1]]
+    else:
+        average_last = parse_recipe(record.recipe).training.average_last
+        count = last or (len(paths) if method == "greedy" else average_last)
+        chosen = [path for path in paths if _step(path) >= from_step][-count:]
     if not chosen:
         raise CheckpointError(
             f"{run.path} has no checkpoint from step {from_step} on; its last is {paths[-1].stem}.",
             mend="Give --from-step an earlier step.",
         )
-    average_checkpoints(chosen, output, batch_norm=batch_norm, training=training, force=force)
-    return chosen
+    is_logged = validation is None or validation.patterns == record.validation_files
+    logged = _logged_gaps(run) if is_logged else {}
+    return average_checkpoints(
+        chosen,
+        output,
+        method=method,
+        batch_norm=batch_norm,
+        training=training,
+        validation=validation,
+        known_gaps={path: logged[_step(path)] for path in paths if _step(path) in logged},
+        even_if_worse=even_if_worse,
+        device=device,
+        force=force,
+    )
+
+
+def _moving_average(run: RunFolder) -> Path:
+    if not run.ema.is_file():
+        raise CheckpointError(
+            f"{run.path} holds no exponential moving average ({run.ema.name}).",
+            mend="Train with --ema 0.999, or average with another --method.",
+        )
+    return run.ema
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.stem.removeprefix("step-"))
+
+
+def _logged_gaps(run: RunFolder) -> dict[int, float]:
+    """Return the validation GAP of every step that training measured."""
+    gaps: dict[int, float] = {}
+    if run.metrics.is_file():
+        for line in run.metrics.read_text(encoding="utf-8").splitlines():
+            with suppress(json.JSONDecodeError):  # a run that was killed may leave half a line
+                values = json.loads(line)
+                if "validation" in values:
+                    gaps[values["step"]] = values["validation"]["gap"]
+    return gaps

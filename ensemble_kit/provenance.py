@@ -44,6 +44,9 @@ class CheckpointRecord(Record):
         step: Optimisation steps taken; the last one averaged, in an averaged checkpoint.
         examples: Videos seen until then.
         training_files: The patterns of the records it was trained on, absolute.
+        validation_files: So for the records its run's checkpoints are measured on, if any.
+        ema_decay: The decay of the exponential moving average over steps that its weights are; None
+            where they are those of one step, or a mean of such.
         averaged_from: The checkpoints that were averaged, if any.
         batch_norm: How an averaged checkpoint came by its batch-norm statistics.
     """
@@ -58,6 +61,8 @@ class CheckpointRecord(Record):
     examples: int
     seed: int
     training_files: tuple[str, ...]
+    validation_files: tuple[str, ...] = ()
+    ema_decay: float | None = None
     averaged_from: tuple[FileRecord, ...] = ()
     batch_norm: Literal["trained", "recalibrate", "average", "last"] = "trained"
 

@@ -30,6 +30,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def ema(self) -> Path:
+        """The exponential moving average that training kept, where it was asked to."""
+        return self.path / "ema.safetensors"
+
+    @property
     def averaged(self) -> Path:
         """The averaged checkpoint."""
         return self.path / "averaged.safetensors"
@@ -78,7 +83,7 @@ class RunFolder:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
 
     def _outputs(self) -> list[Path]:
-        outputs = (self.checkpoints, self.metrics, self.averaged, self.validation)
+        outputs = (self.checkpoints, self.metrics, self.ema, self.averaged, self.validation)
         return [path for path in outputs if path.exists()]
 
 

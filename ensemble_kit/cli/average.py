@@ -1,17 +1,21 @@
 """ensemble-kit average."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ensemble_kit.cli.options import (
     EXISTING_FILE_OR_FOLDER,
     FILE,
+    device_option,
     echo_skipped,
     force_option,
     records_options,
 )
+
+if TYPE_CHECKING:
+    from ensemble_kit.averaging import AveragedRun
 
 
 @click.command()
@@ -22,8 +26,18 @@ from ensemble_kit.cli.options import (
 @click.option(
     "-o", "--output", type=FILE, help="File to write [default: RUN/averaged.safetensors]."
 )
-@click.option("--last", type=click.IntRange(min=1), help="How many of a run's last checkpoints.")
-@click.option("--from-step", type=click.IntRange(min=0), default=0, help="Leave out earlier steps.")
+@click.option(
+    "--method",
+    type=click.Choice(["uniform", "greedy", "ema"]),
+    default="uniform",
+    show_default=True,
+    help="All alike; only those that raise the validation GAP; or the moving average of training.",
+)
+@click.option(
+    "--last", type=click.IntRange(min=1),
+    help="How many of a RUN's last checkpoints  [default: as its recipe says; all for greedy].",
+)  # fmt: skip
+@click.option("--from-step", type=click.IntRange(min=0), help="Leave out a RUN's earlier steps.")
 @click.option(
     "--batch-norm",
     type=click.Choice(["recalibrate", "average", "last"]),
@@ -32,23 +46,39 @@ from ensemble_kit.cli.options import (
     help="Where batch-norm statistics come from.",
 )
 @click.option("--data", multiple=True, metavar="GLOB", help="Records to recalibrate on.")
+@click.option(
+    "--validation", multiple=True, metavar="GLOB",
+    help="Records to compare GAPs on  [default: those of the run, if they are still there].",
+)  # fmt: skip
+@click.option(
+    "--even-if-worse", is_flag=True, help="Write an average that loses to a checkpoint alone."
+)
+@device_option
 @records_options
 @force_option
 def average(
     run: tuple[Path, ...],
     output: Path | None,
+    method: Any,
     last: int | None,
-    from_step: int,
+    from_step: int | None,
     batch_norm: Any,
     data: tuple[str, ...],
+    validation: tuple[str, ...],
+    even_if_worse: bool,
+    device: str,
     force: bool,
     **reading: Any,
 ) -> None:
     """Average the last checkpoints of a RUN, or the CHECKPOINTS named, into one.
 
+    Where there are validation records, the average has to have at least the GAP of the best
+    checkpoint alone; otherwise nothing is written.
+
     \b
     Example:
         ensemble-kit average runs/willow-gru --last 5 --force
+        ensemble-kit average runs/willow-gru --method greedy -o greedy.safetensors
         ensemble-kit average runs/gru/checkpoints/step-*.safetensors -o gru.safetensors
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.averaging import average_checkpoints
@@ -56,26 +86,49 @@ def average(
     from ensemble_kit.pipeline import average_run
     from ensemble_kit.workspace import RunFolder
 
-    if len(run) > 1 and any(path.is_dir() for path in run):
+    is_run = len(run) == 1 and run[0].is_dir()
+    if not is_run and any(path.is_dir() for path in run):
         raise click.UsageError("Name one RUN, or the CHECKPOINTS of one.")
+    if (last or from_step) and (not is_run or method == "ema"):
+        raise click.UsageError("--last and --from-step choose from a RUN's checkpoints.")
+    if not is_run and output is None:
+        raise click.UsageError("Name the file to write with -o.")
     training = Records(data, **reading) if data else None
-    if len(run) == 1 and run[0].is_dir():
+    comparison = Records(validation, **reading) if validation else None
+    options: dict[str, Any] = {
+        "method": method,
+        "batch_norm": batch_norm,
+        "training": training,
+        "validation": comparison,
+        "even_if_worse": even_if_worse,
+        "device": device,
+        "force": force,
+    }
+    if is_run:
         folder = RunFolder(run[0])
-        output = output or folder.averaged
-        chosen = average_run(
-            folder,
-            output,
-            last=last,
-            from_step=from_step,
-            batch_norm=batch_norm,
-            training=training,
-            force=force,
+        outcome = average_run(
+            folder, output or folder.averaged, last=last, from_step=from_step or 0, **options
         )
-    else:
-        if output is None:
-            raise click.UsageError("Name the file to write with -o.")
-        chosen = list(run)
-        average_checkpoints(chosen, output, batch_norm=batch_norm, training=training, force=force)
-    click.echo(f"{output}: the mean of {len(chosen)} checkpoints, batch norm {batch_norm}.")
-    if training is not None:
-        echo_skipped(training)
+    elif output is not None:
+        outcome = average_checkpoints(run, output, **options)
+    for line in _describe(outcome):
+        click.echo(line)
+    echo_skipped(*filter(None, [training, comparison]))
+    outcome.require_written()
+
+
+def _describe(outcome: "AveragedRun") -> list[str]:
+    lines = []
+    for number, step in enumerate(outcome.steps):
+        verdict = "added" if step.is_added else "left out"
+        with_it = "alone, the best" if number == 0 else f"with it, {verdict}"
+        lines.append(f"{step.path.name}: GAP@20 {step.gap:.5f} {with_it}")
+    if outcome.path is None:
+        return lines
+    lines.append(f"{outcome.path}: {outcome.description}, batch norm {outcome.batch_norm}.")
+    if outcome.gap is None:
+        return [*lines, "There are no validation records, so it was compared with nothing."]
+    compared = f"Its validation GAP@20 is {outcome.gap:.5f}"
+    if outcome.best is not None:
+        compared += f"; the best checkpoint alone, {outcome.best}, has {outcome.best_gap:.5f}"
+    return [*lines, f"{compared}."]

@@ -1,0 +1,119 @@
+"""An average of checkpoints that is not yet written: its model, its GAP, its file."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from os import cpu_count
+from os.path import relpath
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+import ensemble_kit
+from ensemble_kit.checkpoints import TensorFile, TensorSpec, spec_of, write_tensors
+from ensemble_kit.data.dataset import Records
+from ensemble_kit.files import sha256_of
+from ensemble_kit.loading import build_sub_model, measure, runner
+from ensemble_kit.means import MeanOfFiles
+from ensemble_kit.provenance import CheckpointRecord, FileRecord
+from ensemble_kit.recalibration import recalibrate
+from ensemble_kit.submodel import SubModel
+
+Statistics = Literal["trained", "recalibrate", "average", "last"]
+RECALIBRATION_VIDEOS = 8192
+
+
+@dataclass(frozen=True)
+class Average:
+    """The uniform mean of some checkpoints of one run, and the source of its statistics.
+
+    Attributes:
+        sources: The checkpoints, open, by step.
+        batch_norm: ``recalibrate`` estimates statistics on ``training``, ``last`` takes those of
+            ``newest``; otherwise they are averaged, which leaves one checkpoint as it was trained.
+        newest: The checkpoint of the last step; one of the sources unless they are an exponential
+            moving average.
+        training: Training records; None where there is nothing to estimate.
+        device: Where to run it, ``cpu`` or ``cuda``.
+    """
+
+    sources: Sequence[TensorFile]
+    batch_norm: Statistics
+    newest: TensorFile
+    training: Records | None
+    device: str
+
+    @property
+    def mean(self) -> MeanOfFiles:
+        """The mean's tensors, before any statistics are estimated."""
+        return MeanOfFiles(
+            self.sources, statistics=self.newest if self.batch_norm == "last" else None
+        )
+
+    @property
+    def is_estimated(self) -> bool:
+        """Whether it has statistics that are estimated on records."""
+        return self.batch_norm == "recalibrate" and self.training is not None
+
+    def model(self) -> SubModel:
+        """Return it as a model on the device, in evaluation mode, statistics estimated."""
+        path = self.sources[-1].path
+        model = build_sub_model(self._record, self.mean, path=path).to(self.device)
+        if self.is_estimated and self.training is not None:
+            recalibrate(model, self.training, num_videos=RECALIBRATION_VIDEOS, device=self.device)
+        return model
+
+    def gap(self, model: SubModel, records: Records) -> float:
+        """Return the GAP@20 of its model as training measures it: with one fixed draw of frames."""
+        draws = model.draws_for(self._record.name, repeats=1)
+        return measure(runner(model, draws, self.device), records).gap
+
+    def write(self, output: Path, model: SubModel | None, *, force: bool) -> None:
+        """Write it, from its model or, where there is none, block by block from its sources.
+
+        Raises:
+            OutputError: ``output`` exists and ``force`` is False, or the disk refuses the file.
+        """
+        parents = [file.path for file in self.sources]
+        if self.batch_norm == "last" and self.newest.path not in parents:
+            parents.append(self.newest.path)
+
+        def record(hashes: Sequence[str]) -> CheckpointRecord:
+            averaged_from = tuple(
+                FileRecord(path=relpath(path, output.parent), sha256=digest)
+                for path, digest in zip(parents, hashes, strict=True)
+            )
+            return self._record.model_copy(
+                update={
+                    "kit_version": ensemble_kit.__version__,
+                    "averaged_from": averaged_from,
+                    "batch_norm": self.batch_norm,
+                }
+            )
+
+        # hashing takes longer than averaging, so it goes on beside it
+        with ThreadPoolExecutor(cpu_count()) as pool:
+            hashes = pool.map(sha256_of, parents)
+            unknown = record(["0" * 64] * len(parents))
+            specs, produce = self._contents(model)
+            write_tensors(
+                output,
+                specs,
+                produce,
+                unknown,
+                force=force,
+                final_record=lambda: record(list(hashes)),
+            )
+
+    def _contents(
+        self, model: SubModel | None
+    ) -> tuple[Mapping[str, TensorSpec], Callable[[str], Tensor | Iterator[Tensor]]]:
+        if model is None:
+            return self.mean.specs, self.mean.blocks
+        state = model.state_dict()
+        return {name: spec_of(tensor) for name, tensor in state.items()}, state.__getitem__
+
+    @property
+    def _record(self) -> CheckpointRecord:
+        return self.sources[-1].record(CheckpointRecord)

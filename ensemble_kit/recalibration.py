@@ -1,0 +1,46 @@
+"""Estimate batch-norm statistics again, for averaged weights: arXiv:1803.05407, section 3.2."""
+
+import torch
+
+from ensemble_kit.data.dataset import Records
+from ensemble_kit.layers.normalisation import BatchNorm
+from ensemble_kit.layers.second_order import WhitenedResiduals
+from ensemble_kit.loading import to_torch
+
+BATCH_SIZE = 256
+
+
+@torch.no_grad()
+def recalibrate(
+    model: torch.nn.Module, records: Records, *, num_videos: int, device: str = "cpu"
+) -> None:
+    """Estimate the statistics of every batch norm and whitening again.
+
+    On the first videos in training order. Each layer's running statistics become the mean of the
+    batches' own, every batch counting the same, as in arXiv:1803.05407, section 3.2. The weights
+    stay as they are, and only layers with statistics run as in training: dropout would widen what
+    the layers behind it see.
+
+    Args:
+        model: The model, on ``device``.
+        records: Training records.
+        num_videos: How many videos are enough; fewer where there are no more.
+        device: ``cpu`` or ``cuda``.
+    """
+    layers = [part for part in model.modules() if isinstance(part, (BatchNorm, WhitenedResiduals))]
+    momenta = [layer.momentum for layer in layers]
+    model.eval()
+    for layer in layers:
+        layer.reset_statistics()
+        layer.momentum = None
+        layer.train()
+    torch.manual_seed(0)  # the draws of random sampling: the same average for the same files
+    seen = 0
+    for batch in records.training_batches(BATCH_SIZE, seed=0):
+        model(*to_torch(batch, device))
+        seen += len(batch.ids)
+        if seen >= num_videos:
+            break
+    model.eval()
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
