@@ -115,15 +115,15 @@ PEERS = ("AveragedModel", "whole dicts, float64", "whole dicts, float32")
 
 
 def timed(way: str, paths: list[Path], output: Path, recipe: str) -> Figures:
-    """Average in this process; return seconds and the most anonymous memory seen meanwhile."""
+    """Average in this process; return seconds, those of all its threads, and anonymous memory."""
     arguments = [SubModel(load_recipe(recipe), SCHEMA)] if way == "AveragedModel" else []
     with anonymous_memory() as peak:
-        start = time.perf_counter()
+        start, start_cpu = time.perf_counter(), time.process_time()
         WAYS[way](paths, output, *arguments)
         with output.open("rb+") as file:
             os.fsync(file.fileno())
-        seconds = time.perf_counter() - start
-    return {"seconds": seconds, "anonymous_bytes": peak[0]}
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "anonymous_bytes": peak[0]}
 
 
 @contextmanager
@@ -228,11 +228,12 @@ def main() -> None:
         f"{copied / 1e9:.1f} GB/s and hashes {hashed / 1e9:.1f} GB/s."
     )
     print_table(
-        ("way", "s", "peak MiB", "anonymous", "less the interpreter's, in checkpoints"),
+        ("way", "s", "CPU s", "peak MiB", "anonymous", "less the interpreter's, in checkpoints"),
         (
             (
                 way,
                 spread(figures["seconds"]),
+                spread(figures["cpu_seconds"]),
                 spread(figures["peak_bytes"], digits=0, unit=MIB),
                 spread(figures["anonymous_bytes"], digits=0, unit=MIB),
                 spread([peak - base for peak in figures["peak_bytes"]], unit=size),

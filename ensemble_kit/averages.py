@@ -13,6 +13,7 @@ from torch import Tensor
 import ensemble_kit
 from ensemble_kit.checkpoints import TensorFile, TensorSpec, spec_of, write_tensors
 from ensemble_kit.data.dataset import Records
+from ensemble_kit.errors import CheckpointError
 from ensemble_kit.files import sha256_of
 from ensemble_kit.loading import build_sub_model, measure, runner
 from ensemble_kit.means import MeanOfFiles
@@ -73,6 +74,7 @@ class Average:
         """Write it, from its model or, where there is none, block by block from its sources.
 
         Raises:
+            CheckpointError: A source holds NaN or infinity, or goes away meanwhile.
             OutputError: ``output`` exists and ``force`` is False, or the disk refuses the file.
         """
         parents = [file.path for file in self.sources]
@@ -94,7 +96,7 @@ class Average:
 
         # hashing takes longer than averaging, so it goes on beside it
         with ThreadPoolExecutor(cpu_count()) as pool:
-            hashes = pool.map(sha256_of, parents)
+            hashes = pool.map(_hash_of, parents)
             unknown = record(["0" * 64] * len(parents))
             specs, produce = self._contents(model)
             write_tensors(
@@ -117,3 +119,13 @@ class Average:
     @property
     def _record(self) -> CheckpointRecord:
         return self.sources[-1].record(CheckpointRecord)
+
+
+def _hash_of(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read any more: {error.strerror}.",
+            mend="Average again, from the checkpoints that are left.",
+        ) from error

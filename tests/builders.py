@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ensemble_kit.checkpoints import save_tensors
+from ensemble_kit.checkpoints import open_tensors, save_tensors
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import Modality, Schema
 from ensemble_kit.data.synthetic import synthesize
@@ -193,6 +193,26 @@ def write_checkpoint(
     )
     save_tensors(path, model.state_dict(), record, force=False)
     return model
+
+
+def contents_of(path: Path) -> dict[str, Tensor]:
+    """Return all tensors of a file."""
+    with open_tensors(path) as file:
+        return {name: tensor.clone() for name, tensor in file.tensors()}
+
+
+def record_of(path: Path) -> CheckpointRecord:
+    """Return what a checkpoint says of itself."""
+    with open_tensors(path) as file:
+        return file.record(CheckpointRecord)
+
+
+def rewrite_checkpoint(
+    path: Path, tensors: Mapping[str, Tensor] | None = None, **changes: object
+) -> None:
+    """Write a checkpoint again with other tensors, or other values in its record."""
+    record = record_of(path).model_copy(update=changes)
+    save_tensors(path, tensors or contents_of(path), record, force=True)
 
 
 def tiny_records(folder: Path, *, num_videos: int = 96, seed: int = 0) -> tuple[Records, Records]:

@@ -6,23 +6,21 @@ import numpy as np
 import pytest
 import torch
 from builders import (
+    contents_of,
+    record_of,
+    rewrite_checkpoint,
     tiny_model,
     tiny_recipe,
     tiny_records,
     tiny_schema,
     write_checkpoint,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from ensemble_kit import averaging
-from ensemble_kit.averaging import average_checkpoints, mean_tensor, recalibrate
-from ensemble_kit.checkpoints import open_tensors, save_tensors
+from ensemble_kit import averages
+from ensemble_kit.averaging import AveragedRun, average_checkpoints
 from ensemble_kit.errors import CheckpointError, OutputError, PredictionsError
 from ensemble_kit.files import sha256_of
-from ensemble_kit.layers.normalisation import BatchNorm
-from ensemble_kit.layers.second_order import WhitenedResiduals
-from ensemble_kit.provenance import CheckpointRecord
+from ensemble_kit.recalibration import recalibrate
 
 SCHEMA = tiny_schema()
 STATISTICS = ("running_mean", "running_variance")
@@ -42,22 +40,6 @@ def checkpoints(tmp_path):
     return paths
 
 
-def contents(path):
-    with open_tensors(path) as file:
-        return {name: tensor.clone() for name, tensor in file.tensors()}
-
-
-def record_of(path):
-    with open_tensors(path) as file:
-        return file.record(CheckpointRecord)
-
-
-def rewrite(path, tensors=None, **changes):
-    """Write a checkpoint again with other tensors, or other values in its record."""
-    record = record_of(path).model_copy(update=changes)
-    save_tensors(path, tensors or contents(path), record, force=True)
-
-
 def message_of(paths, output, **options):
     with pytest.raises(CheckpointError) as caught:
         average_checkpoints(paths, output, **options)
@@ -65,42 +47,24 @@ def message_of(paths, output, **options):
     return str(caught.value)
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.floats(width=32, allow_nan=False, allow_infinity=False), st.integers(1, 20))
-def test_copies_average_to_themselves_exactly(value, copies):
-    mean = mean_tensor([torch.tensor([value])] * copies)
-
-    assert mean.item() == value
-    assert mean.dtype == torch.float32
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=6))
-def test_the_mean_is_that_of_float64_sums(values):
-    total = np.float64(0)
-    for value in values:
-        total += np.float64(value)
-
-    mean = mean_tensor([torch.tensor(value) for value in values])
-
-    assert mean.item() == np.float32(total / len(values))
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(-(2**62), 2**62), min_size=1, max_size=6))
-def test_counts_take_the_largest_exactly(counts):
-    mean = mean_tensor([torch.tensor([count]) for count in counts])
-
-    assert mean.tolist() == [max(counts)]
-    assert mean.dtype == torch.int64
-
-
 def test_every_floating_tensor_is_the_mean_over_the_files(checkpoints, tmp_path):
     output = tmp_path / "averaged.safetensors"
 
-    assert average_checkpoints(checkpoints, output, batch_norm="average") == output
+    outcome = average_checkpoints(checkpoints, output, batch_norm="average")
 
-    files, averaged = [contents(path) for path in checkpoints], contents(output)
+    assert outcome == AveragedRun(
+        path=output,
+        method="uniform",
+        batch_norm="average",
+        used=tuple(checkpoints),
+        gap=None,
+        best=None,
+        best_gap=None,
+        is_better=None,
+        steps=(),
+    )
+    assert outcome.description == "the mean of 3 checkpoints"
+    files, averaged = [contents_of(path) for path in checkpoints], contents_of(output)
     assert averaged.keys() == files[0].keys()
     for name, tensor in averaged.items():
         for index in np.ndindex(*tensor.shape):
@@ -116,9 +80,9 @@ def test_last_keeps_the_statistics_of_the_last_step_and_averages_the_rest(checkp
 
     average_checkpoints(checkpoints, last, batch_norm="last")
 
-    newest = contents(checkpoints[-1])
-    for name, tensor in contents(last).items():
-        source = newest if name.endswith(STATISTICS) else contents(mean)
+    newest = contents_of(checkpoints[-1])
+    for name, tensor in contents_of(last).items():
+        source = newest if name.endswith(STATISTICS) else contents_of(mean)
         assert torch.equal(tensor, source[name]), name
     assert sum(name.endswith(STATISTICS) for name in newest) == 8
 
@@ -151,123 +115,11 @@ def test_the_record_names_the_parents_and_the_rule(checkpoints, tmp_path):
 
 def test_integer_buffers_take_the_largest(checkpoints, tmp_path):
     for count, path in zip((3, 9, 5), checkpoints, strict=True):
-        rewrite(path, contents(path) | {"count": torch.tensor([count])})
+        rewrite_checkpoint(path, contents_of(path) | {"count": torch.tensor([count])})
 
     average_checkpoints(checkpoints, tmp_path / "averaged.safetensors", batch_norm="average")
 
-    assert contents(tmp_path / "averaged.safetensors")["count"].tolist() == [9]
-
-
-def test_recalibrated_statistics_are_those_of_one_pass_over_the_records(training, monkeypatch):
-    monkeypatch.setattr(averaging, "RECALIBRATION_BATCH", 32)
-    model = tiny_model(tiny_recipe(sampling="all", probability_gating=True), training.schema)
-    seen = {}  # layer name -> what it was given in each batch, with how often each row counts
-
-    def note(name):
-        def hook(_, arguments):
-            values, *weights = arguments
-            counts = weights[0].flatten() if weights else torch.ones(values.shape[0])
-            rows = values.flatten(0, -2).repeat_interleave(counts.long(), dim=0)
-            seen.setdefault(name, []).append(rows.double())
-
-        return hook
-
-    layers = {name: part for name, part in model.named_modules() if isinstance(part, BatchNorm)}
-    hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
-    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-
-    recalibrate(model, training, num_videos=64)
-
-    for hook in hooks:
-        hook.remove()
-    assert len(layers) == 5
-    for name, layer in layers.items():
-        batches = seen[name]
-        assert len(batches) == 2  # 64 videos of the 96
-        mean = sum(rows.mean(dim=0) for rows in batches) / 2
-        variance = sum(rows.var(dim=0) for rows in batches) / 2
-        # float32 sums over some hundred rows
-        torch.testing.assert_close(layer.running_mean.double(), mean, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(layer.running_variance.double(), variance, rtol=1e-5, atol=1e-5)
-        assert layer.momentum == 0.1
-    assert not model.training
-    for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, before[name]), name
-
-
-def test_recalibration_ends_with_the_records(training, monkeypatch):
-    monkeypatch.setattr(averaging, "RECALIBRATION_BATCH", 32)
-    model = tiny_model(tiny_recipe(sampling="all"), training.schema)
-    sizes = []
-    model.input_batch_norm.register_forward_pre_hook(
-        lambda _, arguments: sizes.append(len(arguments[0]))
-    )
-
-    recalibrate(model, training, num_videos=10_000)
-
-    assert sizes == [32, 32, 32]
-
-
-def test_recalibrating_again_forgets_the_first_time(training, monkeypatch):
-    monkeypatch.setattr(averaging, "RECALIBRATION_BATCH", 32)
-    model = tiny_model(tiny_recipe(), training.schema)
-    recalibrate(model, training, num_videos=96)
-    first = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    for name, tensor in model.state_dict().items():
-        if name.endswith(STATISTICS):
-            tensor += 1
-
-    recalibrate(model, training, num_videos=96)
-
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, first[name]), name
-
-
-def test_whitening_is_recalibrated_as_batch_norms_are(training, monkeypatch):
-    monkeypatch.setattr(averaging, "RECALIBRATION_BATCH", 32)
-    model = tiny_model(tiny_recipe(pooling="second_order", sampling="all"), training.schema)
-    layers = [part for part in model.modules() if isinstance(part, WhitenedResiduals)]
-    seen = {layer: [] for layer in layers}
-    for layer in layers:
-
-        def noted(frames, assignment, row_weights, layer=layer, describe=layer.describe):
-            seen[layer].append(frames[row_weights > 0].double())
-            return describe(frames, assignment, row_weights)
-
-        monkeypatch.setattr(layer, "describe", noted)
-
-    recalibrate(model, training, num_videos=64)
-
-    assert len(layers) == 4
-    for layer in layers:
-        assert len(seen[layer]) == 2  # 64 videos of the 96
-        moments = []
-        for rows in seen[layer]:
-            differences = rows.unsqueeze(1) - layer.centres  # (frames, K, D)
-            if layer.order == 2:
-                differences = (differences.unsqueeze(-1) * differences.unsqueeze(-2)).flatten(-2)
-            residuals = differences / differences.norm(dim=-1, keepdim=True)
-            moments.append((residuals.mean(dim=0), residuals.var(dim=0, correction=0)))
-        for statistic, batches in zip(
-            (layer.running_mean, layer.running_variance), zip(*moments, strict=True), strict=True
-        ):
-            # float32 sums over some hundred rows
-            mean = sum(batches) / 2
-            torch.testing.assert_close(statistic.double(), mean, rtol=1e-5, atol=1e-5)
-        assert layer.momentum == 0.1
-    assert not model.training
-
-
-def test_dropout_drops_nothing_while_statistics_are_estimated(training):
-    plain = tiny_model(tiny_recipe(), training.schema)
-    dropping = tiny_model(tiny_recipe(overrides=["hidden.dropout=0.5"]), training.schema)
-    dropping.load_state_dict(plain.state_dict())
-
-    for model in (plain, dropping):
-        recalibrate(model, training, num_videos=96)
-
-    for name, tensor in dropping.state_dict().items():
-        assert torch.equal(tensor, plain.state_dict()[name]), name
+    assert contents_of(tmp_path / "averaged.safetensors")["count"].tolist() == [9]
 
 
 def test_an_averaged_checkpoint_has_the_mean_weights_and_recalibrated_statistics(
@@ -283,7 +135,7 @@ def test_an_averaged_checkpoint_has_the_mean_weights_and_recalibrated_statistics
     average_checkpoints(paths, outputs[1], training=training)
     average_checkpoints(paths, outputs[2])
 
-    mean, given, recorded = map(contents, outputs)
+    mean, given, recorded = map(contents_of, outputs)
     expected = tiny_model(tiny_recipe(), training.schema)
     expected.load_state_dict(mean)
     recalibrate(expected, training, num_videos=8192)
@@ -304,15 +156,20 @@ def test_without_statistics_no_records_are_needed(tmp_path):
 
     average_checkpoints(paths, tmp_path / "averaged.safetensors")
 
-    bias = contents(tmp_path / "averaged.safetensors")["head.experts.weight"]
+    bias = contents_of(tmp_path / "averaged.safetensors")["head.experts.weight"]
     torch.testing.assert_close(bias, sum(m.head.experts.weight.detach() for m in models) / 2)
 
 
-def test_one_checkpoint_averages_to_itself(checkpoints, tmp_path):
-    average_checkpoints(checkpoints[:1], tmp_path / "averaged.safetensors", batch_norm="average")
+def test_one_checkpoint_averages_to_itself_however_often_it_is_named(checkpoints, tmp_path):
+    output = tmp_path / "averaged.safetensors"
 
-    for name, tensor in contents(tmp_path / "averaged.safetensors").items():
-        assert torch.equal(tensor, contents(checkpoints[0])[name])
+    outcome = average_checkpoints(checkpoints[:1] * 3, output, batch_norm="average")
+
+    assert outcome.used == (checkpoints[0],)
+    assert outcome.description == "the mean of 1 checkpoint"
+
+    for name, tensor in contents_of(tmp_path / "averaged.safetensors").items():
+        assert torch.equal(tensor, contents_of(checkpoints[0])[name])
 
 
 def test_checkpoints_of_other_architectures_are_refused(checkpoints, tmp_path):
@@ -326,7 +183,7 @@ def test_checkpoints_of_other_architectures_are_refused(checkpoints, tmp_path):
 
 
 def test_checkpoints_of_other_runs_are_refused(checkpoints, tmp_path):
-    rewrite(checkpoints[1], run="another")
+    rewrite_checkpoint(checkpoints[1], run="another")
 
     assert message_of(checkpoints, tmp_path / "averaged.safetensors") == (
         f"{checkpoints[1]} and {checkpoints[0]} are of different runs.\n"
@@ -348,9 +205,9 @@ def test_a_checkpoint_of_a_diverged_run_is_named(batch_norm, training, tmp_path)
     paths = [tmp_path / f"step-{step}.safetensors" for step in (2, 4)]
     for path in paths:
         write_checkpoint(path, tiny_recipe(), training.schema)
-    tensors = contents(paths[1])
+    tensors = contents_of(paths[1])
     tensors["hidden.bias"][0] = torch.nan
-    rewrite(paths[1], tensors, step=4)
+    rewrite_checkpoint(paths[1], tensors, step=4)
 
     assert message_of(
         paths, tmp_path / "averaged.safetensors", batch_norm=batch_norm, training=training
@@ -404,8 +261,29 @@ def test_an_existing_output_is_kept_without_force(checkpoints, tmp_path):
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(checkpoints, tmp_path):
-    rewrite(checkpoints[1], kind="fused")
+    rewrite_checkpoint(checkpoints[1], kind="fused")
 
     assert message_of(checkpoints, tmp_path / "averaged.safetensors") == (
         f"{checkpoints[1]} is a fused file, not a checkpoint file.\nName a checkpoint file instead."
     )
+
+
+def test_no_checkpoint_at_all_is_a_fault_of_the_caller(tmp_path):
+    with pytest.raises(ValueError, match="there are no checkpoints to average"):
+        average_checkpoints([], tmp_path / "averaged.safetensors")
+
+
+def test_a_checkpoint_that_goes_away_meanwhile_is_named(checkpoints, tmp_path, monkeypatch):
+    whole = averages.sha256_of
+
+    def removed(path):
+        path.unlink()
+        return whole(path)
+
+    monkeypatch.setattr(averages, "sha256_of", removed)
+
+    assert message_of(checkpoints, tmp_path / "averaged.safetensors", batch_norm="last") == (
+        f"{checkpoints[0]} cannot be read any more: No such file or directory.\n"
+        "Average again, from the checkpoints that are left."
+    )
+    assert os.listdir(tmp_path) == []

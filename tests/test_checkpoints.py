@@ -337,3 +337,61 @@ def test_nothing_is_ever_unpickled(path):
 
     torch.save({"weights": Explosive()}, path)
     message_of(path)
+
+
+def test_a_tensor_may_be_written_in_blocks(path, rng):
+    whole = {"a": torch.randn(3, 4, generator=rng), "b": torch.arange(5), "c": torch.empty(0, 2)}
+    specs = {name: spec_of(tensor) for name, tensor in whole.items()}
+    expected = path.with_name("whole.safetensors")
+    save_tensors(expected, whole, Note(count=1), force=False)
+
+    write_tensors(
+        path, specs, lambda name: iter(whole[name].flatten().split(5)), Note(count=1), force=False
+    )
+
+    assert path.read_bytes() == expected.read_bytes()
+
+
+def test_the_record_may_be_completed_when_all_is_written(path):
+    seen = []
+
+    def produce(name):
+        seen.append(name)
+        return np.arange(3)
+
+    def final():
+        return Note(count=len(seen), words=("one", "two"))
+
+    specs = {name: TensorSpec("I64", (3,)) for name in ("a", "b")}
+    write_tensors(
+        path, specs, produce, Note(count=0, words=("xxx", "xxx")), force=False, final_record=final
+    )
+
+    with open_tensors(path) as file:
+        assert file.record(Note) == Note(count=2, words=("one", "two"))
+        assert file.array("b").tolist() == [0, 1, 2]
+
+
+def test_parts_of_a_tensor_are_read_into_a_buffer(path):
+    save_tensors(path, {"a": np.arange(7), "ü": np.ones(3, np.uint8)}, Note(count=1), force=False)
+    target = np.zeros(3, np.int64)
+
+    with open_tensors(path) as file:
+        file.read_into(target.view(np.uint8), "a", 16)
+        file.read_into(target[:0].view(np.uint8), "ü", 3)
+
+    assert target.tolist() == [2, 3, 4]
+
+
+def test_a_file_that_is_cut_short_while_it_is_open_is_named(path):
+    save_tensors(path, {"a": np.arange(7000)}, Note(count=1), force=False)
+
+    with open_tensors(path) as file:
+        os.truncate(path, path.stat().st_size - 8)
+        with pytest.raises(CheckpointError) as caught:
+            file.read_into(np.zeros(8, np.uint8), "a", 8 * 6999)
+
+    assert str(caught.value) == (
+        f"{path} became shorter while it was read.\n"
+        "Make the file again, or copy it again from where it is whole."
+    )
