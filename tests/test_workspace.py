@@ -29,7 +29,7 @@ def test_a_folder_without_checkpoints_is_refused(run):
     )
 
 
-@pytest.mark.parametrize("name", ["metrics", "averaged", "validation"])
+@pytest.mark.parametrize("name", ["metrics", "ema", "averaged", "validation"])
 def test_any_output_of_a_run_keeps_another_from_it(run, name):
     output = getattr(run, name)
     output.parent.mkdir(parents=True)
