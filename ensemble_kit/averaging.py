@@ -215,8 +215,11 @@ def _try_greedily(
     average_of: Callable[[Sequence[TensorFile]], Average],
     validation: Records,
 ) -> tuple[GreedyStep, ...]:
-    """Add checkpoints to the best one, from the best GAP down, where the mean's GAP rises by it."""
-    first, *others = sorted(files, key=lambda file: (-gaps[file.path], _step(file)))
+    """Add checkpoints to the best one, from the best GAP down, where the mean's GAP rises by it.
+
+    ``files`` come by step, and so do those of equal GAP.
+    """
+    first, *others = sorted(files, key=lambda file: -gaps[file.path])
     chosen, best = [first], gaps[first.path]
     steps = [GreedyStep(first.path, best, is_added=True)]
     with progress("greedy", len(others)) as shown:
@@ -224,8 +227,9 @@ def _try_greedily(
             trial = sorted([*chosen, file], key=_step)
             average = average_of(trial)
             gap = average.gap(average.model(), validation)
-            steps.append(GreedyStep(file.path, gap, is_added=gap > best))
-            if gap > best:
+            is_added = gap > best
+            steps.append(GreedyStep(file.path, gap, is_added))
+            if is_added:
                 chosen, best = trial, gap
             shown.update(done, f"{file.path.name}  GAP {gap:.4f}")
     return tuple(steps)

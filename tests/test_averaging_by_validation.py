@@ -267,6 +267,17 @@ def test_of_equal_checkpoints_greedy_tries_the_earlier_first(checkpoints, output
     assert outcome.best == checkpoints[0]
 
 
+def test_greedy_leaves_out_what_changes_nothing(checkpoints, output, validation):
+    rewrite_checkpoint(checkpoints[0], contents_of(checkpoints[1]))
+
+    outcome = average_checkpoints(
+        checkpoints[:2], output, method="greedy", batch_norm="average", validation=validation
+    )
+
+    assert outcome.used == (checkpoints[0],)
+    assert outcome.steps[1] == GreedyStep(checkpoints[1], outcome.gap, is_added=False)
+
+
 def test_the_order_of_the_files_changes_nothing_in_a_greedy_average(
     checkpoints, output, validation
 ):
