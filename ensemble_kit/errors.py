@@ -7,7 +7,7 @@ EnsembleKitError
 ├── RecipeError        recipes and the values set over them
 ├── CheckpointError    tensor files: checkpoints, predictions, fused files
 ├── TrainingError      a run that cannot start or go on
-├── AveragingError     an average that would be worse than what it is made of
+├── AveragingError     an average that loses to a checkpoint alone, or cannot be compared
 ├── PredictionsError   predictions and label files, and what does not match between them
 ├── SelectionError     candidates that cannot be chosen from, a selection that no longer holds
 ├── SizeLimitError     an artefact over its byte limit, or a size that cannot be read
@@ -56,7 +56,7 @@ class TrainingError(EnsembleKitError):
 
 
 class AveragingError(EnsembleKitError):
-    """An average that is worse than a checkpoint it was made of, or cannot be told from one."""
+    """An average loses to a checkpoint alone, or there is nothing to compare it on."""
 
 
 class PredictionsError(EnsembleKitError):

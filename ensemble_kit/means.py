@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ensemble_kit.checkpoints import ITEM_SIZES, NUMPY_DTYPES, TensorFile, TensorSpec
 from ensemble_kit.loading import not_finite
+from ensemble_kit.storage import is_finite
 
 BLOCK_VALUES = 2**17  # 1 MiB of float64 sums: what a block needs stays in a core's cache
 TORCH_DTYPES = {stored: getattr(torch, name) for name, stored in NUMPY_DTYPES.items()} | {
@@ -95,5 +96,5 @@ def _combine(
 
 def _refuse_not_finite(files: Sequence[TensorFile], name: str) -> None:
     for file in files:
-        if not bool(file.tensor(name).isfinite().all()):
+        if not is_finite(file.tensor(name)):
             raise not_finite(file.path, name)

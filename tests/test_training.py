@@ -329,8 +329,8 @@ def test_an_interrupt_leaves_a_checkpoint_that_averages_and_predicts(
         "step-00000003.safetensors",
     ]
     assert lines_of(trained)[-1]["state"] == "stopped"
-    averaged = average_checkpoints(paths, trained.folder.averaged)
-    predict(averaged, records[1], tmp_path / "predictions.safetensors")
+    average_checkpoints(paths, trained.folder.averaged)
+    predict(trained.folder.averaged, records[1], tmp_path / "predictions.safetensors")
 
 
 def test_an_interrupt_right_after_a_checkpoint_writes_no_second(folder, records, monkeypatch):

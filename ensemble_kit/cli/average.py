@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     type=click.Choice(["recalibrate", "average", "last"]),
     default="recalibrate",
     show_default=True,
-    help="Where batch-norm statistics come from.",
+    help="Statistics estimated anew; their mean (of ema: as training kept them); the last step's.",
 )
 @click.option("--data", multiple=True, metavar="GLOB", help="Records to recalibrate on.")
 @click.option(
