@@ -34,6 +34,7 @@ def train(
     folder: Path,
     seed: int = 0,
     device: str = "cpu",
+    tensorboard: bool = False,
     force: bool = False,
 ) -> FinishedRun:
     """Train a recipe, average its last checkpoints and predict the validation records.
@@ -48,6 +49,7 @@ def train(
         folder=folder,
         seed=seed,
         device=device,
+        tensorboard=tensorboard,
         force=force,
     )
     if trained.is_stopped:

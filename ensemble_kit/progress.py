@@ -2,29 +2,51 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import timedelta
+from types import MappingProxyType
 from typing import Protocol
 
 SECONDS_BETWEEN_LINES = 15.0
+# How a value is written, by the name that `update` takes it under.
+VALUES: Mapping[str, str] = MappingProxyType(
+    {
+        "loss": "loss {:.3f}",
+        "gap": "GAP {:.4f}",
+        "learning_rate": "rate {:.3g}",
+        "examples_per_second": "{:,.0f} examples/s",
+    }
+)
+_is_quiet = ContextVar("is_quiet", default=False)
 
 
 class Progress(Protocol):
     """What a stage may call while it works."""
 
-    def update(self, done: int, message: str) -> None:
-        """Say how many of the total are done, and what there is to say about it."""
+    def update(self, done: int, message: str = "", /, **values: float | None) -> None:
+        """Say how far the work has come.
+
+        Args:
+            done: How many of the total are done, those before the start too.
+            message: What else there is to say.
+            values: Numbers to be shown, named as in ``VALUES``; those that are None are left out.
+        """
 
 
 @contextmanager
-def progress(label: str, total: int) -> Iterator[Progress]:
+def progress(label: str, total: int, *, done: int = 0) -> Iterator[Progress]:
     """Show how a piece of work goes on.
 
     Args:
         label: What is being done.
         total: How many units there are; 0 where it is not known.
+        done: How many of them were done before, and so tell nothing of the time that is left.
     """
-    if sys.stderr.isatty():
+    if _is_quiet.get():
+        yield _Nothing()
+    elif sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -42,9 +64,24 @@ def progress(label: str, total: int) -> Iterator[Progress]:
             TextColumn("{task.fields[message]}"),
         )
         with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-            yield _Bar(bars, bars.add_task(label, total=total or None, message=""))
+            yield _Bar(bars, bars.add_task(label, total=total or None, completed=done, message=""))
     else:
-        yield _Lines(label, total)
+        yield _Lines(label, total, done)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Show no progress of what is done in this block."""
+    token = _is_quiet.set(True)
+    try:
+        yield
+    finally:
+        _is_quiet.reset(token)
+
+
+class _Nothing:
+    def update(self, done: int, message: str = "", /, **values: float | None) -> None:
+        pass
 
 
 class _Bar:
@@ -52,19 +89,32 @@ class _Bar:
         self._bars = bars
         self._task = task
 
-    def update(self, done: int, message: str) -> None:
-        self._bars.update(self._task, completed=done, message=message)
+    def update(self, done: int, message: str = "", /, **values: float | None) -> None:
+        self._bars.update(self._task, completed=done, message=_text_of(values, message))
 
 
 class _Lines:
-    def __init__(self, label: str, total: int) -> None:
+    def __init__(self, label: str, total: int, done: int) -> None:
         self._label = label
         self._total = total
-        self._last = time.monotonic()
+        self._done_before = done
+        self._start = self._last = time.monotonic()
 
-    def update(self, done: int, message: str) -> None:
+    def update(self, done: int, message: str = "", /, **values: float | None) -> None:
         is_last = done == self._total
         if is_last or time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
             self._last = time.monotonic()
             of = f"/{self._total}" if self._total else ""
-            print(f"{self._label}: {done}{of}  {message}".rstrip(), file=sys.stderr, flush=True)
+            text = _text_of(values, message, self._time_left(done))
+            print(f"{self._label}: {done}{of}  {text}".rstrip(), file=sys.stderr, flush=True)
+
+    def _time_left(self, done: int) -> str:
+        if not self._done_before < done < self._total:
+            return ""
+        seconds_each = (time.monotonic() - self._start) / (done - self._done_before)
+        return f"{timedelta(seconds=round(seconds_each * (self._total - done)))} left"
+
+
+def _text_of(values: Mapping[str, float | None], *texts: str) -> str:
+    numbers = (VALUES[name].format(value) for name, value in values.items() if value is not None)
+    return "  ".join(filter(None, (*numbers, *texts)))

@@ -6,12 +6,11 @@ itself, cross entropy on probabilities, an L2 penalty on the head's kernels.
 """
 
 import hashlib
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from ensemble_kit.checkpoints import save_tensors
 from ensemble_kit.data.dataset import Batch, Records
 from ensemble_kit.errors import TrainingError
 from ensemble_kit.loading import check_fits, measure, require_device, runner, to_torch
+from ensemble_kit.metrics_log import MetricsLog, require_tensorboard
 from ensemble_kit.progress import Progress, progress
 from ensemble_kit.provenance import CheckpointRecord
 from ensemble_kit.recipe_tables import Training
@@ -90,6 +90,7 @@ def train_checkpoints(
     folder: Path,
     seed: int = 0,
     device: str = "cpu",
+    tensorboard: bool = False,
     force: bool = False,
 ) -> TrainedRun:
     """Train a recipe, writing ``checkpoints/step-*.safetensors`` and ``metrics.jsonl``.
@@ -103,6 +104,7 @@ def train_checkpoints(
         folder: The run's folder; its name is the run's.
         seed: Of the parameters' start, the order of the videos and the draws.
         device: ``cpu`` or ``cuda``.
+        tensorboard: Whether the log is written for TensorBoard too.
         force: Whether a run that is there may be replaced.
 
     Raises:
@@ -110,9 +112,12 @@ def train_checkpoints(
         RecipeError: The recipe does not fit the records.
         PredictionsError: Training and validation records do not belong together.
         ProviderError: There is no such device.
-        TrainingError: The name cannot be used, or the loss is no longer finite.
+        TrainingError: The name cannot be used, TensorBoard is not installed, or the loss is no
+            longer finite.
     """
     check_run_name(folder.name)
+    if tensorboard:
+        require_tensorboard()
     require_device(device)
     if validation is not None:
         check_fits(training.schema, validation.schema, path=training.paths[0].parent)
@@ -120,7 +125,7 @@ def train_checkpoints(
     model = SubModel(recipe, training.schema).to(device)
     run = RunFolder(folder)
     run.claim(force=force)
-    with run.metrics.open("w", encoding="utf-8") as log:
+    with MetricsLog(run.metrics, tensorboard=run.tensorboard if tensorboard else None) as log:
         trainer = _Trainer(recipe, model, training, validation, run, seed, device, log)
         with progress(folder.name, recipe.training.max_steps) as shown:
             return trainer.train(shown)
@@ -138,7 +143,7 @@ class _Trainer:
         run: RunFolder,
         seed: int,
         device: str,
-        log: TextIO,
+        log: MetricsLog,
     ) -> None:
         self.recipe = recipe
         self.schedule = recipe.training
@@ -168,10 +173,11 @@ class _Trainer:
             for batch in self._batches():
                 self.model.train()
                 loss, rate = self._step(batch)
+                speed = round(self.examples / (time.monotonic() - start), 1)
+                now = {"loss": loss, "learning_rate": rate, "examples_per_second": speed}
                 if self.step % LOG_EVERY == 0 or self.step == 1:
-                    speed = self.examples / (time.monotonic() - start)
-                    self._write(loss=loss, learning_rate=rate, examples_per_second=round(speed, 1))
-                shown.update(self.step, self._describe(loss))
+                    self._write(**now)
+                shown.update(self.step, gap=self.gaps[-1] if self.gaps else None, **now)
                 is_last = self.step == self.schedule.max_steps
                 if is_last or self.step % self.schedule.checkpoint_every == 0:
                     self._save()
@@ -246,14 +252,8 @@ class _Trainer:
         self.gaps.append(metrics.gap)
         self._write(validation=metrics.as_dict())
 
-    def _describe(self, loss: float) -> str:
-        gap = f"  GAP {self.gaps[-1]:.4f}" if self.gaps else ""
-        return f"loss {loss:.3f}{gap}"
-
     def _write(self, **values: Any) -> None:
-        line = {"step": self.step, "examples": self.examples, "epoch": self.epoch, **values}
-        self.log.write(json.dumps(line) + "\n")
-        self.log.flush()
+        self.log.write(step=self.step, examples=self.examples, epoch=self.epoch, **values)
 
 
 def _identify(recipe: Recipe, training: Records, seed: int) -> str:

@@ -30,6 +30,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def tensorboard(self) -> Path:
+        """The folder of the same for TensorBoard, where it was asked for."""
+        return self.path / "tensorboard"
+
+    @property
     def ema(self) -> Path:
         """The exponential moving average that training kept, where it was asked to."""
         return self.path / "ema.safetensors"
@@ -83,7 +88,8 @@ class RunFolder:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
 
     def _outputs(self) -> list[Path]:
-        outputs = (self.checkpoints, self.metrics, self.ema, self.averaged, self.validation)
+        outputs = (self.checkpoints, self.metrics, self.tensorboard, self.ema, self.averaged,
+                   self.validation)  # fmt: skip
         return [path for path in outputs if path.exists()]
 
 

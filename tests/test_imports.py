@@ -19,6 +19,7 @@ LEVELS = [
         "data",
         "files",
         "metrics",
+        "metrics_log",
         "predictions",
         "progress",
         "provenance",

@@ -304,6 +304,16 @@ def test_every_line_of_the_log_says_where_the_run_was(folder, records, monkeypat
     assert lines[-1]["seconds"] > 0
 
 
+def test_tensorboard_has_the_log_too_and_a_run_that_is_replaced_takes_it_along(folder, records):
+    recipe = tiny_recipe(max_steps=2)
+    trained = run(folder, records, recipe, tensorboard=True)
+    assert list(trained.folder.tensorboard.glob("events.out.tfevents.*"))
+
+    run(folder, records, recipe, force=True)
+
+    assert not trained.folder.tensorboard.exists()
+
+
 def test_validation_measures_the_checkpoint_that_was_just_written(folder, records):
     trained = run(folder, records, tiny_recipe(max_steps=4), is_validated=True)
 

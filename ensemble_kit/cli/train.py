@@ -27,6 +27,8 @@ from ensemble_kit.workspace import RUNS
 @click.option("--name", metavar="NAME", help="The run's name, in place of the recipe's.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("-o", "--output", type=FOLDER, default=RUNS, show_default=True, help="Runs' folder.")
+@click.option("--tensorboard", is_flag=True, help="Write the log for TensorBoard too.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
 @device_option
 @records_options
 @force_option
@@ -39,6 +41,8 @@ def train(
     seed: int,
     output: Path,
     device: str,
+    tensorboard: bool,
+    quiet: bool,
     force: bool,
     **reading: Any,
 ) -> None:
@@ -54,9 +58,12 @@ def train(
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.data.dataset import Records
     from ensemble_kit.pipeline import train as train_run
+    from ensemble_kit.progress import quietly
     from ensemble_kit.recipes import load_recipe
     from ensemble_kit.workspace import RunFolder, run_name
 
+    if quiet:
+        click.get_current_context().with_resource(quietly())
     if name is not None and len(recipes) > 1:
         raise click.UsageError("--name names one run; give one RECIPE with it.")
     loaded = [load_recipe(recipe, overrides) for recipe in recipes]
@@ -78,6 +85,7 @@ def train(
             folder=folder,
             seed=seed,
             device=device,
+            tensorboard=tensorboard,
             force=force,
         )
         run = finished.trained

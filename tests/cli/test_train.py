@@ -55,6 +55,16 @@ def test_progress_and_results_do_not_mix(workspace):
     assert [line.split(":")[0] for line in workspace.trained.stderr.splitlines()] == list(MEMBERS)
 
 
+def test_quiet_training_prints_its_result_alone(runner, own_workspace):
+    words = ["train", "recipes/mean.toml", *TRAINING, *SHORT, "--name", "new", "--quiet"]
+
+    result = runner.invoke(main, [*words, "--tensorboard"])
+
+    assert result.stdout.startswith("runs/new: 2 steps in ")
+    assert result.stderr == ""
+    assert (own_workspace.path / "runs" / "new" / "tensorboard").is_dir()
+
+
 def test_the_gap_it_prints_is_that_of_the_validation_predictions(workspace, runner):
     for line in workspace.trained.stdout.splitlines():
         path = workspace.path / line.split(":")[0] / "validation.safetensors"

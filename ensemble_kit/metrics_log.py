@@ -1,0 +1,95 @@
+"""The log of a run: ``metrics.jsonl``, and the same numbers for TensorBoard where it is asked for.
+
+Imports ``errors``; TensorBoard, which is an extra, only where it is asked for.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ensemble_kit.errors import TrainingError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class MetricsLog:
+    """A log that is open for writing, behind the lines that it has already.
+
+    Args:
+        path: The file of lines, one JSON object each.
+        tensorboard: The folder for TensorBoard's event files; None writes none.
+        after_step: The last step that is logged already: TensorBoard is told to forget later ones.
+
+    Raises:
+        TrainingError: TensorBoard is asked for and is not installed.
+    """
+
+    def __init__(self, path: Path, *, tensorboard: Path | None = None, after_step: int = 0) -> None:
+        self._scalars = None if tensorboard is None else _scalars(tensorboard, after_step)
+        self._lines = path.open("a", encoding="utf-8")
+
+    def write(self, *, step: int, **values: Any) -> None:
+        """Write one line; whoever reads the file sees it at once.
+
+        Args:
+            step: The optimisation step that the values are of.
+            values: What JSON can hold. Its numbers, those in mappings too, are TensorBoard's
+                scalars: ``validation={"gap": 0.8}`` is ``validation/gap``.
+        """
+        self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        self._lines.flush()
+        if self._scalars is not None:
+            for name, value in _numbers(values):
+                self._scalars.add_scalar(name, value, step)
+            self._scalars.flush()
+
+    def sync(self) -> None:
+        """Return when the lines so far would outlast a power cut."""
+        os.fsync(self._lines.fileno())
+
+    def close(self) -> None:
+        """Close all files."""
+        self._lines.close()
+        if self._scalars is not None:
+            self._scalars.close()
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def require_tensorboard() -> None:
+    """Raise ``TrainingError`` unless TensorBoard is installed."""
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError as error:
+        raise TrainingError(
+            "TensorBoard is not installed.",
+            mend="Run `pip install 'ensemble-kit[tensorboard]'`, or leave --tensorboard out.",
+        ) from error
+
+
+def _scalars(folder: Path, after_step: int) -> "SummaryWriter":
+    require_tensorboard()
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(folder, purge_step=after_step + 1)
+
+
+def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            yield prefix + name, value
