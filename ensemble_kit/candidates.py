@@ -19,22 +19,23 @@ class Candidate:
     """Predictions that may become a member.
 
     Attributes:
-        predictions: The file they were read from.
+        predictions: The file they are read from.
         num_bytes: What the member would take in a fused file; 0 where nobody told.
-        probabilities: ``(N, C)``, float32, the videos in the order of the first candidate; 0 where
-            a CSV file does not list a class.
-        is_listed: ``(N, C)``, bool, the classes that a CSV file lists; None where all are.
+        places: ``(N,)``, where in its file each video is, in the order of the first candidate.
     """
 
     predictions: Predictions
     num_bytes: int
-    probabilities: NDArray[np.float32]
-    is_listed: NDArray[np.bool_] | None
+    places: NDArray[np.int64]
 
     @property
     def name(self) -> str:
         """What it is called in the selection."""
         return self.predictions.name
+
+    def taken(self, videos: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the probabilities of some videos, ``(n, C)``; ``-inf`` where not listed."""
+        return self.predictions.taken(self.places[videos])
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def read_candidates(
     for one in opened:
         _refuse_classes(one, own)
     first = opened[0]
-    places = [aligned(first.ids, first.path, to=one.ids, of=one.path) for one in opened]
+    places = [aligned(one.ids, one.path, to=first.ids, of=first.path) for one in opened]
     if labels_path is not None:
         ids, lists = read_labels_csv(labels_path, num_classes=own.num_classes if own else None)
         labels = taken(lists, aligned(ids, labels_path, to=first.ids, of=first.path))
@@ -100,7 +101,7 @@ def read_candidates(
         )
     num_classes = max(*(one.num_classes for one in opened), int(labels.classes.max()) + 1)
     candidates = (
-        _load(replace(one, num_classes=num_classes), size, place)
+        Candidate(replace(one, num_classes=num_classes), size, place)
         for one, size, place in zip(opened, num_bytes, places, strict=True)
     )
     vocabulary = own.record.vocabulary_sha256 if own and own.record else None
@@ -164,7 +165,7 @@ def _common_labels(
     for one, place in zip(opened, places, strict=True):
         if one.labels is None:
             continue
-        labels = taken(one.labels, np.argsort(place))
+        labels = taken(one.labels, place)
         if found is None:
             found = one, labels
         elif not all(map(np.array_equal, found[1], labels)):
@@ -174,15 +175,3 @@ def _common_labels(
                 "--labels.",
             )
     return found[1] if found else LabelLists.from_lists([])
-
-
-def _load(predictions: Predictions, num_bytes: int, places: NDArray[np.int64]) -> Candidate:
-    shape = len(predictions.ids), predictions.num_classes
-    probabilities = np.empty(shape, np.float32)
-    is_listed = np.empty(shape, np.bool_) if predictions.is_sparse else None
-    for videos, rows in predictions.blocks():
-        if is_listed is not None:
-            is_listed[places[videos]] = rows > -np.inf
-            rows = np.maximum(rows, 0)
-        probabilities[places[videos]] = rows
-    return Candidate(predictions, num_bytes, probabilities, is_listed)

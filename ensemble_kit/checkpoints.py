@@ -1,8 +1,9 @@
 """Tensors on disk, with their provenance: the one module that reads and writes them.
 
 A tensor file is a safetensors file whose metadata has one key, ``ensemble_kit``, with JSON:
-one of the records of ``provenance``. Imports ``errors``, ``files`` and ``provenance``; torch is
-imported only by the functions that return its tensors. Nothing is ever unpickled.
+one of the records of ``provenance``. Imports ``errors``, ``files``, ``provenance`` and
+``row_files``; torch is imported only by the functions that return its tensors. Nothing is ever
+unpickled.
 """
 
 import json
@@ -21,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from ensemble_kit.errors import CheckpointError
 from ensemble_kit.files import written_aside
 from ensemble_kit.provenance import Record
+from ensemble_kit.row_files import RowFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,11 +98,18 @@ class TensorFile:
                 mend="Make the file again with this version of ensemble-kit.",
             ) from error
 
-    def array(self, name: str, rows: slice | None = None) -> np.ndarray[Any, Any]:
-        """Return a tensor, or some of its rows, as an array of its own. Not for ``BF16``."""
-        if rows is None:  # a slice of an empty tensor is refused by safetensors
-            return np.asarray(self._handle.get_tensor(name))
-        return np.asarray(self._handle.get_slice(name)[rows])
+    def array(self, name: str) -> np.ndarray[Any, Any]:
+        """Return a tensor as an array of its own. Not for ``BF16``."""
+        return np.asarray(self._handle.get_tensor(name))
+
+    def rows(self, name: str) -> RowFile:
+        """Return where a matrix lies, to read rows of it after this file is closed."""
+        with self.path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            start, _ = json.loads(file.read(length))[name]["data_offsets"]
+        dtype = next(key for key, value in NUMPY_DTYPES.items() if value == self.specs[name].dtype)
+        num_rows, num_columns = self.specs[name].shape
+        return RowFile(self.path, 8 + length + start, dtype, (num_rows, num_columns))
 
     def tensor(self, name: str) -> "torch.Tensor":
         """Return a tensor as a CPU torch tensor of the stored type."""

@@ -216,7 +216,7 @@ def top_classes(probabilities: Floats, k: int) -> tuple[NDArray[np.int64], Float
     """
     num_videos, num_classes = probabilities.shape
     k = min(k, num_classes)
-    maxima = _group_maxima(probabilities, num_groups=max(6 * k, isqrt(num_classes)))
+    maxima = group_maxima(probabilities, num_groups=max(6 * k, isqrt(num_classes)))
     if np.isnan(maxima).any():
         raise ValueError("a score is NaN")
     bounds = np.partition(maxima, maxima.shape[1] - k, axis=1)[:, maxima.shape[1] - k]
@@ -234,7 +234,11 @@ def top_classes(probabilities: Floats, k: int) -> tuple[NDArray[np.int64], Float
     return np.take_along_axis(classes, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
 
-def _group_maxima(probabilities: Floats, *, num_groups: int) -> Floats:
+def group_maxima(probabilities: Floats, *, num_groups: int) -> Floats:
+    """Deal the classes of ``(n, C)`` scores into groups; return each group's best, ``(n, G)``.
+
+    G is ``num_groups``, or C where that is less.
+    """
     num_videos, num_classes = probabilities.shape
     num_groups = min(num_groups, num_classes)
     dealt = num_classes // num_groups * num_groups
@@ -275,7 +279,11 @@ def pooled_average_precision(scores: Floats, hits: NDArray[np.bool_], num_positi
     if num_positives == 0:
         return 0.0
     order = np.argsort(-scores, kind="stable")
-    ranks = np.flatnonzero(hits[order]) + 1
+    return average_precision(np.flatnonzero(hits[order]) + 1, num_positives)
+
+
+def average_precision(ranks: NDArray[np.int64], num_positives: int) -> float:
+    """Return the sum of the precisions at the hits' ranks, best first, over the positives."""
     return float((np.arange(1, ranks.size + 1) / ranks).sum()) / num_positives
 
 

@@ -1,8 +1,10 @@
-"""Predictions files: the kit's own, which hold every probability, and the challenge's CSV.
+"""Predictions files: the kit's own, with every probability or the best, and other tools'.
 
 A predictions file of the kit is a tensor file with ``probabilities`` ``(N, C)`` F32, the labels as
 ``label_offsets`` and ``label_classes`` I64 (see ``LabelLists``), and the video ids as ``ids`` U8,
-UTF-8 joined by newlines; its metadata is a ``PredictionsRecord``.
+UTF-8 joined by newlines; its metadata is a ``PredictionsRecord``. One that keeps the K best classes
+of each video has, in place of ``probabilities``, their ``values`` ``(N, K)`` F32 and ``classes``
+``(N, K)`` I32, best first, and ``bounds`` ``(N,)`` F32, the largest probability that was left out.
 """
 
 import hashlib
@@ -15,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import ensemble_kit
+from ensemble_kit.array_files import ARRAY_SUFFIXES, read_arrays
 from ensemble_kit.challenge_csv import (
     PREDICTIONS_HEADER,
-    Pairs,
     format_line,
     read_labels_csv,
     read_pairs,
@@ -28,6 +30,13 @@ from ensemble_kit.data.schema import vocabulary_sha256
 from ensemble_kit.errors import CheckpointError, PredictionsError
 from ensemble_kit.files import refuse_overwrite, written_aside
 from ensemble_kit.metrics import top_classes
+from ensemble_kit.prediction_rows import (
+    DenseRows,
+    ListedRows,
+    Rows,
+    TopRows,
+    as_probabilities,
+)
 from ensemble_kit.provenance import ModelRecord, PredictionsRecord
 
 __all__ = [
@@ -42,9 +51,10 @@ __all__ = [
     "write_predictions_csv",
 ]
 BLOCK_VALUES = 2**22  # probabilities read together: 16 MiB
-TENSORS = {"probabilities": "F32", "label_offsets": "I64", "label_classes": "I64", "ids": "U8"}
-SLACK = 1e-6  # a float32 mixture of probabilities may end this far outside [0, 1]
-Rows = NDArray[np.floating[Any]]
+COMMON = {"label_offsets": "I64", "label_classes": "I64", "ids": "U8"}
+ALL = {"probabilities": "F32", **COMMON}
+BEST = {"values": "F32", "classes": "I32", "bounds": "F32", **COMMON}
+Floats = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -53,51 +63,54 @@ class Predictions:
 
     Attributes:
         path: The file.
-        name: What selection knows them by: the record's name, or the stem of a CSV file.
+        name: What selection knows them by: the record's name, or the stem of another tool's file.
         ids: The N videos, in order.
         num_classes: C; for a CSV file, where it was not told, one more than its largest class.
-        label_names: The classes' names; None for a CSV file.
-        labels: The videos' labels; None for a CSV file.
-        record: What the file says of itself; None for a CSV file.
-        pairs: What a CSV file lists; None for a file of the kit.
+        source: Where the probabilities are.
+        label_names: The classes' names; None where the file does not tell.
+        labels: The videos' labels; None where the file does not tell.
+        record: What the file says of itself; None for another tool's file.
     """
 
     path: Path
     name: str
     ids: tuple[str, ...]
     num_classes: int
+    source: Rows
     label_names: tuple[str, ...] | None = None
     labels: LabelLists | None = None
     record: PredictionsRecord | None = None
-    pairs: Pairs | None = None
 
     @property
     def is_sparse(self) -> bool:
         """Whether a video lists some classes only."""
-        return self.pairs is not None
+        return self.source.bounds is not None
 
-    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Return the probabilities of videos ``start`` to ``stop - 1``.
+    @property
+    def knows_classes(self) -> bool:
+        """Whether ``num_classes`` was told, and is no guess from a CSV file's largest class."""
+        return not isinstance(self.source, ListedRows)
+
+    def taken(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the probabilities of some videos.
+
+        Args:
+            places: ``(n,)``, where in the file they are.
 
         Returns:
-            ``(n, C)``, float32; ``-inf`` where a CSV file does not list a class.
+            ``(n, C)``, float32; ``-inf`` where the file does not list a class.
 
         Raises:
-            CheckpointError: The file has gone, or is damaged.
-            PredictionsError: A value is not a probability.
+            PredictionsError: The file has gone, or a value is not a probability.
         """
-        if self.pairs is None:
-            with open_tensors(self.path) as file:
-                rows = file.array("probabilities", slice(start, stop))
-            _refuse_values(rows, self.ids[start:stop], self.path, slack=0)
+        rows = self.source.read(places, self.num_classes)
+        if isinstance(self.source, ListedRows):  # its values were checked with their lines
             return rows
-        offsets, classes, confidences = self.pairs
-        offsets = offsets[start : stop + 1]
-        listed = slice(offsets[0], offsets[-1])
-        rows = np.full((len(offsets) - 1, self.num_classes), -np.inf, np.float32)
-        videos = np.repeat(np.arange(len(rows)), np.diff(offsets))
-        rows[videos, classes[listed]] = confidences[listed]
-        return rows
+        return as_probabilities(rows, [self.ids[place] for place in places], self.path)
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Return the probabilities of videos ``start`` to ``stop - 1``; see ``taken``."""
+        return self.taken(np.arange(start, stop))
 
     def blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """Yield all probabilities, some videos at a time: which videos, and their rows."""
@@ -114,16 +127,16 @@ def is_predictions_file(path: Path) -> bool:
         CheckpointError: The file is a tensor file, and is damaged.
     """
     if not _is_tensor_file(path):
-        return path.suffix == ".csv"
+        return path.suffix in {".csv", *ARRAY_SUFFIXES}
     with open_tensors(path) as file:
         return file.kind == "predictions"
 
 
 def read_predictions(path: Path, *, num_classes: int | None = None) -> Predictions:
-    """Open a predictions file of the kit, or read a CSV file in the challenge's format.
+    """Open a predictions file of the kit or of NumPy, or read a CSV in the challenge's format.
 
     Args:
-        path: The file; its content tells which of the two it is.
+        path: The file: ``.npy`` and ``.npz`` are NumPy's; the content tells the other two apart.
         num_classes: The most classes that a CSV file may list; None takes any under a million.
 
     Raises:
@@ -131,12 +144,24 @@ def read_predictions(path: Path, *, num_classes: int | None = None) -> Predictio
         PredictionsError: A file cannot be read, a line of a CSV file is not what it should be, or
             a video is there twice.
     """
+    if path.suffix in ARRAY_SUFFIXES:
+        arrays = read_arrays(path)
+        refuse_ids(arrays.ids, path, forbidden="")
+        return Predictions(
+            path,
+            path.stem,
+            arrays.ids,
+            arrays.matrix.shape[1],
+            DenseRows(arrays.matrix),
+            arrays.label_names,
+            arrays.labels,
+        )
     if _is_tensor_file(path):
         with open_tensors(path) as file:
             return _open_own(file)
     ids, pairs = read_pairs(path, num_classes=num_classes)
     largest = int(pairs.classes.max(initial=0))
-    return Predictions(path, path.stem, ids, num_classes or largest + 1, pairs=pairs)
+    return Predictions(path, path.stem, ids, num_classes or largest + 1, ListedRows(pairs))
 
 
 def write_predictions(
@@ -145,9 +170,10 @@ def write_predictions(
     ids: Sequence[str],
     label_names: Sequence[str],
     labels: LabelLists,
-    rows: Rows | Iterable[Rows],
+    rows: Floats | Iterable[Floats],
     name: str,
     model: ModelRecord | None,
+    top_k: int | None = None,
     force: bool,
 ) -> None:
     """Write a predictions file of the kit.
@@ -161,6 +187,7 @@ def write_predictions(
             less than 1e-6 outside of ``[0, 1]``, as rounding makes them, is written as 0 or 1.
         name: What selection will know the predictions by.
         model: The model that made them, if it is a file of the kit.
+        top_k: How many classes of each video to keep, the best; None or C keeps all.
         force: Whether an existing file may be replaced.
 
     Raises:
@@ -169,16 +196,17 @@ def write_predictions(
         ValueError: The numbers of videos or of classes do not agree.
     """
     refuse_overwrite(path, force=force)
-    _refuse_ids(ids, path, forbidden="\n")
+    refuse_ids(ids, path, forbidden="\n")
     if labels.num_videos != len(ids):
         raise ValueError(f"{len(ids)} ids, labels of {labels.num_videos} videos")
-    probabilities = np.empty((len(ids), len(label_names)), np.float32)
+    if top_k is not None and top_k >= len(label_names):
+        top_k = None
+    tensors = _empty(len(ids), len(label_names), top_k)
     for videos, block in _checked_blocks(rows, ids, path):
         if block.shape[1] != len(label_names):
             raise ValueError(f"{len(label_names)} label names, {block.shape[1]} probabilities")
-        probabilities[videos] = block
-    tensors: dict[str, NDArray[Any]] = {
-        "probabilities": probabilities,
+        _keep(block, videos, tensors, top_k)
+    tensors |= {
         "label_offsets": labels.offsets,
         "label_classes": labels.classes,
         "ids": np.frombuffer("\n".join(ids).encode(), np.uint8),
@@ -190,6 +218,7 @@ def write_predictions(
         label_names=tuple(label_names),
         vocabulary_sha256=vocabulary_sha256(label_names),
         dataset_sha256=dataset_sha256(ids, labels),
+        top_k=top_k,
     )
     save_tensors(path, tensors, record, force=force)
 
@@ -198,7 +227,7 @@ def write_predictions_csv(
     path: Path,
     *,
     ids: Sequence[str],
-    rows: Rows | Iterable[Rows],
+    rows: Floats | Iterable[Floats],
     top_k: int = 20,
     force: bool,
 ) -> None:
@@ -215,7 +244,7 @@ def write_predictions_csv(
         force: Whether an existing file may be replaced.
     """
     refuse_overwrite(path, force=force)
-    _refuse_ids(ids, path, forbidden=",\r\n")
+    refuse_ids(ids, path, forbidden=",\r\n")
     with written_aside(path, force=force) as aside, aside.open("w", encoding="utf-8") as file:
         file.write(f"{PREDICTIONS_HEADER}\n")
         for videos, block in _checked_blocks(rows, ids, path):
@@ -282,51 +311,73 @@ def _is_tensor_file(path: Path) -> bool:
 
 def _open_own(file: TensorFile) -> Predictions:
     record = file.record(PredictionsRecord)
-    if {name: spec.dtype for name, spec in file.specs.items()} == TENSORS:
-        num_videos = file.specs["probabilities"].shape[0]
-        text = file.array("ids").tobytes().decode(errors="replace")
-        ids = tuple(text.split("\n")) if num_videos else ()
-        labels = LabelLists(file.array("label_offsets"), file.array("label_classes"))
-        is_whole = (
-            file.specs["probabilities"].shape == (len(ids), len(record.label_names))
-            and dataset_sha256(ids, labels) == record.dataset_sha256
-        )
-    else:
-        is_whole = False
-    if not is_whole:
-        raise CheckpointError(
-            f"{file.path} does not hold the videos and labels that its record tells of.",
-            mend="Make the file again with `ensemble-kit predict`.",
-        )
     names = record.label_names
-    return Predictions(file.path, record.name, ids, len(names), names, labels, record)
+    types = {name: spec.dtype for name, spec in file.specs.items()}
+    if types in (ALL, BEST):
+        labels = LabelLists(file.array("label_offsets"), file.array("label_classes"))
+        text = file.array("ids").tobytes().decode(errors="replace")
+        ids = tuple(text.split("\n")) if labels.num_videos else ()
+        wide, kept = (len(ids), len(names)), (len(ids), record.top_k or 0)
+        shapes = (
+            {"probabilities": wide}
+            if types == ALL
+            else {"values": kept, "classes": kept, "bounds": kept[:1]}
+        )
+        if (
+            all(file.specs[name].shape == shape for name, shape in shapes.items())
+            and dataset_sha256(ids, labels) == record.dataset_sha256
+        ):
+            source: Rows = (
+                DenseRows(file.rows("probabilities"))
+                if types == ALL
+                else TopRows(file.rows("values"), file.rows("classes"), file.array("bounds"))
+            )
+            return Predictions(
+                file.path, record.name, ids, len(names), source, names, labels, record
+            )
+    raise CheckpointError(
+        f"{file.path} does not hold the videos and labels that its record tells of.",
+        mend="Make the file again with `ensemble-kit predict`.",
+    )
+
+
+def _empty(num_videos: int, num_classes: int, top_k: int | None) -> dict[str, NDArray[Any]]:
+    """Return room for what a file keeps, by the names of its tensors."""
+    if top_k is None:
+        return {"probabilities": np.empty((num_videos, num_classes), np.float32)}
+    return {
+        "values": np.empty((num_videos, top_k), np.float32),
+        "classes": np.empty((num_videos, top_k), np.int32),
+        "bounds": np.empty(num_videos, np.float32),
+    }
+
+
+def _keep(
+    block: Floats, videos: slice, tensors: dict[str, NDArray[Any]], top_k: int | None
+) -> None:
+    """Put what a file keeps of some videos in its place."""
+    if top_k is None:
+        tensors["probabilities"][videos] = block
+        return
+    classes, values = top_classes(block.astype(np.float32, copy=False), top_k + 1)
+    tensors["values"][videos] = values[:, :-1]
+    tensors["classes"][videos] = classes[:, :-1]
+    tensors["bounds"][videos] = values[:, -1]
 
 
 def _checked_blocks(
-    rows: Rows | Iterable[Rows], ids: Sequence[str], path: Path
-) -> Iterator[tuple[slice, Rows]]:
+    rows: Floats | Iterable[Floats], ids: Sequence[str], path: Path
+) -> Iterator[tuple[slice, Floats]]:
     start = 0
     for block in [rows] if isinstance(rows, np.ndarray) else rows:
         videos = slice(start, start + len(block))
-        _refuse_values(block, ids[videos], path, slack=SLACK)
-        yield videos, np.clip(block, 0, 1)
+        yield videos, as_probabilities(block, ids[videos], path)
         start = videos.stop
     if start != len(ids):
         raise ValueError(f"{len(ids)} ids, probabilities of {start} videos")
 
 
-def _refuse_values(rows: Rows, ids: Sequence[str], path: Path, *, slack: float) -> None:
-    if not rows.size or (rows.min() >= -slack and rows.max() <= 1 + slack):  # False with NaN
-        return
-    video, index = np.argwhere(~((rows >= -slack) & (rows <= 1 + slack)))[0]
-    raise PredictionsError(
-        f"{path}: class {index} of video {ids[video]!r} is {rows[video, index]:g}, expected a "
-        "probability from 0 to 1.",
-        mend="Predict again with a model that returns probabilities, not logits.",
-    )
-
-
-def _refuse_ids(ids: Sequence[str], path: Path, *, forbidden: str) -> None:
+def refuse_ids(ids: Sequence[str], path: Path, *, forbidden: str) -> None:
     seen: set[str] = set()
     for video in ids:
         if video in seen or not set(forbidden).isdisjoint(video):

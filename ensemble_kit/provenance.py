@@ -90,6 +90,7 @@ class PredictionsRecord(Record):
         name: The name that selection knows these predictions by.
         vocabulary_sha256: The hash of the class names in order.
         dataset_sha256: The hash of video ids and labels in order.
+        top_k: How many classes of each video the file keeps; None where it keeps all.
     """
 
     kind: Literal["predictions"] = "predictions"
@@ -99,6 +100,7 @@ class PredictionsRecord(Record):
     label_names: tuple[str, ...]
     vocabulary_sha256: str
     dataset_sha256: str
+    top_k: int | None = None
 
 
 class MemberRecord(Record):

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ensemble_kit"
 LEVELS = [
     {"errors"},
     {
+        "array_files",
         "candidates",
         "challenge_csv",
         "checkpoints",
@@ -20,11 +21,13 @@ LEVELS = [
         "files",
         "metrics",
         "metrics_log",
+        "prediction_rows",
         "predictions",
         "progress",
         "provenance",
         "recipe_tables",
         "recipes",
+        "row_files",
         "runtime",
         "selections",
         "workspace",

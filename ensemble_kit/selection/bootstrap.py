@@ -1,0 +1,80 @@
+"""How far GAPs would move with other videos: resamples of the videos with replacement.
+
+A resample counts each video as often as it was drawn. Its pairs keep their order, and a pair that
+counts w times stands w times in one place: a hit adds ``w * (hits so far) / (pairs so far)``, both
+with itself.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble_kit.progress import progress
+from ensemble_kit.provenance import Interval
+from ensemble_kit.selection.ranking import ONE, Keys
+from ensemble_kit.selection.scoring import NUM_THREADS
+
+LEVEL = 0.95
+
+
+class _Ranking(NamedTuple):
+    """The pairs of a pool, best first: their videos, and which places are hits."""
+
+    videos: NDArray[np.int64]
+    hits: NDArray[np.int64]
+
+    def gap(self, counts: NDArray[np.int64], num_positives: int) -> float:
+        """Return the GAP with each video counted some times."""
+        if not num_positives:
+            return 0.0
+        drawn = np.take(counts, self.videos)
+        pairs = np.cumsum(drawn)[self.hits]
+        hits = drawn[self.hits]
+        found = np.cumsum(hits)
+        return float((hits * found / np.maximum(pairs, 1)).sum()) / num_positives
+
+
+def resampled_gaps(
+    pools: Sequence[Keys], positives: NDArray[np.int64], *, resamples: int, seed: int
+) -> NDArray[np.float64]:
+    """Return the GAPs of some pools on the same resamples, ``(pools, resamples)``.
+
+    Args:
+        pools: Of the same N videos; see ``ranking.pooled_gap``.
+        positives: ``(N,)``, the labels of each video.
+        resamples: How many.
+        seed: Of the draws.
+    """
+    rankings = [_ranking(pool) for pool in pools]
+    num_videos = len(positives)
+
+    def resample(index: int) -> list[float]:
+        drawn = np.random.default_rng([seed, index]).integers(num_videos, size=num_videos)
+        counts = np.bincount(drawn, minlength=num_videos)
+        num_positives = int(counts @ positives)
+        return [ranking.gap(counts, num_positives) for ranking in rankings]
+
+    with ThreadPoolExecutor(NUM_THREADS) as threads, progress("resample", resamples) as shown:
+        rows = []
+        for row in threads.map(resample, range(resamples)):
+            rows.append(row)
+            shown.update(len(rows), "resamples")
+    return np.array(rows).reshape(resamples, len(pools)).T
+
+
+def interval(values: NDArray[np.float64]) -> Interval:
+    """Return what the middle 95 % of some values lie between."""
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _ranking(pool: Keys) -> _Ranking:
+    """Rank all pairs: by score, then by video, then in the row's order, which is ascending."""
+    flat = pool[:, ::-1].reshape(-1)
+    order = np.argsort(~(flat >> ONE), kind="stable")[: np.count_nonzero(flat)]
+    hits = np.flatnonzero(flat[order] & ONE)
+    order = order[: hits[-1] + 1 if hits.size else 0]
+    return _Ranking(order // pool.shape[1], hits)

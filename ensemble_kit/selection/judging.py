@@ -1,0 +1,101 @@
+"""GAPs on the videos that selection chose by, on those it held out, and on all of them."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble_kit.selection.ranking import Keys, pooled_gap
+from ensemble_kit.selection.scoring import Extension, Scorer, Term
+from ensemble_kit.selection.table import Table
+
+ENOUGH_VIDEOS = 2000  # from here on half of them are held out unless something else is asked for
+
+
+class Gaps(NamedTuple):
+    """GAPs of one ensemble.
+
+    Attributes:
+        chosen_by: On the videos that selection chose by.
+        held_out: On the others; None where there are none.
+        overall: On all of them together.
+    """
+
+    chosen_by: float
+    held_out: float | None
+    overall: float
+
+
+def held_out(ids: Sequence[str], fraction: float) -> NDArray[np.bool_]:
+    """Return which videos are held out: those whose id's SHA-256 is in the lowest share.
+
+    The same id falls on the same side whatever else is in the file, so that candidates which are
+    added later are judged on the same videos.
+
+    Args:
+        ids: N video ids.
+        fraction: From 0, for none, to 1.
+    """
+    limit = int(fraction * 2**64)
+    return np.array(
+        [int.from_bytes(hashlib.sha256(one.encode()).digest()[:8], "big") < limit for one in ids],
+        np.bool_,
+    )
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Measures ensembles on every part of the videos.
+
+    Attributes:
+        chosen_by: The videos that selection chooses by.
+        held_out: The others; None where there are none.
+    """
+
+    chosen_by: Scorer
+    held_out: Scorer | None
+
+    @classmethod
+    def of(cls, tables: Sequence[Table], k: int) -> "Judge":
+        """Return the judge of one or two tables."""
+        scorers = [Scorer(table, k) for table in tables]
+        return cls(scorers[0], scorers[1] if len(scorers) > 1 else None)
+
+    @property
+    def scorers(self) -> list[Scorer]:
+        """One of each part."""
+        return [self.chosen_by] if self.held_out is None else [self.chosen_by, self.held_out]
+
+    @property
+    def last(self) -> Scorer:
+        """That of the videos held out if there are any, else the only one."""
+        return self.scorers[-1]
+
+    def gaps(self, terms: Sequence[Term]) -> Gaps:
+        """Return the GAPs of a mixture; 0 with no terms."""
+        if not terms:
+            return Gaps(0.0, None if self.held_out is None else 0.0, 0.0)
+        pools = [pool(scorer, terms) for scorer in self.scorers]
+        parts = [
+            pooled_gap(one, scorer.table.num_positives)
+            for one, scorer in zip(pools, self.scorers, strict=True)
+        ]
+        if self.held_out is None:
+            return Gaps(parts[0], None, parts[0])
+        return Gaps(parts[0], parts[1], self._overall(pools))
+
+    def _overall(self, pools: Sequence[Keys]) -> float:
+        num_videos = sum(len(one) for one in pools)
+        joined = np.empty((num_videos, pools[0].shape[1]), np.uint64)
+        for one, scorer in zip(pools, self.scorers, strict=True):
+            joined[scorer.table.videos] = one
+        return pooled_gap(joined, sum(scorer.table.num_positives for scorer in self.scorers))
+
+
+def pool(scorer: Scorer, terms: Sequence[Term]) -> Keys:
+    """Return the keys of each video's k best classes of a mixture of at least one term."""
+    *before, last = terms
+    return Extension(scorer, scorer.mixed(before), scorer.reach([last])).pool(last)

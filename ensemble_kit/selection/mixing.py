@@ -1,0 +1,63 @@
+"""What each member's probabilities are multiplied by before they are summed."""
+
+from collections.abc import Sequence
+
+from ensemble_kit.provenance import Mixing
+from ensemble_kit.selection.scoring import Extension, Scorer, Term
+from ensemble_kit.selection.search import ROUNDING
+
+FACTORS = (1.5, 1.2, 1.08, 1.03)  # what a coefficient is multiplied and divided by, in turn
+MAX_ROUNDS = 8  # over all members, for each factor
+
+
+def search_weights(mixing: Mixing, singles: Sequence[float], fits: Sequence[bool]) -> list[float]:
+    """Return the weight of each candidate while members are looked for.
+
+    Args:
+        mixing: ``gap`` weights by the candidates' own GAPs, unless all of those that fit are 0;
+            else all weights are equal. ``optimised`` begins when the members are known.
+        singles: The candidates' own GAPs.
+        fits: Which of them may be a member.
+    """
+    has_hits = any(gap > 0 for gap, may in zip(singles, fits, strict=True) if may)
+    if mixing == "gap" and has_hits:  # then the first member has, so that no sum of them is 0
+        return list(singles)
+    return [1.0] * len(singles)
+
+
+def optimised(scorer: Scorer, terms: Sequence[Term], gap: float) -> list[Term]:
+    """Return terms whose weights give a better GAP, by coordinate ascent; the sum is unchanged.
+
+    One weight after the other is multiplied or divided by a factor wherever that raises the GAP,
+    first by a large one, then by smaller ones. A weight never becomes 0.
+
+    Args:
+        scorer: What measures them.
+        terms: A term for each member.
+        gap: The GAP of ``terms``.
+    """
+    best = list(terms)
+    if len(terms) == 1:
+        return best
+    for factor in FACTORS:
+        for _ in range(MAX_ROUNDS):
+            before = gap
+            for place in range(len(best)):
+                gap = _ascend(scorer, best, place, factor, gap)
+            if gap <= before + ROUNDING:
+                break
+    scale = sum(term.weight for term in terms) / sum(term.weight for term in best)
+    return [term._replace(weight=term.weight * scale) for term in best]
+
+
+def _ascend(scorer: Scorer, terms: list[Term], place: int, factor: float, gap: float) -> float:
+    """Change one weight in place if that raises the GAP, and return the GAP then."""
+    term = terms[place]
+    changed = [term._replace(weight=term.weight * by) for by in (factor, 1 / factor)]
+    others = scorer.mixed([one for one in terms if one is not term])
+    gaps = Extension(scorer, others, scorer.reach(changed)).gaps(changed)
+    best, highest = max(zip(changed, gaps, strict=True), key=lambda pair: pair[1])
+    if highest <= gap + ROUNDING:
+        return gap
+    terms[place] = best
+    return highest

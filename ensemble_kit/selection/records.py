@@ -1,0 +1,316 @@
+"""What a finished search says in ``selection.json``."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from os.path import relpath
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import ensemble_kit
+from ensemble_kit.candidates import Candidate, Candidates
+from ensemble_kit.files import format_size, sha256_of
+from ensemble_kit.predictions import dataset_sha256
+from ensemble_kit.provenance import (
+    BYTES_PER_VALUE,
+    BootstrapRecord,
+    CandidateRecord,
+    ConfirmRecord,
+    Dtype,
+    FileRecord,
+    FrontierRecord,
+    Mixing,
+    ModelRecord,
+    OptimisedRecord,
+    PartRecord,
+    SearchRecord,
+    SelectedRecord,
+    SelectionRecord,
+    StepRecord,
+    Strategy,
+)
+from ensemble_kit.selection.bootstrap import LEVEL, interval, resampled_gaps
+from ensemble_kit.selection.judging import Gaps, Judge, pool
+from ensemble_kit.selection.ranking import Keys
+from ensemble_kit.selection.scoring import NUM_THREADS, Scorer, Term
+from ensemble_kit.selection.search import ROUNDING, Ensemble, Rules
+
+MEANS: Mapping[Mixing, str] = {
+    "uniform": "the uniform mean of the members' probabilities",
+    "gap": "the mean of the members' probabilities, each counted by its own GAP",
+    "optimised": "the uniform mean of the members' probabilities, whose coefficients were "
+    "optimised when the members were known",
+}
+RULES: Mapping[Strategy, str] = {
+    "greedy": "Greedy, without replacement: from the best candidate that fits, add the one that "
+    "gives {what} of those that fit in the bytes left, until none raises the GAP",
+    "replacement": "Greedy, with replacement: from the best candidate that fits, add the one that "
+    "gives {what} of those that fit in the bytes left or are members already, and keep the best "
+    "of the first {most} ensembles",
+    "beam": "Beam search: add each candidate that fits in the bytes left to each of the {width} "
+    "best ensembles of as many members, until the best is no better",
+    "exhaustive": "Exhaustive: measure every ensemble that fits",
+}
+RULE = "{rule}. Ensembles are compared by the GAP of {mean}; of equal ones, fewer bytes win, then "
+RULE += "the first by name."
+
+
+def rule_text(rules: Rules, mixing: Mixing) -> str:
+    """Return in words how members were chosen."""
+    what = "the best GAP" if rules.criterion == "gain" else "the most GAP for each byte"
+    text = RULES[rules.strategy].format(what=what, most=rules.max_members, width=rules.beam_width)
+    return RULE.format(rule=text, mean=MEANS[mixing])
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a search came to.
+
+    Attributes:
+        rules: What could be chosen.
+        mixing: How members are mixed.
+        singles: The GAPs of each candidate alone.
+        measured: Every ensemble that was measured.
+        chosen: The one that was chosen.
+        members: A term for each member, its weight the one that it is mixed with.
+        greedy_gap: What greedy would have reached; None where that was the strategy.
+    """
+
+    rules: Rules
+    mixing: Mixing
+    singles: tuple[Gaps, ...]
+    measured: tuple[Ensemble, ...]
+    chosen: Ensemble
+    members: tuple[Term, ...]
+    greedy_gap: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Writer:
+    """Makes the record of one selection.
+
+    Attributes:
+        known: The candidates.
+        judge: What measures them.
+        outcome: What is told of.
+        folder: Where the selection will lie; paths are relative to it.
+        resamples: How often videos are drawn for intervals.
+        seed: The seed of the draws.
+    """
+
+    known: Candidates
+    judge: Judge
+    outcome: Outcome
+    folder: Path
+    resamples: int
+    seed: int
+
+    def selection(
+        self, *, dtype: Dtype, confirm: float, labels_path: Path | None, excluded: tuple[str, ...]
+    ) -> SelectionRecord:
+        """Return all of it; the arguments are those of ``select``."""
+        rules, outcome = self.outcome.rules, self.outcome
+        files = self._files()
+        gaps = self.judge.gaps(outcome.members)
+        return SelectionRecord(
+            kit_version=ensemble_kit.__version__,
+            k=self.judge.chosen_by.k,
+            dtype=dtype,
+            max_size=rules.limit,
+            mixing=outcome.mixing,
+            rule=rule_text(rules, outcome.mixing),
+            search=self._search(excluded),
+            dataset_sha256=dataset_sha256(self.known.ids, self.known.labels),
+            vocabulary_sha256=self.known.vocabulary_sha256,
+            labels=None if labels_path is None else self._file(labels_path),
+            videos=len(self.known.ids),
+            positives=self.known.labels.classes.size,
+            gap=gaps.overall,
+            bytes=outcome.chosen.num_bytes,
+            members=self._members(files),
+            path=self._path(),
+            frontier=self._frontier(),
+            candidates=self._candidates(files),
+            confirm=self._confirm(gaps, confirm),
+            bootstrap=BootstrapRecord(resamples=self.resamples, level=LEVEL, seed=self.seed),
+            optimised=self._optimised(gaps) if outcome.mixing == "optimised" else None,
+            truncation=None,
+        )
+
+    def _search(self, excluded: tuple[str, ...]) -> SearchRecord:
+        rules = self.outcome.rules
+        return SearchRecord(
+            strategy=rules.strategy,
+            criterion=rules.criterion,
+            max_members=rules.max_members,
+            beam_width=rules.beam_width if rules.strategy == "beam" else None,
+            start=tuple(self.known.candidates[index].name for index in rules.start),
+            excluded=excluded,
+            evaluations=len(self.outcome.measured),
+            greedy_gap=self.outcome.greedy_gap,
+        )
+
+    def _optimised(self, gaps: Gaps) -> OptimisedRecord:
+        uniform = self.judge.gaps(self.outcome.chosen.terms)
+        return OptimisedRecord(
+            uniform_gap=uniform.chosen_by,
+            gap=gaps.chosen_by,
+            confirmed_uniform_gap=uniform.held_out,
+            confirmed_gap=gaps.held_out,
+        )
+
+    def _confirm(self, gaps: Gaps, fraction: float) -> ConfirmRecord | None:
+        if self.judge.held_out is None or gaps.held_out is None:
+            return None
+        return ConfirmRecord(
+            fraction=fraction,
+            chosen_by=self._part(self.judge.chosen_by, gaps.chosen_by),
+            held_out=self._part(self.judge.held_out, gaps.held_out),
+        )
+
+    def _part(self, scorer: Scorer, gap: float) -> PartRecord:
+        drawn = self._resampled([pool(scorer, self.outcome.members)], scorer)
+        return PartRecord(
+            videos=scorer.table.num_videos,
+            positives=scorer.table.num_positives,
+            gap=gap,
+            interval=interval(drawn[0]) if self.resamples else None,
+        )
+
+    def _members(self, files: Sequence[FileRecord]) -> tuple[SelectedRecord, ...]:
+        terms, singles = self.outcome.members, self.outcome.singles
+        total = sum(term.weight for term in terms)
+        return tuple(
+            SelectedRecord(
+                name=self.known.candidates[term.candidate].name,
+                coefficient=term.weight / total,
+                bytes=self.known.candidates[term.candidate].num_bytes,
+                gap=singles[term.candidate].overall,
+                gap_without=self.judge.gaps([one for one in terms if one is not term]).overall,
+                predictions=files[term.candidate],
+                model=self._model(self.known.candidates[term.candidate]),
+            )
+            for term in terms
+        )
+
+    def _path(self) -> tuple[StepRecord, ...]:
+        ensembles = self.outcome.chosen.additions
+        scorer = self.judge.last
+        pools = [pool(scorer, one.terms) for one in ensembles]
+        drawn = self._resampled(pools, scorer)
+        steps: list[StepRecord] = []
+        for index, one in enumerate(ensembles):
+            before = steps[-1] if steps else None
+            confirmed = self._held_out(one.terms)
+            gains = interval(np.diff(drawn, axis=0, prepend=0)[index]) if self.resamples else None
+            steps.append(
+                StepRecord(
+                    added=self.known.candidates[one.members[-1]].name,
+                    gap=one.gap,
+                    gain=one.gap - (before.gap if before else 0),
+                    bytes=one.num_bytes,
+                    confirmed_gap=confirmed,
+                    confirmed_gain=None
+                    if confirmed is None
+                    else confirmed - ((before and before.confirmed_gap) or 0),
+                    interval=interval(drawn[index]) if self.resamples else None,
+                    gain_interval=gains,
+                    is_distinguishable=None if gains is None else gains[0] > 0,
+                )
+            )
+        return tuple(steps)
+
+    def _frontier(self) -> tuple[FrontierRecord, ...]:
+        records: list[FrontierRecord] = []
+        best = 0.0
+        names = [one.name for one in self.known.candidates]
+        by_bytes = sorted(
+            self.outcome.measured, key=lambda one: (one.num_bytes, -one.gap, len(one.terms))
+        )
+        for one in by_bytes:
+            if records and one.gap <= best + ROUNDING:
+                continue
+            best = one.gap
+            records.append(
+                FrontierRecord(
+                    members=tuple(names[index] for index in one.members),
+                    gap=one.gap,
+                    confirmed_gap=self._held_out(one.terms),
+                    bytes=one.num_bytes,
+                )
+            )
+        return tuple(records)
+
+    def _candidates(self, files: Sequence[FileRecord]) -> tuple[CandidateRecord, ...]:
+        records, outcome = [], self.outcome
+        measured = zip(self.known.candidates, outcome.singles, strict=True)
+        for index, (one, gaps) in enumerate(measured):
+            model = one.predictions.record.model if one.predictions.record else None
+            values = model.num_values if model else None
+            records.append(
+                CandidateRecord(
+                    name=one.name,
+                    gap=gaps.chosen_by,
+                    confirmed_gap=gaps.held_out,
+                    bytes=one.num_bytes,
+                    bytes_by_dtype=None
+                    if values is None
+                    else {dtype: values * size for dtype, size in BYTES_PER_VALUE.items()},
+                    num_values=values,
+                    skipped=None
+                    if index in outcome.chosen.members
+                    else _reason(one, outcome.chosen, outcome.rules),
+                    predictions=files[index],
+                    top_k=one.predictions.record.top_k if one.predictions.record else None,
+                )
+            )
+        return tuple(sorted(records, key=lambda one: (-one.gap, one.bytes, one.name)))
+
+    def _files(self) -> list[FileRecord]:
+        """Return where every candidate's predictions lie, and their hashes."""
+        paths = [one.predictions.path for one in self.known.candidates]
+        with ThreadPoolExecutor(NUM_THREADS) as threads:
+            return list(threads.map(self._file, paths))
+
+    def _file(self, path: Path) -> FileRecord:
+        """Return where a file lies from the selection, and its hash."""
+        where = Path(relpath(path, self.folder)).as_posix()
+        return FileRecord(path=where, sha256=sha256_of(path))
+
+    def _held_out(self, terms: Sequence[Term]) -> float | None:
+        return None if self.judge.held_out is None else self.judge.held_out.gap(terms)
+
+    def _resampled(self, pools: Sequence[Keys], scorer: Scorer) -> NDArray[np.float64]:
+        positives = np.diff(self.known.labels.offsets)[scorer.table.videos]
+        return resampled_gaps(pools, positives, resamples=self.resamples, seed=self.seed)
+
+    def _model(self, member: Candidate) -> ModelRecord | None:
+        """Return the record of a member's model with its path relative to the selection."""
+        record = member.predictions.record
+        if record is None or record.model is None:
+            return None
+        path = member.predictions.path.parent / record.model.file.path
+        where = Path(relpath(path, self.folder)).as_posix()
+        file = record.model.file.model_copy(update={"path": where})
+        return record.model.model_copy(update={"file": file})
+
+
+def distinct(terms: Sequence[Term]) -> list[Term]:
+    """Return one term for each candidate, in the order of their first; its weights are summed."""
+    weights: dict[int, float] = {}
+    for term in terms:
+        weights[term.candidate] = weights.get(term.candidate, 0.0) + term.weight
+    return [Term(candidate, weight) for candidate, weight in weights.items()]
+
+
+def _reason(candidate: Candidate, chosen: Ensemble, rules: Rules) -> str:
+    """Say why a candidate is no member."""
+    if rules.max_members is not None and len(chosen.terms) >= rules.max_members:
+        return f"There are {rules.max_members} members already."
+    left = rules.limit - chosen.num_bytes
+    if candidate.num_bytes > left:
+        size = format_size(candidate.num_bytes)
+        return f"Its {size} do not fit in the {format_size(left)} left."
+    return "It does not raise the GAP."

@@ -1,0 +1,283 @@
+"""The GAP of mixtures of candidates, exactly, from a table.
+
+A mixture's scores are ``sum_i w_i * p_i`` in float64, summed in the order in which its terms were
+added; GAP is that of ``metrics``, ties included. Nothing here is an estimate: a video whose k best
+classes the table cannot prove is ranked from the candidates' own rows.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble_kit.metrics import top_classes
+from ensemble_kit.selection.ranking import (
+    ABSENT,
+    ONE,
+    Keys,
+    key_flags,
+    pooled_gap,
+    to_keys,
+    to_scores,
+    unsettled_rows,
+)
+from ensemble_kit.selection.table import READ_VALUES, Block, Table
+
+NUM_THREADS = os.cpu_count() or 1
+
+
+class Term(NamedTuple):
+    """A candidate, by its place, and what its probabilities are multiplied by."""
+
+    candidate: int
+    weight: float
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """A weighted sum of candidates' probabilities over a table.
+
+    Attributes:
+        terms: What was added, in order.
+        sums: The scores of each block's pairs, float64; one more place, which is 0.
+        bounds: ``(N,)``: no score outside of the table exceeds it.
+        is_flat: ``(N,)``, bool: all scores outside of the table equal the bound.
+        is_listed: Which of each block's pairs some candidate lists; None where one lists all.
+        floors: ``(N,)``: no mixture with more terms has a lower k-th best score.
+    """
+
+    terms: tuple[Term, ...]
+    sums: tuple[NDArray[np.float64], ...]
+    bounds: NDArray[np.float64]
+    is_flat: NDArray[np.bool_]
+    is_listed: tuple[NDArray[np.bool_], ...] | None
+    floors: NDArray[np.float64]
+
+
+class _Live(NamedTuple):
+    """The live pairs of some videos of a block, padded to one width W.
+
+    Attributes:
+        pairs: ``(n, W)``, places in the block's arrays; the last place pads.
+        sums: ``(n, W)``, the mixture's scores.
+        flags: ``(n, W)``, what makes keys of them.
+    """
+
+    pairs: NDArray[np.int64]
+    sums: NDArray[np.float64]
+    flags: Keys
+
+    def keys(self, block: Block, term: Term, is_listed: NDArray[np.bool_] | None) -> Keys:
+        """Return the keys with a term added; ``is_listed`` None lists all pairs."""
+        values = block.values[term.candidate].take(self.pairs)
+        keys = to_keys(self.sums + _weighted(values, term.weight), self.flags)
+        if is_listed is not None:
+            keys[~is_listed[self.pairs]] = ABSENT
+        return keys
+
+    def taken(self, rows: NDArray[np.int64]) -> "_Live":
+        """Return the live pairs of some of the videos."""
+        return _Live(self.pairs[rows], self.sums[rows], self.flags[rows])
+
+
+class Scorer:
+    """Measures mixtures on the videos of one table.
+
+    Args:
+        table: The candidates' probabilities.
+        k: How many classes of each video are pooled.
+    """
+
+    def __init__(self, table: Table, k: int) -> None:
+        self.table = table
+        self.k = k
+        self.flags = [key_flags(block.is_hit) for block in table.blocks]
+        for flags in self.flags:
+            flags[-1] = ABSENT
+
+    def empty(self) -> Mixture:
+        """Return the mixture of nothing."""
+        sizes = [block.values.shape[1] for block in self.table.blocks]
+        return Mixture(
+            (),
+            tuple(np.zeros(size) for size in sizes),
+            np.zeros(self.table.num_videos),
+            np.ones(self.table.num_videos, np.bool_),
+            tuple(np.zeros(size, np.bool_) for size in sizes),
+            np.full(self.table.num_videos, -np.inf),
+        )
+
+    def reach(self, terms: Iterable[Term]) -> list[NDArray[np.float64]]:
+        """Return the most that one of some terms adds to each block's pairs."""
+        reach = [np.zeros(block.values.shape[1]) for block in self.table.blocks]
+        for term in terms:
+            for most, block in zip(reach, self.table.blocks, strict=True):
+                np.maximum(most, _weighted(block.values[term.candidate], term.weight), out=most)
+        return reach
+
+    def mixed(self, terms: Iterable[Term]) -> Mixture:
+        """Return the mixture of some terms, without any floors."""
+        mixture = self.empty()
+        for term in terms:
+            mixture = self._added(mixture, term, mixture.floors)
+        return mixture
+
+    def gap(self, terms: Sequence[Term]) -> float:
+        """Return the GAP of a mixture; 0 with no terms."""
+        if not terms:
+            return 0.0
+        return Extension(self, self.mixed(terms[:-1]), self.reach(terms[-1:])).gap(terms[-1])
+
+    def added(self, mixture: Mixture, term: Term, pool: Keys) -> Mixture:
+        """Return a mixture with one more term, whose pool is known."""
+        return self._added(mixture, term, to_scores(pool[:, 0]))
+
+    def _added(self, mixture: Mixture, term: Term, floors: NDArray[np.float64]) -> Mixture:
+        table, (index, weight) = self.table, term
+        blocks = zip(table.blocks, mixture.sums, strict=True)
+        is_listed = None
+        if mixture.is_listed is not None and not table.lists_all[index]:
+            is_listed = tuple(
+                listed | block.is_listed[index]
+                for block, listed in zip(table.blocks, mixture.is_listed, strict=True)
+                if block.is_listed is not None
+            )
+        return Mixture(
+            (*mixture.terms, term),
+            tuple(sums + _weighted(block.values[index], weight) for block, sums in blocks),
+            mixture.bounds + _weighted(table.bounds[index], weight),
+            mixture.is_flat & table.is_flat[index],
+            is_listed,
+            floors,
+        )
+
+    def exact_keys(self, videos: NDArray[np.int64], terms: Sequence[Term]) -> Keys:
+        """Return the keys of some videos' k best classes from the candidates' own rows, ``(n, k)``.
+
+        Args:
+            videos: ``(n,)``, places in the table.
+            terms: At least one.
+        """
+        places = self.table.videos[videos]
+        shape = len(videos), self.table.num_classes
+        total, is_listed, is_hit = np.zeros(shape), np.zeros(shape, np.bool_), self._hits(videos)
+        for index, weight in terms:
+            rows = self.table.candidates[index].taken(places)
+            is_listed |= rows > -np.inf
+            total += _weighted(np.maximum(rows, 0), weight)
+        classes, scores = top_classes(np.where(is_listed, total, -np.inf), self.k)
+        is_absent = scores == -np.inf
+        flags = key_flags(np.take_along_axis(is_hit, classes, axis=1))
+        flags[is_absent] = ABSENT
+        best = np.zeros((len(videos), self.k), np.uint64)
+        best[:, -classes.shape[1] :] = to_keys(np.where(is_absent, 0, scores), flags)[:, ::-1]
+        return best
+
+    def _hits(self, videos: NDArray[np.int64]) -> NDArray[np.bool_]:
+        is_hit = np.zeros((len(videos), self.table.num_classes), np.bool_)
+        starts = [block.start for block in self.table.blocks]
+        for row, video in enumerate(videos):
+            block = self.table.blocks[int(np.searchsorted(starts, video, side="right")) - 1]
+            start, stop = block.offsets[video - block.start : video - block.start + 2]
+            is_hit[row, block.classes[start:stop][block.is_hit[start:stop]]] = True
+        return is_hit
+
+
+class Extension:
+    """A mixture laid out so that any one term can be added to it and measured quickly.
+
+    Only live pairs are looked at: those that some term can lift to the floor of their video.
+
+    Args:
+        scorer: Where it is measured.
+        mixture: What a term is added to.
+        reach: From ``Scorer.reach`` of all the terms that will be asked for.
+    """
+
+    def __init__(
+        self, scorer: Scorer, mixture: Mixture, reach: Sequence[NDArray[np.float64]]
+    ) -> None:
+        self.scorer = scorer
+        self.mixture = mixture
+        self.live = [self._laid_out(index, most) for index, most in enumerate(reach)]
+
+    def _laid_out(self, index: int, reach: NDArray[np.float64]) -> _Live:
+        block, sums = self.scorer.table.blocks[index], self.mixture.sums[index]
+        floors = self.mixture.floors[block.start : block.start + block.num_videos]
+        padding = len(sums) - 1
+        is_live = (sums + reach)[:-1] >= np.repeat(floors, np.diff(block.offsets))
+        live = np.append(np.flatnonzero(is_live), padding)
+        starts = np.searchsorted(live, block.offsets)
+        counts = np.diff(starts)[:, None]
+        columns = np.arange(max(int(counts.max()), self.scorer.k + 1))
+        pairs = live[np.where(columns < counts, starts[:-1, None] + columns, -1)]
+        return _Live(pairs, sums[pairs], self.scorer.flags[index][pairs])
+
+    def gaps(self, terms: Sequence[Term]) -> list[float]:
+        """Return the GAP with each of some terms added."""
+        with ThreadPoolExecutor(NUM_THREADS) as threads:
+            return list(threads.map(self.gap, terms))
+
+    def gap(self, term: Term) -> float:
+        """Return the GAP with a term added."""
+        return pooled_gap(self.pool(term), self.scorer.table.num_positives)
+
+    def pool(self, term: Term) -> Keys:
+        """Return the keys of each video's k best classes with a term added.
+
+        Returns:
+            ``(N, k)``, ascending in each row; of equal scores the lowest class is last.
+        """
+        table, k = self.scorer.table, self.scorer.k
+        pool = np.zeros((table.num_videos, k), np.uint64)
+        for index, (block, live) in enumerate(zip(table.blocks, self.live, strict=True)):
+            is_listed = self._is_listed(index, term)
+            keys = live.keys(block, term, is_listed)
+            keys.sort(axis=1)
+            rows = pool[block.start : block.start + block.num_videos]
+            rows[:] = keys[:, -k:]
+            unsettled = unsettled_rows(keys[:, -k - 1 :])
+            if unsettled.size:
+                keys = live.taken(unsettled).keys(block, term, is_listed)
+                order = np.argsort(~(keys >> ONE), axis=1, kind="stable")[:, k - 1 :: -1]
+                rows[unsettled] = np.take_along_axis(keys, order, axis=1)
+        unproved = np.flatnonzero(~self._is_proved(to_scores(pool[:, 0]), term))
+        step = max(1, READ_VALUES // table.num_classes)
+        for start in range(0, unproved.size, step):
+            videos = unproved[start : start + step]
+            pool[videos] = self.scorer.exact_keys(videos, (*self.mixture.terms, term))
+        return pool
+
+    def _is_listed(self, index: int, term: Term) -> NDArray[np.bool_] | None:
+        """Return which pairs of a block some term lists; None where one of them lists all."""
+        block, before = self.scorer.table.blocks[index], self.mixture.is_listed
+        if before is None or block.is_listed is None or self.scorer.table.lists_all[term.candidate]:
+            return None
+        is_listed: NDArray[np.bool_] = before[index] | block.is_listed[term.candidate]
+        return is_listed
+
+    def _is_proved(self, lowest: NDArray[np.float64], term: Term) -> NDArray[np.bool_]:
+        """Return for which videos no class outside of the table can be among the k best.
+
+        Args:
+            lowest: ``(N,)``, each video's k-th best score in the table.
+            term: What is added.
+        """
+        table, index = self.scorer.table, term.candidate
+        bounds = self.mixture.bounds + _weighted(table.bounds[index], term.weight)
+        is_flat = self.mixture.is_flat & table.is_flat[index]
+        proved: NDArray[np.bool_] = (
+            table.is_whole | (lowest > bounds) | ((lowest == bounds) & is_flat)
+        )
+        if self.mixture.is_listed is not None and not table.lists_all[index]:
+            proved |= bounds == 0  # what is outside is not listed by any
+        return proved
+
+
+def _weighted(values: NDArray[np.floating[Any]], weight: float) -> NDArray[np.floating[Any]]:
+    """Return values times a weight in float64; themselves where that is 1."""
+    return values if weight == 1 else np.multiply(values, weight, dtype=np.float64)

@@ -1,0 +1,242 @@
+"""Which ensembles are measured, and which of them is kept.
+
+Every strategy adds one candidate after the other to ensembles that it has measured. Of equal GAPs
+(nearer than 1e-12) the ensemble with fewer bytes is better, then the first by its members' names.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from math import comb, inf, isclose, nan
+
+from ensemble_kit.candidates import Candidate
+from ensemble_kit.errors import SelectionError, SizeLimitError
+from ensemble_kit.files import format_size
+from ensemble_kit.provenance import Criterion, Strategy
+from ensemble_kit.selection.scoring import Extension, Mixture, Scorer, Term
+
+ROUNDING = 1e-12  # GAPs nearer than this are equal: float64 sums of the same fractions differ less
+MAX_ENSEMBLES = 20_000  # that an exhaustive search measures: minutes
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a search may choose; see ``SearchRecord`` and ``select`` for the meaning of each.
+
+    Attributes:
+        limit: The most bytes that all members may take.
+        start: The places of candidates that are members beforehand.
+    """
+
+    strategy: Strategy
+    criterion: Criterion
+    limit: int
+    max_members: int | None
+    beam_width: int
+    start: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Ensemble:
+    """Some candidates, in the order in which they were added.
+
+    Attributes:
+        terms: A term for each addition; a candidate that came twice has two.
+        gap: The GAP of their weighted mean.
+        num_bytes: What they take together.
+        parent: The ensemble that the last addition was made to; None for one of no members.
+    """
+
+    terms: tuple[Term, ...]
+    gap: float
+    num_bytes: int
+    parent: "Ensemble | None"
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """The places of the candidates, each as often as it was added."""
+        return tuple(term.candidate for term in self.terms)
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """The members in order of place: the same for ensembles of the same members."""
+        return tuple(sorted(self.members))
+
+    @property
+    def additions(self) -> "tuple[Ensemble, ...]":
+        """The ensembles that led here, that of one member first; the last is this one."""
+        before = self.parent.additions if self.parent else ()
+        return (*before, self) if self.terms else before
+
+
+@dataclass
+class Search:
+    """Measures ensembles, each once.
+
+    Attributes:
+        scorer: What measures them.
+        candidates: What they are made of.
+        weights: What each candidate's probabilities are multiplied by in the sum.
+        rules: What may be chosen.
+        measured: Every ensemble that was measured, by its key.
+    """
+
+    scorer: Scorer
+    candidates: Sequence[Candidate]
+    weights: Sequence[float]
+    rules: Rules
+    measured: dict[tuple[int, ...], Ensemble] = field(default_factory=dict)
+
+    def run(self) -> Ensemble:
+        """Return the ensemble that the strategy chooses.
+
+        Raises:
+            SizeLimitError: No candidate fits, or those to start with do not.
+            SelectionError: There are too many ensembles for an exhaustive search.
+        """
+        start = self._started()
+        if self.rules.strategy == "exhaustive":
+            return self._exhausted(start)
+        return self._beam(start, self.rules.beam_width if self.rules.strategy == "beam" else 1)
+
+    def _started(self) -> Ensemble:
+        """Return the ensemble of the members that were set beforehand."""
+        ensemble = Ensemble((), 0.0, 0, None)
+        if not self.rules.start:
+            self._refuse_limit()
+        for index in self.rules.start:
+            num_bytes = ensemble.num_bytes + self.candidates[index].num_bytes
+            if num_bytes > self.rules.limit:
+                names = ", ".join(self.candidates[one].name for one in self.rules.start)
+                raise SizeLimitError(
+                    f"The members to start with ({names}) do not fit in "
+                    f"{format_size(self.rules.limit)}.",
+                    mend="Raise --max-size, or start with fewer.",
+                )
+            (ensemble,) = self._extended(ensemble, self.scorer.mixed(ensemble.terms), [index])
+        return ensemble
+
+    def _refuse_limit(self) -> None:
+        smallest = min(self.candidates, key=lambda one: (one.num_bytes, one.name))
+        if smallest.num_bytes > self.rules.limit:
+            raise SizeLimitError(
+                f"No candidate fits in {format_size(self.rules.limit)}: {smallest.name}, the "
+                f"smallest, takes {format_size(smallest.num_bytes)}.",
+                mend="Raise --max-size, or train a smaller sub-model.",
+            )
+
+    def _beam(self, start: Ensemble, width: int) -> Ensemble:
+        """Follow the best ensembles of each number of members, until the best is no better.
+
+        With replacement it goes on to the last addition that is allowed, for a later one may pay.
+        """
+        best, level = start, [(start, self.scorer.mixed(start.terms))]
+        goes_on = self.rules.strategy == "replacement"
+        while level:
+            found: dict[Ensemble, Mixture] = {}  # and what each was made from
+            for ensemble, mixture in level:
+                for one in self._extended(ensemble, mixture, self._choices(ensemble)):
+                    found.setdefault(one, mixture)
+            chosen = self._best(found, width)
+            if chosen and (not best.terms or chosen[0].gap > best.gap + ROUNDING):
+                best = chosen[0]
+            elif not goes_on:
+                break
+            level = [(one, self._mixture(found[one], one.terms[-1])) for one in chosen]
+        return best
+
+    def _exhausted(self, start: Ensemble) -> Ensemble:
+        """Measure every ensemble that fits."""
+        self._refuse_number(len(self.candidates) - len(start.terms))
+        waiting = [(start, self.scorer.mixed(start.terms))]
+        found = [start] if start.terms else []
+        while waiting:
+            ensemble, mixture = waiting.pop()
+            last = max(set(ensemble.members) - set(self.rules.start), default=-1)
+            later = [index for index in self._choices(ensemble) if index > last]
+            more = self._extended(ensemble, mixture, later)
+            found += more
+            waiting += [
+                (one, self._mixture(mixture, one.terms[-1]))
+                for one in more
+                if any(index > one.members[-1] for index in self._choices(one))
+            ]
+        return self._best(found, 1)[0]
+
+    def _refuse_number(self, num_choices: int) -> None:
+        num_started = len(self.rules.start)
+        most = num_choices
+        if self.rules.max_members is not None:
+            most = max(0, min(most, self.rules.max_members - num_started))
+        number = sum(comb(num_choices, size) for size in range(most + 1))
+        if number > MAX_ENSEMBLES:
+            raise SelectionError(
+                f"There are {number:,} ensembles of {num_choices + num_started} candidates; an "
+                f"exhaustive search measures {MAX_ENSEMBLES:,} at most.",
+                mend="Give --max-members, leave some out with --exclude, or take --strategy beam.",
+            )
+
+    def _choices(self, ensemble: Ensemble) -> list[int]:
+        """Return the candidates that may be added."""
+        most = self.rules.max_members
+        if most is not None and len(ensemble.terms) >= most:
+            return []
+        members, left = set(ensemble.members), self.rules.limit - ensemble.num_bytes
+        may_repeat = self.rules.strategy == "replacement"
+        return [
+            index
+            for index, one in enumerate(self.candidates)
+            if (may_repeat if index in members else one.num_bytes <= left)
+        ]
+
+    def _extended(
+        self, ensemble: Ensemble, mixture: Mixture, choices: Sequence[int]
+    ) -> list[Ensemble]:
+        """Return the ensembles with one of some candidates added, all measured."""
+        more = []
+        for index in choices:
+            is_new = index not in ensemble.members
+            added = self.candidates[index].num_bytes if is_new else 0
+            term = Term(index, self.weights[index])
+            num_bytes = ensemble.num_bytes + added
+            more.append(Ensemble((*ensemble.terms, term), nan, num_bytes, ensemble))
+        new = [one for one in more if one.key not in self.measured]
+        if new:
+            terms = [one.terms[-1] for one in new]
+            extension = Extension(self.scorer, mixture, self.scorer.reach(terms))
+            for one, gap in zip(new, extension.gaps(terms), strict=True):
+                self.measured[one.key] = replace(one, gap=gap)
+        return [self.measured[one.key] for one in more]
+
+    def _mixture(self, mixture: Mixture, term: Term) -> Mixture:
+        """Return a mixture with a term added, which knows the floors of those that follow it."""
+        extension = Extension(self.scorer, mixture, self.scorer.reach([term]))
+        return self.scorer.added(mixture, term, extension.pool(term))
+
+    def _best(self, ensembles: Iterable[Ensemble], count: int) -> list[Ensemble]:
+        """Return the best of some ensembles, best first."""
+        left = {one: self._worth(one) for one in ensembles}
+        chosen: list[Ensemble] = []
+        while left and len(chosen) < count:
+            highest = max(left.values())
+            equal = [
+                one
+                for one, worth in left.items()
+                if isclose(worth, highest, rel_tol=ROUNDING, abs_tol=ROUNDING)
+            ]
+            chosen.append(min(equal, key=self._order))
+            del left[chosen[-1]]
+        return chosen
+
+    def _worth(self, ensemble: Ensemble) -> float:
+        """Return what ensembles are compared by: the GAP, or what the last gain paid for bytes."""
+        before = ensemble.parent
+        if self.rules.criterion == "gain" or before is None or not before.terms:
+            return ensemble.gap
+        gain, added = ensemble.gap - before.gap, ensemble.num_bytes - before.num_bytes
+        if gain <= ROUNDING:
+            return min(gain, 0.0)
+        return gain * self.rules.limit / added if added else inf
+
+    def _order(self, ensemble: Ensemble) -> tuple[int, tuple[str, ...]]:
+        names = tuple(self.candidates[index].name for index in ensemble.members)
+        return ensemble.num_bytes, names

@@ -1,0 +1,126 @@
+"""The table of what can matter of the candidates, against all of their probabilities."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import gap_loops, mixed_loops
+
+from ensemble_kit.candidates import Candidate, Candidates
+from ensemble_kit.challenge_csv import Pairs
+from ensemble_kit.data.labels import LabelLists
+from ensemble_kit.metrics import pooled_average_precision
+from ensemble_kit.prediction_rows import DenseRows, ListedRows
+from ensemble_kit.predictions import Predictions
+from ensemble_kit.selection.judging import Judge
+from ensemble_kit.selection.ranking import ABSENT, key_flags, pooled_gap, to_keys
+from ensemble_kit.selection.scoring import Extension, Scorer, Term
+from ensemble_kit.selection.table import read_tables
+
+MISSING = -np.inf
+
+
+def candidates_of(rows, positives):
+    """Return candidates whose probabilities are in memory; those with missing ones list pairs."""
+    num_videos, num_classes = len(positives), len(rows[0][0])
+    ids = tuple(f"video{index}" for index in range(num_videos))
+    found = []
+    for index, scores in enumerate(np.array(rows, np.float32)):
+        source = DenseRows(scores)
+        if np.isneginf(scores).any():
+            offsets = np.concatenate([[0], np.cumsum((scores > MISSING).sum(axis=1))])
+            classes = np.nonzero(scores > MISSING)[1]
+            source = ListedRows(Pairs(offsets, classes, scores[scores > MISSING]))
+        path = Path(f"candidate{index}")
+        predictions = Predictions(path, path.name, ids, num_classes, source)
+        found.append(Candidate(predictions, 0, np.arange(num_videos)))
+    labels = LabelLists.from_lists(map(sorted, positives))
+    return Candidates(tuple(found), ids, labels, num_classes, None)
+
+
+@st.composite
+def cases(draw):
+    """Few distinct scores, so that ties are everywhere, constant columns and many zeros."""
+    num_videos, num_classes = draw(st.integers(1, 5)), draw(st.integers(3, 11))
+    rows = []
+    for _ in range(draw(st.integers(1, 4))):
+        scores = [0.0, 0.0, 0.0, 0.125, 0.25, 0.75]
+        score = st.sampled_from(scores + [MISSING] * 3 * draw(st.booleans()))
+        row = st.lists(score, min_size=num_classes, max_size=num_classes)
+        rows.append(draw(st.lists(row, min_size=num_videos, max_size=num_videos)))
+    constant = draw(st.sampled_from([None, 0.5]))
+    if constant is not None:
+        rows = [[[constant, *row[1:]] for row in one] for one in rows]
+    classes = st.sets(st.integers(0, num_classes - 1), max_size=3)
+    positives = draw(st.lists(classes, min_size=num_videos, max_size=num_videos))
+    order = draw(st.permutations(range(len(rows))))[: draw(st.integers(1, 4))]
+    weights = draw(st.lists(st.sampled_from([1.0, 0.5, 3.0]), min_size=4, max_size=4))
+    terms = [Term(index, weight) for index, weight in zip(order, weights, strict=False)]
+    return rows, positives, terms, draw(st.integers(1, 3)), draw(st.integers(1, 4))
+
+
+def dense_gap(rows, positives, terms, k):
+    members = [rows[term.candidate] for term in terms]
+    return float(gap_loops(mixed_loops(members, [one.weight for one in terms]), positives, k))
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases())
+def test_the_gap_is_that_of_all_probabilities_however_few_are_kept(case):
+    rows, positives, terms, k, depth = case
+    known = candidates_of(rows, positives)
+    (table,) = read_tables(known, [np.ones(len(positives), bool)], k=k, depth=depth)
+    scorer = Scorer(table, k)
+
+    assert scorer.gap(terms) == pytest.approx(dense_gap(rows, positives, terms, k), abs=1e-12)
+
+    mixture = scorer.empty()
+    for term in terms:  # as a search adds them, with what the ensemble before is known to reach
+        extension = Extension(scorer, mixture, scorer.reach(terms))
+        for other in terms:
+            expected = dense_gap(rows, positives, [*mixture.terms, other], k)
+            assert extension.gap(other) == pytest.approx(expected, abs=1e-12)
+        mixture = scorer.added(mixture, term, extension.pool(term))
+
+
+@settings(max_examples=50, deadline=None)
+@given(cases(), st.data())
+def test_parts_are_measured_apart_and_together(case, data):
+    rows, positives, terms, k, depth = case
+    known = candidates_of(rows, positives)
+    is_in = np.array(data.draw(st.lists(st.booleans(), min_size=5, max_size=5)))[: len(positives)]
+    if is_in.all() or not is_in.any():
+        is_in[0] = not is_in[0]
+    if is_in.all() or not is_in.any():
+        return  # one video cannot be split
+
+    tables = read_tables(known, [is_in, ~is_in], k=k, depth=depth)
+    gaps = Judge.of(tables, k).gaps(terms)
+
+    for part, found in ((is_in, gaps.chosen_by), (~is_in, gaps.held_out)):
+        of_part = [[row for row, inside in zip(one, part, strict=True) if inside] for one in rows]
+        labels = [one for one, inside in zip(positives, part, strict=True) if inside]
+        assert found == pytest.approx(dense_gap(of_part, labels, terms, k), abs=1e-12)
+    assert gaps.overall == pytest.approx(dense_gap(rows, positives, terms, k), abs=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data())
+def test_a_pool_of_keys_has_the_gap_of_its_scores(data):
+    shape = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 4))
+    count = shape[0] * shape[1]
+    score = st.sampled_from([MISSING, 0.0, 1e-30, 0.5, 0.5 + 2**-50, 1.0]) | st.floats(0, 1)
+    drawn = data.draw(st.lists(score, min_size=count, max_size=count))
+    scores = -np.sort(-np.array(drawn).reshape(shape), axis=1)  # best first
+    hits = np.array(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)))
+    hits = hits.reshape(shape) & (scores > MISSING)
+    flags = key_flags(hits)
+    flags[scores == MISSING] = ABSENT
+
+    keys = to_keys(np.maximum(scores, 0), flags)[:, ::-1]
+
+    is_ranked = scores > MISSING
+    expected = pooled_average_precision(scores[is_ranked], hits[is_ranked], 7)
+    assert pooled_gap(np.ascontiguousarray(keys), 7) == expected
