@@ -64,6 +64,7 @@ def read_candidates(
     dtype: Dtype,
     sizes: Mapping[str, int],
     has_limit: bool,
+    exclude: Sequence[str] = (),
 ) -> Candidates:
     """Read predictions of the same videos, in any order of videos.
 
@@ -74,6 +75,7 @@ def read_candidates(
         dtype: The type that a member's numbers will be stored in.
         sizes: Bytes of candidates by name, for those that no model of the kit made.
         has_limit: Whether the size of every candidate must be known; else an unknown one is 0.
+        exclude: Names of those to leave out.
 
     Raises:
         CheckpointError: A predictions file of the kit is damaged.
@@ -82,7 +84,15 @@ def read_candidates(
             there are no labels, or a size is not known.
     """
     opened = [read_predictions(path) for path in paths]
-    _refuse_names(opened, sizes)
+    _refuse_names(opened)
+    names = [one.name for one in opened]
+    refuse_unknown(list(sizes), names, "A size is given for")
+    refuse_unknown(exclude, names, "To be left out is")
+    opened = [one for one in opened if one.name not in exclude]
+    if not opened:
+        raise SelectionError(
+            "All candidates are left out.", mend="Name fewer of them with --exclude."
+        )
     num_bytes = [_num_bytes(one, dtype, sizes, has_limit=has_limit) for one in opened]
     own = next((one for one in opened if not one.is_sparse), None)
     for one in opened:
@@ -108,7 +118,27 @@ def read_candidates(
     return Candidates(tuple(candidates), first.ids, labels, num_classes, vocabulary)
 
 
-def _refuse_names(opened: Sequence[Predictions], sizes: Mapping[str, int]) -> None:
+def refuse_unknown(wanted: Sequence[str], names: Sequence[str], what: str) -> None:
+    """Raise unless every wanted name is that of a candidate.
+
+    Args:
+        wanted: The names.
+        names: Those of the candidates.
+        what: The message's words before a name that is not among them.
+
+    Raises:
+        SelectionError: One is not.
+    """
+    for name in wanted:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            raise SelectionError(
+                f"{what} {name!r}, which is not a candidate.",
+                mend=f"Name one of {', '.join(near or names)}.",
+            )
+
+
+def _refuse_names(opened: Sequence[Predictions]) -> None:
     paths: dict[str, Path] = {}
     for one in opened:
         if one.name in paths:
@@ -117,13 +147,6 @@ def _refuse_names(opened: Sequence[Predictions], sizes: Mapping[str, int]) -> No
                 mend="Leave one out, or rename one: a CSV file, or a run with `train --name`.",
             )
         paths[one.name] = one.path
-    for name in sizes:
-        if name not in paths:
-            near = difflib.get_close_matches(name, paths, n=1)
-            raise SelectionError(
-                f"A size is given for {name!r}, which is not a candidate.",
-                mend=f"Name one of {', '.join(near or paths)}.",
-            )
 
 
 def _num_bytes(

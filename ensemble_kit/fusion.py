@@ -32,12 +32,11 @@ from ensemble_kit.provenance import (
     FileRecord,
     FusedRecord,
     MemberRecord,
-    SelectionRecord,
     ValidationRecord,
 )
 from ensemble_kit.recipes import parse_recipe
 from ensemble_kit.rounding import Forms, Loss, loss_on
-from ensemble_kit.selections import read_selection
+from ensemble_kit.selections import SelectionRecord, read_selection
 from ensemble_kit.storage import output_axes
 from ensemble_kit.submodel import SubModel
 

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from ensemble_kit.data.schema import Schema
 
 Dtype = Literal["fp32", "fp16", "bf16", "int8"]
-Mixing = Literal["uniform", "gap"]
 # int8: the small rest, which is bf16, is not counted
 BYTES_PER_VALUE: dict[str, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
@@ -151,84 +150,3 @@ class FusedRecord(Record):
     selection: FileRecord | None
     validation: ValidationRecord | None
     top_k: int
-
-
-class SelectedRecord(Record):
-    """One member of a selection.
-
-    Attributes:
-        name: The name of its predictions.
-        coefficient: What its probabilities are multiplied by; the members' sum to 1.
-        bytes: What it will take in the fused file; 0 where its size was not told.
-        gap: The GAP of the member alone.
-        gap_without: The GAP of the other members; 0 where there is no other.
-        predictions: The predictions it was selected by.
-        model: The model that made them, its path relative to the selection; None for a CSV file.
-    """
-
-    name: str
-    coefficient: float
-    bytes: int
-    gap: float
-    gap_without: float
-    predictions: FileRecord
-    model: ModelRecord | None
-
-
-class StepRecord(Record):
-    """One step of a selection: the member added, and GAP and bytes of all members then."""
-
-    added: str
-    gap: float
-    bytes: int
-
-
-class CandidateRecord(Record):
-    """What selection could choose from, best first.
-
-    Attributes:
-        gap: The GAP of the candidate alone.
-        skipped: Why it is no member; None for a member.
-    """
-
-    name: str
-    gap: float
-    bytes: int
-    skipped: str | None
-
-
-class SelectionRecord(Record):
-    """A selection: what ``selection.json`` holds.
-
-    Attributes:
-        k: The k of every GAP in it.
-        dtype: The type that members' bytes were counted in.
-        max_size: The most bytes that the members together may take.
-        mixing: How the members' probabilities are mixed: ``uniform`` is their mean, ``gap`` counts
-            each by its own GAP.
-        rule: How members were chosen, in words.
-        dataset_sha256: The hash of video ids and labels in order.
-        vocabulary_sha256: The hash of the class names; None where every candidate is a CSV file.
-        videos: Videos that GAP was measured on; so for ``positives``.
-        gap: The GAP of the members' weighted mean.
-        bytes: What all members take together.
-        members: In the order in which they were added.
-        path: A step for each member.
-    """
-
-    kind: Literal["selection"] = "selection"
-    kit_version: str
-    k: int
-    dtype: Dtype
-    max_size: int
-    mixing: Mixing = "uniform"
-    rule: str
-    dataset_sha256: str
-    vocabulary_sha256: str | None
-    videos: int
-    positives: int
-    gap: float
-    bytes: int
-    members: Annotated[tuple[SelectedRecord, ...], Field(min_length=1)]
-    path: tuple[StepRecord, ...]
-    candidates: tuple[CandidateRecord, ...]

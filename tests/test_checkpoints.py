@@ -99,8 +99,11 @@ def test_arrays_come_back_as_they_were_and_in_part(dtype, path, rng):
     with open_tensors(path) as file:
         assert file.array("a").dtype == array.dtype
         np.testing.assert_array_equal(file.array("a"), array)
-        np.testing.assert_array_equal(file.array("a", slice(1, 4)), array[1:4])
+        rows = file.rows("a")
         assert file.array("none").shape == (0, 3)
+    read = rows.read(np.array([4, 1, 2]))
+    assert read.dtype == array.dtype
+    np.testing.assert_array_equal(read, array[[4, 1, 2]])
 
 
 @settings(max_examples=50, deadline=None)

@@ -16,7 +16,8 @@ from ensemble_kit.evaluation import evaluate_predictions
 from ensemble_kit.files import GIB, sha256_of
 from ensemble_kit.predictions import dataset_sha256, read_predictions, write_predictions
 from ensemble_kit.provenance import FileRecord, ModelRecord
-from ensemble_kit.selection import MEANS, RULE, find_predictions, select
+from ensemble_kit.selection import find_predictions, select
+from ensemble_kit.selection.judging import held_out
 from ensemble_kit.selections import read_selection
 
 MISSING = -np.inf
@@ -84,7 +85,7 @@ def selections(draw):
     return candidates, sizes, positives, draw(st.integers(1, 4)), draw(st.integers(8, 24))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(selections(), st.sampled_from(["uniform", "gap"]))
 def test_the_path_is_that_of_the_loops(tmp_path_factory, case, mixing):
     candidates, sizes, positives, k, limit = case
@@ -105,6 +106,7 @@ def test_the_path_is_that_of_the_loops(tmp_path_factory, case, mixing):
         top_k=k,
         labels_path=write_labels(folder / "labels", ids, positives),
         sizes=sizes,
+        resamples=0,
     )
 
     gaps = {one.name: one.gap for one in selection.candidates}
@@ -138,8 +140,9 @@ def test_many_blocks_choose_as_one(tmp_path, monkeypatch):
     paths = [write_own(tmp_path / name, right_for(*name)) for name in ("ab", "c", "d")]
     once = select(paths, output=tmp_path / "once.json")
 
-    monkeypatch.setattr("ensemble_kit.selection.BLOCK_VALUES", 12)
-    monkeypatch.setattr("ensemble_kit.predictions.BLOCK_VALUES", 8)
+    monkeypatch.setattr("ensemble_kit.selection.table.READ_VALUES", 12)
+    monkeypatch.setattr("ensemble_kit.selection.table.BLOCK_VIDEOS", 3)
+    monkeypatch.setattr("ensemble_kit.selection.scoring.READ_VALUES", 8)
     again = select(paths, output=tmp_path / "again.json")
 
     assert len(once.members) == 3
@@ -157,7 +160,10 @@ def test_the_order_of_candidates_and_of_their_videos_changes_nothing_without_tie
         write_csv(tmp_path / "d.csv", d[::-1].tolist(), VIDEOS[::-1]),
     ]
 
-    found = [select(order, output=tmp_path / "s.json", force=True) for order in permutations(paths)]
+    found = [
+        select(order, output=tmp_path / "s.json", resamples=0, force=True)
+        for order in permutations(paths)
+    ]
 
     assert len(found[0].members) == 3
     assert {one.members for one in found} == {found[0].members}
@@ -251,29 +257,81 @@ def test_the_file_holds_all_of_it_with_paths_from_its_own_folder(tmp_path):
     assert first.model.file.path == "../runs/gru/validation/averaged.safetensors"
     assert second.gap == first.gap_without < selection.gap
     labels = LabelLists.from_lists(map(sorted, POSITIVES))
-    assert json.loads(output.read_text(encoding="utf-8")) == {
+    written = json.loads(output.read_text(encoding="utf-8"))
+    intervals = [
+        (step.pop("interval"), step.pop("gain_interval"), step.pop("is_distinguishable"))
+        for step in written["path"]
+    ]
+    assert all(low <= high for pair in intervals for low, high in pair[:2])
+    assert [decided for *_, decided in intervals] == [gain[0] > 0 for _, gain, _ in intervals]
+    candidate = {
+        "confirmed_gap": None,
+        "bytes": 100,
+        "bytes_by_dtype": {"fp32": 200, "fp16": 100, "bf16": 100, "int8": 50},
+        "num_values": 50,
+        "skipped": None,
+        "top_k": None,
+    }
+    assert written == {
         "kind": "selection",
         "kit_version": selection.kit_version,
         "k": 4,
         "dtype": "bf16",
         "max_size": GIB,
         "mixing": "uniform",
-        "rule": RULE.format(mean=MEANS["uniform"]),
+        "rule": "Greedy, without replacement: from the best candidate that fits, add the one that "
+        "gives the best GAP of those that fit in the bytes left, until none raises the GAP. "
+        "Ensembles are compared by the GAP of the uniform mean of the members' probabilities; of "
+        "equal ones, fewer bytes win, then the first by name.",
+        "search": {
+            "strategy": "greedy",
+            "criterion": "gain",
+            "max_members": None,
+            "beam_width": None,
+            "start": [],
+            "excluded": [],
+            "evaluations": 3,
+            "greedy_gap": None,
+        },
         "dataset_sha256": dataset_sha256(VIDEOS, labels),
         "vocabulary_sha256": read_predictions(runs["gru"]).record.vocabulary_sha256,
+        "labels": None,
         "videos": 4,
         "positives": 6,
         "gap": selection.gap,
         "bytes": 200,
         "members": [member.model_dump() for member in selection.members],
         "path": [
-            {"added": "gru", "gap": first.gap, "bytes": 100},
-            {"added": "vlad", "gap": selection.gap, "bytes": 200},
+            {
+                "added": name,
+                "gap": gap,
+                "gain": gain,
+                "bytes": size,
+                "confirmed_gap": None,
+                "confirmed_gain": None,
+            }
+            for name, gap, gain, size in (
+                ("gru", first.gap, first.gap, 100),
+                ("vlad", selection.gap, selection.gap - first.gap, 200),
+            )
+        ],
+        "frontier": [
+            {"members": names, "gap": gap, "confirmed_gap": None, "bytes": 100 * len(names)}
+            for names, gap in ((["gru"], first.gap), (["gru", "vlad"], selection.gap))
         ],
         "candidates": [
-            {"name": "gru", "gap": first.gap, "bytes": 100, "skipped": None},
-            {"name": "vlad", "gap": second.gap, "bytes": 100, "skipped": None},
+            {
+                "name": member.name,
+                "gap": member.gap,
+                "predictions": member.predictions.model_dump(),
+                **candidate,
+            }
+            for member in (first, second)
         ],
+        "confirm": None,
+        "bootstrap": {"resamples": 200, "level": 0.95, "seed": 0},
+        "optimised": None,
+        "truncation": None,
     }
 
 
@@ -296,6 +354,55 @@ def test_a_workspace_without_runs_is_refused(tmp_path, monkeypatch):
         f"There are no predictions: runs/*/validation.safetensors matches nothing in {tmp_path}.\n"
         "Name predictions files, or go to a folder where `ensemble-kit train` made runs."
     )
+
+
+def test_half_of_many_videos_confirm_the_choice(tmp_path, monkeypatch):
+    monkeypatch.setattr("ensemble_kit.selection.ENOUGH_VIDEOS", 40)
+    generator = np.random.default_rng(0)
+    ids = [f"video{index}" for index in range(40)]
+    positives = [set(generator.integers(5, size=2).tolist()) for _ in ids]
+    rows = {name: generator.random((40, 5)).round(5) for name in "xy"}
+    paths = [
+        write_own(tmp_path / name, one, ids=ids, positives=positives) for name, one in rows.items()
+    ]
+
+    selection = select(paths, output=tmp_path / "s.json", top_k=3)
+
+    is_held_out = held_out(ids, 0.5)
+    assert selection.confirm.fraction == 0.5
+    assert 10 < np.count_nonzero(is_held_out) < 30
+    names = [member.name for member in selection.members]
+    mixed = np.array(
+        mixed_loops([rows[name].tolist() for name in names], [1] * len(names)), np.float64
+    )
+    for part, record in (
+        (~is_held_out, selection.confirm.chosen_by),
+        (is_held_out, selection.confirm.held_out),
+    ):
+        labels = [one for one, is_in in zip(positives, part, strict=True) if is_in]
+        assert record.videos == len(labels)
+        assert record.positives == sum(map(len, labels))
+        assert record.gap == pytest.approx(float(gap_loops(mixed[part].tolist(), labels, 3)))
+        assert record.interval[0] < record.gap < record.interval[1]
+    assert selection.gap == pytest.approx(float(gap_loops(mixed.tolist(), positives, 3)))
+    last = selection.path[-1]
+    assert (last.gap, last.confirmed_gap) == (
+        selection.confirm.chosen_by.gap,
+        selection.confirm.held_out.gap,
+    )
+    assert last.interval == selection.confirm.held_out.interval
+    everything = select(paths, output=tmp_path / "all.json", top_k=3, confirm=0)
+    assert everything.confirm is None
+
+
+def test_a_video_is_held_out_whatever_the_others_are():
+    ids = [f"video{index}" for index in range(50)]
+
+    once = dict(zip(ids, held_out(ids, 0.25), strict=True))
+
+    assert dict(zip(ids[::-3], held_out(ids[::-3], 0.25), strict=True)).items() <= once.items()
+    assert 5 < sum(once.values()) < 20
+    assert all(held_out(ids, 0.5)[np.array(list(once.values()))])
 
 
 def refused(paths, error=SelectionError, **options):
@@ -413,7 +520,7 @@ def test_other_videos_are_refused(tmp_path):
     ]
 
     assert refused(paths, PredictionsError) == (
-        f"{paths[0]} lacks video 'e', which {paths[1]} has.\n"
+        f"{paths[1]} lacks video 'd', which {paths[0]} has.\n"
         "Make both files from the same videos; their order may differ."
     )
 

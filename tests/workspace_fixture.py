@@ -133,8 +133,14 @@ def write_selection_of(
     from ensemble_kit.checkpoints import open_tensors
     from ensemble_kit.files import sha256_of
     from ensemble_kit.loading import count_stored
-    from ensemble_kit.provenance import FileRecord, ModelRecord, SelectedRecord, SelectionRecord
-    from ensemble_kit.selections import write_selection
+    from ensemble_kit.provenance import FileRecord, ModelRecord
+    from ensemble_kit.selections import (
+        BootstrapRecord,
+        SearchRecord,
+        SelectedRecord,
+        SelectionRecord,
+        write_selection,
+    )
 
     members = []
     for name, checkpoint in checkpoints.items():
@@ -157,16 +163,33 @@ def write_selection_of(
         k=20,
         dtype="bf16",
         max_size=2**30,
+        mixing="uniform",
         rule="Made up.",
+        search=SearchRecord(
+            strategy="greedy",
+            criterion="gain",
+            max_members=None,
+            beam_width=None,
+            start=(),
+            excluded=(),
+            evaluations=0,
+            greedy_gap=None,
+        ),
         dataset_sha256="0" * 64,
         vocabulary_sha256=None,
+        labels=None,
         videos=1,
         positives=1,
         gap=0.75,
         bytes=sum(member.bytes for member in members),
         members=tuple(members),
         path=(),
+        frontier=(),
         candidates=(),
+        confirm=None,
+        bootstrap=BootstrapRecord(resamples=0, level=0.95, seed=0),
+        optimised=None,
+        truncation=None,
     )
     write_selection(path, record, force=False)
     return path

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_kit.progress import progress
-from ensemble_kit.provenance import Interval
 from ensemble_kit.selection.ranking import ONE, Keys
 from ensemble_kit.selection.scoring import NUM_THREADS
+from ensemble_kit.selections import Interval
 
 LEVEL = 0.95
 

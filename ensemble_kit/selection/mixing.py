@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from ensemble_kit.provenance import Mixing
 from ensemble_kit.selection.scoring import Extension, Scorer, Term
 from ensemble_kit.selection.search import ROUNDING
+from ensemble_kit.selections import Mixing
 
 FACTORS = (1.5, 1.2, 1.08, 1.03)  # what a coefficient is multiplied and divided by, in turn
 MAX_ROUNDS = 8  # over all members, for each factor

@@ -15,6 +15,7 @@ MISS = 2  # what is added to twice a score's bits, so that the key of a score of
 HIT = 3
 BINADE = 53  # a key's bits above these are the score's exponent
 MANTISSA_BITS = 14  # of a score's place in the histogram: 16384 places between s and 2 s
+PLACE = BINADE - MANTISSA_BITS  # a key's bits above these are its place
 BINADES = 24  # scores under 2^-24 of the best share one place
 ONE = np.uint64(1)
 
@@ -72,6 +73,7 @@ def pooled_gap(pool: Keys, num_positives: int) -> float:
     if not flat.size or not num_positives:
         return 0.0
     lowest = max(int(flat.max()) - (BINADES << BINADE), int(flat.min()))
+    lowest = lowest >> PLACE << PLACE  # so that a hit and a miss of one score share a place
     places = _places(flat, lowest)
     counts = np.bincount(places)
     has_hits = np.zeros(len(counts), np.bool_)
@@ -88,7 +90,7 @@ def pooled_gap(pool: Keys, num_positives: int) -> float:
 def _places(keys: Keys, lowest: int) -> NDArray[np.int64]:
     """Return the place of each key in a histogram that begins at the key ``lowest``."""
     above = np.maximum(keys, np.uint64(lowest)) - np.uint64(lowest)
-    return (above >> np.uint64(BINADE - MANTISSA_BITS)).view(np.int64)
+    return (above >> np.uint64(PLACE)).view(np.int64)
 
 
 def _settle_ties(keys: Keys, mixed: NDArray[np.int64], pool: Keys, lowest: int) -> None:

@@ -13,16 +13,18 @@ import ensemble_kit
 from ensemble_kit.candidates import Candidate, Candidates
 from ensemble_kit.files import format_size, sha256_of
 from ensemble_kit.predictions import dataset_sha256
-from ensemble_kit.provenance import (
-    BYTES_PER_VALUE,
+from ensemble_kit.provenance import BYTES_PER_VALUE, Dtype, FileRecord, ModelRecord
+from ensemble_kit.selection.bootstrap import LEVEL, interval, resampled_gaps
+from ensemble_kit.selection.judging import Gaps, Judge, pool
+from ensemble_kit.selection.ranking import Keys
+from ensemble_kit.selection.scoring import NUM_THREADS, Scorer, Term
+from ensemble_kit.selection.search import ROUNDING, Ensemble, Rules
+from ensemble_kit.selections import (
     BootstrapRecord,
     CandidateRecord,
     ConfirmRecord,
-    Dtype,
-    FileRecord,
     FrontierRecord,
     Mixing,
-    ModelRecord,
     OptimisedRecord,
     PartRecord,
     SearchRecord,
@@ -31,11 +33,6 @@ from ensemble_kit.provenance import (
     StepRecord,
     Strategy,
 )
-from ensemble_kit.selection.bootstrap import LEVEL, interval, resampled_gaps
-from ensemble_kit.selection.judging import Gaps, Judge, pool
-from ensemble_kit.selection.ranking import Keys
-from ensemble_kit.selection.scoring import NUM_THREADS, Scorer, Term
-from ensemble_kit.selection.search import ROUNDING, Ensemble, Rules
 
 MEANS: Mapping[Mixing, str] = {
     "uniform": "the uniform mean of the members' probabilities",

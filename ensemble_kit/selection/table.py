@@ -241,4 +241,5 @@ class _Builder:
 
 def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """Return arrays over pairs one after the other, with one more place of zeros."""
-    return np.concatenate([*parts, np.zeros_like(parts[0][..., :1])], axis=-1)
+    end = np.zeros((*parts[0].shape[:-1], 1), parts[0].dtype)
+    return np.concatenate([*parts, end], axis=-1)
