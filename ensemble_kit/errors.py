@@ -16,6 +16,8 @@ EnsembleKitError
 └── ProviderError      a file cannot be run, or not on the device that was asked for
 """
 
+from typing import Any
+
 
 class EnsembleKitError(Exception):
     """A fault the user can mend; ``mend`` is required, so no fault ships without one.
@@ -29,6 +31,18 @@ class EnsembleKitError(Exception):
         super().__init__(f"{fault}\n{mend}")
         self.fault = fault
         self.mend = mend
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let a fault cross from one process to another whole; by default its mend is lost."""
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(
+    kind: type[EnsembleKitError], arguments: tuple[Any, ...], attributes: dict[str, Any]
+) -> EnsembleKitError:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(attributes)
+    return error
 
 
 class InputError(EnsembleKitError):

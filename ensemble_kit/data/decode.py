@@ -1,12 +1,12 @@
-"""The bytes of one record to one video, by a schema. Imports ``protos``, ``schema``, ``tfrecord``.
+"""The bytes of one record to one video, by a schema. Imports ``fields``, ``schema``, ``tfrecord``.
 
-Protobuf splits a record into its features and leaves each as bytes. Frames of one size then lie
-at one stride, each behind the same header, so that all of them are one strided view: the headers
-are compared, the values stay where they are. A feature laid out in any other way is parsed value
-by value, to the same result; there the faults of its frames are found.
+A record is split into its features, each a view of its bytes. Frames of one size then lie at one
+stride, each behind the same header, so that all of them are one strided view: the headers are
+compared, the values stay where they are. A feature laid out in any other way is parsed value by
+value, to the same result; there the faults of its frames are found.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from ensemble_kit.data.protos import Feature, FeatureList, RawExample
+from ensemble_kit.data.fields import Features, split
+from ensemble_kit.data.protos import Feature, FeatureList
 from ensemble_kit.data.schema import Modality, Schema
 from ensemble_kit.data.tfrecord import BadRecord
 
@@ -151,10 +152,12 @@ class Layout:
         header = b""
         for tag in tags if self._is_list else tags[:2]:
             header = bytes((tag,)) + _varint(size + len(header)) + header
-        self._header = np.frombuffer(header, np.uint8)
-        self._stride = len(header) + size
+        self._header = header
+        self._frame = np.dtype(  # packed, so that floats may start at any byte
+            [("header", "u1", (len(header),)), ("values", self._dtype, (modality.width,))]
+        )
 
-    def read(self, payload: bytes, max_frames: int) -> tuple[NDArray[Any], int]:
+    def read(self, payload: bytes | memoryview, max_frames: int) -> tuple[NDArray[Any], int]:
         """Return at most ``max_frames`` frames, ``(T, D)``, and how many the record has.
 
         Only the frames that are returned are looked into.
@@ -174,22 +177,18 @@ class Layout:
             )
         return values, num_frames
 
-    def strided(self, payload: bytes) -> NDArray[Any] | None:
+    def strided(self, payload: bytes | memoryview) -> NDArray[Any] | None:
         """Return all frames as a view of a feature, or None if they are not all alike."""
-        is_whole = (
-            len(payload) % self._stride == 0 if self._is_list else len(payload) == self._stride
-        )
+        stride = self._frame.itemsize
+        is_whole = len(payload) % stride == 0 if self._is_list else len(payload) == stride
         if not is_whole:
             return None
-        rows = np.frombuffer(payload, np.uint8).reshape(-1, self._stride)
-        if not (rows[:, : len(self._header)] == self._header).all():
+        frames = np.frombuffer(payload, self._frame)
+        if frames["header"].tobytes() != self._header * len(frames):
             return None
-        values = rows[:, len(self._header) :]
-        if self._dtype.kind == "f":  # a view of floats must be contiguous and aligned
-            return np.ascontiguousarray(values).view(self._dtype).astype(np.float32, copy=False)
-        return values
+        return frames["values"].astype(self._dtype.newbyteorder("="), copy=False)
 
-    def features(self, payload: bytes) -> Sequence[Any]:
+    def features(self, payload: bytes | memoryview) -> Sequence[Any]:
         """Return the parsed ``Feature`` of each frame."""
         if self._is_list:
             return FeatureList.FromString(payload).feature  # type: ignore[no-any-return]
@@ -216,18 +215,6 @@ class Layout:
         return frames.astype(frames.dtype.newbyteorder("="), copy=False)
 
 
-Features = Mapping[bytes, Sequence[bytes]]
-
-
-def split(record: bytes | memoryview) -> tuple[Features, Features]:
-    """Return a record's context and feature lists: the parts of each value by its key."""
-    example = RawExample.FromString(record)
-    return (
-        {entry.key: entry.value for entry in example.context.feature},
-        {entry.key: entry.value for entry in example.feature_lists.feature},
-    )
-
-
 def describe_keys(found: tuple[Features, Features]) -> str:
     """Say which keys a record has."""
     context, lists = (", ".join(sorted(map(_text, features))) for features in found)
@@ -238,7 +225,7 @@ def _text(key: bytes) -> str:
     return key.decode(errors="backslashreplace")
 
 
-def _value(features: Features, key: bytes, found: tuple[Features, Features]) -> bytes:
+def _value(features: Features, key: bytes, found: tuple[Features, Features]) -> bytes | memoryview:
     parts = features.get(key)
     if not parts:
         raise Fault(

@@ -5,7 +5,8 @@ from typing import Literal, NamedTuple
 
 from google.protobuf.message import DecodeError
 
-from ensemble_kit.data.decode import Features, describe_keys, split
+from ensemble_kit.data.decode import describe_keys
+from ensemble_kit.data.fields import Features, split
 from ensemble_kit.data.protos import Feature, FeatureList
 from ensemble_kit.data.schema import Modality, Schema
 from ensemble_kit.errors import RecordError

@@ -11,7 +11,9 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 from crc32c import crc32c
+from numpy.typing import NDArray
 
 from ensemble_kit.errors import RecordError
 from ensemble_kit.files import written_aside
@@ -71,34 +73,79 @@ def numbered_records(
     place can be trusted.
     """
     buffer = _open(path)
-    position, number, size = 0, 0, len(buffer)
+
+    def header_at(position: int) -> memoryview:
+        return buffer[position : position + HEADER.size]
+
+    places = _framing(path, len(buffer), header_at, check_crc=check_crc, on_bad=on_bad)
+    for number, (start, length) in enumerate(places, start=1):
+        record = buffer[start : start + length]
+        if check_crc and not matches_crc(buffer[start : start + length + FOOTER.size]):
+            on_bad(damaged(path, number, length))
+        else:
+            yield number, record
+
+
+def locate_records(
+    path: Path, *, check_crc: bool = True, on_bad: Callable[[BadRecord], None] = refuse
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where the payload of each record starts and its length, from the headers alone.
+
+    Args:
+        path: An uncompressed TFRecord file.
+        check_crc: Whether each length is compared with its checksum; payloads are not read.
+        on_bad: Called where the framing is broken; if it returns, the records before it count.
+
+    Raises:
+        RecordError: The file is missing or empty.
+    """
+    try:
+        with path.open("rb") as file:  # not mapped: a file cut short would end the process
+            size = os.fstat(file.fileno()).st_size
+
+            def header_at(position: int) -> bytes:
+                file.seek(position)
+                return file.read(HEADER.size)
+
+            places = list(_framing(path, size, header_at, check_crc=check_crc, on_bad=on_bad))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if not size:
+        raise _empty(path)
+    starts, lengths = np.array(places, np.int64).reshape(-1, 2).T.copy()
+    return starts, lengths
+
+
+def matches_crc(framed: bytes | memoryview) -> bool:
+    """Return whether a payload agrees with the checksum behind it, given as one."""
+    end = len(framed) - FOOTER.size
+    return FOOTER.pack(_masked_crc(framed[:end])) == framed[end:]
+
+
+def _framing(
+    path: Path,
+    size: int,
+    header_at: Callable[[int], bytes | memoryview],
+    *,
+    check_crc: bool,
+    on_bad: Callable[[BadRecord], None],
+) -> Iterator[tuple[int, int]]:
+    """Yield start and length of each payload, up to the place where the framing is broken."""
+    position, number = 0, 0
     while position < size:
         number += 1
-        if size - position < HEADER.size:
-            on_bad(_truncated(path, number, HEADER.size, size - position))
-            return
-        length, length_crc = HEADER.unpack_from(buffer, position)
-        if check_crc and _masked_crc(buffer[position : position + 8]) != length_crc:
-            on_bad(_bad_length(path, number))
-            return
+        header = header_at(position)
+        if len(header) < HEADER.size:
+            return on_bad(_truncated(path, number, HEADER.size, len(header)))
+        length, length_crc = HEADER.unpack(header)
+        if check_crc and _masked_crc(header[:8]) != length_crc:
+            return on_bad(_bad_length(path, number))
         start = position + HEADER.size
         position = start + length + FOOTER.size
         if position > size:
-            on_bad(_truncated(path, number, length + FOOTER.size, size - start))
-            return
-        record = buffer[start : start + length]
-        if check_crc and _masked_crc(record) != FOOTER.unpack_from(buffer, start + length)[0]:
-            on_bad(
-                BadRecord(
-                    path,
-                    number,
-                    f"its {length} bytes differ from their checksum.",
-                    problem="bytes that differ from their checksum",
-                    mend=COPY_AGAIN,
-                )
-            )
-            continue
-        yield number, record
+            return on_bad(_truncated(path, number, length + FOOTER.size, size - start))
+        yield start, length
+    return None
 
 
 def write_records(path: Path, records: Iterable[bytes], *, force: bool) -> None:
@@ -124,19 +171,38 @@ def _open(path: Path) -> memoryview:
                 return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
             content = file.read()
     except OSError as error:
-        raise RecordError(
-            f"{path} cannot be read: {error.strerror}.", mend="Name files that you may read."
-        ) from error
+        raise _unreadable(path, error) from error
     if not content:
-        raise RecordError(
-            f"{path} is empty.", mend="Copy the file again from where it is whole, or leave it out."
-        )
+        raise _empty(path)
     return memoryview(content)
 
 
 def _masked_crc(data: bytes | memoryview) -> int:
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF  # the format's mask
+
+
+def damaged(path: Path, number: int, length: int) -> BadRecord:
+    """Return the fault of a payload that differs from its checksum."""
+    return BadRecord(
+        path,
+        number,
+        f"its {length} bytes differ from their checksum.",
+        problem="bytes that differ from their checksum",
+        mend=COPY_AGAIN,
+    )
+
+
+def _unreadable(path: Path, error: OSError) -> RecordError:
+    return RecordError(
+        f"{path} cannot be read: {error.strerror}.", mend="Name files that you may read."
+    )
+
+
+def _empty(path: Path) -> RecordError:
+    return RecordError(
+        f"{path} is empty.", mend="Copy the file again from where it is whole, or leave it out."
+    )
 
 
 def _truncated(path: Path, number: int, expected: int, found: int) -> BadRecord:
