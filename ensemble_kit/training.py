@@ -196,11 +196,9 @@ class _Trainer:
         return TrainedRun(self.run, self.step, is_stopped, best, seconds)
 
     def _batches(self) -> Iterator[Batch]:
-        while True:
-            yield from self.training.training_batches(
-                self.schedule.batch_size, seed=self.seed, epoch=self.epoch
-            )
-            self.epoch += 1
+        for batch in self.training.training_batches(self.schedule.batch_size, seed=self.seed):
+            self.epoch = batch.epoch
+            yield batch
 
     def _step(self, batch: Batch) -> tuple[float, float]:
         rate = learning_rate_at(self.schedule, self.examples)

@@ -2,42 +2,23 @@
 
 import glob
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from ensemble_kit.data.batch import Batch, collate
 from ensemble_kit.data.decode import Decoder, Video
+from ensemble_kit.data.frame_choice import FrameChoice
 from ensemble_kit.data.kinds import find_schema
-from ensemble_kit.data.labels import LabelLists
+from ensemble_kit.data.order import BatchPlan, RecordIndex, batch_plans
+from ensemble_kit.data.reading import Source, read
+from ensemble_kit.data.reading_processes import read_in_processes
 from ensemble_kit.data.schema import Schema, read_schema
 from ensemble_kit.data.tfrecord import BadRecord, numbered_records
 from ensemble_kit.errors import RecordError
 
-SHUFFLE_BYTES = 512 << 20  # about 1,500 videos of 300 frames of 1,152 bytes, or all of AudioSet
-VIDEO_BYTES = 1 << 10  # what Python's objects of one video take beside its frames
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Some videos of a schema, as arrays.
-
-    Attributes:
-        ids: B video ids.
-        frames: ``(B, T, D)`` for each modality's name, in the schema's value type; T is the
-            longest video's, zeros fill the rest.
-        num_frames: ``(B,)``, int64.
-        labels: The classes of each video.
-    """
-
-    ids: tuple[str, ...]
-    frames: Mapping[str, NDArray[Any]]
-    num_frames: NDArray[np.int64]
-    labels: LabelLists
+__all__ = ["Batch", "Records"]
 
 
 class Records:
@@ -83,6 +64,7 @@ class Records:
         self._skip_bad_records = skip_bad_records
         self._needs_labels = needs_labels
         self._skipped: dict[tuple[Path, int], BadRecord] = {}
+        self._index = RecordIndex(self.paths, check_crc=check_crc, on_bad=self._refuse)
         if isinstance(schema, Path):
             schema = read_schema(schema)
         self.schema = schema or self._resolve_schema()
@@ -114,7 +96,17 @@ class Records:
             RecordError: A file is missing or empty.
             BadRecord: A record is damaged or is not what the schema says.
         """
-        return self._videos(self.paths)
+        decoder = Decoder(self.schema, needs_labels=self._needs_labels)
+        for path in self.paths:
+            for number, record in numbered_records(
+                path, check_crc=self._check_crc, on_bad=self._refuse
+            ):
+                try:
+                    video = decoder.decode(record, path=path, number=number)
+                except BadRecord as error:
+                    self._refuse(error)
+                else:
+                    yield video
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Yield every video once, in the order of the files; the last batch may be short.
@@ -130,38 +122,84 @@ class Records:
         if is_first:
             raise self._no_record()
 
-    def training_batches(self, batch_size: int, *, seed: int, epoch: int = 0) -> Iterator[Batch]:
-        """Yield one epoch in a random order, the same for the same seed and epoch.
+    def training_batches(
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        start: int = 0,
+        choice: FrameChoice | None = None,
+        workers: int = 0,
+        rank: int = 0,
+        num_ranks: int = 1,
+        epochs: int | None = None,
+    ) -> Iterator[Batch]:
+        """Return batches in the order of training, from batch ``start`` on.
 
-        Files are shuffled, then videos within a buffer of 512 MiB. The last batch is left out if
-        it is short, unless it is the only one.
+        The order is that of ``training_order``: the same for the same files and seed, whatever the
+        number of workers and ranks. Batches run on from one epoch into the next, so that all are
+        full and every record comes once an epoch. Where bad records are skipped, a batch is
+        shorter by those it had, and may be empty.
+
+        Args:
+            batch_size: How many videos all ranks together take at a time.
+            seed: Of the order and of the frames chosen.
+            start: The first batch, as where a run is taken up again; nothing before it is read.
+            choice: Which frames of a video to copy; None copies all.
+            workers: Processes that read ahead; 0 reads in this one.
+            rank: Which of ``num_ranks`` this process is; its share of each batch is what
+                ``numpy.array_split`` gives it.
+            num_ranks: Processes that train together.
+            epochs: End after so many, with a batch that may be short; None goes on for ever.
 
         Raises:
-            RecordError: As ``videos``, or no record is good.
+            RecordError: As ``videos``, or no record is good, the ranks outnumber the videos of a
+                batch, a file goes or changes meanwhile, or a reading process is killed.
         """
-        random = np.random.default_rng((seed, epoch))
-        paths = [self.paths[index] for index in random.permutation(len(self.paths))]
-        videos = shuffled(self._videos(paths), random)
-        is_first = True
-        while chunk := list(islice(videos, batch_size)):
-            if len(chunk) == batch_size or is_first:
-                yield collate(chunk, self.schema)
-            is_first = False
-        if is_first:
+        if batch_size < num_ranks:
+            raise RecordError(
+                f"A batch of {batch_size} videos cannot be shared by {num_ranks} processes.",
+                mend=f"Set training.batch_size to {num_ranks} or more, or start fewer processes.",
+            )
+        source = Source(
+            paths=self.paths,
+            schema=self.schema,
+            check_crc=self._check_crc,
+            needs_labels=self._needs_labels,
+            skips_bad=self._skip_bad_records,
+            seed=seed,
+            choice=choice,
+        )
+        plans = batch_plans(
+            self._index,
+            batch_size,
+            seed=seed,
+            start=start,
+            epochs=epochs,
+            rank=rank,
+            num_ranks=num_ranks,
+        )
+        return self._read(plans, source, workers)
+
+    def _read(self, plans: Iterator[BatchPlan], source: Source, workers: int) -> Iterator[Batch]:
+        reading = read_in_processes(source, plans, workers) if workers else read(source, plans)
+        with closing(reading):
+            for batch, skipped in reading:
+                for error in skipped:
+                    self._refuse(error)
+                if not batch.ids and self._is_none_good():
+                    break
+                yield batch
+        if self._is_none_good():
             raise self._no_record()
 
-    def _videos(self, paths: Iterable[Path]) -> Iterator[Video]:
-        decoder = Decoder(self.schema, needs_labels=self._needs_labels)
-        for path in paths:
-            for number, record in numbered_records(
-                path, check_crc=self._check_crc, on_bad=self._refuse
-            ):
-                try:
-                    video = decoder.decode(record, path=path, number=number)
-                except BadRecord as error:
-                    self._refuse(error)
-                else:
-                    yield video
+    def _is_none_good(self) -> bool:
+        """Return whether every record has been found to be bad."""
+        return self._index.is_complete and all(
+            (self.paths[place.shard], place.number) in self._skipped
+            for shard in range(self._index.num_shards)
+            for place in self._index.places(shard)
+        )
 
     def _refuse(self, error: BadRecord) -> None:
         if not self._skip_bad_records:
@@ -184,42 +222,6 @@ class Records:
             f"{self.paths[0]}: no record of the {len(self.paths)} files can be read.",
             mend="Copy the files again from where they are whole.",
         )
-
-
-def collate(videos: Sequence[Video], schema: Schema) -> Batch:
-    """Return videos as one batch, padded with zeros to the longest."""
-    num_frames = np.array([video.num_frames for video in videos], np.int64)
-    frames = {}
-    for modality in schema.modalities:
-        shape = len(videos), int(num_frames.max()), modality.width
-        frames[modality.name] = padded = np.zeros(shape, modality.value_type)
-        for row, video in zip(padded, videos, strict=True):
-            row[: video.num_frames] = video.frames[modality.name]
-    labels = LabelLists.from_lists(video.classes for video in videos)
-    return Batch(tuple(video.id for video in videos), frames, num_frames, labels)
-
-
-def shuffled(
-    videos: Iterator[Video], random: np.random.Generator, *, max_bytes: int = SHUFFLE_BYTES
-) -> Iterator[Video]:
-    """Yield all videos in a random order: each is drawn from the ``max_bytes`` next ones."""
-    buffer: list[Video] = []
-    size = 0
-    for video in videos:
-        buffer.append(video)
-        size += _size(video)
-        while size > max_bytes:
-            index = int(random.integers(len(buffer)))
-            buffer[index], buffer[-1] = buffer[-1], buffer[index]
-            drawn = buffer.pop()
-            size -= _size(drawn)
-            yield drawn
-    for index in random.permutation(len(buffer)):
-        yield buffer[index]
-
-
-def _size(video: Video) -> int:
-    return VIDEO_BYTES + sum(frames.nbytes for frames in video.frames.values())
 
 
 def _expand(pattern: str) -> list[Path]:

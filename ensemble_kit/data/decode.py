@@ -137,6 +137,11 @@ class Layout:
     Args:
         modality: The modality.
         level: ``frame`` for a ``FeatureList``, ``video`` for one ``Feature``.
+
+    Attributes:
+        name: The modality's name.
+        key: The record's key for it.
+        frame: One frame with the header before it, as NumPy's type.
     """
 
     def __init__(self, modality: Modality, level: str) -> None:
@@ -153,7 +158,7 @@ class Layout:
         for tag in tags if self._is_list else tags[:2]:
             header = bytes((tag,)) + _varint(size + len(header)) + header
         self._header = header
-        self._frame = np.dtype(  # packed, so that floats may start at any byte
+        self.frame = np.dtype(  # packed, so that floats may start at any byte
             [("header", "u1", (len(header),)), ("values", self._dtype, (modality.width,))]
         )
 
@@ -179,11 +184,11 @@ class Layout:
 
     def strided(self, payload: bytes | memoryview) -> NDArray[Any] | None:
         """Return all frames as a view of a feature, or None if they are not all alike."""
-        stride = self._frame.itemsize
+        stride = self.frame.itemsize
         is_whole = len(payload) % stride == 0 if self._is_list else len(payload) == stride
         if not is_whole:
             return None
-        frames = np.frombuffer(payload, self._frame)
+        frames = np.frombuffer(payload, self.frame)
         if frames["header"].tobytes() != self._header * len(frames):
             return None
         return frames["values"].astype(self._dtype.newbyteorder("="), copy=False)
@@ -213,6 +218,13 @@ class Layout:
                 )
             frames[number - 1] = values
         return frames.astype(frames.dtype.newbyteorder("="), copy=False)
+
+
+def frame_bytes(schema: Schema) -> int:
+    """Return the fewest bytes of a record that a frame of all modalities takes."""
+    layouts = [Layout(modality, schema.level) for modality in schema.modalities]
+    # Two modalities may be of one key, and a list of one float has a shorter way to be written.
+    return sum({layout.key: layout.frame.itemsize - 1 for layout in layouts}.values())
 
 
 def describe_keys(found: tuple[Features, Features]) -> str:

@@ -1,0 +1,197 @@
+"""The records of a batch's plan to the batch. Imports the rest of ``data``.
+
+Records are read, not mapped: a file that is cut short under a mapping ends the whole process.
+"""
+
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from io import FileIO
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble_kit.data.batch import Batch, BatchLayout, Collator, Contents
+from ensemble_kit.data.decode import Decoder, frame_bytes
+from ensemble_kit.data.frame_choice import Chosen, Draws, FrameChoice
+from ensemble_kit.data.order import BatchPlan, Place, Turn
+from ensemble_kit.data.schema import Schema
+from ensemble_kit.data.tfrecord import FOOTER, BadRecord, damaged, matches_crc
+from ensemble_kit.errors import RecordError
+
+LEAVE_FILES = "Put the file back as it was, and leave the records as they are while they are read."
+OPEN_FILES = 32  # kept open; neighbours in the order of training are from few files
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where records are read from and how: all that a reading process is told.
+
+    Attributes:
+        paths: The files, in the order in which ``Place.shard`` counts them.
+        schema: What the records hold.
+        check_crc: Whether the checksum of each record is compared.
+        needs_labels: Whether a record without labels is bad.
+        skips_bad: Whether a bad record is left out of its batch, where it would be an error.
+        seed: Of the draws of ``choice``.
+        choice: Which frames to copy; None copies all.
+    """
+
+    paths: tuple[Path, ...]
+    schema: Schema
+    check_crc: bool
+    needs_labels: bool
+    skips_bad: bool
+    seed: int
+    choice: FrameChoice | None
+
+    def layout(self, plan: BatchPlan) -> BatchLayout:
+        """Return where a batch will lie, for as many frames as its records have room for."""
+        num_frames = max((self.most_frames(turn.place) for turn in plan.turns), default=0)
+        if self.choice is not None:
+            wanted = self.choice.num_frames
+            num_frames = wanted if self.choice.in_order else min(wanted, num_frames)
+        return BatchLayout(
+            self.schema,
+            num_videos=len(plan.turns),
+            num_frames=num_frames,
+            is_weighted=self.choice is not None,
+        )
+
+    def most_frames(self, place: Place) -> int:
+        """Return the most frames that a record can have, which most have, told from its length."""
+        return max(1, min(self.schema.max_frames, place.length // self._frame_bytes))
+
+    @cached_property
+    def _frame_bytes(self) -> int:
+        return frame_bytes(self.schema)
+
+
+def read(
+    source: Source, plans: Iterable[BatchPlan]
+) -> Generator[tuple[Batch, list[BadRecord]], None, None]:
+    """Yield the batch of each plan, and the records that were left out of it, read in this process.
+
+    Raises:
+        RecordError: A file has gone or changed.
+        BadRecord: A record is bad and such ones are not skipped.
+    """
+    with closing(BatchReader(source)) as reader:
+        for plan in plans:
+            layout = source.layout(plan)
+            memory = np.empty(layout.num_bytes, np.uint8)
+            contents, skipped = reader.read(plan, layout, memory)
+            yield layout.batch(memory, contents, epoch=plan.epoch), skipped
+
+
+class BatchReader:
+    """Reads the records of one batch after the other."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._decoder = Decoder(source.schema, needs_labels=source.needs_labels)
+        self._draws = Draws(source.seed)
+        self._files = RecordFiles(source.paths, check_crc=source.check_crc)
+
+    def read(
+        self, plan: BatchPlan, layout: BatchLayout, memory: NDArray[np.uint8]
+    ) -> tuple[Contents, list[BadRecord]]:
+        """Write a batch to a block of memory; return the rest of it, and the records left out.
+
+        Raises:
+            RecordError: A file has gone or changed.
+            BadRecord: A record is bad and such ones are not skipped.
+        """
+        source = self._source
+        expected = [self._chosen(turn, source.most_frames(turn.place)) for turn in plan.turns]
+        longest = max((len(chosen.rows) for chosen in expected if chosen), default=None)
+        collator = Collator(layout, memory, num_frames=longest)
+        skipped = []
+        for turn, chosen in zip(plan.turns, expected, strict=True):
+            place = turn.place
+            try:
+                video = self._decoder.decode(
+                    self._files.read(place), path=source.paths[place.shard], number=place.number
+                )
+            except BadRecord as error:
+                if not source.skips_bad:
+                    raise
+                skipped.append(error)
+                continue
+            if video.num_frames != source.most_frames(place):
+                chosen = self._chosen(turn, video.num_frames)
+            collator.add(video, chosen)
+        return collator.finish(), skipped
+
+    def _chosen(self, turn: Turn, num_available: int) -> Chosen | None:
+        choice = self._source.choice
+        if choice is None:
+            return None
+        return choice.take(
+            self._draws.of(turn.epoch, turn.position, choice.num_draws), num_available
+        )
+
+    def close(self) -> None:
+        """Close all files."""
+        self._files.close()
+
+
+class RecordFiles:
+    """Reads records at known places, through a buffer that the next one overwrites.
+
+    Args:
+        paths: The files.
+        check_crc: Whether the checksum of each record is compared.
+    """
+
+    def __init__(self, paths: Sequence[Path], *, check_crc: bool) -> None:
+        self._paths = paths
+        self._check_crc = check_crc
+        self._files: dict[int, FileIO] = {}
+        self._buffer = memoryview(bytearray())
+
+    def read(self, place: Place) -> memoryview:
+        """Return the payload of a record, until the next call.
+
+        Raises:
+            RecordError: The file cannot be read any more, or ends before the record does.
+            BadRecord: The payload differs from its checksum.
+        """
+        size = place.length + FOOTER.size
+        if len(self._buffer) < size:
+            self._buffer = memoryview(bytearray(size))
+        framed = self._buffer[:size]
+        path = self._paths[place.shard]
+        try:
+            file = self._open(place.shard)
+            file.seek(place.start)
+            done = 0
+            while done < size and (count := file.readinto(framed[done:])):
+                done += count
+        except OSError as error:
+            raise RecordError(
+                f"{path} cannot be read any more: {error.strerror}.", mend=LEAVE_FILES
+            ) from error
+        if done < size:
+            raise RecordError(
+                f"{path} has become shorter: it ends within record {place.number}, which was whole "
+                "when the reading began.",
+                mend=LEAVE_FILES,
+            )
+        if self._check_crc and not matches_crc(framed):
+            raise damaged(path, place.number, place.length)
+        return framed[: place.length]
+
+    def close(self) -> None:
+        """Close all files."""
+        while self._files:
+            self._files.popitem()[1].close()
+
+    def _open(self, shard: int) -> FileIO:
+        file = self._files.pop(shard, None) or FileIO(self._paths[shard])
+        self._files[shard] = file  # the last one used comes last
+        if len(self._files) > OPEN_FILES:
+            self._files.pop(next(iter(self._files))).close()
+        return file
