@@ -144,9 +144,9 @@ def training_order(
     for epoch in count(first) if epochs is None else range(first, epochs):
         random = np.random.default_rng((seed, epoch))
         shards = random.permutation(index.num_shards).tolist()
-        places = shuffled((place for shard in shards for place in index.places(shard)), random)
+        places = (place for shard in shards for place in index.places(shard))
         position = -1
-        for position, place in enumerate(places):
+        for position, place in enumerate(shuffled(places, random, max_bytes=SHUFFLE_BYTES)):
             if position >= skipped:
                 yield Turn(epoch, position, place)
         if position < 0:
@@ -155,7 +155,7 @@ def training_order(
 
 
 def shuffled(
-    places: Iterable[Place], random: np.random.Generator, *, max_bytes: int = SHUFFLE_BYTES
+    places: Iterable[Place], random: np.random.Generator, *, max_bytes: int
 ) -> Iterator[Place]:
     """Yield all places in a random order: each is drawn from the ``max_bytes`` next ones.
 

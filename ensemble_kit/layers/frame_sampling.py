@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ensemble_kit.data.frame_choice import uniform_numbers
+
 
 def draw_table(name: str, *, repeats: int, num_frames: int) -> Tensor:
     """Return the fixed uniform numbers that a member samples with outside training.
@@ -28,8 +30,7 @@ def draw_table(name: str, *, repeats: int, num_frames: int) -> Tensor:
         ``(R, N)``, float32 in [0, 1).
     """
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little")
-    raw = np.random.Philox(key=key).random_raw(repeats * num_frames)
-    uniform = (raw >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
+    uniform = uniform_numbers(np.random.Philox(key=key), repeats * num_frames)
     return torch.from_numpy(uniform.reshape(repeats, num_frames))
 
 

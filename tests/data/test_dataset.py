@@ -2,9 +2,7 @@ import numpy as np
 import pytest
 from example_bytes import frame_record
 
-from ensemble_kit.data import dataset
-from ensemble_kit.data.dataset import Records, shuffled
-from ensemble_kit.data.decode import Video
+from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import read_schema, write_schema
 from ensemble_kit.data.tfrecord import BadRecord, write_records
 from ensemble_kit.errors import RecordError
@@ -47,48 +45,6 @@ def test_a_batch_holds_each_video_and_zeros_up_to_the_longest(folder):
                     assert row[t].tolist() == list(expected)
         for row, video in enumerate(own):
             assert batch.labels.rows(row, row + 1).classes.tolist() == video.classes.tolist()
-
-
-def test_a_training_epoch_is_the_same_for_the_same_seed_and_holds_each_video_once(folder):
-    records = Records([folder])
-
-    def epoch(**chosen):
-        return ids_of(records.training_batches(1, **chosen))
-
-    assert epoch(seed=1) == epoch(seed=1, epoch=0)
-    assert sorted(epoch(seed=1)) == sorted(IDS)
-    orders = {tuple(epoch(seed=s, epoch=e)) for s in range(3) for e in range(2)} | {tuple(IDS)}
-    assert len(orders) == 7
-
-
-@pytest.mark.parametrize(("batch_size", "expected"), [(4, [4, 4]), (11, [11]), (12, [11])])
-def test_a_short_last_training_batch_is_left_out_unless_it_is_the_only_one(
-    folder, batch_size, expected
-):
-    batches = Records([folder]).training_batches(batch_size, seed=0)
-
-    assert [len(batch.ids) for batch in batches] == expected
-
-
-@pytest.mark.parametrize("max_bytes", [0, 3 * (dataset.VIDEO_BYTES + 5), 1 << 20])
-def test_shuffling_within_few_bytes_keeps_every_video_once_and_the_bytes_bounded(max_bytes):
-    videos = [Video(str(n), np.array([0]), {"a": np.zeros((1, 5), np.uint8)}) for n in range(20)]
-    given = []
-
-    def source():
-        for video in videos:
-            given.append(video)
-            yield video
-
-    out, ahead = [], []
-    for video in shuffled(source(), np.random.default_rng(0), max_bytes=max_bytes):
-        ahead.append(len(given) - len(out))
-        out.append(video.id)
-
-    assert sorted(out, key=int) == [video.id for video in videos]
-    most = max_bytes // (dataset.VIDEO_BYTES + 5) + 1  # one more is read before one is drawn
-    assert max(ahead) == min(20, most)
-    assert (out == sorted(out, key=int)) == (max_bytes == 0)
 
 
 def test_files_may_be_named_by_folder_glob_or_name_and_are_read_once(folder):
@@ -204,16 +160,14 @@ def test_skipping_goes_on_behind_a_bad_checksum_and_ends_a_file_at_a_bad_length(
     assert [error.path.name for error in records.skipped] == ["train0.tfrecord", "train2.tfrecord"]
 
 
-@pytest.mark.parametrize("is_training", [False, True])
-def test_records_of_which_none_is_good_are_an_error(folder, is_training):
+def test_records_of_which_none_is_good_are_an_error(folder):
     schema = Records([folder]).schema
     for path in folder.glob("*.tfrecord"):
         damage(path, 0)
     records = Records([folder], schema=schema, skip_bad_records=True)
 
-    batches = records.training_batches(2, seed=0) if is_training else records.batches(2)
     with pytest.raises(RecordError) as error:
-        next(batches)
+        next(records.batches(2))
 
     assert str(error.value) == (
         f"{folder}/train0.tfrecord: no record of the 3 files can be read.\n"
