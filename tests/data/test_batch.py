@@ -7,7 +7,8 @@ from ensemble_kit.data.frame_choice import Chosen
 from ensemble_kit.data.schema import Modality, Schema
 
 CHOSEN = [
-    Chosen(np.array(rows), np.arange(1.0, 1 + len(rows))) for rows in ([1], [0, 2], [0, 2, 3], [4])
+    Chosen(np.array(rows), np.arange(1.0, 1 + len(rows)))
+    for rows in ([1], [0, 2], [3], [1, 5], [0, 2, 3], [4])
 ]
 
 
@@ -78,13 +79,14 @@ def test_videos_of_any_length_end_up_side_by_side_with_zeros_behind(mixed, num_v
 
 @pytest.mark.parametrize("guess", [1, 2, 3, 6, None])
 def test_chosen_frames_are_copied_with_their_weights_whatever_was_guessed(mixed, guess):
-    videos = videos_of([2, 4, 5, 6])
-    layout = BatchLayout(mixed, num_videos=4, num_frames=6, is_weighted=True)
+    videos = videos_of([2, 4, 5, 6, 4, 5])
+    layout = BatchLayout(mixed, num_videos=6, num_frames=6, is_weighted=True)
 
     batch = written(layout, videos, CHOSEN, num_frames=guess)
 
-    assert batch.num_frames.tolist() == [1, 2, 3, 1]
-    assert batch.frame_weights.tolist() == [[1, 0, 0], [1, 2, 0], [1, 2, 3], [1, 0, 0]]
+    one, two, three = [1, 0, 0], [1, 2, 0], [1, 2, 3]
+    assert batch.num_frames.tolist() == [1, 2, 1, 2, 3, 1]
+    assert batch.frame_weights.tolist() == [one, two, one, two, three, one]
     assert batch.frame_weights.dtype == np.float32
     for name in ("rgb", "flow"):
         for row, video, chosen in zip(batch.frames[name], videos, CHOSEN, strict=True):
@@ -103,8 +105,8 @@ def test_a_batch_may_be_empty(mixed):
 
 
 def test_a_copy_shares_no_memory(mixed):
-    layout = BatchLayout(mixed, num_videos=4, num_frames=6, is_weighted=True)
-    batch = written(layout, videos_of([2, 4, 5, 6]), CHOSEN)
+    layout = BatchLayout(mixed, num_videos=6, num_frames=6, is_weighted=True)
+    batch = written(layout, videos_of([2, 4, 5, 6, 4, 5]), CHOSEN)
 
     copy = batch.copy()
 
