@@ -197,8 +197,7 @@ class Records:
         """Return whether every record has been found to be bad."""
         return self._index.is_complete and all(
             (self.paths[place.shard], place.number) in self._skipped
-            for shard in range(self._index.num_shards)
-            for place in self._index.places(shard)
+            for place in self._index.places(range(self._index.num_shards))
         )
 
     def _refuse(self, error: BadRecord) -> None:

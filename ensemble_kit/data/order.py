@@ -5,8 +5,10 @@ of: it holds the places of records, so that the order is known before any frame 
 without the batches before it, and by every process alike. Imports ``tfrecord``.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import count, islice
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, islice, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +18,10 @@ from numpy.typing import NDArray
 from ensemble_kit.data.tfrecord import BadRecord, locate_records
 
 SHUFFLE_BYTES = 512 << 20  # about 1,500 videos of 300 frames of 1,152 bytes, or all of AudioSet
+FILES_AHEAD = 8  # looked through by threads before their turn
 PLACE_BYTES = 1 << 10  # counted beside a record's own bytes, so that tiny ones stay few as well
+
+Found = tuple[NDArray[np.int64], NDArray[np.int64]]  # start and length of each record of a file
 
 
 class Place(NamedTuple):
@@ -76,7 +81,7 @@ class RecordIndex:
         self._paths = paths
         self._check_crc = check_crc
         self._on_bad = on_bad
-        self._found: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+        self._found: dict[int, Found] = {}
 
     @property
     def num_shards(self) -> int:
@@ -88,21 +93,42 @@ class RecordIndex:
         """Whether every file has been looked through."""
         return len(self._found) == self.num_shards
 
-    def places(self, shard: int) -> Iterator[Place]:
-        """Yield the place of every record of a file, in order.
+    def places(self, shards: Sequence[int]) -> Iterator[Place]:
+        """Yield the place of every record of some files, file after file.
 
         Raises:
-            RecordError: The file is missing or empty.
+            RecordError: A file is missing or empty.
         """
-        starts, lengths = self._look_through(shard)
-        for number, place in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True), 1):
-            yield Place(shard, number, *place)
+        for shard, (starts, lengths) in self._looked_through(shards):
+            for number, place in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True), 1):
+                yield Place(shard, number, *place)
 
     def count(self) -> int:
         """Return the number of records of all files."""
-        return sum(len(self._look_through(shard)[0]) for shard in range(self.num_shards))
+        found = self._looked_through(range(self.num_shards))
+        return sum(len(starts) for _, (starts, _) in found)
 
-    def _look_through(self, shard: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _looked_through(self, shards: Sequence[int]) -> Iterator[tuple[int, Found]]:
+        """Yield each file and what is in it, some files being looked through ahead.
+
+        A header takes a round trip to the disk, which over a network is half a millisecond, and
+        training would wait for a thousand of them at every file.
+        """
+        if self.is_complete:
+            yield from ((shard, self._found[shard]) for shard in shards)
+            return
+        pool = ThreadPoolExecutor(FILES_AHEAD)
+        try:
+            ahead = deque(pool.submit(self._look_through, shard) for shard in shards[:FILES_AHEAD])
+            for shard, after in zip_longest(shards, shards[FILES_AHEAD:]):
+                found = ahead.popleft().result()
+                if after is not None:
+                    ahead.append(pool.submit(self._look_through, after))
+                yield shard, found
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _look_through(self, shard: int) -> Found:
         if shard not in self._found:
             self._found[shard] = locate_records(
                 self._paths[shard], check_crc=self._check_crc, on_bad=self._on_bad
@@ -144,9 +170,9 @@ def training_order(
     for epoch in count(first) if epochs is None else range(first, epochs):
         random = np.random.default_rng((seed, epoch))
         shards = random.permutation(index.num_shards).tolist()
-        places = (place for shard in shards for place in index.places(shard))
+        places = shuffled(index.places(shards), random, max_bytes=SHUFFLE_BYTES)
         position = -1
-        for position, place in enumerate(shuffled(places, random, max_bytes=SHUFFLE_BYTES)):
+        for position, place in enumerate(places):
             if position >= skipped:
                 yield Turn(epoch, position, place)
         if position < 0:

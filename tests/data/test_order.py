@@ -1,5 +1,6 @@
 from itertools import islice
 from pathlib import Path
+from threading import Barrier
 from unittest.mock import patch
 
 import numpy as np
@@ -106,17 +107,29 @@ def test_seeds_and_epochs_have_orders_of_their_own():
     assert len(orders) == 6
 
 
-def test_files_are_looked_through_once_and_no_sooner_than_the_order_needs_them():
-    index, locate, looked_through = index_of([2] * 6, length=order.SHUFFLE_BYTES // 3)
+def test_files_are_looked_through_once_and_not_long_before_the_order_needs_them():
+    index, locate, looked_through = index_of([2] * 30, length=order.SHUFFLE_BYTES // 3)
     with patch.object(order, "locate_records", locate):
         turns = training_order(index, seed=0)
         next(turns)
         num_first = len(looked_through)
-        list(islice(turns, 40))
+        list(islice(turns, 90))
 
-    assert num_first == 2  # four records are more than the buffer holds
-    assert len(looked_through) == len(set(looked_through)) == 6
+    assert num_first <= 2 + order.FILES_AHEAD  # four records are more than the buffer holds
+    assert len(looked_through) == len(set(looked_through)) == 30
     assert index.is_complete
+
+
+def test_files_ahead_are_looked_through_while_others_wait_for_their_disk():
+    index, locate, _ = index_of([2] * 24)
+    together = Barrier(order.FILES_AHEAD, timeout=20)
+
+    def slowly(path, **options):
+        together.wait()
+        return locate(path, **options)
+
+    with patch.object(order, "locate_records", slowly):
+        assert index.count() == 48
 
 
 @pytest.mark.parametrize("max_bytes", [0, 3 * (PLACE_BYTES + 5), 1 << 20])
