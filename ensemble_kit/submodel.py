@@ -1,6 +1,7 @@
 """The one wiring of parts into a sub-model: frames of each modality -> probabilities.
 
-Imports ``parts`` and what they are made of, ``recipes`` and ``data.schema``.
+Imports ``parts`` and what they are made of, ``recipes``, ``data.schema`` and
+``data.frame_choice``.
 """
 
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ensemble_kit.data.frame_choice import FrameChoice
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.errors import RecipeError
 from ensemble_kit.layers.context_gating import ContextGating
@@ -128,6 +130,14 @@ class SubModel(nn.Module):
         draws: int | None = self.sampling.num_draws
         return draws
 
+    @property
+    def frame_choice(self) -> FrameChoice | None:
+        """The sampling as a rule to copy frames by while records are read; None reads all."""
+        name = self.recipe.sampling.name
+        if name == "all":
+            return None
+        return FrameChoice(name, self.sampling.num_frames, in_order=self.is_sequential)
+
     def draws_for(self, name: str, *, repeats: int) -> Tensor | None:
         """Return the fixed uniform numbers of a member of this name; None if nothing is drawn."""
         if self.num_draws is None:
@@ -135,7 +145,11 @@ class SubModel(nn.Module):
         return draw_table(name, repeats=repeats, num_frames=self.num_draws)
 
     def forward(
-        self, frames: Mapping[str, Tensor], num_frames: Tensor, draws: Tensor | None = None
+        self,
+        frames: Mapping[str, Tensor],
+        num_frames: Tensor,
+        draws: Tensor | None = None,
+        frame_weights: Tensor | None = None,
     ) -> Tensor:
         """Return the probability of every class.
 
@@ -144,33 +158,37 @@ class SubModel(nn.Module):
             num_frames: ``(B,)``, integers; what lies beyond is padding and changes nothing.
             draws: Uniform numbers ``(R, N)`` or ``(B, R, N)`` for random sampling; None draws
                 once afresh. Ignored where nothing is drawn.
+            frame_weights: ``(B, T)``, float32, for frames that ``frame_choice`` has chosen: how
+                often each was drawn. They are not sampled again.
 
         Returns:
             ``(B, C)`` in [0, 1]: the mean of R repeats.
         """
         ordered = {name: frames[name] for name in self.schema.widths}
-        return self.classify(prepare_frames(ordered, num_frames), draws)
+        return self.classify(prepare_frames(ordered, num_frames), draws, frame_weights)
 
-    def classify(self, prepared: PreparedFrames, draws: Tensor | None = None) -> Tensor:
+    def classify(
+        self,
+        prepared: PreparedFrames,
+        draws: Tensor | None = None,
+        frame_weights: Tensor | None = None,
+    ) -> Tensor:
         """Return probabilities for frames that ``prepare_frames`` has prepared.
 
         A fused graph prepares the frames once and calls this of each member.
         """
         joint = prepared.normalised if self.recipe.input.l2_normalise else prepared.joint
-        is_frame = prepared.is_frame
-        if draws is None and self.num_draws is not None:  # once, for weights and frames alike
-            draws = torch.rand(joint.shape[0], 1, self.num_draws, device=joint.device)
         values = joint.to(next(self.parameters()).dtype)
         starts, stops = zip(*self.streams.values(), strict=True)
         values = values[..., starts[0] : stops[-1]]  # all of it, or one modality alone
-        weights = self.sampling(is_frame, draws)  # (B, R, T)
+        weights, indices = self._sample(prepared.is_frame, draws, frame_weights)
         if self.input_batch_norm is not None:
             values = self.input_batch_norm(values, weights[:, 0])
         sizes = [stop - start for start, stop in self.streams.values()]
         split = torch.split(values, sizes, dim=-1)
         poolings: list[Any] = list(self.poolings.values())
         if self.is_sequential:
-            pooled = self._pool_sequences(split, is_frame, draws)
+            pooled = self._pool_sequences(split, prepared.is_frame, indices)
         else:
             pooled = [
                 pooling.aggregate(pooling.describe(stream, weights[:, 0]), weights)
@@ -194,15 +212,30 @@ class SubModel(nn.Module):
         """Return the kernels that the L2 penalty applies to: the head's."""
         return self.head.regularised()  # type: ignore[no-any-return]
 
+    def _sample(
+        self, is_frame: Tensor, draws: Tensor | None, frame_weights: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the weight of each frame ``(B, R, T)``, and a sequence's frames ``(B, R, N)``.
+
+        The second is None for a set, and where the sequence is the frames as they are.
+        """
+        if frame_weights is not None:
+            return frame_weights.unsqueeze(1), None
+        if draws is None and self.num_draws is not None:  # once, for weights and frames alike
+            draws = torch.rand(is_frame.shape[0], 1, self.num_draws, device=is_frame.device)
+        weights = self.sampling(is_frame, draws)
+        if not self.is_sequential or self.sampling.num_frames is None:
+            return weights, None
+        return weights, self.sampling.indices(is_frame, draws)
+
     def _pool_sequences(
-        self, streams: tuple[Tensor, ...], is_frame: Tensor, draws: Tensor | None
+        self, streams: tuple[Tensor, ...], is_frame: Tensor, indices: Tensor | None
     ) -> list[Tensor]:
         """Run sequence poolings on the sampled frames; each returns ``(B, R, F)``."""
         lengths = is_frame.sum(dim=1)
-        if self.sampling.num_frames is None:
+        if indices is None:
             pairs = zip(self.poolings.values(), streams, strict=True)
             return [pooling(stream, lengths).unsqueeze(1) for pooling, stream in pairs]
-        indices = self.sampling.indices(is_frame, draws)  # (B, R, N)
         batch, repeats, count = indices.shape
         flat = indices.flatten(1).unsqueeze(-1)
         lengths = ((lengths > 0) * count).repeat_interleave(repeats)

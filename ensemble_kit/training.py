@@ -89,6 +89,7 @@ def train_checkpoints(
     validation: Records | None,
     folder: Path,
     seed: int = 0,
+    workers: int = 0,
     device: str = "cpu",
     tensorboard: bool = False,
     force: bool = False,
@@ -102,7 +103,9 @@ def train_checkpoints(
         training: The records to learn from.
         validation: The records whose GAP@20 each checkpoint is measured by, or None.
         folder: The run's folder; its name is the run's.
-        seed: Of the parameters' start, the order of the videos and the draws.
+        seed: Of the parameters' start, the order of the videos and the frames drawn.
+        workers: Processes that read the training records ahead; 0 reads in this one. The weights
+            are the same for any number.
         device: ``cpu`` or ``cuda``.
         tensorboard: Whether the log is written for TensorBoard too.
         force: Whether a run that is there may be replaced.
@@ -126,7 +129,7 @@ def train_checkpoints(
     run = RunFolder(folder)
     run.claim(force=force)
     with MetricsLog(run.metrics, tensorboard=run.tensorboard if tensorboard else None) as log:
-        trainer = _Trainer(recipe, model, training, validation, run, seed, device, log)
+        trainer = _Trainer(recipe, model, training, validation, run, seed, workers, device, log)
         with progress(folder.name, recipe.training.max_steps) as shown:
             return trainer.train(shown)
 
@@ -142,6 +145,7 @@ class _Trainer:
         validation: Records | None,
         run: RunFolder,
         seed: int,
+        workers: int,
         device: str,
         log: MetricsLog,
     ) -> None:
@@ -152,6 +156,7 @@ class _Trainer:
         self.validation = validation
         self.run = run
         self.seed = seed
+        self.workers = workers
         self.device = device
         self.log = log
         self.step = 0
@@ -196,16 +201,27 @@ class _Trainer:
         return TrainedRun(self.run, self.step, is_stopped, best, seconds)
 
     def _batches(self) -> Iterator[Batch]:
-        for batch in self.training.training_batches(self.schedule.batch_size, seed=self.seed):
+        batches = self.training.training_batches(
+            self.schedule.batch_size,
+            seed=self.seed,
+            choice=self.model.frame_choice,
+            workers=self.workers,
+        )
+        for batch in batches:
             self.epoch = batch.epoch
-            yield batch
+            if batch.ids:  # else every record of it was bad, and skipped
+                yield batch
 
     def _step(self, batch: Batch) -> tuple[float, float]:
         rate = learning_rate_at(self.schedule, self.examples)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         labels = torch.from_numpy(batch.labels.dense(self.training.schema.num_classes))
-        probabilities = self.model(*to_torch(batch, self.device))
+        weights = batch.frame_weights
+        probabilities = self.model(
+            *to_torch(batch, self.device),
+            frame_weights=None if weights is None else torch.from_numpy(weights).to(self.device),
+        )
         loss = cross_entropy(probabilities, labels.to(self.device, probabilities.dtype))
         penalty = sum(kernel.square().sum() for kernel in self.model.regularised())
         self.optimiser.zero_grad(set_to_none=True)

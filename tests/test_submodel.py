@@ -25,6 +25,7 @@ from reference import (
     uniform_indices_loops,
 )
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from ensemble_kit.errors import RecipeError
 from ensemble_kit.layers.frame_preparation import prepare_frames
@@ -288,6 +289,25 @@ def test_sequences_are_read_in_the_order_in_which_they_are_sampled(
             for index in chosen
         ]  # fmt: skip
         torch.testing.assert_close(ours[video], torch.cat(read).mean(dim=0))
+
+
+@pytest.mark.parametrize("sampling", ["random", "random_sequence", "uniform"])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_frames_chosen_while_reading_train_as_the_frames_sampled_do(pooling, sampling, rng):
+    model, again = (sampled_sequence(pooling, sampling).double().train() for _ in range(2))
+    frames, num_frames = tiny_frames(model.schema, LENGTHS, rng)
+    choice = model.frame_choice
+    draws = torch.rand(3, 1, choice.num_draws, generator=rng)
+    taken = [choice.take(d[0].numpy(), n) for d, n in zip(draws, LENGTHS, strict=True)]
+    rows = pad_sequence([torch.from_numpy(rows) for rows, _ in taken], batch_first=True)
+    weights = pad_sequence([torch.from_numpy(own) for _, own in taken], batch_first=True)
+    chosen = {name: values[torch.arange(3)[:, None], rows] for name, values in frames.items()}
+
+    sampled = model(frames, num_frames, draws)
+    read = again(chosen, torch.tensor([len(own) for own, _ in taken]), frame_weights=weights)
+
+    torch.testing.assert_close(read, sampled)
+    torch.testing.assert_close(again.state_dict(), model.state_dict())
 
 
 @pytest.mark.parametrize("pooling", ["netvlad", "lstm", "attention_netvlad"])

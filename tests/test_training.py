@@ -225,6 +225,49 @@ def test_the_penalty_pulls_at_the_heads_kernels_and_at_nothing_else(
         torch.testing.assert_close(other - one, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("sampling", ["random", "all"])
+def test_processes_that_read_ahead_change_no_weight(sampling, tmp_path, records):
+    recipe = tiny_recipe(sampling=sampling, max_steps=8)  # into the second epoch
+
+    alone, helped = (
+        run(tmp_path / str(workers) / "tiny", records, recipe, workers=workers).folder
+        for workers in (0, 2)
+    )
+
+    assert alone.checkpoint(8).read_bytes() == helped.checkpoint(8).read_bytes()
+
+
+def test_frames_are_drawn_while_records_are_read(folder, records, monkeypatch):
+    seen = []
+    whole = Records.training_batches
+
+    def training_batches(self, *arguments, **options):
+        for batch in whole(self, *arguments, **options):
+            seen.append(batch.frame_weights)
+            yield batch
+
+    monkeypatch.setattr(Records, "training_batches", training_batches)
+
+    run(folder, records, tiny_recipe(sampling="random", max_steps=2))
+    run(folder, records, tiny_recipe(sampling="all", max_steps=1), force=True)
+
+    assert [weights.sum(axis=1).tolist() for weights in seen[:2]] == [[8] * 16] * 2
+    assert seen[2:] == [None]
+
+
+def test_a_batch_whose_records_are_all_bad_is_no_step(tmp_path, folder, records):
+    content = bytearray(records[0].paths[0].read_bytes())
+    content[-6] ^= 0x40  # the last record's payload
+    (tmp_path / "bad.tfrecord").write_bytes(content)
+    lenient = Records([tmp_path / "bad.tfrecord"], skip_bad_records=True)
+    recipe = tiny_recipe(pooling="average", sampling="all", batch_size=1, max_steps=60)
+
+    trained = run(folder, (lenient, None), recipe)
+
+    assert lenient.num_skipped == 1
+    assert lines_of(trained)[-1]["examples"] == trained.steps == 60
+
+
 @pytest.mark.parametrize("pooling", ["netvlad", "gru"])
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(pooling, tmp_path, records):
     runs = [

@@ -12,6 +12,7 @@ from workspace_fixture import MEMBERS, TRAINING
 
 from ensemble_kit.checkpoints import open_tensors
 from ensemble_kit.cli import main
+from ensemble_kit.data.dataset import Records
 from ensemble_kit.provenance import CheckpointRecord
 
 SHORT = ["--set", "training.max_steps=2"]
@@ -94,6 +95,23 @@ def test_a_shipped_recipe_is_named_by_its_folder_too(runner, own_workspace):
     folder = own_workspace.path / "elsewhere" / "demo-average-moe"
     assert (folder / "averaged.safetensors").exists()
     assert not (folder / "validation.safetensors").exists()
+
+
+def test_the_number_of_processes_that_read_is_the_reader_s(runner, own_workspace, monkeypatch):
+    asked = []
+    whole = Records.training_batches
+
+    def training_batches(self, *arguments, **options):
+        asked.append(options.get("workers"))
+        return whole(self, *arguments, **options)
+
+    monkeypatch.setattr(Records, "training_batches", training_batches)
+    options = ["--name", "new", "--workers", "1"]
+
+    result = runner.invoke(main, ["train", "recipes/bag.toml", *TRAINING[:2], *SHORT, *options])
+
+    assert result.exit_code == 0, result.output
+    assert asked[0] == 1
 
 
 def test_one_name_cannot_be_two_runs(runner, own_workspace):
