@@ -1,15 +1,16 @@
-"""Videos and bytes a second from records to arrays, beside the peers that read them.
+"""Videos and bytes a second from records to padded batches, beside the peers that read them.
 
     python benchmarks/read_records.py [DATA] [--quick] [--json] [--tensorflow PYTHON]
 
 Records of 300 frames of 1,024 and 128 bytes are made for it; with DATA, the folder that the
-examples take, AudioSet's frames and YouTube-8M's video level are read too. Everybody reads from the
-page cache, in a process of its own, on as many cores as the table says. The kit and tf.data compare
-both checksums, protobuf by hand too; ``tfrecord`` compares none. ``--tensorflow`` names another
-Python that has TensorFlow, where this one has not.
+examples take, real AudioSet frames and YouTube-8M video-level records are read too. Everybody reads
+from the page cache, each in a process of its own, on as many cores as the table says. The kit and
+tf.data compare both checksums and protobuf's reader the kit's; ``tfrecord`` compares none. Only
+the kit shuffles, the others read in the order of the files. ``tfrecord`` and protobuf know no
+second core: two processes read half of the files each, and nobody brings their batches together.
+``--tensorflow`` names another Python that has TensorFlow, where this one has not.
 """
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -17,9 +18,10 @@ import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -41,108 +43,115 @@ from common import (
 )
 
 BATCH_SIZE = 128
-WARM_BATCHES = 8  # not timed: processes start, graphs are traced, memory is touched
-MIB = 1 << 20
+WARM_BATCHES = 6  # not timed: processes start, graphs are traced, memory is touched
+SECONDS, QUICK_SECONDS = 4.0, 0.3
+FRAMES_CHOSEN = 30  # of 300, where the kit copies only what is drawn
+PACKAGES = ("numpy", "crc32c", "protobuf", "tfrecord", "tensorflow-cpu")
+OURS, CHOSEN = "ensemble-kit", f"ensemble-kit, {FRAMES_CHOSEN} frames drawn"
+BY_PAD = "np.pad, np.stack"
 
 
 class Case(NamedTuple):
-    """Some records.
-
-    ``streams`` has name, key, width and value type of each modality; ``passes`` is how often the
-    records are read in one timing.
-    """
+    """Some records; ``streams`` has key and width of each modality."""
 
     title: str
     files: list[str]
     level: str
     id_key: str
-    streams: list[tuple[str, str, int, str]]
-    num_videos: int
-    passes: int
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(os.path.getsize(file) for file in self.files)
+    streams: list[tuple[str, int]]
+    video_bytes: float
 
 
-def case_of(title: str, folder: Path, *, passes: int) -> Case:
+def case_of(title: str, folder: Path) -> Case:
     from ensemble_kit.data.dataset import Records
 
     records = Records([folder])
     schema = records.schema
-    return Case(
-        title,
-        [str(path) for path in records.paths],
-        schema.level,
-        schema.id_key,
-        [(m.name, m.key, m.width, m.value_type) for m in schema.modalities],
-        records.count(),
-        passes,
-    )
+    files = [str(path) for path in records.paths]
+    num_bytes = sum(os.path.getsize(file) for file in files)  # and so into the page cache
+    streams = [(modality.key, modality.width) for modality in schema.modalities]
+    return Case(title, files, schema.level, schema.id_key, streams, num_bytes / records.count())
 
 
-# --- the readers: each yields how many videos it has just made arrays of
+def cases_of(data: Path | None, folder: Path, *, is_quick: bool) -> Iterator[Case]:
+    from ensemble_kit.data.synthetic import synthesize
+
+    size = {"modalities": {"rgb": 1024, "audio": 128}, "num_classes": 3862, "frames": (300, 300)}
+    num_videos = 160 if is_quick else 640
+    synthesize(folder, num_videos={"train": num_videos}, num_shards=4, **size)
+    yield case_of("made up, 300 frames of 1,152 bytes", folder / "train")
+    if data is not None:
+        yield case_of("AudioSet, frame level", data / "audioset" / "frame" / "train")
+        yield case_of("YouTube-8M, video level", data / "yt8m" / "video" / "train")
 
 
-def read_ours(case: Case, workers: int) -> Iterator[int]:
+# --- the readers: each yields, without an end, how many videos it has just made arrays of
+
+
+def read_ours(case: Case, cores: int, *, num_chosen: int | None = None) -> Iterator[int]:
     from ensemble_kit.data.dataset import Records
+    from ensemble_kit.data.frame_choice import FrameChoice
 
+    choice = None if num_chosen is None else FrameChoice("random", num_chosen, in_order=False)
+    workers = 0 if cores == 1 else cores
     records = Records(case.files)
-    batches = records.training_batches(BATCH_SIZE, seed=0, epochs=case.passes, workers=workers)
-    for batch in batches:
+    for batch in records.training_batches(BATCH_SIZE, seed=0, choice=choice, workers=workers):
         yield len(batch.ids)
 
 
-def padded(videos: Iterable[dict[str, np.ndarray]]) -> Iterator[int]:
-    """Collate as the peers' users do: zeros, and each video copied into them."""
-    videos = iter(videos)
-    while chunk := list(islice(videos, BATCH_SIZE)):
-        for name in chunk[0]:
-            longest = max(len(video[name]) for video in chunk)
-            shape = len(chunk), longest, chunk[0][name].shape[1]
-            batch = np.zeros(shape, chunk[0][name].dtype)
-            for row, video in zip(batch, chunk, strict=True):
-                row[: len(video[name])] = video[name]
-        yield len(chunk)
+def joined(frames: list[bytes]) -> np.ndarray:
+    return np.frombuffer(b"".join(frames), np.uint8).reshape(len(frames), -1)
 
 
-def tfrecord_videos(case: Case) -> Iterator[dict[str, np.ndarray]]:
+def tfrecord_videos(case: Case) -> Iterator[list[np.ndarray]]:
     from tfrecord.reader import example_loader, sequence_loader
 
+    keys = [key for key, _ in case.streams]
     context = {case.id_key: "byte", "labels": "int"}
-    if case.level == "frame":
-        lists = {key: "byte" for _, key, _, _ in case.streams}
-        for file in case.files * case.passes:
-            for _, features in sequence_loader(file, None, context, lists):
-                yield {key: np.stack(features[key]) for key in lists}
-        return
-    floats = {key: "float" for _, key, _, _ in case.streams}
-    for file in case.files * case.passes:
-        for features in example_loader(file, None, context | floats):
-            yield {key: features[key][None] for key in floats}
+    for file in cycle(case.files):
+        if case.level == "frame":
+            for _, lists in sequence_loader(file, None, context, dict.fromkeys(keys, "byte")):
+                yield [joined(lists[key]) for key in keys]
+        else:
+            for features in example_loader(file, None, context | dict.fromkeys(keys, "float")):
+                yield [features[key][None] for key in keys]
 
 
-def protobuf_videos(case: Case) -> Iterator[dict[str, np.ndarray]]:
+def protobuf_videos(case: Case) -> Iterator[list[np.ndarray]]:
     from ensemble_kit.data.protos import SequenceExample
     from ensemble_kit.data.tfrecord import read_records
 
-    for file in case.files * case.passes:
+    for file in cycle(case.files):
         for record in read_records(Path(file)):
             example = SequenceExample.FromString(record)
             context = {entry.key.decode(): entry.value for entry in example.context.feature}
             _ = context[case.id_key].bytes_list.value[0], list(context["labels"].int64_list.value)
-            if case.level == "video":
-                yield {
-                    key: np.array(context[key].float_list.value, np.float32)[None]
-                    for _, key, _, _ in case.streams
+            if case.level == "frame":
+                lists = {
+                    entry.key.decode(): entry.value for entry in example.feature_lists.feature_list
                 }
-                continue
-            lists = {entry.key.decode(): entry.value for entry in example.feature_lists.feature}
-            video = {}
-            for _, key, width, _ in case.streams:
-                joined = b"".join(f.bytes_list.value[0] for f in lists[key].feature)
-                video[key] = np.frombuffer(joined, np.uint8).reshape(-1, width)
-            yield video
+                yield [
+                    joined([feature.bytes_list.value[0] for feature in lists[key].feature])
+                    for key, _ in case.streams
+                ]
+            else:
+                floats = (context[key].float_list.value for key, _ in case.streams)
+                yield [np.array(values, np.float32)[None] for values in floats]
+
+
+def padded(
+    videos: Callable[[Case], Iterator[list[np.ndarray]]], case: Case, _cores: int
+) -> Iterator[int]:
+    """Collate as the peers' users do: zeros, and each video copied into them."""
+    source = videos(case)
+    while True:
+        chunk = list(islice(source, BATCH_SIZE))
+        for stream in zip(*chunk, strict=True):
+            longest = max(map(len, stream))
+            batch = np.zeros((len(chunk), longest, stream[0].shape[1]), stream[0].dtype)
+            for row, frames in zip(batch, stream, strict=True):
+                row[: len(frames)] = frames
+        yield len(chunk)
 
 
 def read_tensorflow(case: Case, cores: int) -> Iterator[int]:
@@ -150,7 +159,11 @@ def read_tensorflow(case: Case, cores: int) -> Iterator[int]:
 
     In the order of the files: shuffling would copy the frames once more.
     """
-    os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    os.environ |= {
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "TF_ENABLE_ONEDNN_OPTS": "0",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     import tensorflow as tf
 
     tf.config.threading.set_inter_op_parallelism_threads(cores)
@@ -159,23 +172,22 @@ def read_tensorflow(case: Case, cores: int) -> Iterator[int]:
         case.id_key: tf.io.FixedLenFeature([], tf.string),
         "labels": tf.io.VarLenFeature(tf.int64),
     }
-    is_frame = case.level == "frame"
-    widths = {key: width for _, key, width, _ in case.streams}
+    lists = {key: tf.io.FixedLenSequenceFeature([], tf.string) for key, _ in case.streams}
+    floats = {key: tf.io.FixedLenFeature([width], tf.float32) for key, width in case.streams}
 
     def parse(record: Any) -> Any:
-        if is_frame:
-            lists = {key: tf.io.FixedLenSequenceFeature([], tf.string) for key in widths}
+        if case.level == "frame":
             found, frames = tf.io.parse_single_sequence_example(record, context, lists)
-            frames = [tf.io.decode_raw(frames[key], tf.uint8) for key in widths]
+            values = [tf.io.decode_raw(frames[key], tf.uint8) for key in lists]
         else:
-            floats = {k: tf.io.FixedLenFeature([w], tf.float32) for k, w in widths.items()}
             found = tf.io.parse_single_example(record, context | floats)
-            frames = [found[key][None] for key in widths]
-        return found[case.id_key], tf.sparse.to_dense(found["labels"]), *frames
+            values = [found[key][None] for key in floats]
+        return found[case.id_key], tf.sparse.to_dense(found["labels"]), *values
 
-    shapes = ([], [None], *([None, width] for width in widths.values()))
+    shapes = ([], [None], *([None, width] for _, width in case.streams))
     batches = (
-        tf.data.TFRecordDataset(case.files * case.passes)
+        tf.data.TFRecordDataset(case.files)
+        .repeat()
         .map(parse, num_parallel_calls=cores)
         .padded_batch(BATCH_SIZE, padded_shapes=shapes)
         .prefetch(2)
@@ -187,30 +199,193 @@ def read_tensorflow(case: Case, cores: int) -> Iterator[int]:
 # --- timing
 
 
-def timed(batches: Iterator[int], case: Case, *, cores: int) -> Figures:
-    """Time the batches behind the first ones, on some cores."""
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+def timed(
+    read: Callable[[Case, int], Iterator[int]], case: Case, cores: list[int], seconds: float
+) -> Figures:
+    """Return the videos a second behind the first batches, on some cores, for some seconds."""
+    os.sched_setaffinity(0, cores)
+    batches = read(case, len(cores))
     for _ in islice(batches, WARM_BATCHES):
         pass
-    start = time.perf_counter()
-    num_videos = sum(islice(batches, None))
-    seconds = time.perf_counter() - start
-    videos = num_videos / seconds
-    return {"videos_per_second": videos, "bytes_per_second": videos * case.num_bytes / case.num_videos}
+    num_videos, start, elapsed = 0, time.perf_counter(), 0.0
+    while elapsed < seconds:
+        num_videos += next(batches)
+        elapsed = time.perf_counter() - start
+    batches.close()
+    return {"videos_per_second": num_videos / elapsed}
 
 
-def time_ours(case: Case, cores: int) -> Figures:
-    workers = 0 if cores == 1 else cores
-    batches = read_ours(case, workers)
-    figures = timed(batches, case, cores=cores)
-    return figures
-
-
-def time_videos(
-    videos: Callable[[Case], Iterator[dict[str, np.ndarray]]], case: Case, cores: int
+def timed_apart(
+    read: Callable[[Case, int], Iterator[int]], case: Case, cores: list[int], seconds: float
 ) -> Figures:
-    return timed(padded(videos(case)), case, cores=cores)
+    """Return the sum of what one process a core reads of its share of the files."""
+    shares = [case._replace(files=case.files[n :: len(cores)]) for n in range(len(cores))]
+    with ThreadPoolExecutor(len(cores)) as pool:
+        found = pool.map(
+            lambda share, core: alone(timed, read, share, [core], seconds), shares, cores
+        )
+        return {"videos_per_second": sum(figures["videos_per_second"] for figures in found)}
 
 
-def time_tensorflow(case: Case, cores: int) -> Figures:
-    return timed(read_tensorflow(case, cores), case, cores=cores)
+def timed_tensorflow(python: str, case: Case, cores: list[int], seconds: float) -> Figures:
+    """Return what another Python measures of tf.data."""
+    question = json.dumps([case, cores, seconds])
+    done = subprocess.run(
+        [python, __file__, "--answer", question], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def answer(question: str) -> None:
+    case, cores, seconds = json.loads(question)
+    figures = timed(read_tensorflow, Case(*case), cores, seconds)
+    print(json.dumps({**figures, "peak_bytes": peak_bytes()}))
+
+
+def readers_of(
+    case: Case, cores: list[int], seconds: float, tensorflow: str | None, missing: list[str]
+) -> dict[str, Callable[[], Figures]]:
+    work = {OURS: partial(alone, timed, read_ours, case, cores, seconds)}
+    if case.level == "frame":
+        chosen = partial(read_ours, num_chosen=FRAMES_CHOSEN)
+        work[CHOSEN] = partial(alone, timed, chosen, case, cores, seconds)
+    if tensorflow is not None:
+        work["tf.data"] = partial(timed_tensorflow, tensorflow, case, cores, seconds)
+    by_hand = {"protobuf by hand": protobuf_videos, "tfrecord": tfrecord_videos}
+    for name, videos in by_hand.items():
+        if name not in missing:
+            read = partial(padded, videos)
+            how = (alone, timed) if len(cores) == 1 else (timed_apart,)
+            work[name] = partial(*how, read, case, cores, seconds)
+    return work
+
+
+# --- collation
+
+
+def time_collation(name: str, seconds: float) -> Figures:
+    """Return seconds and bytes that one batch of 20 to 300 frames takes to collate."""
+    from ensemble_kit.data.batch import collate
+    from ensemble_kit.data.decode import Video
+    from ensemble_kit.data.schema import Modality, Schema
+
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
+    random = np.random.default_rng(0)
+    widths = {"rgb": 1024, "audio": 128}
+    modalities = [
+        Modality(name=key, key=key, width=width, value_type="uint8")
+        for key, width in widths.items()
+    ]
+    schema = Schema(
+        level="frame", modalities=modalities, id_key="id", labels_key="labels", num_classes=3862
+    )
+    videos = []
+    for number, length in enumerate(random.integers(20, 301, BATCH_SIZE).tolist()):
+        frames = {key: random.integers(0, 256, (length, w), np.uint8) for key, w in widths.items()}
+        videos.append(Video(str(number), np.arange(3), frames))
+
+    def by_pad() -> object:
+        longest = max(video.num_frames for video in videos)
+        return [
+            np.stack([
+                np.pad(video.frames[key], ((0, longest - video.num_frames), (0, 0)))
+                for video in videos
+            ])
+            for key in widths
+        ]  # fmt: skip
+
+    make = {OURS: partial(collate, videos, schema), BY_PAD: by_pad}[name]
+    make()
+    tracemalloc.start()
+    held = make()
+    traced = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    num_batches, start, elapsed = 0, time.perf_counter(), 0.0
+    while elapsed < seconds:
+        held = make()
+        num_batches += 1
+        elapsed = time.perf_counter() - start
+    del held
+    return {"seconds": elapsed / num_batches, "allocated_bytes": traced}
+
+
+# --- what is printed
+
+
+def report(case: Case, found: dict[int, dict[str, dict[str, list[float]]]], copied: float) -> None:
+    print(f"\n{case.title}: {len(case.files)} files, {case.video_bytes / 1e3:,.1f} kB a video")
+    columns = ["reader"]
+    for cores in found:
+        columns += [f"videos/s, {cores} core{'s' * (cores > 1)}", "GB/s"]
+    rows = []
+    for name in found[1]:
+        row = [name]
+        for by_name in found.values():
+            videos = by_name[name]["videos_per_second"]
+            row += [spread(videos, digits=0), f"{median(videos) * case.video_bytes / 1e9:.2f}"]
+        rows.append([*row, f"{median(found[1][name].get('peak_bytes', [0])) / 2**20:,.0f}"])
+    print_table([*columns, "peak MiB, 1 core"], rows)
+    ours = median(found[1][OURS]["videos_per_second"]) * case.video_bytes
+    print(f"\n1 core copies {copied / 1e9:.1f} GB/s from memory to memory; "
+          f"{OURS} reads {ours / copied:.0%} of that.")  # fmt: skip
+
+
+def report_collation(found: dict[str, dict[str, list[float]]]) -> None:
+    print(f"\nCollation of {BATCH_SIZE} videos of 20 to 300 frames of 1,152 bytes, 1 core")
+    rows = [
+        [name, spread(figures["seconds"], unit=1e-3),
+         f"{median(figures['allocated_bytes']) / 2**20:,.1f}"]
+        for name, figures in found.items()
+    ]  # fmt: skip
+    print_table(["collation", "ms a batch", "MiB allocated at most"], rows)
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("data", type=Path, nargs="?", help="the folder that the examples take")
+    parser.add_argument("--tensorflow", metavar="PYTHON", help="a Python that has TensorFlow")
+    parser.add_argument("--answer", help="what one Python asks of another; not for people")
+    options = parser.parse_args()
+    if options.answer:
+        return answer(options.answer)
+    about, names = machine(), versions(*PACKAGES)
+    installed, missing = names
+    tensorflow = options.tensorflow or (None if "tensorflow-cpu" in missing else sys.executable)
+    seconds = QUICK_SECONDS if options.quick else SECONDS
+    rounds = 1 if options.quick else 5
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    copied = copy_bandwidth()
+    ratios, figures = {}, {}
+    found_by_case = []
+    with tempfile.TemporaryDirectory() as folder:
+        for case in cases_of(options.data, Path(folder), is_quick=options.quick):
+            found = {
+                count: in_turn(
+                    readers_of(case, cores[:count], seconds, tensorflow, missing), rounds=rounds
+                )
+                for count in range(1, len(cores) + 1)
+            }
+            found_by_case.append((case, found))
+            for count, by_name in found.items():
+                for name, values in by_name.items():
+                    key = f"{case.title}, {count} cores: {name}"
+                    figures[key] = values["videos_per_second"]
+                    ratios[key] = ratio(
+                        by_name[OURS]["videos_per_second"], values["videos_per_second"]
+                    )
+    collators = {name: partial(alone, time_collation, name, seconds) for name in (OURS, BY_PAD)}
+    collation = in_turn(collators, rounds=rounds)
+    for name, values in collation.items():
+        ratios[f"collation: {name}"] = ratio(values["seconds"], collation[OURS]["seconds"])
+    if options.as_json:
+        return print_json(ratios=ratios, machine=about, versions=installed, copy_bandwidth=copied,
+                          videos_per_second=figures, collation=collation)  # fmt: skip
+    print(f"{about}; {installed}; not installed here: {', '.join(missing) or 'nothing'}")
+    for case, found in found_by_case:
+        report(case, found, copied)
+    report_collation(collation)
+    return None
+
+
+if __name__ == "__main__":
+    main()
