@@ -37,10 +37,12 @@ class FusedEnsemble(nn.Module):
         self.coefficients = tuple(coefficients)
         self.schema = schema
         self.repeats = repeats
+        self.random_names: list[str] = []
         for name, member in members.items():
             self.add_module(module_name(name), member)
             table = member.draws_for(name, repeats=repeats)
             if table is not None:
+                self.random_names.append(name)
                 self.register_buffer(draws_name(name), table, persistent=False)
 
     def forward(self, frames: Mapping[str, Tensor], num_frames: Tensor) -> Tensor:
@@ -53,16 +55,44 @@ class FusedEnsemble(nn.Module):
         Returns:
             ``(B, C)``, float32 in [0, 1].
         """
+        tables = {name: getattr(self, draws_name(name)) for name in self.random_names}
+        return self.mix(self.shares(frames, num_frames, tables))
+
+    def shares(
+        self, frames: Mapping[str, Tensor], num_frames: Tensor, draws: Mapping[str, Tensor]
+    ) -> list[Tensor]:
+        """Return each member's probabilities times its coefficient, ``(B, C)``.
+
+        Args:
+            frames: As for ``forward``; so for ``num_frames``.
+            num_frames: ``(B,)``.
+            draws: Uniform numbers ``(R, N)`` or ``(B, R, N)`` for each of ``random_names``.
+        """
         ordered = {name: frames[name] for name in self.schema.widths}
         prepared = prepare_frames(ordered, num_frames)
-        mixed: Tensor | None = None
-        for name, coefficient in zip(self.names, self.coefficients, strict=True):
-            member: SubModel = getattr(self, module_name(name))
-            draws = getattr(self, draws_name(name), None)
-            share = coefficient * member.classify(prepared, draws)
-            mixed = share if mixed is None else mixed + share
-        assert mixed is not None
+        return [
+            coefficient * self.member(name).classify(prepared, draws.get(name))
+            for name, coefficient in zip(self.names, self.coefficients, strict=True)
+        ]
+
+    @staticmethod
+    def mix(shares: Sequence[Tensor]) -> Tensor:
+        """Return the sum of the members' shares."""
+        mixed = shares[0]
+        for share in shares[1:]:
+            mixed = mixed + share
         return mixed
+
+    @property
+    def repeats_are_free(self) -> bool:
+        """Whether one graph may run any number of repeats: no part loops over them."""
+        return not any(getattr(module, "loops_over_repeats", False) for module in self.modules())
+
+    def member(self, name: str) -> SubModel:
+        """Return a member by its name."""
+        module = getattr(self, module_name(name))
+        assert isinstance(module, SubModel)
+        return module
 
 
 def module_name(member: str) -> str:

@@ -6,21 +6,33 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_ir as ir
+import onnxruntime
 import torch
+from torch import Tensor
 
 import ensemble_kit
 from ensemble_kit.checkpoints import TensorFile, open_tensors
 from ensemble_kit.ensemble import example_frames
 from ensemble_kit.errors import ExportError, SizeLimitError
 from ensemble_kit.files import GIB, format_size, refuse_overwrite, sha256_of, written_aside
-from ensemble_kit.loading import load_fused, member_prefix
-from ensemble_kit.onnx_graph import build_graph, top_k_of
-from ensemble_kit.provenance import FusedRecord
-from ensemble_kit.runtime import METADATA_PREFIX, OnnxEnsemble
+from ensemble_kit.loading import load_fused_member, member_prefix
+from ensemble_kit.onnx_file import read_tensors, write_onnx
+from ensemble_kit.onnx_graph import OUTPUTS, Graph, build_graph, top_k_of
+from ensemble_kit.provenance import Dtype, FusedRecord
+from ensemble_kit.runtime import METADATA_PREFIX, PROVIDERS
+from ensemble_kit.storage import SCALE
 
 TOLERANCE = 1e-5  # float32 in another order of sums, over thousands of terms
-ONNX_TYPES = {"fp32": "FLOAT", "fp16": "FLOAT16", "bf16": "BFLOAT16"}
+LARGEST_FILE = 2**31 - 1  # protobuf's limit of a message
+STORED_TYPES: dict[Dtype, tuple[str, ...]] = {
+    "fp32": ("FLOAT",),
+    "fp16": ("FLOAT16",),
+    "bf16": ("BFLOAT16",),
+    "int8": ("INT8", "BFLOAT16"),
+}
+REPORT_IT = "Report this as a fault of ensemble-kit; nothing was written."
+SIZES = ((1, 1), (3, 7), (2, 11))  # videos and frames of the batches that are compared
+Batches = list[tuple[dict[str, Tensor], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -56,7 +68,8 @@ def export_onnx(
     otherwise, and ``num_frames`` ``(B,)`` int64; B and T are free. Outputs are ``probabilities``
     ``(B, C)``, and ``labels`` and ``confidences`` ``(B, k)``, the k most probable classes. Members
     that sample at random do so ``repeats`` times, with a table of uniform numbers stored in the
-    file, different for each member; the others run once.
+    file, different for each member; the others run once. Weights pass through memory one at a time,
+    and one member at a time is run in PyTorch.
 
     Args:
         fused: A fused file.
@@ -73,21 +86,21 @@ def export_onnx(
         OutputError: ``output`` exists and ``force`` is False.
     """
     refuse_overwrite(output, force=force)
-    with open_tensors(fused) as file:
+    with open_tensors(fused) as file, written_aside(output, force=force) as aside:
         record = file.record(FusedRecord)
-        model = build_graph(file, record, repeats=repeats)
-        _describe(model, record, fused, repeats)
-        with written_aside(output, force=force) as aside:
-            ir.save(model, aside)
-            num_bytes = aside.stat().st_size
-            _refuse_size(num_bytes, max_size)
-            _check_file(aside, record, output)
-            worst = _prove(aside, file, record, repeats, output)
+        graph = build_graph(file, record, repeats=repeats)
+        _check_graph(graph, output)
+        write_onnx(aside, *graph.parts(), graph.weights, _describe(record, fused, repeats))
+        num_bytes = aside.stat().st_size
+        _refuse_size(num_bytes, max_size, output)
+        _check_weights(aside, record, output)
+        batches = [example_frames(record.data_schema, *size) for size in SIZES]
+        worst = _prove(aside, batches, _expected(file, record, repeats, batches), output)
     return ExportedFile(output, num_bytes, max_size, repeats, worst)
 
 
-def _describe(model: ir.Model, record: FusedRecord, fused: Path, repeats: int) -> None:
-    """Write into the file what it is and where it comes from."""
+def _describe(record: FusedRecord, fused: Path, repeats: int) -> dict[str, str]:
+    """Return what the file says of itself and where it comes from."""
     about = {
         "kit_version": ensemble_kit.__version__,
         "data_schema": record.data_schema.model_dump_json(),
@@ -99,12 +112,10 @@ def _describe(model: ir.Model, record: FusedRecord, fused: Path, repeats: int) -
         "fused_sha256": sha256_of(fused),
         "validation": record.validation.model_dump_json() if record.validation else "null",
     }
-    model.metadata_props.update({METADATA_PREFIX + key: text for key, text in about.items()})
-    model.producer_name, model.producer_version = "ensemble-kit", ensemble_kit.__version__
-    model.graph.name = "ensemble"
+    return {METADATA_PREFIX + key: text for key, text in about.items()}
 
 
-def _refuse_size(num_bytes: int, max_size: int) -> None:
+def _refuse_size(num_bytes: int, max_size: int, output: Path) -> None:
     if num_bytes > max_size:
         excess = num_bytes - max_size
         raise SizeLimitError(
@@ -112,48 +123,79 @@ def _refuse_size(num_bytes: int, max_size: int) -> None:
             f"({format_size(excess)}) over the limit of {format_size(max_size)}.",
             mend="Select and fuse again with a smaller --max-size, or raise --max-size here.",
         )
+    if num_bytes > LARGEST_FILE:
+        raise ExportError(
+            f"{output} would have {num_bytes:,} bytes; ONNX Runtime reads at most "
+            f"{LARGEST_FILE:,} from one file.",
+            mend="Fuse again with --dtype bf16 or --dtype int8.",
+        )
 
 
-def _check_file(path: Path, record: FusedRecord, output: Path) -> None:
-    """Run onnx's checker and look at the type of every stored weight."""
+def _check_graph(graph: Graph, output: Path) -> None:
+    """Run onnx's checker on the graph; what it checks of weights is their types and shapes."""
     try:
-        onnx.checker.check_model(path, full_check=True)
+        onnx.checker.check_model(graph.model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(
             f"{output} fails onnx's checker: {error}.",
-            mend="Report this as a fault of ensemble-kit; nothing was written.",
+            mend=REPORT_IT,
         ) from error
-    graph = onnx.load(path).graph
-    wanted = onnx.TensorProto.DataType.Value(ONNX_TYPES[record.dtype])
+
+
+def _check_weights(path: Path, record: FusedRecord, output: Path) -> None:
+    """Look at the type of every stored weight: a Cast computed too early would double the file."""
     prefixes = tuple(member_prefix(member.name) for member in record.members)
-    floating = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
-    for tensor in graph.initializer:
-        is_weight = tensor.name.startswith(prefixes)
-        if is_weight and tensor.data_type in floating and tensor.data_type != wanted:
-            found = onnx.TensorProto.DataType.Name(tensor.data_type)
+    for tensor in read_tensors(path):
+        wanted = ("FLOAT",) if tensor.name.endswith(SCALE) else STORED_TYPES[record.dtype]
+        if tensor.name.startswith(prefixes) and tensor.type_name not in wanted:
             raise ExportError(
-                f"{output}: {tensor.name} is stored as {found}, not {ONNX_TYPES[record.dtype]}.",
-                mend="Report this as a fault of ensemble-kit; nothing was written.",
+                f"{output}: {tensor.name} is stored as {tensor.type_name}, not "
+                f"{' or '.join(wanted)}.",
+                mend=REPORT_IT,
             )
 
 
-def _prove(path: Path, file: TensorFile, record: FusedRecord, repeats: int, output: Path) -> float:
-    """Compare ONNX Runtime with PyTorch on several batch sizes and lengths, 1 frame among them."""
-    session = OnnxEnsemble(path)
-    ensemble = load_fused(file, repeats=repeats)
+def _expected(
+    file: TensorFile, record: FusedRecord, repeats: int, batches: Batches
+) -> list[Tensor]:
+    """Return PyTorch's probabilities for each batch; one member at a time is in memory."""
+    mixed = [torch.zeros(()) for _ in batches]
+    with torch.inference_mode():
+        for member in record.members:
+            model = load_fused_member(file, member, record.data_schema)
+            draws = model.draws_for(member.name, repeats=repeats)
+            for index, (frames, num_frames) in enumerate(batches):
+                mixed[index] = mixed[index] + member.coefficient * model(frames, num_frames, draws)
+    return mixed
+
+
+def _prove(path: Path, batches: Batches, expected: list[Tensor], output: Path) -> float:
+    """Run the file on several batch sizes and lengths; return the largest difference found."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(
+            path,
+            options,
+            providers=[PROVIDERS["cpu"]],
+            disabled_optimizers=["ConstantFolding"],  # no float32 copy of every weight
+        )
+    except Exception as error:  # ONNX Runtime's exceptions have no common class of their own
+        raise ExportError(
+            f"{output}: ONNX Runtime cannot open it: {str(error).rstrip('.')}.", mend=REPORT_IT
+        ) from error
     worst = 0.0
-    for batch_size, length in ((1, 1), (3, 7), (2, 11)):
-        frames, num_frames = example_frames(record.data_schema, batch_size, length)
-        with torch.inference_mode():
-            expected = ensemble(frames, num_frames).numpy()
-        found = session.run({k: v.numpy() for k, v in frames.items()}, num_frames.numpy())
-        difference = float(np.abs(expected - found.probabilities).max())
+    for (frames, num_frames), probabilities in zip(batches, expected, strict=True):
+        feed = {name: values.numpy() for name, values in frames.items()}
+        feed["num_frames"] = num_frames.numpy()
+        (found,) = session.run([OUTPUTS[0]], feed)
+        difference = float(np.abs(probabilities.numpy() - found).max())
         if not difference <= TOLERANCE:
+            videos, length = next(iter(frames.values())).shape[:2]
             raise ExportError(
                 f"{output}: ONNX Runtime's probabilities differ by {difference:.2g} from "
-                f"PyTorch's on {batch_size} videos of {length} frames; at most {TOLERANCE:.0e} "
-                "may be.",
-                mend="Report this as a fault of ensemble-kit; nothing was written.",
+                f"PyTorch's on {videos} videos of {length} frames; at most {TOLERANCE:.0e} may be.",
+                mend=REPORT_IT,
             )
         worst = max(worst, difference)
     return worst

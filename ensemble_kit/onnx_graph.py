@@ -1,69 +1,117 @@
-"""A fused file's graph in ONNX. Imports ``ensemble``, ``loading`` and below.
+"""A fused file's graph in ONNX. Imports ``ensemble``, ``onnx_file``, ``onnx_weights`` and below.
 
-The graph is traced with weights that have shapes but no values (fake tensors) and gets the fused
-file's own tensors afterwards, so the only copy in memory is the one that is written. Weights stay
-in the fused type with a Cast to float32 behind each, because ONNX Runtime's CPU provider has no
-bfloat16 arithmetic (microsoft/onnxruntime #28768).
+The graph is traced with weights that have shapes but no values (fake tensors). The fused file's own
+numbers are read while the ONNX file is written, one tensor at a time.
 """
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
 
+import onnx
 import onnx_ir as ir
 import torch
 from onnxscript import optimizer
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import ensemble_kit
 from ensemble_kit.checkpoints import TensorFile
-from ensemble_kit.ensemble import FusedEnsemble, draws_name
+from ensemble_kit.ensemble import FusedEnsemble, draws_name, module_name
 from ensemble_kit.layers.frame_sampling import draw_table
+from ensemble_kit.layers.recurrent import Recurrence
+from ensemble_kit.onnx_file import Weight
+from ensemble_kit.onnx_names import name_nodes
+from ensemble_kit.onnx_weights import attach_weights
 from ensemble_kit.provenance import FusedRecord
 from ensemble_kit.recipes import parse_recipe
 from ensemble_kit.submodel import SubModel
 
 OPSET = 20
-WRAPPER = "ensemble."  # what the tracer puts before the names of the ensemble's tensors
+OUTPUTS = ("probabilities", "labels", "confidences")
+Sampling = Literal["fixed", "random", "input"]
+InputType = Literal["uint8", "float32"]
 
 
-class _Graph(nn.Module):
-    """What is traced: the ensemble, and the top k of its probabilities."""
+class Graph(NamedTuple):
+    """An ONNX graph whose weights are still in the fused file.
+
+    Attributes:
+        model: The model; its weights are inputs of the graph, so that it can be checked.
+        weights: What is to be written in their place.
+    """
+
+    model: onnx.ModelProto
+    weights: list[Weight]
+
+    def parts(self) -> tuple[bytes, bytes]:
+        """Return the serialised model without its graph, and the graph without its weights."""
+        names = {weight.name for weight in self.weights}
+        graph, outer = onnx.GraphProto(), onnx.ModelProto()
+        graph.CopyFrom(self.model.graph)
+        del graph.input[:]
+        graph.input.extend(value for value in self.model.graph.input if value.name not in names)
+        outer.CopyFrom(self.model)
+        outer.ClearField("graph")
+        return outer.SerializeToString(), graph.SerializeToString()
+
+
+class _Traced(nn.Module):
+    """What is traced: the ensemble, the top k of its probabilities, and each member's share."""
 
     def __init__(self, ensemble: FusedEnsemble, top_k: int) -> None:
         super().__init__()
         self.ensemble = ensemble
         self.top_k = top_k
 
-    def forward(self, frames: list[Tensor], num_frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, frames: list[Tensor], num_frames: Tensor, draws: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, ...]:
         named = dict(zip(self.ensemble.schema.widths, frames, strict=True))
-        probabilities = self.ensemble(named, num_frames)
+        drawn = dict(zip(self.ensemble.random_names, draws, strict=True))
+        shares = self.ensemble.shares(named, num_frames, drawn)
+        probabilities = self.ensemble.mix(shares)
         confidences, labels = torch.topk(probabilities, self.top_k, dim=-1)
-        return probabilities, labels, confidences
+        # a single member's share is all there is: no output may be named twice
+        return probabilities, labels, confidences, *(shares if len(shares) > 1 else [])
 
 
-def build_graph(file: TensorFile, record: FusedRecord, *, repeats: int) -> ir.Model:
-    """Return the ONNX model of an open fused file.
+def build_graph(
+    file: TensorFile,
+    record: FusedRecord,
+    *,
+    repeats: int,
+    sampling: Sampling = "fixed",
+    input_types: Sequence[InputType] | None = None,
+) -> Graph:
+    """Return the ONNX graph of an open fused file.
 
     Inputs are the schema's modalities, ``(B, T, D)``, and ``num_frames`` ``(B,)`` int64; outputs
     ``probabilities`` ``(B, C)`` and the k best ``labels`` and ``confidences`` ``(B, k)``.
 
     Args:
-        file: The fused file; the model's tensors are read from it.
+        file: The fused file; weights are read from it while they are written.
         record: The file's metadata.
         repeats: R, draws whose probabilities are averaged.
+        sampling: ``fixed`` has a table of uniform numbers in the file, ``(R, N)`` for each member
+            that draws; ``random`` draws ``(B, R, N)`` in each run; ``input`` takes them as inputs
+            ``draws_<member>``, R of which is free where every member allows it.
+        input_types: Of each modality; None takes the schema's.
     """
+    types = input_types or [modality.value_type for modality in record.data_schema.modalities]
     with _quiet():
-        model, draws = _trace(record, repeats)
-        tables = {
-            draws_name(name): draw_table(name, repeats=repeats, num_frames=num_frames)
-            for name, num_frames in draws.items()
-        }
-        _attach_weights(model, file, tables)
-        optimizer.optimize_ir(model, should_fold=_may_fold)
-        _forget_traces(model)
-    return model
+        ensemble, model = _trace(record, repeats, sampling, types)
+        weights = attach_weights(model, file, _cells(ensemble), prefix="ensemble.")
+        optimizer.optimize_ir(model)
+        shares = model.graph.outputs[len(OUTPUTS) :] or model.graph.outputs[:1]
+        name_nodes(model, ensemble.names, shares)
+        del model.graph.outputs[len(OUTPUTS) :]
+        _place_draws(model, ensemble, sampling)
+    model.graph.name = "ensemble"
+    model.producer_name, model.producer_version = "ensemble-kit", ensemble_kit.__version__
+    return Graph(ir.to_proto(model), weights)
 
 
 def top_k_of(record: FusedRecord) -> int:
@@ -71,88 +119,110 @@ def top_k_of(record: FusedRecord) -> int:
     return min(record.top_k, record.data_schema.num_classes)
 
 
-def _trace(record: FusedRecord, repeats: int) -> tuple[ir.Model, dict[str, int]]:
-    """Return the graph without weights, and how many frames each random member draws."""
+def _trace(
+    record: FusedRecord, repeats: int, sampling: Sampling, types: Sequence[InputType]
+) -> tuple[FusedEnsemble, ir.Model]:
+    """Return the ensemble and its graph, both without weights."""
     schema = record.data_schema
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("frames")
     with FakeTensorMode():
         members = {m.name: SubModel(parse_recipe(m.recipe), schema) for m in record.members}
         ensemble = FusedEnsemble(
             members, [m.coefficient for m in record.members], schema, repeats=repeats
         )
-        graph = _Graph(ensemble, top_k_of(record)).eval()
+        for module in list(ensemble.modules()):
+            if isinstance(module, Recurrence):
+                module.arrange_for_onnx()
         frames = [
-            torch.zeros(3, 7, m.width, dtype=getattr(torch, m.value_type))
-            for m in schema.modalities
+            torch.zeros(3, 7, modality.width, dtype=getattr(torch, value_type))
+            for modality, value_type in zip(schema.modalities, types, strict=True)
         ]
-        num_frames = torch.zeros(3, dtype=torch.int64)
-        batch, length = torch.export.Dim("batch"), torch.export.Dim("frames")
+        inputs: list[Any] = [frames, torch.zeros(3, dtype=torch.int64)]
+        free: list[Any] = [[{0: batch, 1: length}] * len(frames), {0: batch}]
+        if ensemble.random_names:  # an empty list of inputs would unname all dimensions
+            draws, dims = _example_draws(ensemble, sampling, batch)
+            inputs.append(draws)
+            free.append([dims] * len(draws))
+        shares = ensemble.names if len(members) > 1 else ()
         with torch.no_grad():
             program = torch.onnx.export(
-                graph,
-                (frames, num_frames),
+                _Traced(ensemble, top_k_of(record)).eval(),
+                tuple(inputs),
                 dynamo=True,
-                dynamic_shapes=([{0: batch, 1: length}] * len(frames), {0: batch}),
-                input_names=[*schema.widths, "num_frames"],
-                output_names=["probabilities", "labels", "confidences"],
+                dynamic_shapes=tuple(free),
+                input_names=[*schema.widths, "num_frames", *map(draws_name, ensemble.random_names)],
+                output_names=[*OUTPUTS, *map(module_name, shares)],
                 opset_version=OPSET,
-                optimize=False,  # it would fold weights that are not there yet
+                optimize=False,  # the weights have to be attached first
                 verbose=False,
             )
     assert program is not None
-    draws = {name: member.num_draws for name, member in members.items()}
-    return program.model, {name: count for name, count in draws.items() if count is not None}
+    return ensemble, program.model
 
 
-def _attach_weights(model: ir.Model, file: TensorFile, tables: Mapping[str, Tensor]) -> None:
-    """Give every initialiser its stored tensor, and a Cast to float32 where it needs one."""
+def _example_draws(
+    ensemble: FusedEnsemble, sampling: Sampling, batch: Any
+) -> tuple[list[Tensor], dict[int, Any]]:
+    """Return draws to trace with, for each member that draws, and which dimensions are free."""
+    shape: tuple[int, ...] = (3, ensemble.repeats)
+    free = {0: batch}
+    if sampling == "fixed":
+        shape, free = (ensemble.repeats,), {}
+    elif sampling == "input" and ensemble.repeats_are_free:
+        shape, free = (3, 5), {0: batch, 1: torch.export.Dim("repeats")}
+    counts = [getattr(ensemble, draws_name(name)).shape[1] for name in ensemble.random_names]
+    return [torch.zeros(*shape, count) for count in counts], free
+
+
+def _cells(ensemble: FusedEnsemble) -> dict[str, Literal["gru", "lstm"]]:
+    """Return the kind of every recurrent stack, by its name."""
+    return {
+        name: module.cell
+        for name, module in ensemble.named_modules()
+        if isinstance(module, Recurrence)
+    }
+
+
+def _place_draws(model: ir.Model, ensemble: FusedEnsemble, sampling: Sampling) -> None:
+    """Give the draws, which were traced as inputs, the place that they are to have."""
+    if sampling == "input":
+        return
     graph = model.graph
-    for value in list(graph.initializers.values()):
-        name = str(value.name)
-        if not name.startswith(WRAPPER):
-            continue  # a constant of the tracer's, which has a value
-        stored_name = name.removeprefix(WRAPPER)
-        if stored_name in tables:
-            value.const_value = ir.tensor(tables[stored_name].numpy(), name=name)
+    for name in ensemble.random_names:
+        (value,) = [value for value in graph.inputs if value.name == draws_name(name)]
+        graph.inputs.remove(value)
+        table = getattr(ensemble, draws_name(name))
+        if sampling == "fixed":
+            numbers = draw_table(name, repeats=table.shape[0], num_frames=table.shape[1])
+            value.const_value = ir.tensor(numbers.numpy(), name=value.name)
+            graph.register_initializer(value)
             continue
-        tensor = ir.tensor(file.tensor(stored_name), name=stored_name)
-        if tensor.dtype == value.dtype:
-            value.const_value = tensor
-            continue
-        del graph.initializers[name]
-        stored = ir.Value(
-            name=stored_name,
-            shape=value.shape,
-            type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
-        )
-        graph.register_initializer(stored)
-        cast = ir.node(
-            "Cast",
-            [stored],
-            attributes={"to": ir.DataType.FLOAT},
-            name=f"{stored_name}.cast",
-        )
-        value.replace_all_uses_with(cast.outputs[0])
-        output = cast.outputs[0]
-        output.name, output.shape, output.type = f"{stored_name}.fp32", value.shape, value.type
-        graph.insert_before(graph[0], cast)
+        (num_frames,) = [value for value in graph.inputs if value.name == "num_frames"]
+        _draw_in_graph(graph, value, num_frames, list(table.shape))
 
 
-def _may_fold(node: ir.Node) -> bool | None:
-    """Keep the Cast of a stored weight: folding it would double the file."""
-    is_weight = node.op_type == "Cast" and any(
-        value is not None and value.is_initializer() for value in node.inputs
+def _draw_in_graph(
+    graph: ir.Graph, value: ir.Value, num_frames: ir.Value, shape: list[int]
+) -> None:
+    """Draw ``(B, R, N)`` uniform numbers afresh in each run.
+
+    Not before the graph is optimised, which would let two members of one N draw the same.
+    """
+    member = str(value.name).removeprefix(draws_name(""))
+    name = f"{member}/sampling/shape"
+    each = ir.Value(name=name, const_value=ir.tensor(shape, name=name))
+    graph.register_initializer(each)
+    batch = ir.node("Shape", [num_frames])
+    whole = ir.node("Concat", [batch.outputs[0], each], attributes={"axis": 0})
+    zeros = ir.node("ConstantOfShape", [whole.outputs[0]])
+    uniform = ir.node(
+        "RandomUniformLike", [zeros.outputs[0]], attributes={"dtype": ir.DataType.FLOAT}
     )
-    return False if is_weight else None
-
-
-def _forget_traces(model: ir.Model) -> None:
-    """Drop the exporter's notes: source lines and paths of this machine, a kilobyte a node."""
-    model.graph.metadata_props.clear()
-    for node in model.graph:
-        node.metadata_props.clear()
-        for output in node.outputs:
-            output.metadata_props.clear()
+    nodes = [batch, whole, zeros, uniform]
+    for node in nodes:
+        node.name = f"{member}/sampling/{node.op_type}"
+    value.replace_all_uses_with(uniform.outputs[0])
+    graph.insert_before(graph[0], nodes)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 from workspace_fixture import (  # noqa: F401 - fixtures
+    built,
     ensemble,
     exported,
     fused,

@@ -50,12 +50,14 @@ class DBoF(nn.Module):
         self.projection_fan_in = num_clusters
         self.activation = ACTIVATIONS[activation]
         self.over_frames = over_frames
+        self.loops_over_repeats = over_frames == "max"
         self.weight = nn.Parameter(torch.randn(num_features, num_clusters) / sqrt(num_features))
         self.batch_norm = BatchNorm(num_features=num_clusters, momentum=momentum)
 
     def describe(self, frames: Tensor, row_weights: Tensor) -> tuple[Tensor, ...]:
         """Return every frame's activations ``(B, T, K)``."""
-        return (self.activation(self.batch_norm(frames @ self.weight, row_weights)),)
+        logits = self.batch_norm.of_product(frames, self.weight, row_weights)
+        return (self.activation(logits),)
 
     def aggregate(self, described: tuple[Tensor, ...], frame_weights: Tensor) -> Tensor:
         """Return the pooled activations of each repeat."""

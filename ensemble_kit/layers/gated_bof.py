@@ -33,6 +33,8 @@ class GatedBoF(nn.Module):
         - output: ``(B, R, K)``, L2 norm 1, or 0 with no frame.
     """
 
+    loops_over_repeats = True
+
     def __init__(
         self, *, num_features: int, num_clusters: int, gate_rank: int, momentum: float
     ) -> None:

@@ -64,7 +64,7 @@ class NeXtVLAD(nn.Module):
     def describe(self, frames: Tensor, row_weights: Tensor) -> tuple[Tensor, ...]:
         """Return the groups ``(B, T * G, E * D / G)`` and their shares ``(B, T * G, K)``."""
         wide = self.expand(frames)
-        logits = self.assignment_norm(wide @ self.assignment, row_weights)
+        logits = self.assignment_norm.of_product(wide, self.assignment, row_weights)
         batch, length = frames.shape[0], frames.shape[1]
         shares = logits.reshape(batch, length, self.num_groups, self.num_clusters).softmax(dim=-1)
         shares = shares * self.attention(wide).sigmoid().unsqueeze(-1)

@@ -50,17 +50,37 @@ class BatchNorm(nn.Module):
     def forward(self, values: Tensor, row_weights: Tensor | None = None) -> Tensor:
         """Normalise with the batch's statistics in training, the running ones otherwise."""
         if self.training:
-            mean, variance = self._observe(values, row_weights)
+            factor, offset = self._affine(*self._observe(values, row_weights))
         else:
-            mean, variance = self.running_mean, self.running_variance
-        factor = self.scale * (variance + self.EPSILON).rsqrt()
-        return values * factor + (self.shift - mean * factor)
+            factor, offset = self._affine(self.running_mean, self.running_variance)
+        return values * factor + offset
+
+    def of_product(self, rows: Tensor, weight: Tensor, row_weights: Tensor | None = None) -> Tensor:
+        """Return ``BN(rows @ weight)``.
+
+        Outside of training the factors go into the weights, which are fewer numbers than a product
+        of many frames has, and which ONNX Runtime multiplies once, when it opens a file.
+
+        Args:
+            rows: ``(..., D)``, floating point.
+            weight: ``(D, F)``.
+            row_weights: As for ``forward``.
+        """
+        if self.training:
+            normalised: Tensor = self(rows @ weight, row_weights)
+            return normalised
+        factor, offset = self._affine(self.running_mean, self.running_variance)
+        return rows @ (weight * factor) + offset
 
     def reset_statistics(self) -> None:
         """Forget all batches seen."""
         self.num_batches = 0
         self.running_mean.zero_()
         self.running_variance.fill_(1.0)
+
+    def _affine(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        factor = self.scale * (variance + self.EPSILON).rsqrt()
+        return factor, self.shift - mean * factor
 
     def _observe(self, values: Tensor, row_weights: Tensor | None) -> tuple[Tensor, Tensor]:
         rows = values.flatten(0, -2)

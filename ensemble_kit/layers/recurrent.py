@@ -1,5 +1,6 @@
 """Recurrent pooling: arXiv:1706.06905, section 3; Zhao (2018, S3); S5, 2.4."""
 
+from collections.abc import Sequence
 from math import sqrt
 from typing import Any, Literal
 
@@ -9,6 +10,11 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 # Gates in PyTorch's order -> ONNX's order: GRU r, z, c -> z, r, c; LSTM i, f, g, o -> i, o, f, g.
 ONNX_GATES = {"gru": (1, 0, 2), "lstm": (0, 3, 1, 2)}
+ONNX_KINDS = {
+    "weight_ih": ("weight_ih",),
+    "weight_hh": ("weight_hh",),
+    "bias": ("bias_ih", "bias_hh"),
+}
 
 
 class Recurrence(nn.Module):
@@ -55,9 +61,11 @@ class Recurrence(nn.Module):
         is_bidirectional: bool,
     ) -> None:
         super().__init__()
-        self.cell = cell
+        self.cell: Literal["gru", "lstm"] = cell
         self.hidden_size = hidden_size
+        self.num_layers = num_layers
         self.num_directions = 2 if is_bidirectional else 1
+        self.onnx: nn.ParameterDict | None = None
         kind = nn.GRU if cell == "gru" else nn.LSTM
         self.cells = kind(
             num_features, hidden_size, num_layers, batch_first=True, bidirectional=is_bidirectional
@@ -81,14 +89,29 @@ class Recurrence(nn.Module):
         outputs, states = self.cells(packed)
         padded, _ = pad_packed_sequence(outputs, batch_first=True, total_length=frames.shape[1])
         kinds = [states] if self.cell == "gru" else [states[1], states[0]]  # c before h
-        rows = range(0, self.cells.num_layers * self.num_directions, self.num_directions)
+        rows = range(0, self.num_layers * self.num_directions, self.num_directions)
         return padded, [
             [kind[row + direction] for direction in range(self.num_directions) for kind in kinds]
             for row in rows
         ]
 
+    def arrange_for_onnx(self) -> None:
+        """Replace the cells by their weights in ONNX's order, which only an export can run.
+
+        So the graph has nothing to reorder, and the file holds each weight once.
+        """
+        with torch.no_grad():
+            self.onnx = nn.ParameterDict()
+            for layer in range(self.num_layers):
+                for suffix in self._suffixes(layer):
+                    for kind, parts in ONNX_KINDS.items():
+                        tensors = [self.cells.get_parameter(part + suffix) for part in parts]
+                        self.onnx[kind + suffix] = arranged_for_onnx(self.cell, tensors)
+        del self.cells
+
     def _run_in_onnx(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
         """Write ONNX's own cells, which know sequence lengths, in place of a packed sequence."""
+        assert self.onnx is not None
         sequence = frames.transpose(0, 1)  # ONNX wants (T, B, D)
         steps, batch = sequence.shape[0], sequence.shape[1]
         directions, hidden = self.num_directions, self.hidden_size
@@ -102,10 +125,15 @@ class Recurrence(nn.Module):
         if self.cell == "gru":
             attributes["linear_before_reset"] = 1  # this cell's place of the reset gate
         layers = []
-        for layer in range(self.cells.num_layers):
+        for layer in range(self.num_layers):
+            weights = [
+                torch.cat(parts) if directions > 1 else parts[0]
+                for kind in ONNX_KINDS
+                for parts in [[self.onnx[f"{kind}{suffix}"] for suffix in self._suffixes(layer)]]
+            ]
             outputs, *states = torch.onnx.ops.symbolic_multi_out(
                 self.cell.upper(),
-                (sequence, *self._onnx_weights(layer), lengths.to(torch.int32)),
+                (sequence, *weights, lengths.to(torch.int32)),
                 attrs=attributes,
                 dtypes=(frames.dtype,) * len(shapes),
                 shapes=shapes,
@@ -113,25 +141,12 @@ class Recurrence(nn.Module):
             )
             kinds = states[::-1]  # ONNX gives h, then c
             layers.append([kind[d] for d in range(directions) for kind in kinds])
-            sequence = outputs.transpose(1, 2).flatten(2)  # (T, B, directions * H)
+            # (T, directions, B, H) -> (T, B, directions * H)
+            sequence = outputs.squeeze(1) if directions == 1 else outputs.transpose(1, 2).flatten(2)
         return sequence.transpose(0, 1), layers
 
-    def _onnx_weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return W, R and B of one layer, ``(directions, ...)``, in ONNX's order of the gates."""
-        suffixes = [f"_l{layer}", f"_l{layer}_reverse"][: self.num_directions]
-
-        def stacked(*names: str) -> Tensor:
-            return torch.stack(
-                [torch.cat([self._reordered(name + suffix) for name in names])
-                 for suffix in suffixes]
-            )  # fmt: skip
-
-        return stacked("weight_ih"), stacked("weight_hh"), stacked("bias_ih", "bias_hh")
-
-    def _reordered(self, name: str) -> Tensor:
-        order = ONNX_GATES[self.cell]
-        gates = getattr(self.cells, name).chunk(len(order))
-        return torch.cat([gates[index] for index in order])
+    def _suffixes(self, layer: int) -> list[str]:
+        return [f"_l{layer}", f"_l{layer}_reverse"][: self.num_directions]
 
     def _initialise(self) -> None:
         hidden = self.hidden_size
@@ -156,6 +171,25 @@ class Recurrence(nn.Module):
             nn.init.uniform_(gates, -gate_limit, gate_limit)
             candidate_limit = sqrt(6 / (width + hidden + hidden))
             nn.init.uniform_(candidate, -candidate_limit, candidate_limit)
+
+
+def arranged_for_onnx(cell: Literal["gru", "lstm"], tensors: Sequence[Tensor]) -> Tensor:
+    """Return ONNX's W, R or B of one layer and direction.
+
+    Args:
+        cell: ``gru`` or ``lstm``.
+        tensors: What PyTorch has for it, by ``ONNX_KINDS``: two biases where ONNX has one. Their
+            values, or whatever else has the gates in its first dimension.
+
+    Returns:
+        ``(1, ...)``, with the gates in ONNX's order.
+    """
+    order = ONNX_GATES[cell]
+    reordered = []
+    for tensor in tensors:
+        gates = tensor.chunk(len(order))
+        reordered += [gates[index] for index in order]
+    return torch.cat(reordered).unsqueeze(0)
 
 
 class RecurrentPooling(nn.Module):

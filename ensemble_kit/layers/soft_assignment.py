@@ -32,5 +32,5 @@ class SoftAssignment(nn.Module):
 
     def forward(self, frames: Tensor, row_weights: Tensor) -> Tensor:
         """Return every frame's share in every cluster."""
-        logits: Tensor = self.batch_norm(frames @ self.weight, row_weights)
+        logits = self.batch_norm.of_product(frames, self.weight, row_weights)
         return logits.softmax(dim=-1)

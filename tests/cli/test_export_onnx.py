@@ -1,7 +1,6 @@
 import re
 import shutil
 
-import onnx_ir as ir
 import pytest
 
 from ensemble_kit.cli import main
@@ -44,11 +43,10 @@ def test_all_of_it_is_an_option(runner, asked):
 
 
 def test_a_file_over_the_limit_is_an_error_and_is_not_there(
-    runner, fused, exported, tmp_path, monkeypatch
+    runner, fused, built, tmp_path, monkeypatch
 ):
     output = tmp_path / "e.onnx"
-    graph = ir.load(exported.path)  # traced already
-    monkeypatch.setattr("ensemble_kit.export.build_graph", lambda *_, **__: graph)
+    monkeypatch.setattr("ensemble_kit.export.build_graph", lambda *_, **__: built)
 
     result = runner.invoke(
         main, ["export-onnx", str(fused["bf16"].path), "-o", str(output), "--max-size", "1KiB"]

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from builders import stir
@@ -49,6 +51,18 @@ def test_batch_norm_matches_the_loops_in_training_and_in_evaluation(rng):
         [fixed_norm_loops(row, *statistics, *constants) for row in rows],
     )
     torch.testing.assert_close(trained.flatten(0, 1).tolist(), batch_norm_loops(rows, *constants))
+
+
+@pytest.mark.parametrize("is_training", [False, True])
+def test_a_product_is_normalised_alike_with_the_factors_in_its_weights(is_training, rng):
+    layer = stir(BatchNorm(num_features=3).double()).train(is_training)
+    rows = torch.randn(2, 4, 5, generator=rng, dtype=torch.float64)
+    weight = torch.randn(5, 3, generator=rng, dtype=torch.float64)
+    row_weights = torch.tensor([[1, 2, 0, 3], [1, 1, 1, 0]])
+
+    expected = copy.deepcopy(layer)(rows @ weight, row_weights)
+
+    torch.testing.assert_close(layer.of_product(rows, weight, row_weights), expected)
 
 
 @settings(max_examples=50, deadline=None)

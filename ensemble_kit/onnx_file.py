@@ -1,0 +1,348 @@
+"""ONNX files written and read one tensor at a time. Imports ``errors`` and NumPy.
+
+An ONNX file is one protobuf message. onnx's own functions hold all of it in memory, some of them
+twice; here its outer fields are written and read by protobuf's wire format, and the weights pass by
+one after the other. Field numbers are those of ``onnx.proto``.
+
+The last field of a file is a property with the SHA-256 of all bytes before it, so that a file can
+tell whether it is whole.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble_kit.errors import ExportError
+
+MODEL_GRAPH, MODEL_PROPERTY, GRAPH_INITIALIZER = 7, 14, 5
+DIMS, DATA_TYPE, NAME, RAW_DATA, EXTERNAL_DATA, DATA_LOCATION = 1, 2, 8, 9, 13, 14
+KEY, VALUE = 1, 2  # of a property, and of an entry of external data
+VARINT, BYTES = 0, 2
+FIXED_SIZES = {1: 8, 5: 4}
+# TensorProto.DataType: its name, and the bytes that a value takes
+DATA_TYPES = {
+    1: ("FLOAT", 4), 2: ("UINT8", 1), 3: ("INT8", 1), 6: ("INT32", 4), 7: ("INT64", 8),
+    9: ("BOOL", 1), 10: ("FLOAT16", 2), 11: ("DOUBLE", 8), 16: ("BFLOAT16", 2),
+}  # fmt: skip
+CONTENT_SHA256 = "ensemble_kit.content_sha256"
+PAGE = 4096  # what a tensor in a file of its own begins at a multiple of, so that it can be mapped
+CHUNK = 2**22
+Place = tuple[int, int]  # where some bytes of a file begin and end
+
+
+class Weight(NamedTuple):
+    """A tensor that is to be written.
+
+    Attributes:
+        name: Of the initialiser.
+        data_type: A key of ``DATA_TYPES``.
+        shape: Its dimensions.
+        read: Returns its values as bytes, little-endian.
+    """
+
+    name: str
+    data_type: int
+    shape: tuple[int, ...]
+    read: Callable[[], NDArray[np.uint8]]
+
+    @property
+    def num_bytes(self) -> int:
+        """What its values take."""
+        return prod(self.shape) * DATA_TYPES[self.data_type][1]
+
+
+class StoredTensor(NamedTuple):
+    """A tensor that a file holds.
+
+    Attributes:
+        name: Of the initialiser.
+        type_name: ``FLOAT``, ``BFLOAT16``, …
+        shape: Its dimensions.
+        num_bytes: What its values take.
+        location: The file beside that holds the values; None for the file itself.
+    """
+
+    name: str
+    type_name: str
+    shape: tuple[int, ...]
+    num_bytes: int
+    location: str | None
+
+
+# Writing
+
+
+def write_onnx(
+    path: Path,
+    model: bytes,
+    graph: bytes,
+    weights: Sequence[Weight],
+    properties: Mapping[str, str],
+    *,
+    references: Sequence[bytes] | None = None,
+) -> None:
+    """Write a model; each weight is read when its turn has come.
+
+    Args:
+        path: The file to write.
+        model: A serialised ModelProto without its graph.
+        graph: A serialised GraphProto without these weights.
+        weights: Initialisers to add to the graph.
+        properties: Metadata to add to the model.
+        references: From ``write_beside``, where another file holds the values.
+    """
+    heads = []
+    for index, weight in enumerate(weights):
+        head = b"".join(_number(DIMS, size) for size in weight.shape)
+        head += _number(DATA_TYPE, weight.data_type) + _text(NAME, weight.name)
+        held = weight.num_bytes if references is None else 0
+        head += _opening(RAW_DATA, held) if references is None else references[index]
+        heads.append(_opening(GRAPH_INITIALIZER, len(head) + held) + head)
+    outside = references is not None
+    size = len(graph) + sum(map(len, heads))
+    size += 0 if outside else sum(weight.num_bytes for weight in weights)
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+
+        def write(data: bytes | memoryview) -> None:
+            digest.update(data)
+            file.write(data)
+
+        write(model + _opening(MODEL_GRAPH, size) + graph)
+        for head, weight in zip(heads, weights, strict=True):
+            write(head)
+            if not outside:
+                _copy(weight, write)
+        write(b"".join(_property(key, text) for key, text in properties.items()))
+        file.write(_property(CONTENT_SHA256, digest.hexdigest()))
+
+
+def write_beside(path: Path, weights: Sequence[Weight], *, location: str) -> list[bytes]:
+    """Write values into a file of their own, for ONNX Runtime to map into memory.
+
+    Args:
+        path: The file to write.
+        weights: Read one after the other.
+        location: What the file will be called in the folder of the model.
+
+    Returns:
+        What ``write_onnx`` writes in the values' place.
+    """
+    references = []
+    with path.open("wb") as file:
+        for weight in weights:
+            file.write(b"\0" * (-file.tell() % PAGE))
+            place = {"location": location, "offset": file.tell(), "length": weight.num_bytes}
+            entries = (_pair(EXTERNAL_DATA, key, str(value)) for key, value in place.items())
+            references.append(b"".join(entries) + _number(DATA_LOCATION, 1))
+            _copy(weight, file.write)
+    return references
+
+
+def _copy(weight: Weight, write: Callable[[memoryview], object]) -> None:
+    values = weight.read()
+    assert values.nbytes == weight.num_bytes, weight.name
+    for start in range(0, values.nbytes, CHUNK):
+        write(values[start : start + CHUNK].data)
+
+
+def _varint(number: int) -> bytes:
+    encoded = bytearray()
+    while number >= 0x80:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*encoded, number])
+
+
+def _number(field: int, number: int) -> bytes:
+    return _varint(field << 3 | VARINT) + _varint(number)
+
+
+def _opening(field: int, size: int) -> bytes:
+    return _varint(field << 3 | BYTES) + _varint(size)
+
+
+def _text(field: int, text: str) -> bytes:
+    return _opening(field, len(text.encode())) + text.encode()
+
+
+def _pair(field: int, key: str, value: str) -> bytes:
+    entry = _text(KEY, key) + _text(VALUE, value)
+    return _opening(field, len(entry)) + entry
+
+
+def _property(key: str, value: str) -> bytes:
+    return _pair(MODEL_PROPERTY, key, value)
+
+
+# Reading
+
+
+class _DamagedError(Exception):
+    """A field does not fit into what it is a part of."""
+
+
+def read_tensors(path: Path) -> list[StoredTensor]:
+    """Return what a file stores, without its values.
+
+    Raises:
+        ExportError: The file is not a whole ONNX file, or says that values lie outside of its
+            folder or beyond the end of the file that holds them.
+    """
+    with _opened(path) as (file, size):
+        return [
+            _stored(path, file, tensor)
+            for field, graph in _fields(file, (0, size))
+            if field == MODEL_GRAPH and isinstance(graph, tuple)
+            for inner, tensor in _fields(file, graph)
+            if inner == GRAPH_INITIALIZER and isinstance(tensor, tuple)
+        ]
+
+
+def read_properties(path: Path) -> dict[str, str]:
+    """Return a model's properties.
+
+    Raises:
+        ExportError: The file is not a whole ONNX file.
+    """
+    with _opened(path) as (file, size):
+        return dict(
+            _read_pair(file, place)
+            for field, place in _fields(file, (0, size))
+            if field == MODEL_PROPERTY and isinstance(place, tuple)
+        )
+
+
+def is_whole(path: Path) -> bool:
+    """Return whether a file has the bytes that were written.
+
+    Raises:
+        ExportError: Its fields do not even add up.
+    """
+    claimed = read_properties(path).get(CONTENT_SHA256, "")
+    last = _property(CONTENT_SHA256, claimed)
+    left = path.stat().st_size - len(last)
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while left > 0 and (chunk := file.read(min(CHUNK, left))):
+            digest.update(chunk)
+            left -= len(chunk)
+        return file.read() == last and digest.hexdigest() == claimed
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    try:
+        with path.open("rb") as file:
+            yield file, path.stat().st_size
+    except (OSError, UnicodeDecodeError, _DamagedError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "its fields do not add up"
+        raise ExportError(
+            f"{path} is not a whole ONNX file: {reason}.",
+            mend="Export the file again, or copy it again from where it is whole.",
+        ) from error
+
+
+def _fields(file: BinaryIO, place: Place) -> Iterator[tuple[int, int | Place]]:
+    """Yield a message's fields: their number, and what it is or where its bytes lie."""
+    position, stop = place
+    while position < stop:
+        tag, position = _read_varint(file, position, stop)
+        field, wire = tag >> 3, tag & 7
+        if wire == VARINT:
+            number, position = _read_varint(file, position, stop)
+            yield field, number
+            continue
+        if wire == BYTES:
+            length, position = _read_varint(file, position, stop)
+        else:
+            length = FIXED_SIZES.get(wire, stop)  # other wires there are none
+        if position + length > stop:
+            raise _DamagedError
+        yield field, (position, position + length)
+        position += length
+
+
+def _read_varint(file: BinaryIO, position: int, stop: int) -> tuple[int, int]:
+    file.seek(position)
+    number = 0
+    for index, byte in enumerate(file.read(min(10, stop - position))):
+        number |= (byte & 0x7F) << (7 * index)
+        if byte < 0x80:
+            return number, position + index + 1
+    raise _DamagedError
+
+
+def _read_varints(file: BinaryIO, place: Place) -> Iterator[int]:
+    position, stop = place
+    while position < stop:
+        number, position = _read_varint(file, position, stop)
+        yield number
+
+
+def _read_text(file: BinaryIO, place: Place) -> str:
+    file.seek(place[0])
+    return file.read(place[1] - place[0]).decode()
+
+
+def _read_pair(file: BinaryIO, place: Place) -> tuple[str, str]:
+    found = {
+        field: _read_text(file, text)
+        for field, text in _fields(file, place)
+        if isinstance(text, tuple)
+    }
+    return found.get(KEY, ""), found.get(VALUE, "")
+
+
+def _stored(path: Path, file: BinaryIO, place: Place) -> StoredTensor:
+    shape: list[int] = []
+    name, type_name, size, held = "", "UNDEFINED", 0, None
+    outside: dict[str, str] = {}
+    for field, value in _fields(file, place):
+        if isinstance(value, int):
+            if field == DIMS:
+                shape.append(value)
+            elif field == DATA_TYPE:
+                type_name, size = DATA_TYPES.get(value, (f"type {value}", 0))
+        elif field == DIMS:  # one field of all, as other tools write them
+            shape += _read_varints(file, value)
+        elif field == NAME:
+            name = _read_text(file, value)
+        elif field == EXTERNAL_DATA:
+            key, text = _read_pair(file, value)
+            outside[key] = text
+        elif field == RAW_DATA:
+            held = value[1] - value[0]
+    num_bytes = prod(shape) * size
+    if outside:
+        _require_beside(path, name, outside, num_bytes)
+    elif held is not None and size and held != num_bytes:
+        raise _DamagedError
+    return StoredTensor(name, type_name, tuple(shape), num_bytes, outside.get("location"))
+
+
+def _require_beside(path: Path, name: str, outside: Mapping[str, str], num_bytes: int) -> None:
+    """Raise unless a tensor's values lie in a file of the model's own folder, all of them."""
+    location = outside.get("location", "")
+    other = path.parent / location
+    numbers = [outside.get(key, "0") for key in ("offset", "length")]
+    if not location or Path(location).name != location:
+        fault = f"in {location!r}, outside of its folder"
+    elif not other.is_file():
+        fault = f"in {location}, which does not exist"
+    elif not all(number.isdecimal() for number in numbers) or (
+        int(numbers[0]) + max(int(numbers[1]), num_bytes) > other.stat().st_size
+    ):
+        fault = f"beyond the end of {location}"
+    else:
+        return
+    raise ExportError(
+        f"{path} says that the values of {name} lie {fault}.",
+        mend="Copy both files again from where they are whole, into one folder.",
+    )

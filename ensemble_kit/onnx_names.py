@@ -1,0 +1,78 @@
+"""Names for the nodes of an exported graph: member, part and operator. Imports onnx_ir only.
+
+The exporter calls nodes ``node_MatMul_103``, and notes which modules were being called. What it
+does not know is which member a node belongs to where several methods of one module are called, so
+that is read off the graph: a node that only one member's output depends on is that member's.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+SHARED, MIXTURE = "frames", "mixture"  # what no single member owns: before, and after
+
+
+def name_nodes(model: ir.Model, members: Sequence[str], outputs: Sequence[ir.Value]) -> None:
+    """Call every node ``member/part/Operator``, numbered from the second of a name on.
+
+    Args:
+        model: The graph; the exporter's notes of source lines, a kilobyte a node with paths of the
+            machine, are dropped.
+        members: The members' names.
+        outputs: A value of each member that only its own nodes and shared ones lead to.
+    """
+    owners = _owners(members, outputs)
+    parts: dict[ir.Node, str] = {}
+    counts: Counter[str] = Counter()
+    for node in model.graph:
+        part = _part(node) or _part_before(node, parts)
+        parts[node] = part
+        if not node.name or node.name.startswith("node_"):
+            found = owners.get(node, [])
+            owner = found[0] if len(found) == 1 else SHARED if found else MIXTURE
+            name = "/".join(filter(None, [owner, part if len(found) == 1 else "", node.op_type]))
+            counts[name] += 1
+            node.name = name if counts[name] == 1 else f"{name}_{counts[name]}"
+        node.metadata_props.clear()
+        for output in node.outputs:
+            output.metadata_props.clear()
+    model.graph.metadata_props.clear()
+
+
+def _owners(members: Sequence[str], outputs: Sequence[ir.Value]) -> dict[ir.Node, list[str]]:
+    """Return the members whose outputs depend on a node."""
+    owners: dict[ir.Node, list[str]] = {}
+    for member, output in zip(members, outputs, strict=True):
+        waiting = [output]
+        while waiting:
+            node = waiting.pop().producer()
+            if node is None or member in owners.setdefault(node, []):
+                continue
+            owners[node].append(member)
+            waiting += [value for value in node.inputs if value is not None]
+    return owners
+
+
+def _part(node: ir.Node) -> str:
+    """Return the part of a sub-model whose module was called, such as ``pooling.rgb``."""
+    scopes = node.metadata_props.get(SCOPES, "")
+    # '', 'ensemble', 'ensemble.member_x.poolings.stream_rgb.assignment', 'matmul'
+    for scope in scopes.strip("[]").split(", ")[::-1]:
+        _, found, rest = scope.strip("'").partition("ensemble.member_")
+        if found:
+            words = rest.split(".")[1:3]
+            if words[:1] == ["poolings"]:
+                return f"pooling.{words[1].removeprefix('stream_')}"
+            return words[0] if words else ""
+    return ""
+
+
+def _part_before(node: ir.Node, parts: dict[ir.Node, str]) -> str:
+    """Return the part that the first of a node's inputs comes from: work goes on there."""
+    for value in node.inputs:
+        producer = value.producer() if value is not None else None
+        if producer is not None and parts.get(producer):
+            return parts[producer]
+    return ""
