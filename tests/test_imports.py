@@ -19,6 +19,7 @@ LEVELS = [
         "checkpoints",
         "data",
         "files",
+        "jobs",
         "metrics",
         "metrics_log",
         "onnx_file",
@@ -61,7 +62,7 @@ LEVELS = [
         "training",
     },
     {"pipeline"},
-    {"cli"},
+    {"cli", "__main__"},
 ]
 STAGES = 4
 

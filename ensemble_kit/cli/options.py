@@ -1,10 +1,11 @@
 """Arguments and options that several commands share. Imports ``errors`` and click."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from ensemble_kit.errors import InputError
 
@@ -69,6 +70,28 @@ def records_options(command: F) -> F:
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+def words_of(ctx: click.Context, *, leave_out: Collection[str] = ()) -> list[str]:
+    """Return the words that give another process the options which this command was given.
+
+    Args:
+        ctx: The command's context.
+        leave_out: Options left out, by the names of their parameters.
+    """
+    words = []
+    for option in ctx.command.params:
+        name = option.name or ""
+        is_default = ctx.get_parameter_source(name) is ParameterSource.DEFAULT
+        if not isinstance(option, click.Option) or is_default or name in leave_out:
+            continue
+        value, word = ctx.params[name], max(option.opts, key=len)
+        if option.is_flag:
+            is_off = option.secondary_opts and not value
+            words.append(option.secondary_opts[0] if is_off else word)
+        else:
+            words += [f"{word}={one}" for one in (value if option.multiple else [value])]
+    return words
 
 
 def echo_skipped(*reads: Any) -> None:

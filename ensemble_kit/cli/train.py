@@ -1,7 +1,9 @@
 """ensemble-kit train."""
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,8 +13,12 @@ from ensemble_kit.cli.options import (
     echo_skipped,
     force_option,
     records_options,
+    words_of,
 )
 from ensemble_kit.workspace import RUNS
+
+if TYPE_CHECKING:
+    from ensemble_kit.jobs import Job, JobEnd
 
 
 @click.command()
@@ -34,6 +40,10 @@ from ensemble_kit.workspace import RUNS
     help="Processes that read records ahead, about 50 MB each; 0 reads while nothing trains.",
 )
 @click.option("-o", "--output", type=FOLDER, default=RUNS, show_default=True, help="Runs' folder.")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), metavar="N",
+    help="Train N recipes at a time, each in a process of its own.",
+)  # fmt: skip
 @click.option("--tensorboard", is_flag=True, help="Write the log for TensorBoard too.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 @device_option
@@ -49,6 +59,7 @@ def train(
     workers: int,
     output: Path,
     device: str,
+    jobs: int | None,
     tensorboard: bool,
     quiet: bool,
     force: bool,
@@ -62,9 +73,10 @@ def train(
     \b
     Example:
         ensemble-kit train willow/gated-net-vlad willow/gru \\
-            --train 'train/*.tfrecord' --validation 'validate/*.tfrecord'
+            --train 'train/*.tfrecord' --validation 'validate/*.tfrecord' --jobs 2
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.data.dataset import Records
+    from ensemble_kit.jobs import Job
     from ensemble_kit.pipeline import train as train_run
     from ensemble_kit.progress import quietly
     from ensemble_kit.recipes import load_recipe
@@ -85,6 +97,16 @@ def train(
             RunFolder(folder).refuse_run()
     training_records = Records(training, **reading)
     validation_records = Records(validation, **reading) if validation else None
+    if jobs is not None:
+        words = words_of(click.get_current_context(), leave_out={"jobs"})
+        _train_side_by_side(
+            [
+                Job(folder.name, ("train", *words, "--", recipe))
+                for folder, recipe in zip(folders, recipes, strict=True)
+            ],
+            at_once=min(jobs, len(recipes)),
+        )
+        return
     for recipe, folder in zip(loaded, folders, strict=True):
         finished = train_run(
             recipe,
@@ -106,6 +128,25 @@ def train(
             line += f", GAP@20 {run.best_gap:.4f} at best, {finished.averaged_gap:.4f} averaged"
         click.echo(line)
     echo_skipped(training_records, *filter(None, [validation_records]))
+
+
+def _train_side_by_side(jobs: Sequence["Job"], *, at_once: int) -> None:
+    from ensemble_kit.jobs import require_finished, run_jobs, start_process, threads_each
+
+    start = partial(start_process, threads=threads_each(at_once))
+    ends = run_jobs(jobs, start, at_once=at_once, on_end=_echo_end)
+    stopped = [end.job.name for end in ends if end.state == "stopped"]
+    if stopped:
+        click.echo(f"Stopped; the same command goes on with: {', '.join(stopped)}.", err=True)
+    require_finished(ends)
+    if stopped:
+        raise click.exceptions.Exit(130)
+
+
+def _echo_end(end: "JobEnd") -> None:
+    click.echo(end.printed, nl=False)
+    if end.state == "failed":
+        click.echo(f"{end.job.name}: failed: {end.fault}", err=True)
 
 
 def _describe_stop(folder: Path, steps: int) -> str:

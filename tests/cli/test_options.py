@@ -1,0 +1,45 @@
+import click
+import pytest
+
+from ensemble_kit.cli.options import words_of
+
+
+@click.command()
+@click.argument("recipes", nargs=-1)
+@click.option("--train", "training", multiple=True)
+@click.option("-o", "--output", default="runs")
+@click.option("--seed", type=int, default=0)
+@click.option("--no-crc", "check_crc", is_flag=True, flag_value=False, default=True)
+@click.option("--compile/--no-compile", default=None)
+@click.option("--force", is_flag=True)
+@click.option("--jobs", type=int)
+def command(**_):
+    pass
+
+
+def context_of(words):
+    return command.make_context("command", list(words))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["-o", "else where", "--seed", "0"],
+        ["--train", "a*", "--train", "-b", "--seed=7"],
+        ["--no-crc", "--no-compile"],
+        ["--compile", "--force"],
+    ],
+)
+def test_another_process_is_given_the_same_options(words):
+    given = context_of(words)
+
+    passed_on = context_of(words_of(given))
+
+    assert passed_on.params == given.params
+
+
+def test_defaults_arguments_and_what_is_left_out_are_not_passed_on():
+    context = context_of(["a", "b", "--jobs", "2", "--force"])
+
+    assert words_of(context, leave_out={"jobs"}) == ["--force"]

@@ -1,0 +1,77 @@
+"""`train --jobs`: runs side by side, in real processes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from workspace_fixture import TRAINING
+
+from ensemble_kit.cli import main
+
+PATIENCE = 200  # seconds until two processes have imported PyTorch and trained some steps
+
+
+def test_one_recipe_that_fails_does_not_stop_the_rest(runner, own_workspace):
+    bad = (own_workspace.path / "recipes" / "mean.toml").read_text()
+    bad = re.sub(r"learning_rate = .*", "learning_rate = 1e30", bad)
+    (own_workspace.path / "recipes" / "bad.toml").write_text(bad)
+    options = ["--set", "training.max_steps=8", "-o", "elsewhere", "--jobs", "1", "--quiet"]
+
+    result = runner.invoke(
+        main, ["train", "recipes/bad.toml", "recipes/mean.toml", *TRAINING, *options]
+    )
+
+    assert result.exit_code == 1
+    assert re.fullmatch(r"elsewhere/mean: 8 steps in .*\n", result.stdout)
+    (fault,) = re.findall(r"^bad: failed: (elsewhere/bad: .* at step .*)$", result.stderr, re.M)
+    assert result.stderr.endswith(
+        f"Error: 1 of 2 jobs failed:\n  bad: {fault}\n"
+        "Mend that and give the same command again; what has finished is left as it is.\n"
+    )
+    assert (own_workspace.path / "elsewhere" / "mean" / "validation.safetensors").exists()
+
+
+@pytest.fixture
+def process(own_workspace):
+    """A real process that trains two runs for longer than any test waits, and would a third."""
+    recipes = [f"recipes/{name}.toml" for name in ("mean", "bag", "rnn")]
+    options = ["--set", "training.max_steps=10_000_000", "-o", "elsewhere", "--jobs", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ensemble_kit", "train", *recipes, *TRAINING[:2], *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=own_workspace.path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        process_group=0,
+    )
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_ctrl_c_ends_all_runs_in_their_own_way(process, own_workspace):
+    runs = [own_workspace.path / "elsewhere" / name for name in ("mean", "bag")]
+    until = time.monotonic() + PATIENCE
+    while not all(list(run.glob("checkpoints/step-*")) for run in runs):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    stdout, stderr = process.communicate(timeout=PATIENCE)
+
+    assert (process.returncode, stdout) == (130, "")
+    assert "Traceback" not in stderr
+    assert stderr.endswith("Stopped; the same command goes on with: mean, bag, rnn.\n")
+    for run in runs:
+        last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+        assert last["state"] == "stopped"
+        assert f"elsewhere/{run.name}: stopped at step {last['step']};" in stderr
+        assert (run / "checkpoints" / f"step-{last['step']:08d}.safetensors").exists()
+    assert not (own_workspace.path / "elsewhere" / "rnn").exists()
