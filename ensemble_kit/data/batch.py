@@ -1,5 +1,6 @@
 """Videos side by side: a batch, and the one block of memory that its frames are written to."""
 
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.data.schema import Schema
 
 ALIGNMENT = 64  # bytes; every array starts on a cache line of its own
+BLOCKS_KEPT = 2  # one for the batch that a loop has in hand, one for the next
 
 
 @dataclass(frozen=True)
@@ -166,16 +168,43 @@ class Collator:
         self._rows, self._room = moved, room
 
 
-def collate(videos: Sequence[Video], schema: Schema) -> Batch:
-    """Return videos as one batch, padded with zeros to the longest."""
+class Memory:
+    """Blocks of memory, each used again once nothing refers to the batch that lay in it.
+
+    Fresh memory is cleared by the system page by page, which takes as long as copying into it.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: list[tuple[NDArray[np.uint8], weakref.ref[NDArray[np.uint8]]]] = []
+
+    def lend(self, num_bytes: int) -> NDArray[np.uint8]:
+        """Return a block of at least so many bytes; what is in it does not matter."""
+        free = (block for block, lent in self._blocks if lent() is None and len(block) >= num_bytes)
+        block = next(free, None)
+        if block is None:
+            block = np.empty(num_bytes, np.uint8)
+        lent = np.frombuffer(block.data, np.uint8)  # views refer to it, and not to the block itself
+        others = [kept for kept in self._blocks if kept[0] is not block]
+        self._blocks = [*others[1 - BLOCKS_KEPT :], (block, weakref.ref(lent))]
+        return lent
+
+
+def collate(videos: Sequence[Video], schema: Schema, memory: Memory | None = None) -> Batch:
+    """Return videos as one batch, padded with zeros to the longest.
+
+    Args:
+        videos: At least one.
+        schema: What they are of.
+        memory: Lends the memory of the frames; None takes some that is the batch's own.
+    """
     layout = BatchLayout(
         schema,
         num_videos=len(videos),
         num_frames=max(video.num_frames for video in videos),
         is_weighted=False,
     )
-    memory = np.empty(layout.num_bytes, np.uint8)
-    collator = Collator(layout, memory)
+    block = (memory or Memory()).lend(layout.num_bytes)
+    collator = Collator(layout, block)
     for video in videos:
         collator.add(video)
-    return layout.batch(memory, collator.finish())
+    return layout.batch(block, collator.finish())

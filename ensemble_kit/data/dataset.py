@@ -7,7 +7,7 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
-from ensemble_kit.data.batch import Batch, collate
+from ensemble_kit.data.batch import Batch, Memory, collate
 from ensemble_kit.data.decode import Decoder, Video
 from ensemble_kit.data.frame_choice import FrameChoice
 from ensemble_kit.data.kinds import find_schema
@@ -114,10 +114,10 @@ class Records:
         Raises:
             RecordError: As ``videos``, or no record is good.
         """
-        videos = self.videos()
+        videos, memory = self.videos(), Memory()
         is_first = True
         while chunk := list(islice(videos, batch_size)):
-            yield collate(chunk, self.schema)
+            yield collate(chunk, self.schema, memory)
             is_first = False
         if is_first:
             raise self._no_record()

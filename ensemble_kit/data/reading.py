@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_kit.data.batch import Batch, BatchLayout, Collator, Contents
+from ensemble_kit.data.batch import Batch, BatchLayout, Collator, Contents, Memory
 from ensemble_kit.data.decode import Decoder, frame_bytes
 from ensemble_kit.data.frame_choice import Chosen, Draws, FrameChoice
 from ensemble_kit.data.order import BatchPlan, Place, Turn
@@ -78,12 +78,16 @@ def read(
         RecordError: A file has gone or changed.
         BadRecord: A record is bad and such ones are not skipped.
     """
+    memory = Memory()
     with closing(BatchReader(source)) as reader:
         for plan in plans:
             layout = source.layout(plan)
-            memory = np.empty(layout.num_bytes, np.uint8)
-            contents, skipped = reader.read(plan, layout, memory)
-            yield layout.batch(memory, contents, epoch=plan.epoch), skipped
+            block = memory.lend(layout.num_bytes)
+            contents, skipped = reader.read(plan, layout, block)
+            batch = layout.batch(block, contents, epoch=plan.epoch)
+            del block
+            yield batch, skipped
+            del batch
 
 
 class BatchReader:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ensemble_kit.data.batch import BatchLayout, Collator, collate
+from ensemble_kit.data.batch import BatchLayout, Collator, Memory, collate
 from ensemble_kit.data.decode import Video
 from ensemble_kit.data.frame_choice import Chosen
 from ensemble_kit.data.schema import Modality, Schema
@@ -116,3 +116,20 @@ def test_a_copy_shares_no_memory(mixed):
     assert not np.shares_memory(copy.frame_weights, batch.frame_weights)
     np.testing.assert_array_equal(copy.frame_weights, batch.frame_weights)
     assert collate(videos_of([2]), mixed).copy().frame_weights is None
+
+
+def test_memory_is_lent_again_when_nothing_of_a_batch_is_left_and_no_sooner():
+    memory = Memory()
+    lent = memory.lend(8)
+    lent[:] = 7
+    view = lent[2:6].view(np.int16).reshape(2, 1)
+    del lent
+
+    other = memory.lend(8)
+    other[:] = 5
+    assert view.tolist() == [[0x0707], [0x0707]]
+    del view
+    larger = memory.lend(9)  # two blocks are kept: the first is not
+    assert len(larger) == 9
+    del other
+    assert memory.lend(6).tolist() == [5] * 8

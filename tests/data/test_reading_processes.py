@@ -72,18 +72,19 @@ def test_any_number_of_processes_gives_the_same_bytes_in_the_same_order(folder, 
     assert read(workers) == (batches, skipped)
 
 
-def test_memory_is_used_again_but_never_while_a_batch_lies_in_it(folder):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_memory_is_used_again_but_never_while_a_batch_lies_in_it(folder, workers):
     records = Records([folder])
     expected = [bytes_of(batch) for batch in islice(records.training_batches(4, seed=0), 12)]
 
-    with_one = records.training_batches(4, seed=0, workers=1)
+    batches = records.training_batches(4, seed=0, workers=workers)
     places = set()
-    for batch, own in zip(islice(with_one, 8), expected, strict=False):
+    for batch, own in zip(islice(batches, 8), expected, strict=False):
         assert bytes_of(batch) == own
         places.add(batch.frames["rgb"].ctypes.data)
-    kept = list(islice(with_one, 4))
-    next(with_one)
-    with_one.close()
+    kept = list(islice(batches, 4))
+    next(batches)
+    batches.close()
 
     assert len(places) <= reading_processes.AHEAD + reading_processes.LENT
     assert [bytes_of(batch) for batch in kept] == expected[8:]
