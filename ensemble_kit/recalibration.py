@@ -37,7 +37,8 @@ def recalibrate(
     torch.manual_seed(0)  # the draws of random sampling: the same average for the same files
     seen = 0
     for batch in records.training_batches(BATCH_SIZE, seed=0, epochs=1):
-        model(*to_torch(batch, device))
+        if batch.ids:  # else every record of it was bad, and skipped
+            model(*to_torch(batch, device))
         seen += len(batch.ids)
         if seen >= num_videos:
             break

@@ -3,6 +3,7 @@ import torch
 from builders import tiny_model, tiny_recipe, tiny_records
 
 from ensemble_kit import recalibration
+from ensemble_kit.data.dataset import Records
 from ensemble_kit.layers.normalisation import BatchNorm
 from ensemble_kit.layers.second_order import WhitenedResiduals
 from ensemble_kit.recalibration import recalibrate
@@ -125,3 +126,17 @@ def test_dropout_drops_nothing_while_statistics_are_estimated(training):
 
     for name, tensor in dropping.state_dict().items():
         assert torch.equal(tensor, plain.state_dict()[name]), name
+
+
+def test_a_batch_of_bad_records_alone_is_not_looked_at(training, tmp_path, monkeypatch):
+    monkeypatch.setattr(recalibration, "BATCH_SIZE", 1)
+    content = bytearray(training.paths[0].read_bytes())
+    content[-6] ^= 0x40  # the last record's payload
+    (tmp_path / "bad.tfrecord").write_bytes(content)
+    records = Records([tmp_path], skip_bad_records=True, schema=training.schema)
+    model = tiny_model(tiny_recipe(sampling="all"), training.schema)
+
+    recalibrate(model, records, num_videos=96)
+
+    assert records.num_skipped == 1
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
