@@ -70,8 +70,16 @@ class Average:
         draws = model.draws_for(self._record.name, repeats=1)
         return measure(runner(model, draws, self.device), records).gap
 
-    def write(self, output: Path, model: SubModel | None, *, force: bool) -> None:
+    def write(
+        self, output: Path, model: SubModel | None, *, gap: float | None, force: bool
+    ) -> None:
         """Write it, from its model or, where there is none, block by block from its sources.
+
+        Args:
+            output: The file to write.
+            model: What ``model`` returned, or None.
+            gap: Its validation GAP@20, for its record; None where nothing was compared.
+            force: Whether an existing file may be replaced.
 
         Raises:
             CheckpointError: A source holds NaN or infinity, or goes away meanwhile.
@@ -90,6 +98,7 @@ class Average:
                 update={
                     "kit_version": ensemble_kit.__version__,
                     "averaged_from": averaged_from,
+                    "validation_gap": gap,
                     "batch_norm": self.batch_norm,
                 }
             )

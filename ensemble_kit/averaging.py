@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 from ensemble_kit.averages import Average, Statistics
-from ensemble_kit.checkpoints import TensorFile, TensorSpec, open_tensors
+from ensemble_kit.checkpoints import STATISTICS, TensorFile, TensorSpec, open_tensors
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import AveragingError, CheckpointError, RecordError
 from ensemble_kit.files import refuse_overwrite
 from ensemble_kit.loading import check_fits, load, require_device
-from ensemble_kit.means import STATISTICS
 from ensemble_kit.progress import progress
 from ensemble_kit.provenance import CheckpointRecord
 
@@ -169,7 +168,7 @@ def average_checkpoints(
         outcome = _outcome(output, method, average, gap, gaps, steps)
         if outcome.is_better is False and not even_if_worse:
             return replace(outcome, path=None)
-        average.write(output, model, force=force)
+        average.write(output, model, gap=gap, force=force)
     return outcome
 
 

@@ -39,6 +39,7 @@ ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8":
 NUMPY_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64",
                 "int32": "I32", "int8": "I8", "uint8": "U8", "bool": "BOOL"}  # fmt: skip
 FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
+STATISTICS = ("running_mean", "running_variance")  # how names of batch norm's end; no parameters
 R = TypeVar("R", bound=Record)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ensemble_kit.checkpoints import ITEM_SIZES, NUMPY_DTYPES, TensorFile, TensorSpec
+from ensemble_kit.checkpoints import ITEM_SIZES, NUMPY_DTYPES, STATISTICS, TensorFile, TensorSpec
 from ensemble_kit.loading import not_finite
 from ensemble_kit.storage import is_finite
 
@@ -13,7 +13,6 @@ BLOCK_VALUES = 2**17  # 1 MiB of float64 sums: what a block needs stays in a cor
 TORCH_DTYPES = {stored: getattr(torch, name) for name, stored in NUMPY_DTYPES.items()} | {
     "BF16": torch.bfloat16
 }
-STATISTICS = ("running_mean", "running_variance")
 
 
 class MeanOfFiles:

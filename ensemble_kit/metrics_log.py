@@ -6,6 +6,7 @@ Imports ``errors``; TensorBoard, which is an extra, only where it is asked for.
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,17 @@ class MetricsLog:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a log; none where there is no file, and not half a line at its end."""
+    if not path.is_file():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(json.JSONDecodeError):  # a run that was killed may leave half a line
+            lines.append(json.loads(line))
+    return lines
 
 
 def require_tensorboard() -> None:

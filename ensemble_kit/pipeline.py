@@ -1,7 +1,5 @@
 """Stages in a row. Stages never import each other; this module may import them all."""
 
-import json
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +8,7 @@ from ensemble_kit.checkpoints import open_tensors
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import CheckpointError
 from ensemble_kit.evaluation import evaluate_predictions
+from ensemble_kit.metrics_log import read_metrics
 from ensemble_kit.prediction import predict
 from ensemble_kit.predictions import read_predictions
 from ensemble_kit.provenance import CheckpointRecord
@@ -147,11 +146,5 @@ def _step(checkpoint: Path) -> int:
 
 def _logged_gaps(run: RunFolder) -> dict[int, float]:
     """Return the validation GAP of every step that training measured."""
-    gaps: dict[int, float] = {}
-    if run.metrics.is_file():
-        for line in run.metrics.read_text(encoding="utf-8").splitlines():
-            with suppress(json.JSONDecodeError):  # a run that was killed may leave half a line
-                values = json.loads(line)
-                if "validation" in values:
-                    gaps[values["step"]] = values["validation"]["gap"]
-    return gaps
+    lines = read_metrics(run.metrics)
+    return {line["step"]: line["validation"]["gap"] for line in lines if "validation" in line}

@@ -48,6 +48,8 @@ class CheckpointRecord(Record):
             where they are those of one step, or a mean of such.
         averaged_from: The checkpoints that were averaged, if any.
         batch_norm: How an averaged checkpoint came by its batch-norm statistics.
+        validation_gap: The GAP@20 that an averaged checkpoint was compared by; None where it was
+            compared with nothing.
     """
 
     kind: Literal["checkpoint"] = "checkpoint"
@@ -64,6 +66,7 @@ class CheckpointRecord(Record):
     ema_decay: float | None = None
     averaged_from: tuple[FileRecord, ...] = ()
     batch_norm: Literal["trained", "recalibrate", "average", "last"] = "trained"
+    validation_gap: float | None = None
 
 
 class ModelRecord(Record):

@@ -4,6 +4,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from ensemble_kit.errors import CheckpointError, OutputError, TrainingError
 
@@ -67,6 +68,22 @@ class RunFolder:
             )
         return paths
 
+    @property
+    def lock(self) -> Path:
+        """The file that a process keeps locked as long as it trains the run."""
+        return self.path / ".lock"
+
+    def is_locked(self) -> bool:
+        """Return whether a process trains the run; False where the system knows no locks."""
+        try:
+            with self.lock.open() as file:
+                _lock(file)
+        except BlockingIOError:
+            return True
+        except FileNotFoundError:
+            pass
+        return False
+
     def refuse_run(self) -> None:
         """Raise ``OutputError`` if the folder holds a run already."""
         if existing := self._outputs():
@@ -91,6 +108,20 @@ class RunFolder:
         outputs = (self.checkpoints, self.metrics, self.tensorboard, self.ema, self.averaged,
                    self.validation)  # fmt: skip
         return [path for path in outputs if path.exists()]
+
+
+def _lock(file: TextIO) -> None:
+    """Lock a file until it is closed or its process ends, however that comes about."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # a network's disk without locks
+        return
 
 
 def run_name(recipe_name: str) -> str:

@@ -90,9 +90,12 @@ def test_the_gaps_are_those_of_the_files(batch_norm, checkpoints, output, valida
     assert outcome.best == max(gaps, key=gaps.get)
     assert outcome.is_better == (outcome.gap >= outcome.best_gap)
     assert record_of(output).batch_norm == batch_norm
+    assert record_of(output).validation_gap == outcome.gap
 
 
-def test_comparing_changes_nothing_in_the_file(checkpoints, output, validation, tmp_path):
+def test_comparing_changes_nothing_in_the_file_but_the_gap(
+    checkpoints, output, validation, tmp_path
+):
     plain = tmp_path / "plain.safetensors"
     for batch_norm in RULES:
         average_checkpoints(checkpoints, plain, batch_norm=batch_norm, force=True)
@@ -100,6 +103,8 @@ def test_comparing_changes_nothing_in_the_file(checkpoints, output, validation, 
         average_checkpoints(checkpoints, output, batch_norm=batch_norm, validation=validation,
                             even_if_worse=True, force=True)  # fmt: skip
 
+        assert record_of(plain).validation_gap is None
+        rewrite_checkpoint(output, validation_gap=None)
         assert output.read_bytes() == plain.read_bytes(), batch_norm
 
 
@@ -223,6 +228,7 @@ def test_greedy_adds_what_raises_the_gap(batch_norm, checkpoints, output, valida
     assert {step.is_added for step in steps[1:]} == {True, False}
     expected = tmp_path / "expected.safetensors"
     average_checkpoints(chosen, expected, batch_norm=batch_norm)
+    rewrite_checkpoint(expected, validation_gap=gap)
     assert output.read_bytes() == expected.read_bytes()
 
 

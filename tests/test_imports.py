@@ -30,6 +30,7 @@ LEVELS = [
         "provenance",
         "recipe_tables",
         "recipes",
+        "runs",
         "row_files",
         "runtime",
         "selections",

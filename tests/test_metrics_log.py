@@ -1,11 +1,10 @@
 import builtins
-import json
 import warnings
 
 import pytest
 
 from ensemble_kit.errors import TrainingError
-from ensemble_kit.metrics_log import MetricsLog
+from ensemble_kit.metrics_log import MetricsLog, read_metrics
 
 
 @pytest.fixture
@@ -18,10 +17,6 @@ def without_tensorboard(monkeypatch):
         return whole(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", imported)
-
-
-def lines_of(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def scalars_of(folder):
@@ -44,17 +39,26 @@ def test_every_line_is_there_as_soon_as_it_is_written(tmp_path):
     with MetricsLog(path) as log:
         log.write(step=1, loss=2.5)
         log.sync()
-        assert lines_of(path) == [{"step": 1, "loss": 2.5}]
+        assert read_metrics(path) == [{"step": 1, "loss": 2.5}]
         log.write(step=4, validation={"gap": 0.5}, state="finished")
     with MetricsLog(path, after_step=4) as log:
         log.write(step=5, loss=1.5)
 
-    assert lines_of(path) == [
+    assert read_metrics(path) == [
         {"step": 1, "loss": 2.5},
         {"step": 4, "validation": {"gap": 0.5}, "state": "finished"},
         {"step": 5, "loss": 1.5},
     ]
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_half_a_line_of_a_run_that_was_killed_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert read_metrics(path) == []
+
+    path.write_text('{"step": 1, "loss": 2.5}\n{"step": 4, "lo')
+
+    assert read_metrics(path) == [{"step": 1, "loss": 2.5}]
 
 
 def test_tensorboard_has_every_number_of_the_lines(tmp_path):

@@ -17,6 +17,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "recipes": "recipes",
         "data": "data",
         "train": "train",
+        "runs": "runs",
         "average": "average",
         "predict": "predict",
         "evaluate": "evaluate",

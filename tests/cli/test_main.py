@@ -41,6 +41,10 @@ UNNAMED = {
         "There is no recipe 'no/such'.\n"
         "List the recipes with `ensemble-kit recipes list`, or name a .toml file.",
     ),
+    "runs": (
+        ["no"],
+        "{cwd}/no holds no runs.\nTrain some with `ensemble-kit train`, or name a folder of runs.",
+    ),
     "recipes show": (
         ["willow/grue"],
         "There is no recipe 'willow/grue' (did you mean 'willow/gru'?).\n"

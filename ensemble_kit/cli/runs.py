@@ -1,0 +1,66 @@
+"""ensemble-kit runs."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ensemble_kit.cli.options import FOLDER, json_option
+
+if TYPE_CHECKING:
+    from ensemble_kit.runs import RunSummary
+
+COLOURS = {"running": "cyan", "stopped": "yellow", "failed": "red", "finished": "green"}
+WIDEST = 1000  # where nobody looks at a terminal, nothing is cut off
+
+
+@click.command()
+@click.argument("folder", type=FOLDER, default=Path())
+@json_option
+def runs(folder: Path, as_json: bool) -> None:
+    """List the runs of the workspace FOLDER: what they are, how good, how large, how far.
+
+    FOLDER may also be a folder of runs, such as `train -o` makes. GAPs are those of the best
+    checkpoint and of the averaged one on the validation records.
+
+    \b
+    Example:
+        ensemble-kit runs
+        ensemble-kit runs --json | jq '.[] | select(.state == "failed")'
+    """  # noqa: D301 - \b is click's mark for "keep these lines"
+    from ensemble_kit.runs import list_runs
+
+    found = list_runs(folder)
+    if as_json:
+        click.echo(json.dumps([asdict(run) for run in found], indent=2))
+        return
+    _print_table(found)
+
+
+def _print_table(found: "list[RunSummary]") -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    from ensemble_kit.files import format_size
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("run", "recipe", "state"):
+        table.add_column(heading)
+    for heading in ("steps", "best GAP", "averaged", "parameters", "size"):
+        table.add_column(heading, justify="right")
+    for run in found:
+        table.add_row(
+            run.name,
+            run.recipe or "-",
+            f"[{COLOURS[run.state]}]{run.state}",
+            f"{run.steps:,}",
+            "-" if run.best_gap is None else f"{run.best_gap:.4f}",
+            "-" if run.averaged_gap is None else f"{run.averaged_gap:.4f}",
+            "-" if run.parameters is None else f"{run.parameters:,}",
+            "-" if run.num_bytes is None else format_size(run.num_bytes),
+        )
+    console = Console()
+    console.print(table, width=None if console.is_terminal else WIDEST)

@@ -1,0 +1,96 @@
+"""The runs of a workspace, as their own files tell them. No tensor is read, and no torch needed."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ensemble_kit.checkpoints import STATISTICS, open_tensors
+from ensemble_kit.errors import CheckpointError, InputError
+from ensemble_kit.metrics_log import read_metrics
+from ensemble_kit.provenance import CheckpointRecord
+from ensemble_kit.workspace import RUNS, RunFolder
+
+State = Literal["running", "stopped", "failed", "finished"]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run has come to.
+
+    Attributes:
+        name: The run's name.
+        state: ``running`` while a process trains it; ``failed`` where the loss was no longer
+            finite; ``stopped`` wherever else it was left before its end.
+        recipe: The recipe's name; this and the sizes are None where there is no checkpoint yet.
+        steps: Optimisation steps taken, as far as the log tells.
+        best_gap: The best validation GAP@20 of any checkpoint; None without validation records.
+        averaged_gap: That of the averaged checkpoint; None where there is none.
+        parameters: Trainable numbers.
+        num_bytes: The size of its averaged checkpoint, or else of its last one.
+    """
+
+    name: str
+    state: State
+    recipe: str | None
+    steps: int
+    best_gap: float | None
+    averaged_gap: float | None
+    parameters: int | None
+    num_bytes: int | None
+
+
+def list_runs(folder: Path) -> list[RunSummary]:
+    """Return the runs of a workspace, by name.
+
+    Args:
+        folder: A workspace, or its folder of runs.
+
+    Raises:
+        InputError: There are no runs.
+    """
+    runs = folder / RUNS if (folder / RUNS).is_dir() else folder
+    found = [RunFolder(path) for path in sorted(runs.glob("*")) if path.is_dir()]
+    summaries = [_summarise(run) for run in found if run.metrics.exists()]
+    if not summaries:
+        raise InputError(
+            f"{runs.absolute()} holds no runs.",
+            mend="Train some with `ensemble-kit train`, or name a folder of runs.",
+        )
+    return summaries
+
+
+def _summarise(run: RunFolder) -> RunSummary:
+    lines = read_metrics(run.metrics)
+    gaps = [line["validation"]["gap"] for line in lines if "validation" in line]
+    recipe, averaged_gap, parameters, num_bytes = None, None, None, None
+    # a checkpoint that is damaged, or that training has just removed, tells nothing
+    with suppress(CheckpointError, OSError):
+        path = run.averaged if run.averaged.exists() else run.checkpoint_paths()[-1]
+        num_bytes = path.stat().st_size
+        with open_tensors(path) as file:
+            record = file.record(CheckpointRecord)
+            parameters = sum(
+                spec.num_values
+                for name, spec in file.specs.items()
+                if not name.endswith(STATISTICS)
+            )
+        recipe, averaged_gap = record.recipe.name, record.validation_gap
+    return RunSummary(
+        name=run.path.name,
+        state=_state_of(run, lines),
+        recipe=recipe,
+        steps=lines[-1]["step"] if lines else 0,
+        best_gap=max(gaps, default=None),
+        averaged_gap=averaged_gap,
+        parameters=parameters,
+        num_bytes=num_bytes,
+    )
+
+
+def _state_of(run: RunFolder, lines: Sequence[Mapping[str, Any]]) -> State:
+    if run.is_locked():
+        return "running"
+    last = lines[-1].get("state") if lines else None
+    return last if last in ("failed", "finished") else "stopped"

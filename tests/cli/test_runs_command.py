@@ -1,0 +1,33 @@
+import json
+
+from builders import rewrite_checkpoint
+from workspace_fixture import MEMBERS
+
+from ensemble_kit.cli import main
+
+
+def test_runs_are_a_table(runner, own_workspace):
+    rewrite_checkpoint(own_workspace.averaged("bag"), validation_gap=0.625)
+    (own_workspace.path / "runs" / "new").mkdir()
+    (own_workspace.path / "runs" / "new" / "metrics.jsonl").write_text('{"step": 1250}\n')
+
+    result = runner.invoke(main, ["runs"])
+
+    lines = [line.split() for line in result.stdout.splitlines()]
+    rows = {line[0]: line for line in lines if line}
+    assert result.exit_code == 0, result.output
+    assert rows["run"] == ["run", "recipe", "state", "steps", "best", "GAP", "averaged",
+                           "parameters", "size"]  # fmt: skip
+    assert rows["bag"][1:4] == ["bag", "finished", "24"]
+    assert rows["bag"][5] == "0.6250"
+    assert rows["new"] == ["new", "-", "stopped", "1,250", "-", "-", "-", "-"]
+    assert max(map(len, result.stdout.splitlines())) < 120
+
+
+def test_runs_are_one_json_list(runner, workspace):
+    result = runner.invoke(main, ["runs", str(workspace.path / "runs"), "--json"])
+
+    found = json.loads(result.stdout)
+    assert [run["name"] for run in found] == sorted(MEMBERS)
+    assert found[0].keys() == {"name", "state", "recipe", "steps", "best_gap", "averaged_gap",
+                               "parameters", "num_bytes"}  # fmt: skip
