@@ -116,11 +116,7 @@ class MetricsAccumulator:
 
     def result(self) -> Metrics:
         """Return the metrics of all videos so far; all are 0 where there is no positive."""
-        scores, hits, classes = (
-            (np.concatenate(parts) for parts in zip(*self._pool, strict=True))
-            if self._pool
-            else (np.empty(0), np.empty(0, np.bool_), np.empty(0, np.int32))
-        )
+        scores, hits, classes = self._pooled()
         precisions = np.concatenate([np.empty(0), *self._precisions])
         num_positives = int(self._positives.sum())
         return Metrics(
@@ -128,11 +124,25 @@ class MetricsAccumulator:
             gap=pooled_average_precision(scores, hits, num_positives),
             hit_at_1=self._hits / max(self._videos, 1),
             perr=float(precisions.sum()) / max(self._videos, 1),
-            map=_mean_average_precision(scores, hits, classes, self._positives),
+            map=_mean(_average_precisions(scores, hits, classes, self._positives), self._positives),
             videos=self._videos,
             positives=num_positives,
             classes_with_positives=int(np.count_nonzero(self._positives)),
         )
+
+    def class_average_precisions(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return what ``map`` is the mean of, and how many positives each class has.
+
+        Returns:
+            Average precisions ``(C,)``, 0 for a class without a positive, and positives ``(C,)``.
+        """
+        return _average_precisions(*self._pooled(), self._positives), self._positives.copy()
+
+    def _pooled(self) -> tuple[Floats, NDArray[np.bool_], NDArray[np.int32]]:
+        if not self._pool:
+            return np.empty(0), np.empty(0, np.bool_), np.empty(0, np.int32)
+        scores, hits, classes = (np.concatenate(parts) for parts in zip(*self._pool, strict=True))
+        return scores, hits, classes
 
 
 def measure(probabilities: Floats, labels: Labels, *, k: int = 20) -> Metrics:
@@ -287,12 +297,13 @@ def average_precision(ranks: NDArray[np.int64], num_positives: int) -> float:
     return float((np.arange(1, ranks.size + 1) / ranks).sum()) / num_positives
 
 
-def _mean_average_precision(
+def _average_precisions(
     scores: Floats,
     hits: NDArray[np.bool_],
     classes: NDArray[np.int32],
     positives: NDArray[np.int64],
-) -> float:
+) -> NDArray[np.float64]:
+    """Return each class's average precision, ``(C,)``; 0 for a class without a positive."""
     order = np.lexsort((-scores, classes))  # stable, so ties stay in video order
     sorted_classes = classes[order]
     places = np.flatnonzero(hits[order])
@@ -300,10 +311,12 @@ def _mean_average_precision(
     ranks = places - np.searchsorted(sorted_classes, hit_classes) + 1
     counts = np.arange(1, places.size + 1) - np.searchsorted(hit_classes, hit_classes)
     sums = np.bincount(hit_classes, weights=counts / ranks, minlength=len(positives))
-    has_positives = positives > 0
-    if not has_positives.any():
-        return 0.0
-    return float((sums[has_positives] / positives[has_positives]).mean())
+    return sums / np.maximum(positives, 1)
+
+
+def _mean(precisions: NDArray[np.float64], positives: NDArray[np.int64]) -> float:
+    """Return the mean over the classes with a positive; 0 where there is none."""
+    return float(precisions[positives > 0].mean()) if positives.any() else 0.0
 
 
 def _label_blocks(

@@ -12,6 +12,7 @@ RUNS = Path("runs")
 SELECTION = Path("ensemble") / "selection.json"
 FUSED = Path("ensemble") / "fused.safetensors"
 ONNX = Path("ensemble") / "ensemble.onnx"
+REPORT = Path("ensemble") / "report.html"
 
 
 @dataclass(frozen=True)

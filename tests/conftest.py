@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from chosen_fixture import chosen, own_chosen  # noqa: F401 - fixtures
 from click.testing import CliRunner
 from workspace_fixture import (  # noqa: F401 - fixtures
     built,

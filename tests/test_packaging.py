@@ -13,9 +13,10 @@ PROJECT_ROOT = Path(__file__).resolve().parents[1]
 RECIPES = {
     path.relative_to(PROJECT_ROOT).as_posix() for path in (PROJECT_ROOT / "models").rglob("*.toml")
 }
-MODULES = {
+PACKAGED = {  # modules, and the report's template
     path.relative_to(PROJECT_ROOT).as_posix()
-    for path in (PROJECT_ROOT / "ensemble_kit").rglob("*.py")
+    for path in (PROJECT_ROOT / "ensemble_kit").rglob("*.*")
+    if path.is_file() and path.suffix != ".pyc"
 }
 
 
@@ -63,7 +64,7 @@ def test_the_wheel_holds_the_package_and_the_recipes_within_it(distributions):
     names = contents(only(distributions.glob("*.whl")))
 
     assert RECIPES
-    assert names == MODULES | {f"ensemble_kit/{recipe}" for recipe in RECIPES}
+    assert names == PACKAGED | {f"ensemble_kit/{recipe}" for recipe in RECIPES}
 
 
 def test_a_wheel_from_the_checkout_is_the_wheel_from_the_sdist(distributions, direct_wheel):
@@ -76,7 +77,7 @@ def test_the_sdist_holds_what_the_tests_need(distributions):
 
     tests = {path.relative_to(PROJECT_ROOT).as_posix() for path in Path(__file__).parent.rglob(
         "*.py")}  # fmt: skip
-    assert RECIPES | MODULES | tests | {"pyproject.toml", "LICENSE", "README.md"} <= names
+    assert RECIPES | PACKAGED | tests | {"pyproject.toml", "LICENSE", "README.md"} <= names
 
 
 def test_an_installed_wheel_finds_its_recipes(direct_wheel, tmp_path):

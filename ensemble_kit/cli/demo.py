@@ -52,7 +52,7 @@ def demo(ctx: click.Context, folder: Path, force: bool) -> None:
     try:
         for line in ROAD:
             words = shlex.split(line)
-            if force and words[1] != "report":
+            if force:
                 words.append("--force")
             click.echo(f"\n$ {shlex.join(words) if force else line}")
             with root.make_context("ensemble-kit", words[1:]) as step:

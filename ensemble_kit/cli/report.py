@@ -1,40 +1,94 @@
 """ensemble-kit report."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ensemble_kit.cli.options import echo_skipped, json_option, records_options
+from ensemble_kit.cli.options import (
+    EXISTING_FILE,
+    FILE,
+    echo_skipped,
+    force_option,
+    json_option,
+    records_options,
+)
+from ensemble_kit.files import refuse_overwrite
+from ensemble_kit.workspace import REPORT, SELECTION
+
+if TYPE_CHECKING:
+    from ensemble_kit.report import Row
 
 
 @click.command()
-@click.argument("data", nargs=-1, required=True)
-@click.option("--top-k", type=click.IntRange(min=1), default=20, show_default=True)
+@click.argument("data", nargs=-1)
+@click.option(
+    "--selection",
+    type=EXISTING_FILE,
+    help=f"The selection to show  [default: {SELECTION}, if there is one].",
+)
+@click.option("-o", "--output", type=FILE, default=REPORT, show_default=True, help="Page to write.")
+@click.option(
+    "--top-k", type=click.IntRange(min=1), default=20, show_default=True, help="The k of GAP@k."
+)
 @records_options
+@force_option
 @json_option
-def report(data: tuple[str, ...], top_k: int, as_json: bool, **reading: Any) -> None:
-    """Score every model of this workspace on the records DATA, in one table.
+def report(
+    data: tuple[str, ...],
+    selection: Path | None,
+    output: Path,
+    top_k: int,
+    force: bool,
+    as_json: bool,
+    **reading: Any,
+) -> None:
+    """Write the selection of this workspace as one HTML page that opens anywhere, offline.
 
-    Runs are scored by their last checkpoint and averaged; the ensemble fused and exported.
+    With the records DATA, score every model of the workspace on them too: runs by their last
+    checkpoint and averaged, the ensemble fused and exported. The table is printed, and put in the
+    page if there is a selection.
 
     \b
-    Example:
-        ensemble-kit report 'test/*.tfrecord'
+    Examples:
+        ensemble-kit report
+        ensemble-kit report 'test/*.tfrecord' --force
     """  # noqa: D301 - \b is click's mark for "keep these lines"
+    if selection is None and (SELECTION.is_file() or not data):
+        selection = SELECTION
+    if selection is not None:
+        refuse_overwrite(output, force=force)  # before minutes of work
+    rows = _scored(data, top_k, reading) if data else []
+    if selection is not None:
+        from ensemble_kit.report.page import write_report
+
+        write_report(selection, output, rows=rows, force=force)
+    page = None if selection is None else output
+    if as_json:
+        models = [asdict(row) for row in rows]
+        click.echo(json.dumps({"page": page and str(page), "models": models}, indent=2))
+        return
+    if rows:
+        _echo_table(rows)
+    click.echo(f"{page}: open it in a browser." if page else f"{SELECTION} is not there: no page.")
+
+
+def _scored(data: Sequence[str], top_k: int, reading: dict[str, Any]) -> "list[Row]":
     from ensemble_kit.data.dataset import Records
-    from ensemble_kit.report import report as report_models
+    from ensemble_kit.report.scores import score_models
 
     records = Records(data, **reading)
-    rows = report_models(Path(), records, k=top_k)
+    rows = score_models(Path(), records, k=top_k)
     echo_skipped(records)
-    if as_json:
-        click.echo(json.dumps([asdict(row) for row in rows], indent=2))
-        return
+    return rows
+
+
+def _echo_table(rows: "Sequence[Row]") -> None:
     width = max(len("model"), *(len(row.model) for row in rows))
-    gap = f"GAP@{top_k}"
+    gap = f"GAP@{rows[0].k}"
     click.echo(f"{'model':<{width}}  {'form':<15}  repeats  {gap:>7}   Hit@1         bytes")
     for row in rows:
         click.echo(

@@ -1,7 +1,7 @@
-"""Report: what every model of a workspace scores on some records, and how large it is."""
+"""What every model of a workspace scores on some records, and how large and how slow it is."""
 
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from ensemble_kit.checkpoints import open_tensors
@@ -10,31 +10,11 @@ from ensemble_kit.errors import InputError
 from ensemble_kit.loading import load
 from ensemble_kit.progress import progress
 from ensemble_kit.provenance import FusedRecord
+from ensemble_kit.report import Row
 from ensemble_kit.workspace import FUSED, RUNS, RunFolder
 
 
-@dataclass(frozen=True)
-class Row:
-    """One model's line.
-
-    Attributes:
-        model: The run's name, or ``ensemble``.
-        form: ``last checkpoint``, ``averaged``, ``fused bf16``, ``onnx bf16``, …
-        repeats: Draws averaged.
-        gap: GAP@k on the records.
-        hit_at_1: Hit@1 on them.
-        num_bytes: The file's size.
-    """
-
-    model: str
-    form: str
-    repeats: int
-    gap: float
-    hit_at_1: float
-    num_bytes: int
-
-
-def report(workspace: Path, records: Records, *, k: int = 20) -> list[Row]:
+def score_models(workspace: Path, records: Records, *, k: int = 20) -> list[Row]:
     """Run every model of a workspace on the same records.
 
     That is each run's last checkpoint and its averaged one, and every fused and ONNX file in the
@@ -53,9 +33,13 @@ def report(workspace: Path, records: Records, *, k: int = 20) -> list[Row]:
     with progress("report", len(models)) as shown:
         for done, (name, form, path, repeats) in enumerate(models, start=1):
             loaded = load(path, repeats=repeats)
+            start = time.perf_counter()
             metrics = loaded.measure(records, k=k)
+            seconds = (time.perf_counter() - start) / max(metrics.videos, 1)
             size = path.stat().st_size
-            rows.append(Row(name, form, loaded.repeats, metrics.gap, metrics.hit_at_1, size))
+            rows.append(
+                Row(name, form, loaded.repeats, k, metrics.gap, metrics.hit_at_1, size, seconds)
+            )
             shown.update(done, f"{name}, {form}")
     return rows
 

@@ -1,0 +1,222 @@
+"""The report's charts, drawn by Bokeh; colours of what is around the marks come from the page."""
+
+import json
+from collections.abc import Mapping, Sequence
+from math import ceil, floor, log10
+from typing import Any
+
+import numpy as np
+from bokeh.embed import json_item
+from bokeh.models import (
+    BasicTicker,
+    ColumnDataSource,
+    FactorRange,
+    FixedTicker,
+    HoverTool,
+    NumeralTickFormatter,
+)
+from bokeh.models.annotations import Span
+from bokeh.models.renderers import GlyphRenderer
+from bokeh.plotting import figure
+from bokeh.resources import Resources
+
+from ensemble_kit.files import format_size
+from ensemble_kit.report.evidence import Agreement
+from ensemble_kit.selections import CandidateRecord, FrontierRecord, SelectionRecord
+
+MIB = 2**20
+BLUE, ORANGE, GREY = "#3b82f6", "#d97706", "#8590a2"  # told apart on white and on near-black
+CELL = 26  # pixels of the matrix for each candidate
+# The page's own variables, which change with the colour scheme, given to Bokeh's.
+STYLE = """
+:host {
+  --bk-background-fill-color: transparent; --bk-border-fill-color: transparent;
+  --bk-outline-line-color: transparent; --bk-grid-line-color: var(--line);
+  --bk-axis-line-color: var(--muted); --bk-axis-label-text-color: var(--muted);
+  --bk-major-label-text-color: var(--text); --bk-major-tick-line-color: var(--muted);
+  --bk-minor-tick-line-color: transparent;
+}
+.bk-Tooltip { --background-color: var(--surface); --color: var(--text);
+  --divider-color: var(--line); font-size: 13px; }
+"""
+MATRIX_STYLE = """
+:host { --bk-grid-line-color: transparent; --bk-axis-line-color: transparent;
+  --bk-major-tick-line-color: transparent; }
+"""
+
+
+def bokeh_script() -> str:
+    """Return the JavaScript that draws the charts, to stand in the page itself."""
+    return "\n".join(Resources(mode="inline", components=["bokeh"]).js_raw)
+
+
+def chart_json(chart: figure) -> str:
+    """Return a chart as JSON that may stand in a ``<script>``: it holds no ``<``."""
+    return json.dumps(json_item(chart)).replace("<", "\\u003c")
+
+
+def path_chart(selection: SelectionRecord) -> figure:
+    """Draw the GAP after each addition, with its interval."""
+    chart = _figure(x_axis_label="additions", y_axis_label=f"GAP@{selection.k}")
+    steps = selection.path
+    bars = [
+        (place, *step.interval)
+        for place, step in enumerate(steps, start=1)
+        if step.interval is not None
+    ]
+    if bars:
+        at, low, high = (list(values) for values in zip(*bars, strict=True))
+        chart.segment(x0=at, x1=at, y0=low, y1=high, line_color=BLUE, line_width=2, line_alpha=0.6)
+    series = [("chosen by", GREY if selection.confirm else BLUE, [step.gap for step in steps])]
+    if selection.confirm:
+        series.append(("held out", BLUE, [step.confirmed_gap or 0.0 for step in steps]))
+    marks = []
+    for videos, color, gaps in series:
+        source = _steps_source(selection, videos, gaps)
+        chart.line("place", "gap", source=source, line_color=color, line_width=2)
+        scatter = chart.scatter(
+            "place", "gap", source=source, size=9, line_color=color, line_width=2,
+            fill_color=color, fill_alpha="alpha",
+        )  # fmt: skip
+        marks.append(scatter)
+    _hover(
+        chart,
+        marks,
+        {"added": "@added", "videos": "@videos", "GAP": "@gap{0.0000}", "interval": "@interval",
+         "gain": "@gain"},
+    )  # fmt: skip
+    chart.xaxis.ticker = BasicTicker(min_interval=1, num_minor_ticks=0)
+    chart.yaxis.formatter = NumeralTickFormatter(format="0.000")
+    return chart
+
+
+def _steps_source(
+    selection: SelectionRecord, videos: str, gaps: Sequence[float]
+) -> ColumnDataSource:
+    """Return what the marks of a path show; those of additions that may be noise are hollow."""
+    steps = selection.path
+    return ColumnDataSource(
+        {
+            "place": list(range(1, len(steps) + 1)),
+            "gap": list(gaps),
+            "added": [step.added for step in steps],
+            "videos": [videos] * len(steps),
+            "interval": [_interval(step.interval) for step in steps],
+            "gain": [_gain(step.confirmed_gain, step.gain) for step in steps],
+            "alpha": [0.0 if step.is_distinguishable is False else 1.0 for step in steps],
+        }
+    )
+
+
+def size_chart(selection: SelectionRecord) -> figure | None:
+    """Draw GAP against bytes: the candidates, the path, the frontier and the limit.
+
+    None where no candidate's size is known.
+    """
+    sized = [one for one in selection.candidates if one.bytes]
+    if not sized:
+        return None
+    low = min(one.bytes for one in sized) / MIB / 1.3
+    high = 1.3 * max(selection.max_size, *(one.bytes for one in sized)) / MIB
+    chart = _figure(
+        x_axis_label=f"MiB in {selection.dtype}", y_axis_label=f"GAP@{selection.k}",
+        x_axis_type="log", x_range=(low, high),
+    )  # fmt: skip
+    chart.add_layout(
+        Span(location=selection.max_size / MIB, dimension="height", line_color=ORANGE,
+             line_dash="dashed", line_width=2)
+    )  # fmt: skip
+    members = {one.name for one in selection.members}
+    is_member = [1.0 if one.name in members else 0.0 for one in sized]
+    candidates = _points(sized, [one.name for one in sized], is_member)
+    frontier = [one for one in selection.frontier if one.bytes]
+    names = [", ".join(one.members) for one in frontier]
+    front = _points(frontier, names, [1.0] * len(frontier))
+    chart.step("mib", "gap", source=front, mode="after", line_color=BLUE, line_width=2)
+    ensembles = chart.scatter(
+        "mib", "gap", source=front, size=7, line_color=BLUE, fill_color=BLUE, marker="diamond"
+    )
+    marks = chart.scatter(
+        "mib", "gap", source=candidates, size=9, line_color=GREY, line_width=2, fill_color=GREY,
+        fill_alpha="alpha",
+    )  # fmt: skip
+    _hover(chart, [marks], {"candidate": "@name", "GAP": "@gap{0.0000}", "size": "@size"})
+    _hover(chart, [ensembles], {"members": "@name", "GAP": "@gap{0.0000}", "size": "@size"})
+    chart.xaxis.ticker = FixedTicker(ticks=_ticks(low, high))
+    chart.xaxis.formatter = NumeralTickFormatter(format="0,0.[000]")
+    chart.yaxis.formatter = NumeralTickFormatter(format="0.000")
+    return chart
+
+
+def agreement_chart(agreement: Agreement) -> figure:
+    """Draw the agreement of candidates as a matrix."""
+    names, shares = agreement.names, agreement.shares
+    numbers = [str(place + 1) for place in range(len(names))]
+    rows, columns = (grid.ravel() for grid in np.indices(shares.shape))
+    low, high = agreement.lowest, agreement.highest
+    strength = np.clip((shares - low) / max(high - low, 1e-9), 0, 1)
+    strength[np.eye(len(names), dtype=bool)] = 0
+    source = ColumnDataSource(
+        {
+            "row": [numbers[place] for place in rows],
+            "column": [numbers[place] for place in columns],
+            "one": [names[place] for place in rows],
+            "other": [names[place] for place in columns],
+            "share": shares.ravel(),
+            "alpha": 0.06 + 0.94 * strength.ravel(),
+        }
+    )
+    chart = figure(
+        x_range=FactorRange(factors=numbers), y_range=FactorRange(factors=numbers[::-1]),
+        width=CELL * len(names) + 60, height=CELL * len(names) + 30, x_axis_location="above",
+        tools="", toolbar_location=None, stylesheets=[STYLE, MATRIX_STYLE],
+    )  # fmt: skip
+    cells = chart.rect(
+        "column", "row", source=source, width=0.94, height=0.94, line_color=None, fill_color=BLUE,
+        fill_alpha="alpha",
+    )  # fmt: skip
+    _hover(chart, [cells], {"one": "@one", "other": "@other", "agreement": "@share{0.0%}"})
+    return chart
+
+
+def _figure(**options: Any) -> figure:
+    return figure(
+        height=360, sizing_mode="stretch_width", tools="", toolbar_location=None,
+        stylesheets=[STYLE], **options,
+    )  # fmt: skip
+
+
+def _points(
+    records: Sequence[CandidateRecord | FrontierRecord],
+    names: Sequence[str],
+    alpha: Sequence[float],
+) -> ColumnDataSource:
+    return ColumnDataSource(
+        {
+            "mib": [one.bytes / MIB for one in records],
+            "gap": [one.gap for one in records],
+            "name": list(names),
+            "size": [format_size(one.bytes) for one in records],
+            "alpha": list(alpha),
+        }
+    )
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Return round numbers of a logarithmic axis: 1, 2, 5, 10, …, or powers of 10 alone."""
+    exponents = range(floor(log10(low)), ceil(log10(high)) + 1)
+    mantissas = (1, 2, 5) if high < 1000 * low else (1,)
+    ticks = (mantissa * 10.0**exponent for exponent in exponents for mantissa in mantissas)
+    return [tick for tick in ticks if low <= tick <= high]
+
+
+def _hover(chart: figure, marks: "Sequence[GlyphRenderer[Any]]", shown: Mapping[str, str]) -> None:
+    chart.add_tools(HoverTool(renderers=list(marks), tooltips=list(shown.items())))
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return "-" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
+
+
+def _gain(confirmed: float | None, gain: float) -> str:
+    return f"{gain:+.4f}" if confirmed is None else f"{gain:+.4f}, held out {confirmed:+.4f}"

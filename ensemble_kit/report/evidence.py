@@ -1,0 +1,203 @@
+"""What the candidates' predictions say beyond the selection: who agrees, which classes changed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble_kit.candidates import Candidates, read_candidates
+from ensemble_kit.files import sha256_of
+from ensemble_kit.metrics import MetricsAccumulator, top_classes
+from ensemble_kit.progress import progress
+from ensemble_kit.provenance import FileRecord
+from ensemble_kit.selections import CandidateRecord, SelectionRecord
+
+READ_VALUES = 2**20  # probabilities of a candidate read together: 4 MiB
+FEWEST_POSITIVES = 10  # of a class that is compared: with fewer, chance decides
+MOST_CHANGES = 12  # classes shown that gain, and as many that lose
+
+
+@dataclass(frozen=True)
+class ClassChange:
+    """What the ensemble does to one class.
+
+    Attributes:
+        name: The class.
+        positives: Videos that have it as a label.
+        single: Its average precision by the best single candidate.
+        ensemble: The same by the ensemble.
+    """
+
+    name: str
+    positives: int
+    single: float
+    ensemble: float
+
+    @property
+    def change(self) -> float:
+        """Greater than 0 where the ensemble is better."""
+        return self.ensemble - self.single
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How alike M candidates are.
+
+    Attributes:
+        names: Their names.
+        shares: ``(M, M)``: of each video's best classes, as many as it has labels, the share that
+            two candidates both name.
+    """
+
+    names: tuple[str, ...]
+    shares: NDArray[np.float64]
+
+    @property
+    def lowest(self) -> float:
+        """The share of the two that are least alike."""
+        return float(self.shares.min())
+
+    @property
+    def highest(self) -> float:
+        """The share of the two that are most alike."""
+        return float(self.shares[~np.eye(len(self.names), dtype=bool)].max())
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What could be read of a selection's candidates.
+
+    Attributes:
+        agreement: None where fewer than two candidates' predictions could be read.
+        changes: The classes that gain most, then those that lose most; None where the members' and
+            the best candidate's predictions could not all be read.
+        missing: A sentence for each file that could not be read, by name of the candidate.
+    """
+
+    agreement: Agreement | None
+    changes: tuple[ClassChange, ...] | None
+    missing: dict[str, str]
+
+
+def gather(selection: SelectionRecord, folder: Path) -> Evidence:
+    """Read the predictions that a selection was made of, as far as they are unchanged.
+
+    Args:
+        selection: The selection.
+        folder: Where its file lies; paths in it are relative to this.
+
+    Raises:
+        CheckpointError: A predictions file is damaged.
+        PredictionsError: The same, of another tool's file.
+    """
+    missing = {
+        one.name: fault
+        for one in selection.candidates
+        if (fault := _fault(one.predictions, folder)) is not None
+    }
+    if selection.labels is not None and (fault := _fault(selection.labels, folder)) is not None:
+        missing["labels"] = fault
+        return Evidence(None, None, missing)
+    there = [one for one in selection.candidates if one.name not in missing]
+    if not there:
+        return Evidence(None, None, missing)
+    known = read_candidates(
+        [folder / one.predictions.path for one in there],
+        labels_path=folder / selection.labels.path if selection.labels else None,
+        dtype=selection.dtype,
+        sizes={},
+        has_limit=False,
+    )
+    return _Reader(known, selection, there).evidence(missing)
+
+
+def _fault(file: FileRecord, folder: Path) -> str | None:
+    path = folder / file.path
+    if not path.is_file():
+        return f"{file.path} is not there."
+    if sha256_of(path) != file.sha256:
+        return f"{file.path} has changed since the selection was made."
+    return None
+
+
+class _Reader:
+    """Reads all candidates once, some videos at a time."""
+
+    def __init__(
+        self, known: Candidates, selection: SelectionRecord, there: Sequence[CandidateRecord]
+    ) -> None:
+        self.known = known
+        self.names = tuple(one.name for one in there)
+        self.coefficients = {one.name: one.coefficient for one in selection.members}
+        best = selection.candidates[0].name
+        self.single = self.names.index(best) if best in self.names else None
+        self.can_compare = self.single is not None and self.coefficients.keys() <= set(self.names)
+        self.overlaps = np.zeros((len(there), len(there)), np.int64)
+        self.before, self.after = (
+            MetricsAccumulator(num_classes=known.num_classes, k=selection.k) for _ in range(2)
+        )
+
+    def evidence(self, missing: dict[str, str]) -> Evidence:
+        num_videos = len(self.known.ids)
+        step = max(1, READ_VALUES // self.known.num_classes)
+        with progress("report", num_videos) as shown:
+            for start in range(0, num_videos, step):
+                stop = min(start + step, num_videos)
+                self._add(start, stop)
+                shown.update(stop, "videos")
+        agreement = None
+        if len(self.names) > 1:
+            named = np.maximum(np.diagonal(self.overlaps), 1)
+            shares = self.overlaps / np.minimum(named[:, None], named)
+            agreement = Agreement(self.names, shares)
+        return Evidence(agreement, self._changes() if self.can_compare else None, missing)
+
+    def _add(self, start: int, stop: int) -> None:
+        videos = np.arange(start, stop)
+        labels = self.known.labels.rows(start, stop)
+        num_labels = np.diff(labels.offsets)
+        total = np.zeros((stop - start, self.known.num_classes))
+        is_listed = np.zeros(total.shape, np.bool_)
+        named = []
+        for index, (name, one) in enumerate(zip(self.names, self.known.candidates, strict=True)):
+            rows = one.taken(videos)
+            named.append(_named(rows, num_labels))
+            if index == self.single and self.can_compare:
+                self.before.add(rows, labels)
+            if name in self.coefficients:
+                is_listed |= rows > -np.inf
+                total += np.multiply(np.maximum(rows, 0), self.coefficients[name], dtype=float)
+        if self.can_compare:
+            self.after.add(np.where(is_listed, total, -np.inf), labels)
+        pairs, places = np.unique(np.concatenate(named), return_inverse=True)
+        is_named = np.zeros((len(named), len(pairs)), np.float32)
+        is_named[np.repeat(np.arange(len(named)), [len(one) for one in named]), places] = 1
+        self.overlaps += np.rint(is_named @ is_named.T).astype(np.int64)
+
+    def _changes(self) -> tuple[ClassChange, ...]:
+        before, positives = self.before.class_average_precisions()
+        after, _ = self.after.class_average_precisions()
+        names = next(
+            (one.predictions.label_names for one in self.known.candidates
+             if one.predictions.label_names is not None),
+            tuple(f"class {index}" for index in range(len(positives))),
+        )  # fmt: skip
+        changes = [
+            ClassChange(
+                names[index], int(positives[index]), float(before[index]), float(after[index])
+            )
+            for index in np.flatnonzero(positives >= FEWEST_POSITIVES)
+        ]
+        gains = sorted((one for one in changes if one.change > 0), key=lambda one: -one.change)
+        losses = sorted((one for one in changes if one.change < 0), key=lambda one: one.change)
+        return (*gains[:MOST_CHANGES], *losses[:MOST_CHANGES])
+
+
+def _named(rows: NDArray[np.float32], num_labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return each video's best classes, as many as it has labels, as places in ``rows``."""
+    classes, scores = top_classes(rows, max(1, int(num_labels.max(initial=0))))
+    is_named = (np.arange(classes.shape[1]) < num_labels[:, None]) & (scores > -np.inf)
+    places: NDArray[np.int64] = classes + np.arange(len(rows))[:, None] * rows.shape[1]
+    return places[is_named]

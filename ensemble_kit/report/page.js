@@ -1,0 +1,28 @@
+"use strict";
+
+// A click on a heading sorts by its column; a second one turns the order round.
+for (const button of document.querySelectorAll("th button")) {
+  button.addEventListener("click", () => {
+    const heading = button.parentElement;
+    const table = heading.closest("table");
+    const column = [...heading.parentElement.children].indexOf(heading);
+    const isNumber = !heading.classList.contains("text");
+    const was = heading.getAttribute("aria-sort");
+    const order = was ? (was === "ascending" ? -1 : 1) : isNumber ? -1 : 1;
+    const value = (row) => row.children[column].dataset.value ?? row.children[column].textContent;
+    const compare = (a, b) => {
+      if (!isNumber) return order * value(a).localeCompare(value(b), undefined, { numeric: true });
+      const [x, y] = [parseFloat(value(a)), parseFloat(value(b))];
+      if (isNaN(x) || isNaN(y)) return isNaN(x) - isNaN(y); // what is not known stays last
+      return order * (x - y);
+    };
+    for (const other of table.querySelectorAll("th")) other.removeAttribute("aria-sort");
+    heading.setAttribute("aria-sort", order === 1 ? "ascending" : "descending");
+    const body = table.tBodies[0];
+    body.append(...[...body.rows].sort(compare));
+  });
+}
+
+for (const item of document.querySelectorAll("script[data-chart]")) {
+  Bokeh.embed.embed_item(JSON.parse(item.textContent), item.dataset.chart);
+}

@@ -1,0 +1,114 @@
+"""The HTML page: a template, filled with escaped text and numbers, in one file of its own."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+import ensemble_kit
+from ensemble_kit.files import format_size, refuse_overwrite, written_aside
+from ensemble_kit.provenance import BYTES_PER_VALUE
+from ensemble_kit.report import Row
+from ensemble_kit.report.charts import (
+    BLUE,
+    GREY,
+    ORANGE,
+    agreement_chart,
+    bokeh_script,
+    chart_json,
+    path_chart,
+    size_chart,
+)
+from ensemble_kit.report.evidence import FEWEST_POSITIVES, Evidence, gather
+from ensemble_kit.selections import SelectionRecord, read_selection
+
+
+def write_report(
+    selection_path: Path, output: Path, *, rows: Sequence[Row] = (), force: bool = False
+) -> Path:
+    """Write a selection as one HTML page that needs no other file and no network.
+
+    What a missing or changed predictions file would have told is left out, and the page says so.
+
+    Args:
+        selection_path: The ``selection.json``.
+        output: The page to write, about 1.5 MB.
+        rows: What models scored on records, for a table of their own.
+        force: Whether an existing file may be replaced.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        OutputError: ``output`` exists and ``force`` is False.
+        SelectionError: There is no selection of this version's form.
+        CheckpointError: A predictions file is damaged.
+        PredictionsError: The same, of another tool's file.
+    """
+    refuse_overwrite(output, force=force)
+    selection = read_selection(selection_path)
+    evidence = gather(selection, selection_path.parent)
+    text = render(selection, evidence, rows, selection_name=str(selection_path))
+    with written_aside(output, force=force) as aside:
+        aside.write_text(text, encoding="utf-8")
+    return output
+
+
+def render(
+    selection: SelectionRecord, evidence: Evidence, rows: Sequence[Row], *, selection_name: str
+) -> str:
+    """Return the page."""
+    environment = Environment(
+        loader=PackageLoader("ensemble_kit.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"size": format_size, "gap": _gap, "signed": _signed}
+    size = size_chart(selection)
+    charts = {"path": chart_json(path_chart(selection))}
+    if size is not None:
+        charts["size"] = chart_json(size)
+    if evidence.agreement is not None:
+        charts["agreement"] = chart_json(agreement_chart(evidence.agreement))
+    return environment.get_template("page.html").render(
+        bokeh=bokeh_script(),
+        charts=charts,
+        colors={"blue": BLUE, "grey": GREY, "orange": ORANGE},
+        dtypes=list(BYTES_PER_VALUE),
+        evidence=evidence,
+        fewest_positives=FEWEST_POSITIVES,
+        kit_version=ensemble_kit.__version__,
+        rows=rows,
+        seconds={row.model: row.seconds_per_video for row in rows if row.form == "averaged"},
+        selection=selection,
+        selection_name=selection_name,
+        summary=_summary(selection),
+    )
+
+
+def _summary(selection: SelectionRecord) -> dict[str, Any]:
+    """Return the figures at the top: on the videos held out, where there are any."""
+    confirm = selection.confirm
+    part = confirm.held_out if confirm else None
+    best = selection.candidates[0]
+    single = best.confirmed_gap if confirm else best.gap
+    gap = part.gap if part else selection.gap
+    return {
+        "gap": gap,
+        "interval": part.interval if part else selection.path[-1].interval,
+        "best": best.name,
+        "single": single,
+        "gain": gap - (single or 0.0),
+        "videos": part.videos if part else selection.videos,
+    }
+
+
+def _gap(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.4f}"

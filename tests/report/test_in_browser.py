@@ -1,0 +1,78 @@
+"""The page in a real browser: it draws, it sorts, and nothing is wrong."""
+
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
+
+import pytest
+
+from ensemble_kit.report.page import write_report
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+# Before anything else: note what goes wrong. Last: click, look, and leave a note in the page.
+WATCH = """<script>
+const faults = [];
+addEventListener("error", (event) => faults.push(String(event.message)));
+addEventListener("securitypolicyviolation", (event) => faults.push(event.violatedDirective));
+console.error = console.warn = (...words) => faults.push(words.join(" "));
+</script>"""
+LOOK = """<script>
+function canvases(root) {
+  const inner = [...root.querySelectorAll("*")].filter((one) => one.shadowRoot);
+  return [...root.querySelectorAll("canvas"), ...inner.flatMap((one) => canvases(one.shadowRoot))];
+}
+function isDrawn(canvas) {
+  const { width, height } = canvas;
+  if (!width || !height) return false;
+  return canvas.getContext("2d").getImageData(0, 0, width, height).data.some((value) => value);
+}
+addEventListener("load", () => setTimeout(() => {
+  const drawn = ["path", "size", "agreement"].map((name) =>
+    canvases(document.getElementById("chart-" + name)).some(isDrawn));
+  const table = document.querySelector("#candidates table");
+  const heading = [...table.querySelectorAll("th")].find((one) => one.innerText === "bf16");
+  const names = () => [...table.tBodies[0].rows].map((row) => row.children[1].innerText);
+  heading.querySelector("button").click();
+  const falling = names();
+  heading.querySelector("button").click();
+  const note = { faults, drawn, falling, rising: names(), sort: heading.ariaSort,
+    wide: document.documentElement.scrollWidth, window: innerWidth };
+  document.body.dataset.note = JSON.stringify(note);
+}, 1500));
+</script>"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
+    return found
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, 0), (1280, 1)], ids=["phone, dark", "wide"])
+def test_the_charts_are_drawn_and_a_click_sorts(browser, chosen, tmp_path, width, scheme):
+    path = write_report(chosen.path, tmp_path / "report.html")
+    text = path.read_text(encoding="utf-8")
+    text = text.replace("<title>", f"{WATCH}<title>", 1).replace("</body>", f"{LOOK}</body>")
+    path.write_text(text, encoding="utf-8")
+
+    done = subprocess.run(
+        [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900",
+         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000",
+         f"--blink-settings=preferredColorScheme={scheme}", "--dump-dom", path.as_uri()],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+
+    found = re.search(r'<body data-note="([^"]*)"', done.stdout)
+    assert found, done.stderr
+    note = json.loads(unescape(found[1]))
+    by_size = sorted(chosen.record.candidates, key=lambda one: -one.bytes)
+    assert note["faults"] == []
+    assert note["drawn"] == [True, True, True]
+    assert note["falling"] == [one.name for one in by_size]
+    assert note["rising"] == [one.name for one in reversed(by_size)]
+    assert note["sort"] == "ascending"
+    assert note["wide"] <= note["window"]  # wide tables scroll by themselves

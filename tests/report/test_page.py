@@ -1,0 +1,273 @@
+"""What the page says, that it escapes it, and that it needs nothing else."""
+
+import re
+import warnings
+
+import pytest
+from chosen_fixture import CLASSES, NAMES, write_chosen
+
+from ensemble_kit.errors import OutputError, SelectionError
+from ensemble_kit.report import Row, page
+from ensemble_kit.report.page import write_report
+from ensemble_kit.selection import select
+
+with warnings.catch_warnings():  # of what Python will drop, at import
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import html5lib
+
+LIMIT = 3_000_000
+ROWS = [
+    Row("rnn", "averaged", 1, 5, 0.8123, 0.9, 12_345_678, 0.00321),
+    Row("ensemble", "fused bf16", 10, 5, 0.8765, 0.95, 56_789_012, 0.0456),
+]
+
+
+class Page:
+    """A page as a browser reads it; markup that is not valid is an error."""
+
+    def __init__(self, path):
+        self.text = path.read_text(encoding="utf-8")
+        parser = html5lib.HTMLParser(strict=True, namespaceHTMLElements=False)
+        self.root = parser.parse(self.text)
+
+    def words(self, *ids):
+        """All text of some sections, as one line; of the whole body without scripts with none."""
+        elements = [self.root.find(f".//section[@id='{one}']") for one in ids]
+        if not ids:
+            elements = [self.root.find("body/main")]
+        found = (text for element in elements for text in shown_text(element))
+        return re.sub(r"\s+", " ", "".join(found))
+
+    def rows(self, section, table=0):
+        """The cells of a section's table, by row, the heading first."""
+        found = self.root.findall(f".//section[@id='{section}']//table")[table]
+        return [
+            [re.sub(r"\s+", " ", "".join(cell.itertext())).strip() for cell in row]
+            for row in found.iter("tr")
+        ]
+
+
+def shown_text(element):
+    if element.tag != "script":
+        yield element.text or ""
+        for child in element:
+            yield from shown_text(child)
+            yield child.tail or ""
+
+
+@pytest.fixture
+def without_bokeh(monkeypatch):
+    """Leave the 1.3 MB of JavaScript out, which takes seconds to parse."""
+    monkeypatch.setattr(page, "bokeh_script", str)
+
+
+@pytest.fixture(scope="module")
+def standard(chosen, tmp_path_factory):
+    """The page of the selection that most tests look at, with the models scored on records."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "bokeh_script", str)
+        output = tmp_path_factory.mktemp("page") / "report.html"
+        return Page(write_report(chosen.path, output, rows=ROWS))
+
+
+def page_of(chosen, **options):
+    return Page(write_report(chosen.path, chosen.path.with_name("report.html"), **options))
+
+
+def test_the_path_has_every_step_with_its_intervals(chosen, standard):
+    rows = standard.rows("path")
+
+    assert rows[0] == ["#", "added", "chosen by", "gain", "held out", "gain, held out",
+                       "interval of the gain", "size"]  # fmt: skip
+    assert len(rows) == 1 + len(chosen.record.path) == 4
+    for row, step in zip(rows[1:], chosen.record.path, strict=True):
+        assert row[1:4] == [step.added, f"{step.gap:.4f}", f"{step.gain:+.4f}"]
+        assert row[4] == f"{step.confirmed_gap:.4f}"
+        low, high = step.gain_interval
+        assert row[6].startswith(f"{low:+.4f} to {high:+.4f}")
+        assert row[6].endswith("noise?") == (not step.is_distinguishable)
+
+
+def test_the_top_says_what_was_held_out_and_the_size(chosen, standard):
+    words = standard.words()
+
+    held_out, best = chosen.record.confirm.held_out, chosen.record.candidates[0]
+    low, high = held_out.interval
+    assert (
+        f"{held_out.gap:.4f}GAP@20 on {held_out.videos} videos held out, "
+        f"95% within {low:.4f} to {high:.4f}"
+    ) in words
+    gain = held_out.gap - best.confirmed_gap
+    assert f"{gain:+.4f}over the best single, rnn ({best.confirmed_gap:.4f})" in words
+    assert "13.4 MiBin bf16, 73.7% of the limit of 18.1 MiB" in words
+    assert "3 of 4 candidates" in words
+
+
+def test_a_candidate_has_its_gaps_parameters_bytes_in_each_type_and_why_it_is_no_member(
+    chosen, standard
+):
+    heading, *rows = standard.rows("candidates")
+
+    assert heading[4:] == [
+        "parameters", "fp32", "fp16", "bf16", "int8", "s a video", "not a member because"
+    ]  # fmt: skip
+    assert [row[1] for row in rows] == [one.name for one in chosen.record.candidates]
+    place = [row[1] for row in rows].index(NAMES[2])
+    assert rows[place][4:] == [
+        "3,000,000", "11.4 MiB", "5.7 MiB", "5.7 MiB", "2.9 MiB", "-",
+        "Its 5.7 MiB do not fit in the 4.8 MiB left.",
+    ]  # fmt: skip
+
+
+def test_the_frontier_is_a_table_too(chosen, standard):
+    rows = standard.rows("size")[1:]
+
+    assert [row[1] for row in rows] == [f"{one.gap:.4f}" for one in chosen.record.frontier]
+    assert rows[-1][3] == ", ".join(chosen.record.frontier[-1].members)
+
+
+def test_classes_that_change_are_named_with_both_precisions(chosen, standard):
+    rows = standard.rows("classes")
+
+    assert rows[0] == ["class", "videos", "single", "ensemble", "change"]
+    assert rows[1] == ["Game", "14", "0.4300", "1.0000", "+0.5700"]
+    assert {row[0] for row in rows[1:]} <= set(CLASSES[:4])
+    assert CLASSES[1] in {row[0] for row in rows}
+
+
+def test_every_file_and_its_hash_stand_there_and_how_members_were_chosen(chosen, standard):
+    words = standard.words("choice")
+
+    for member in chosen.record.members:
+        assert f"{member.predictions.path} {member.predictions.sha256}" in words
+        assert f"{member.model.file.path} {member.model.file.sha256}" in words
+    for one in chosen.record.candidates:
+        assert one.predictions.sha256 in words
+    assert chosen.record.rule in words
+    assert chosen.record.dataset_sha256 in words
+    assert chosen.record.vocabulary_sha256 in words
+    assert "20 resamples, seed 0, 95%" in words
+    assert "greedy by gain; 9 ensembles measured" in words
+
+
+def test_models_scored_on_records_have_their_table_and_their_seconds(standard):
+    assert standard.rows("models") == [
+        ["model", "form", "draws", "GAP@5", "Hit@1", "file", "s a video"],
+        ["rnn", "averaged", "1", "0.8123", "0.9000", "11.8 MiB", "0.0032"],
+        ["ensemble", "fused bf16", "10", "0.8765", "0.9500", "54.2 MiB", "0.0456"],
+    ]
+    heading, *rows = standard.rows("candidates")
+    seconds = heading.index("s a video")
+    assert {row[1]: row[seconds] for row in rows} == dict.fromkeys(NAMES, "-") | {"rnn": "0.0032"}
+
+
+def test_names_are_escaped_wherever_they_stand(standard):
+    assert NAMES[2] in standard.words("candidates")
+    assert NAMES[2] in standard.words("choice")
+    assert "<script>alert" not in standard.text
+    assert "<b>Bold" not in standard.text
+    charts = standard.root.findall(".//script[@data-chart]")
+    assert {one.get("data-chart") for one in charts} == {
+        "chart-path", "chart-size", "chart-agreement"
+    }  # fmt: skip
+    assert all("<" not in one.text and "alert(1)" in one.text for one in charts[1:])
+
+
+def test_the_page_is_one_small_file_that_fetches_nothing(chosen, tmp_path):
+    found = Page(write_report(chosen.path, tmp_path / "report.html"))
+
+    assert len(found.text.encode()) < LIMIT
+    policy = found.root.find(".//meta[@http-equiv='Content-Security-Policy']").get("content")
+    assert policy.startswith("default-src 'none'; ")
+    assert "http" not in policy
+    names = {name for element in found.root.iter() for name in element.attrib}
+    assert not names & {"src", "href", "srcset", "action", "data", "poster", "onclick"}
+    assert {"link", "iframe", "img", "object", "base"}.isdisjoint(
+        element.tag for element in found.root.iter()
+    )
+    assert not re.search(r"@import|url\(", found.root.find(".//style").text)
+
+
+def test_what_is_missing_is_said_and_the_rest_stands(own_chosen, without_bokeh):
+    for file in own_chosen.files.values():
+        file.unlink()
+
+    found = page_of(own_chosen)
+
+    assert "Agreement needs the predictions of two candidates at least." in found.words()
+    assert "This needs the predictions of rnn and of every member." in found.words("classes")
+    assert "rnn: ../runs/run-3.safetensors is not there." in found.words("choice")
+    assert len(found.rows("candidates")) == 1 + len(NAMES)
+    assert len(found.root.findall(".//script[@data-chart]")) == 2
+
+
+def test_a_selection_by_all_videos_without_intervals_says_that_it_flatters(tmp_path, without_bokeh):
+    chosen = write_chosen(tmp_path, confirm=0, resamples=0)
+
+    found = page_of(chosen)
+
+    assert f"{chosen.record.gap:.4f}GAP@20 on 60 videosover" not in found.words()
+    assert f"{chosen.record.gap:.4f}GAP@20 on 60 videos" in found.words()
+    assert "the same 60 videos that the figures are of, which flatters" in found.words("path")
+    assert found.rows("path")[0] == ["#", "added", "GAP@20", "gain", "size"]
+    assert "Bootstrapnone" in found.words("choice").replace(" none", "none")
+
+
+def test_other_ways_of_searching_and_mixing_are_told(tmp_path, without_bokeh):
+    chosen = write_chosen(
+        tmp_path, strategy="beam", beam_width=3, mixing="optimised", start=["bag"],
+        exclude=["mean"], max_members=2,
+    )  # fmt: skip
+
+    words = page_of(chosen).words()
+
+    found = chosen.record.optimised
+    assert "beam of width 3 by gain" in words
+    assert "at most 2 members; started from bag; without mean; greedy reaches" in words
+    assert (
+        f"Optimising the coefficients changed the GAP from {found.uniform_gap:.4f} to "
+        f"{found.gap:.4f}, and on the videos held out"
+    ) in words
+    assert "mixed by optimised coefficients" in words
+
+
+def test_candidates_of_unknown_size_have_no_chart_of_sizes(tmp_path, without_bokeh):
+    for name, score in (("a", 0.9), ("b", 0.7)):
+        lines = ["VideoId,LabelConfidencePairs", f"x,0 {score} 1 0.8", f"y,1 {score}"]
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("VideoId,Labels\nx,0\ny,1\n", encoding="utf-8")
+    paths = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    select(paths, output=tmp_path / "selection.json", labels_path=labels)
+
+    found = Page(write_report(tmp_path / "selection.json", tmp_path / "report.html"))
+
+    assert "The sizes of the candidates are not known." in found.words("size")
+    assert found.rows("candidates")[1][3:8] == ["-", "-", "-", "-", "-"]
+    assert "No class with 10 videos or more changes." in found.words("classes")
+    assert "Vocabularynot told" in found.words("choice")
+
+
+def test_a_page_is_not_replaced_unless_told_to(chosen, tmp_path, without_bokeh):
+    output = tmp_path / "report.html"
+    output.write_text("mine", encoding="utf-8")
+
+    with pytest.raises(OutputError) as caught:
+        write_report(chosen.path, output)
+
+    assert str(caught.value) == (
+        f"{output} exists already.\nName another output, or replace it with --force."
+    )
+    assert output.read_text(encoding="utf-8") == "mine"
+    assert Page(write_report(chosen.path, output, force=True)).rows("path")
+
+
+def test_no_selection_no_page(tmp_path):
+    with pytest.raises(SelectionError) as caught:
+        write_report(tmp_path / "selection.json", tmp_path / "report.html")
+
+    assert str(caught.value) == (
+        f"{tmp_path / 'selection.json'} cannot be read: No such file or directory.\n"
+        "Run `ensemble-kit select` first, or name a selection that exists."
+    )
+    assert not (tmp_path / "report.html").exists()
