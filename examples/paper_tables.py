@@ -331,11 +331,12 @@ def describe(table: Table, results: Sequence[Result]) -> str:
         )
     (low, high), share = uncertainty(here, paper)
     tau = kendall_tau(means.tolist(), paper)
+    as_well = f"{share:.2%}" if share else "none"
     lines += [
         "",
         f"{here.shape[1]} seeds; ± is their standard deviation. Kendall's tau of the two orders is "
-        f"{tau:.2f} ({low:.2f} to {high:.2f} when the seeds' noise is redrawn); {share:.2%} of "
-        "random orders agree as well.",
+        f"{tau:.2f} ({low:.2f} to {high:.2f} when the seeds' noise is redrawn). Of {DRAWS:,} "
+        f"random orders {as_well} agree as well.",
     ]
     return "\n".join(lines)
 
@@ -346,7 +347,7 @@ def rank_of(values: Sequence[float]) -> Callable[[int], int]:
 
 
 def plot(results: Sequence[Result], path: Path) -> None:
-    """Draw GAP here against GAP in the paper, one panel a table."""
+    """Draw the paper's order beside the order here, one panel a table, a line for each row."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -355,16 +356,17 @@ def plot(results: Sequence[Result], path: Path) -> None:
     figure = Figure(figsize=(12, 5.5), layout="constrained")
     for axis, table in zip(figure.subplots(1, len(TABLES)), TABLES, strict=True):
         here, paper = gaps_of(table, results)
-        axis.errorbar(paper, here.mean(axis=1), yerr=here.std(axis=1, ddof=1), fmt="o", capsize=3)
-        for x, y, row in zip(paper, here.mean(axis=1), table.rows, strict=True):
-            axis.annotate(
-                row.name.removeprefix("average-") if table.key == "S1" else row.name,
-                (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8,
-            )  # fmt: skip
-        axis.set_title(table.title, fontsize=10)
-        axis.set_xlabel("GAP@20 in the paper")
-        axis.set_ylabel("GAP@20 here, mean and deviation of seeds")
-        axis.margins(0.18)
+        means, errors = here.mean(axis=1), here.std(axis=1, ddof=1)
+        left, right = np.argsort(np.argsort(paper)), np.argsort(np.argsort(means))
+        for index, row in enumerate(table.rows):
+            ends = [left[index], right[index]]
+            axis.plot([0, 1], ends, "-o", color="C0" if ends[0] == ends[1] else "C1")
+            axis.text(-0.04, ends[0], f"{row.name}  {paper[index]:.3f}", ha="right", va="center")
+            found = f"{means[index]:.4f} ± {errors[index]:.4f}  {row.name}"
+            axis.text(1.04, ends[1], found, ha="left", va="center")
+        axis.set_title(f"{table.title}\nGAP@20 in the paper, and here", fontsize=10)
+        axis.set_xlim(-1.3, 2.5)
+        axis.set_axis_off()
     figure.savefig(path)
 
 
