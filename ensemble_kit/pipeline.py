@@ -1,5 +1,6 @@
 """Stages in a row. Stages never import each other; this module may import them all."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,15 +14,22 @@ from ensemble_kit.prediction import predict
 from ensemble_kit.predictions import read_predictions
 from ensemble_kit.provenance import CheckpointRecord
 from ensemble_kit.recipes import Recipe, parse_recipe
-from ensemble_kit.training import TrainedRun, train_checkpoints
+from ensemble_kit.training import RunPlan, TrainedRun, train_checkpoints
 from ensemble_kit.workspace import RunFolder
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A trained run, and the validation GAP@20 of its averaged checkpoint where it has one."""
+    """A trained run and what became of its checkpoints.
+
+    Attributes:
+        trained: The run.
+        averaged: What its averaged checkpoint is, in words; None where training was interrupted.
+        averaged_gap: The validation GAP@20 of that; None without validation records.
+    """
 
     trained: TrainedRun
+    averaged: str | None
     averaged_gap: float | None
 
 
@@ -35,15 +43,24 @@ def train(
     workers: int = 0,
     device: str = "cpu",
     tensorboard: bool = False,
+    ema: float | None = None,
+    patience: int | None = None,
+    keep: int | None = None,
+    accumulate: int = 1,
     force: bool = False,
 ) -> FinishedRun:
-    """Train a recipe, average its last checkpoints and predict the validation records.
+    """Train a recipe, settle on its best weights and predict the validation records.
 
-    An interrupted run keeps its checkpoints and is neither averaged nor predicted. See
+    These are the best of the mean of the last checkpoints, the exponential moving average where one
+    was kept, and the best checkpoint alone, by the GAP@20 of the validation records; without such,
+    the mean.
+
+    What of this is done already is not done again: a run that was killed goes on from where it was.
+    An interrupted run keeps its checkpoints and is neither averaged nor predicted. See ``RunPlan``,
     ``train_checkpoints``, ``average_checkpoints`` and ``predict`` for arguments and faults.
     """
-    trained = train_checkpoints(
-        recipe,
+    plan = RunPlan(
+        recipe=recipe,
         training=training,
         validation=validation,
         folder=folder,
@@ -51,17 +68,78 @@ def train(
         workers=workers,
         device=device,
         tensorboard=tensorboard,
-        force=force,
+        ema=ema,
+        patience=patience,
+        keep=keep,
+        accumulate=accumulate,
     )
+    return finish_run(plan, force=force)
+
+
+def finish_run(plan: RunPlan, *, force: bool = False) -> FinishedRun:
+    """Do what is left to do of a run; see ``train``."""
+    trained = train_checkpoints(plan, force=force)
     if trained.is_stopped:
-        return FinishedRun(trained, None)
+        return FinishedRun(trained, None, None)
     run = trained.folder
-    average_run(run, run.averaged, training=training)
-    if validation is None:
-        return FinishedRun(trained, None)
-    predict(run.averaged, validation, run.validation, device=device)
+    if not run.averaged.exists():
+        settle_run(plan)
+    with open_tensors(run.averaged) as file:
+        averaged = _describe(file.record(CheckpointRecord))
+    if plan.validation is None:
+        return FinishedRun(trained, averaged, None)
+    if not run.validation.exists():
+        predict(run.averaged, plan.validation, run.validation, device=plan.device)
     metrics = evaluate_predictions(read_predictions(run.validation), None, k=20)
-    return FinishedRun(trained, metrics.gap)
+    return FinishedRun(trained, averaged, metrics.gap)
+
+
+def _describe(record: CheckpointRecord) -> str:
+    if record.ema_decay is not None:
+        return "the moving average"
+    if len(record.averaged_from) == 1:
+        return f"checkpoint {record.step} alone"
+    return f"the mean of {len(record.averaged_from)} checkpoints"
+
+
+def settle_run(plan: RunPlan) -> None:
+    """Write the best of a run's averages and checkpoints as its averaged checkpoint."""
+    run = plan.run
+    if plan.validation is None:
+        average_run(run, run.averaged, training=plan.training, device=plan.device)
+        return
+    asides: dict[Path, float] = {}
+    for method in ("uniform", "ema") if plan.ema is not None else ("uniform",):
+        aside = run.path / f".{method}.safetensors"  # beside it, as the file names its parents
+        outcome = average_run(
+            run,
+            aside,
+            method=method,
+            training=plan.training,
+            validation=plan.validation,
+            device=plan.device,
+            force=True,
+        )
+        if outcome.path is not None and outcome.gap is not None:
+            asides[aside] = outcome.gap
+    if not asides:
+        gaps = _logged_gaps(run, run.checkpoint_paths())
+        best = max(sorted(gaps), key=gaps.__getitem__)
+        aside = run.path / ".best.safetensors"
+        average_checkpoints(
+            [best],
+            aside,
+            method="greedy",  # which leaves one checkpoint as it was trained
+            validation=plan.validation,
+            known_gaps={best: gaps[best]},
+            device=plan.device,
+            force=True,
+        )
+        asides[aside] = gaps[best]
+    winner = max(asides, key=asides.__getitem__)
+    for aside in asides.keys() - {winner}:
+        aside.unlink()
+    winner.replace(run.averaged)
 
 
 def average_run(
@@ -116,7 +194,6 @@ def average_run(
             mend="Give --from-step an earlier step.",
         )
     is_logged = validation is None or validation.patterns == record.validation_files
-    logged = _logged_gaps(run) if is_logged else {}
     return average_checkpoints(
         chosen,
         output,
@@ -124,7 +201,7 @@ def average_run(
         batch_norm=batch_norm,
         training=training,
         validation=validation,
-        known_gaps={path: logged[_step(path)] for path in paths if _step(path) in logged},
+        known_gaps=_logged_gaps(run, paths) if is_logged else {},
         even_if_worse=even_if_worse,
         device=device,
         force=force,
@@ -144,7 +221,11 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.stem.removeprefix("step-"))
 
 
-def _logged_gaps(run: RunFolder) -> dict[int, float]:
-    """Return the validation GAP of every step that training measured."""
-    lines = read_metrics(run.metrics)
-    return {line["step"]: line["validation"]["gap"] for line in lines if "validation" in line}
+def _logged_gaps(run: RunFolder, paths: Sequence[Path]) -> dict[Path, float]:
+    """Return the validation GAPs that training measured of these checkpoints."""
+    gaps = {
+        run.checkpoint(line["step"]): line["validation"]["gap"]
+        for line in read_metrics(run.metrics)
+        if "validation" in line
+    }
+    return {path: gaps[path] for path in paths if path in gaps}

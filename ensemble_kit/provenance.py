@@ -39,7 +39,7 @@ class CheckpointRecord(Record):
     """The metadata of a checkpoint, averaged or not.
 
     Attributes:
-        run: A hash of recipe, seed, schema and training files: averaging mixes one run only.
+        run: A hash of recipe, seed, records and options: averaging mixes one run only.
         step: Optimisation steps taken; the last one averaged, in an averaged checkpoint.
         examples: Videos seen until then.
         training_files: The patterns of the records it was trained on, absolute.
@@ -67,6 +67,38 @@ class CheckpointRecord(Record):
     averaged_from: tuple[FileRecord, ...] = ()
     batch_norm: Literal["trained", "recalibrate", "average", "last"] = "trained"
     validation_gap: float | None = None
+
+
+class MeasuredRecord(Record):
+    """A step that a checkpoint was written at; its GAP@20 is None without validation records."""
+
+    step: int
+    gap: float | None
+
+
+class TrainingStateRecord(Record):
+    """The metadata of a run's state, from which training goes on.
+
+    Attributes:
+        settings: What makes the run what it is, by name: hashes and values.
+        is_finished: Whether all steps are taken; the file then holds no tensors.
+        step: Optimisation steps taken.
+        batches: Batches read, those that nothing was good in too.
+        examples: Videos seen.
+        seconds: How long training has taken so far.
+        measured: The checkpoints written at their regular steps, those removed since too.
+    """
+
+    kind: Literal["training state"] = "training state"
+    kit_version: str
+    name: str
+    settings: dict[str, str]
+    is_finished: bool
+    step: int
+    batches: int
+    examples: int
+    seconds: float
+    measured: tuple[MeasuredRecord, ...]
 
 
 class ModelRecord(Record):

@@ -280,7 +280,11 @@ class MixtureOfExperts(Table):
 
 
 class Training(Table):
-    """The schedule: what is true of the recipe on every machine."""
+    """The schedule: what is true of the recipe on every machine.
+
+    Left out, ``schedule`` is the papers' staircase and ``clip`` each variable by itself. A cosine
+    falls to 0 with ``max_steps`` and has no stairs.
+    """
 
     batch_size: Count
     learning_rate: Annotated[float, Field(gt=0)]
@@ -292,6 +296,9 @@ class Training(Table):
     batch_norm_momentum: Annotated[float, Field(gt=0, le=1)]
     checkpoint_every: Count
     average_last: Count
+    schedule: Literal["staircase", "cosine"] | None = None
+    warmup_examples: Count | None = None
+    clip: Literal["each", "global"] | None = None
 
 
 class Reported(Table):

@@ -2,6 +2,8 @@
 
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -25,6 +27,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """The folder of checkpoints, ``step-*.safetensors``."""
         return self.path / "checkpoints"
+
+    @property
+    def state(self) -> Path:
+        """What training goes on from where it was left."""
+        return self.path / "state.safetensors"
 
     @property
     def metrics(self) -> Path:
@@ -94,7 +101,7 @@ class RunFolder:
             )
 
     def claim(self, *, force: bool) -> None:
-        """Make the folder ready for a new run.
+        """Make way for a new run.
 
         Raises:
             OutputError: It holds a run already and ``force`` is False.
@@ -103,11 +110,38 @@ class RunFolder:
             self.refuse_run()
         for path in self._outputs():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep this run from being trained by two processes; the folder is made where need be.
+
+        Where the system or the disk knows no locks, nothing is kept from anything.
+
+        Raises:
+            OutputError: The folder cannot be made.
+            TrainingError: Another process has locked it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = self.lock.open("w")
+        except OSError as error:
+            raise OutputError(
+                f"{self.path} cannot be written: {error.strerror}.",
+                mend="Name a folder you may write to.",
+            ) from error
+        with file:
+            try:
+                _lock(file)
+            except BlockingIOError as error:
+                raise TrainingError(
+                    f"{self.path} is being trained by another process.",
+                    mend="Wait until that one ends, or give this run another --name.",
+                ) from error
+            yield
 
     def _outputs(self) -> list[Path]:
-        outputs = (self.checkpoints, self.metrics, self.tensorboard, self.ema, self.averaged,
-                   self.validation)  # fmt: skip
+        outputs = (self.state, self.checkpoints, self.metrics, self.tensorboard, self.ema,
+                   self.averaged, self.validation)  # fmt: skip
         return [path for path in outputs if path.exists()]
 
 

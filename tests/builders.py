@@ -1,14 +1,16 @@
 """Small recipes, schemas, frames and checkpoints that many tests build on."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from ensemble_kit.checkpoints import open_tensors, save_tensors
-from ensemble_kit.data.dataset import Records
+from ensemble_kit.data.dataset import Batch, Records
 from ensemble_kit.data.schema import Modality, Schema
 from ensemble_kit.data.synthetic import synthesize
 from ensemble_kit.layers.normalisation import BatchNorm
@@ -16,6 +18,7 @@ from ensemble_kit.layers.second_order import WhitenedResiduals
 from ensemble_kit.provenance import CheckpointRecord, RecipeRecord
 from ensemble_kit.recipes import Recipe, parse_recipe
 from ensemble_kit.submodel import SubModel
+from ensemble_kit.training import RunPlan, TrainedRun, train_checkpoints
 
 Module = TypeVar("Module", bound=nn.Module)
 WIDTHS = {"rgb": 5, "audio": 3}
@@ -227,6 +230,45 @@ def tiny_records(folder: Path, *, num_videos: int = 96, seed: int = 0) -> tuple[
         seed=seed,
     )
     return Records([folder / "train"]), Records([folder / "validate"])
+
+
+def train_tiny(
+    folder: Path,
+    records: tuple[Records, Records],
+    recipe: Recipe | None = None,
+    *,
+    is_validated: bool = False,
+    force: bool = False,
+    **options: Any,
+) -> TrainedRun:
+    """Train a tiny recipe on what ``tiny_records`` returned; ``options`` are those of a plan."""
+    training, validation = records
+    plan = RunPlan(
+        recipe=recipe or tiny_recipe(),
+        training=training,
+        validation=validation if is_validated else None,
+        folder=folder,
+        **options,
+    )
+    return train_checkpoints(plan, force=force)
+
+
+def lines_of(trained: TrainedRun) -> list[dict[str, Any]]:
+    """Return the lines of a run's log."""
+    return [json.loads(line) for line in trained.folder.metrics.read_text("utf-8").splitlines()]
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, num_batches: int) -> None:
+    """Make Ctrl-C come while batch ``num_batches + 1`` is read."""
+    whole = Records.training_batches
+
+    def training_batches(self: Records, *arguments: Any, **options: Any) -> Iterator[Batch]:
+        for number, batch in enumerate(whole(self, *arguments, **options)):
+            if number == num_batches:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(Records, "training_batches", training_batches)
 
 
 def _toml(value: bool) -> str:

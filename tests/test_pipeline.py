@@ -1,6 +1,11 @@
-import pytest
-from builders import tiny_recipe, tiny_records
+from dataclasses import replace
+from pathlib import Path
 
+import pytest
+import torch
+from builders import contents_of, record_of, tiny_recipe, tiny_records
+
+from ensemble_kit.averages import Average
 from ensemble_kit.checkpoints import open_tensors
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import CheckpointError
@@ -8,6 +13,7 @@ from ensemble_kit.loading import load
 from ensemble_kit.pipeline import average_run, train
 from ensemble_kit.predictions import read_predictions
 from ensemble_kit.provenance import CheckpointRecord
+from ensemble_kit.training import loop
 
 
 @pytest.fixture(scope="module")
@@ -19,25 +25,68 @@ def records(tmp_path_factory):
 def finished(records, tmp_path_factory):
     training, validation = records
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    return train(tiny_recipe(), training=training, validation=validation, folder=folder)
+    return train(tiny_recipe(), training=training, validation=validation, folder=folder, keep=3)
 
 
 def steps_of(paths):
     return [int(path.stem.removeprefix("step-")) for path in paths]
 
 
-def test_a_run_ends_with_its_average_and_the_averages_predictions(finished, records):
+def test_a_run_ends_with_the_predictions_of_its_averaged_checkpoint(finished, records):
     run = finished.trained.folder
 
-    with open_tensors(run.averaged) as file:
-        record = file.record(CheckpointRecord)
-    assert [parent.path for parent in record.averaged_from] == [
-        "checkpoints/step-00000004.safetensors",
-        "checkpoints/step-00000006.safetensors",
-    ]  # the recipe's average_last is 2
-    assert record.batch_norm == "recalibrate"
     assert read_predictions(run.validation).record.model.file.path == "averaged.safetensors"
     assert finished.averaged_gap == load(run.averaged).measure(records[1]).gap
+
+
+@pytest.mark.parametrize(
+    ("mean", "moving", "winner", "parents", "batch_norm"),
+    [
+        (0.8, 0.7, "the mean of 2 checkpoints", ["step-00000004", "step-00000006"], "recalibrate"),
+        (0.7, 0.8, "the moving average", ["ema"], "recalibrate"),
+        (0.6, 0.5, "checkpoint 4 alone", ["step-00000004"], "trained"),
+    ],
+)
+def test_a_run_settles_on_what_is_best_on_the_validation_records(
+    mean, moving, winner, parents, batch_norm, records, tmp_path, monkeypatch
+):
+    alone = iter([0.1, 0.65, 0.2])
+    measure = loop.measure
+    monkeypatch.setattr(
+        loop, "measure", lambda *arguments: replace(measure(*arguments), gap=next(alone))
+    )
+    monkeypatch.setattr(
+        Average,
+        "gap",
+        lambda self, *_: mean if self.sources[0].path.stem.startswith("step") else moving,
+    )
+    training, validation = records
+
+    finished = train(
+        tiny_recipe(),
+        training=training,
+        validation=validation,
+        folder=tmp_path / "tiny",
+        ema=0.9,
+    )
+
+    run = finished.trained.folder
+    record = record_of(run.averaged)
+    assert finished.averaged == winner
+    assert [Path(parent.path).stem for parent in record.averaged_from] == parents
+    assert record.batch_norm == batch_norm
+    assert finished.averaged_gap == load(run.averaged).measure(validation).gap
+    if winner == "checkpoint 4 alone":
+        alone = contents_of(run.checkpoint(4))
+        assert all(
+            torch.equal(alone[name], value) for name, value in contents_of(run.averaged).items()
+        )
+    assert sorted(path.name for path in run.path.glob("*.safetensors")) == [
+        "averaged.safetensors",
+        "ema.safetensors",
+        "state.safetensors",
+        "validation.safetensors",
+    ]
 
 
 def test_without_validation_records_nothing_is_predicted(records, tmp_path):

@@ -26,7 +26,8 @@ from ensemble_kit.provenance import CheckpointRecord
 from ensemble_kit.recipes import load_recipe
 from ensemble_kit.runtime import OnnxEnsemble
 from ensemble_kit.submodel import SubModel
-from ensemble_kit.training import clip_each, cross_entropy
+from ensemble_kit.training.loss import cross_entropy
+from ensemble_kit.training.optimisation import clip_each
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 ON_DISK = sorted(

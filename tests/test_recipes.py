@@ -21,7 +21,8 @@ MODELS = Path(__file__).resolve().parents[1] / "models"
 SHIPPED = sorted(MODELS.rglob("*.toml"))
 TRAINING_KEYS = (
     "batch_size, learning_rate, learning_rate_decay, examples_per_decay, max_steps, clip_norm, "
-    "l2_penalty, batch_norm_momentum, checkpoint_every, average_last"
+    "l2_penalty, batch_norm_momentum, checkpoint_every, average_last, schedule, "
+    "warmup_examples, clip"
 )
 RECIPE_KEYS = "title, source, input, sampling, pooling, fusion, hidden, head, training, reported"
 

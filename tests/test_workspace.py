@@ -10,7 +10,7 @@ def run(tmp_path):
 
 
 def test_checkpoints_sort_by_step(run):
-    run.claim(force=False)
+    run.checkpoints.mkdir(parents=True)
     for step in (10_000, 300_000, 20, 9, 12_345_678):
         run.checkpoint(step).touch()
     (run.checkpoints / ".step-00000001.safetensors.part").touch()
@@ -29,7 +29,7 @@ def test_a_folder_without_checkpoints_is_refused(run):
     )
 
 
-@pytest.mark.parametrize("name", ["metrics", "ema", "averaged", "validation"])
+@pytest.mark.parametrize("name", ["state", "metrics", "ema", "averaged", "validation"])
 def test_any_output_of_a_run_keeps_another_from_it(run, name):
     output = getattr(run, name)
     output.parent.mkdir(parents=True)
@@ -43,7 +43,18 @@ def test_any_output_of_a_run_keeps_another_from_it(run, name):
     )
 
     run.claim(force=True)
-    assert list(run.path.iterdir()) == [run.checkpoints]
+    assert list(run.path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "runs").touch()
+
+    with pytest.raises(OutputError) as caught, RunFolder(tmp_path / "runs" / "gru").locked():
+        pass
+
+    assert str(caught.value) == (
+        f"{tmp_path}/runs/gru cannot be written: Not a directory.\nName a folder you may write to."
+    )
 
 
 @pytest.mark.parametrize(

@@ -59,12 +59,14 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     )
     (root / "recipes").mkdir()
     for name, pooling in MEMBERS.items():
-        text = tiny_recipe_text(pooling=pooling, max_steps=24, checkpoint_every=6, average_last=3)
+        text = tiny_recipe_text(
+            pooling=pooling, learning_rate=0.02, max_steps=24, checkpoint_every=6, average_last=3
+        )
         text = text.replace("size = 6\n", f"size = {HIDDEN.get(name, 6)}\n")
         (root / "recipes" / f"{name}.toml").write_text(text)
     recipes = [f"recipes/{name}.toml" for name in MEMBERS]
     with contextlib.chdir(root):
-        trained = CliRunner().invoke(main, ["train", *recipes, *TRAINING])
+        trained = CliRunner().invoke(main, ["train", *recipes, *TRAINING, "--keep", "4"])
     assert trained.exit_code == 0, trained.output
     return Workspace(root, trained)
 

@@ -19,6 +19,7 @@ from ensemble_kit.workspace import RUNS
 
 if TYPE_CHECKING:
     from ensemble_kit.jobs import Job, JobEnd
+    from ensemble_kit.pipeline import FinishedRun
 
 
 @click.command()
@@ -39,6 +40,32 @@ if TYPE_CHECKING:
     show_default=True,
     help="Processes that read records ahead, about 50 MB each; 0 reads while nothing trains.",
 )
+@click.option(
+    "--ema",
+    type=click.FloatRange(min=0, max=1, max_open=True),
+    metavar="DECAY",
+    help="Keep a moving average of the weights too, such as 0.999.",
+)
+@click.option(
+    "--patience",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Stop after N checkpoints without a better validation GAP.",
+)
+@click.option(
+    "--keep",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Last checkpoints kept, beside the best  [default: those that are averaged].",
+)
+@click.option(
+    "--accumulate",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Take each batch in N parts, where memory is short.",
+)
 @click.option("-o", "--output", type=FOLDER, default=RUNS, show_default=True, help="Runs' folder.")
 @click.option(
     "--jobs", type=click.IntRange(min=1), metavar="N",
@@ -57,6 +84,10 @@ def train(
     name: str | None,
     seed: int,
     workers: int,
+    ema: float | None,
+    patience: int | None,
+    keep: int | None,
+    accumulate: int,
     output: Path,
     device: str,
     jobs: int | None,
@@ -67,8 +98,8 @@ def train(
 ) -> None:
     """Train each RECIPE on records, average its checkpoints, predict the validation records.
 
-    A RECIPE is a name that `ensemble-kit recipes list` shows, or a .toml file. Ctrl-C keeps the
-    checkpoints there are.
+    A RECIPE is a name that `ensemble-kit recipes list` shows, or a .toml file. A run that was
+    stopped or killed goes on with the same command, and one that is finished is left as it is.
 
     \b
     Example:
@@ -77,10 +108,11 @@ def train(
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.data.dataset import Records
     from ensemble_kit.jobs import Job
-    from ensemble_kit.pipeline import train as train_run
+    from ensemble_kit.pipeline import finish_run
     from ensemble_kit.progress import quietly
     from ensemble_kit.recipes import load_recipe
-    from ensemble_kit.workspace import RunFolder, run_name
+    from ensemble_kit.training import RunPlan
+    from ensemble_kit.workspace import run_name
 
     if quiet:
         click.get_current_context().with_resource(quietly())
@@ -88,15 +120,32 @@ def train(
         raise click.UsageError("--name names one run; give one RECIPE with it.")
     loaded = [load_recipe(recipe, overrides) for recipe in recipes]
     folders = [output / (name or run_name(recipe.name)) for recipe in loaded]
-    for folder in folders:  # before hours are spent on another
+    for folder in folders:
         if folders.count(folder) > 1:
             raise click.UsageError(
                 f"Two recipes would make the run {folder}; train one by itself, with --name."
             )
-        if not force:
-            RunFolder(folder).refuse_run()
     training_records = Records(training, **reading)
     validation_records = Records(validation, **reading) if validation else None
+    plans = [
+        RunPlan(
+            recipe=recipe,
+            training=training_records,
+            validation=validation_records,
+            folder=folder,
+            seed=seed,
+            workers=workers,
+            device=device,
+            tensorboard=tensorboard,
+            ema=ema,
+            patience=patience,
+            keep=keep,
+            accumulate=accumulate,
+        )
+        for recipe, folder in zip(loaded, folders, strict=True)
+    ]
+    for plan in plans:  # before hours are spent on another
+        plan.find(force=force)
     if jobs is not None:
         words = words_of(click.get_current_context(), leave_out={"jobs"})
         _train_side_by_side(
@@ -107,26 +156,12 @@ def train(
             at_once=min(jobs, len(recipes)),
         )
         return
-    for recipe, folder in zip(loaded, folders, strict=True):
-        finished = train_run(
-            recipe,
-            training=training_records,
-            validation=validation_records,
-            folder=folder,
-            seed=seed,
-            workers=workers,
-            device=device,
-            tensorboard=tensorboard,
-            force=force,
-        )
-        run = finished.trained
-        if run.is_stopped:
-            click.echo(_describe_stop(run.folder.path, run.steps), err=True)
+    for plan in plans:
+        finished = finish_run(plan, force=force)
+        if finished.trained.is_stopped:
+            click.echo(_describe_stop(plan.folder, finished.trained.steps), err=True)
             raise click.exceptions.Exit(130)
-        line = f"{run.folder.path}: {run.steps} steps in {run.seconds:.1f} s"
-        if finished.averaged_gap is not None:
-            line += f", GAP@20 {run.best_gap:.4f} at best, {finished.averaged_gap:.4f} averaged"
-        click.echo(line)
+        click.echo(_describe(finished, plan.recipe.training.max_steps))
     echo_skipped(training_records, *filter(None, [validation_records]))
 
 
@@ -149,10 +184,21 @@ def _echo_end(end: "JobEnd") -> None:
         click.echo(f"{end.job.name}: failed: {end.fault}", err=True)
 
 
+def _describe(finished: "FinishedRun", max_steps: int) -> str:
+    run = finished.trained
+    done = "was finished already: " if run.was_finished else ""
+    of = f" of {max_steps}" if run.steps < max_steps else ""  # its patience was over
+    line = f"{run.folder.path}: {done}{run.steps}{of} steps in {run.seconds:.1f} s"
+    if finished.averaged_gap is not None:
+        line += f", GAP@20 {run.best_gap:.4f} at best"
+        line += f", {finished.averaged_gap:.4f} of {finished.averaged}"
+    return line
+
+
 def _describe_stop(folder: Path, steps: int) -> str:
     if not steps:
         return f"{folder}: stopped before its first step."
     return (
-        f"{folder}: stopped at step {steps}; its checkpoints are whole.\n"
-        f"Use them with `ensemble-kit average {folder}`."
+        f"{folder}: stopped at step {steps}; the same command goes on from there.\n"
+        f"Use what there is with `ensemble-kit average {folder}`."
     )

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 from builders import record_of, rewrite_checkpoint
+from workspace_fixture import TRAINING
 
 from ensemble_kit.checkpoints import open_tensors
 from ensemble_kit.cli import main
@@ -21,14 +22,16 @@ def steps_of(path):
 
 
 def test_a_run_is_averaged_as_training_did(runner, own_workspace):
-    path = own_workspace.averaged("bag")
+    alone = [*TRAINING[:2], "--name", "alone"]  # without validation records, hence the mean
+    assert runner.invoke(main, ["train", "recipes/bag.toml", *alone]).exit_code == 0
+    path = own_workspace.averaged("alone")
     before = sha256_of(path)
     path.unlink()
 
-    printed = average(runner, "runs/bag", "--even-if-worse")
+    printed = average(runner, "runs/alone")
 
     assert printed.startswith(
-        "runs/bag/averaged.safetensors: the mean of 3 checkpoints, batch norm recalibrate.\n"
+        "runs/alone/averaged.safetensors: the mean of 3 checkpoints, batch norm recalibrate.\n"
     )
     assert sha256_of(path) == before
     assert steps_of(path) == [12, 18, 24]
@@ -66,6 +69,7 @@ def test_checkpoints_may_be_named(runner, own_workspace):
 
 
 def test_other_records_may_be_used_and_their_bad_ones_counted(runner, own_workspace):
+    average(runner, "runs/bag", "--even-if-worse", "--force")
     shutil.copytree("data/validate", "data/damaged")
     shard = own_workspace.path / "data" / "damaged" / "validate0002.tfrecord"
     content = bytearray(shard.read_bytes())
@@ -127,7 +131,8 @@ def test_an_average_is_compared_and_one_that_loses_is_kept_only_if_asked(runner,
 
 
 def test_without_validation_records_it_says_that_nothing_was_compared(runner, own_workspace):
-    shutil.rmtree("data/validate")
+    for path in own_workspace.path.glob("runs/vlad/checkpoints/*"):
+        rewrite_checkpoint(path, validation_files=())
 
     printed = average(runner, "runs/vlad", "--force")
 

@@ -36,17 +36,19 @@ def test_every_recipe_becomes_a_run_of_its_name(workspace):
     for line, name in zip(lines, MEMBERS, strict=True):
         assert re.fullmatch(
             rf"runs/{name}: 24 steps in \d+\.\d s, "
-            r"GAP@20 0\.\d{4} at best, 0\.\d{4} averaged",
+            r"GAP@20 0\.\d{4} at best, "
+            r"0\.\d{4} of (the mean of 3 checkpoints|checkpoint \d+ alone)",
             line,
         )
         files = sorted(
             str(path.relative_to(workspace.path / "runs" / name))
-            for path in (workspace.path / "runs" / name).rglob("*.*")
+            for path in (workspace.path / "runs" / name).rglob("[!.]*.*")
         )
         assert files == [
             "averaged.safetensors",
             *(f"checkpoints/step-000000{step}.safetensors" for step in ("06", "12", "18", "24")),
             "metrics.jsonl",
+            "state.safetensors",
             "validation.safetensors",
         ]
         assert record_of(workspace.averaged(name)).name == name
@@ -70,7 +72,7 @@ def test_the_gap_it_prints_is_that_of_the_validation_predictions(workspace, runn
     for line in workspace.trained.stdout.splitlines():
         path = workspace.path / line.split(":")[0] / "validation.safetensors"
         found = json.loads(runner.invoke(main, ["evaluate", str(path), "--json"]).stdout)
-        assert f", {found['gap']:.4f} averaged" in line
+        assert f", {found['gap']:.4f} of " in line
 
 
 def test_a_run_may_have_another_name_values_and_seed(runner, own_workspace):
@@ -138,20 +140,45 @@ def test_two_recipes_of_one_name_are_refused_before_either_is_trained(runner, ow
     assert not (own_workspace.path / "runs" / "new").exists()
 
 
-def test_a_run_that_is_there_is_refused_before_another_is_trained(runner, own_workspace):
+def test_another_run_that_is_there_is_refused_before_any_is_trained(runner, own_workspace):
     (own_workspace.path / "new.toml").write_text(
         (own_workspace.path / "recipes" / "rnn.toml").read_text()
     )
     recipes = ["new.toml", "recipes/bag.toml"]
 
-    result = runner.invoke(main, ["train", *recipes, *TRAINING])
+    result = runner.invoke(main, ["train", *recipes, *TRAINING, "--seed", "1"])
 
     assert result.exit_code == 1
     assert result.stderr == (
-        "Error: runs/bag holds a run already (checkpoints).\n"
+        "Error: runs/bag holds a run with other values of: seed.\n"
         "Give this run another --name, or replace the old one with --force.\n"
     )
     assert not (own_workspace.path / "runs" / "new").exists()
+
+
+def test_a_finished_run_is_skipped_with_a_line(runner, own_workspace):
+    lines = own_workspace.trained.stdout.splitlines()
+    line = lines[list(MEMBERS).index("bag")]
+
+    result = runner.invoke(main, ["train", "recipes/bag.toml", *TRAINING])
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout == line.replace(": ", ": was finished already: ", 1) + "\n"
+    assert result.stderr == ""
+
+
+def test_a_run_killed_after_its_last_step_is_averaged_and_predicted(runner, own_workspace):
+    folder = own_workspace.path / "runs" / "bag"
+    averaged = (folder / "averaged.safetensors").read_bytes()
+    predicted = (folder / "validation.safetensors").read_bytes()
+    (folder / "averaged.safetensors").unlink()
+    (folder / "validation.safetensors").unlink()
+
+    result = runner.invoke(main, ["train", "recipes/bag.toml", *TRAINING])
+
+    assert result.exit_code == 0, result.output
+    assert (folder / "averaged.safetensors").read_bytes() == averaged
+    assert (folder / "validation.safetensors").read_bytes() == predicted
 
 
 def test_force_replaces_a_run(runner, own_workspace):
@@ -253,8 +280,8 @@ def test_ctrl_c_leaves_a_run_that_average_and_predict_accept(process, runner, ow
 
     assert (process.returncode, stdout) == (130, "")
     said = re.search(
-        r"runs/long: stopped at step (\d+); its checkpoints are whole\.\n"
-        r"Use them with `ensemble-kit average runs/long`\.\n\Z",
+        r"runs/long: stopped at step (\d+); the same command goes on from there\.\n"
+        r"Use what there is with `ensemble-kit average runs/long`\.\n\Z",
         stderr,
     )
     assert said, stderr

@@ -1,15 +1,21 @@
 import json
-from math import log
+from dataclasses import replace
 
 import pytest
 import torch
-from builders import POOLINGS, tiny_recipe, tiny_records, tiny_schema
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from reference import clip_loops, cross_entropy_loops
+from builders import (
+    POOLINGS,
+    contents_of,
+    interrupt_after,
+    lines_of,
+    record_of,
+    tiny_recipe,
+    tiny_records,
+    tiny_schema,
+    train_tiny,
+)
 from torch import nn
 
-from ensemble_kit import training as training_module
 from ensemble_kit.averaging import average_checkpoints
 from ensemble_kit.checkpoints import open_tensors
 from ensemble_kit.data.dataset import Records
@@ -25,7 +31,8 @@ from ensemble_kit.loading import load, to_torch
 from ensemble_kit.prediction import predict
 from ensemble_kit.provenance import CheckpointRecord
 from ensemble_kit.submodel import SubModel
-from ensemble_kit.training import clip_each, cross_entropy, learning_rate_at, train_checkpoints
+from ensemble_kit.training import gradients, loop, optimisation
+from ensemble_kit.training.loss import cross_entropy
 
 
 @pytest.fixture(scope="module")
@@ -38,89 +45,13 @@ def folder(tmp_path):
     return tmp_path / "runs" / "tiny"
 
 
-def run(folder, records, recipe=None, *, is_validated=False, **options):
-    training, validation = records
-    return train_checkpoints(
-        recipe or tiny_recipe(),
-        training=training,
-        validation=validation if is_validated else None,
-        folder=folder,
-        **options,
-    )
-
-
-def lines_of(trained):
-    return [json.loads(line) for line in trained.folder.metrics.read_text("utf-8").splitlines()]
-
-
-def contents(path):
-    with open_tensors(path) as file:
-        return {name: tensor.clone() for name, tensor in file.tensors()}
-
-
-def interrupt_after(monkeypatch, num_batches):
-    """Make Ctrl-C come while batch ``num_batches + 1`` is read."""
-    whole = Records.training_batches
-
-    def training_batches(self, *arguments, **options):
-        for number, batch in enumerate(whole(self, *arguments, **options)):
-            if number == num_batches:
-                raise KeyboardInterrupt
-            yield batch
-
-    monkeypatch.setattr(Records, "training_batches", training_batches)
-
-
-def test_cross_entropy_matches_the_loops_where_probabilities_are_zero_or_one_too(rng):
-    probabilities = torch.rand(3, 5, generator=rng, dtype=torch.float64)
-    probabilities[0, :2] = torch.tensor([0.0, 1.0])
-    labels = (torch.rand(3, 5, generator=rng) < 0.5).double()
-    labels[0, :2] = torch.tensor([1.0, 0.0])
-
-    ours = cross_entropy(probabilities, labels)
-
-    torch.testing.assert_close(
-        ours.item(), cross_entropy_loops(probabilities.tolist(), labels.tolist())
-    )
-
-
-def test_cross_entropy_sums_over_classes_and_averages_over_videos():
-    loss = cross_entropy(torch.full((3, 7), 0.5), torch.ones(3, 7))
-
-    torch.testing.assert_close(loss.item(), 7 * log(2), rtol=1e-4, atol=0)  # epsilon is 1e-5
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    st.lists(st.lists(st.floats(-100, 100), min_size=1, max_size=4), min_size=1, max_size=4),
-    st.floats(0.1, 10),
-)
-def test_each_gradient_is_clipped_by_its_own_norm(gradients, limit):
-    tensors = [torch.tensor(gradient, dtype=torch.float64) for gradient in gradients]
-
-    clip_each(tensors, limit)
-
-    for tensor, gradient in zip(tensors, gradients, strict=True):
-        torch.testing.assert_close(tensor.tolist(), clip_loops(gradient, limit))
-
-
-def test_the_learning_rate_is_a_staircase_in_examples():
-    schedule = tiny_recipe(
-        learning_rate=0.5, learning_rate_decay=0.8, examples_per_decay=100
-    ).training
-
-    rates = [learning_rate_at(schedule, examples) for examples in (0, 99, 100, 199, 200, 1050)]
-
-    assert rates == [0.5, 0.5, 0.5 * 0.8, 0.5 * 0.8, 0.5 * 0.8**2, 0.5 * 0.8**10]
-
-
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_the_loss_falls_and_the_validation_gap_rises(pooling, folder, records):
     recipe = tiny_recipe(
         pooling=pooling, max_steps=50, checkpoint_every=50, probability_gating=True
     )
 
-    trained = run(folder, records, recipe, is_validated=True)
+    trained = train_tiny(folder, records, recipe, is_validated=True)
 
     first, last, validated, _ = lines_of(trained)
     assert (first["step"], last["step"], trained.steps) == (1, 50, 50)
@@ -133,8 +64,8 @@ def test_a_fusions_penalty_is_in_the_loss(folder, records):
     for penalty in (0, 10):
         table = f"fusion={{name='projection', size=3, penalty={penalty}.0}}"
         recipe = tiny_recipe(pooling="average", max_steps=40, overrides=[table])
-        trained = run(folder.parent / f"penalty-{penalty}", records, recipe)
-        tensors = contents(trained.folder.checkpoints / "step-00000040.safetensors")
+        trained = train_tiny(folder.parent / f"penalty-{penalty}", records, recipe)
+        tensors = contents_of(trained.folder.checkpoints / "step-00000040.safetensors")
         rgb[penalty] = tensors["fusion.weights.0"].norm()
         audio[penalty] = tensors["fusion.weights.1"].norm()
 
@@ -152,7 +83,7 @@ def test_optimisation_is_the_papers_adam_clip_and_penalty(folder, records):
         l2_penalty=0.3,
         examples_per_decay=32,
     )
-    train_checkpoints(recipe, training=records[0], validation=None, folder=folder, seed=3)
+    train_tiny(folder, records, recipe, seed=3)
 
     torch.manual_seed(3)
     model = SubModel(recipe, records[0].schema)
@@ -178,7 +109,7 @@ def test_optimisation_is_the_papers_adam_clip_and_penalty(folder, records):
             mean, square = first[name] / (1 - 0.9**step), second[name] / (1 - 0.999**step)
             parameter.data -= rate * mean / (square.sqrt() + 1e-8)
 
-    trained = contents(folder / "checkpoints" / "step-00000005.safetensors")
+    trained = contents_of(folder / "checkpoints" / "step-00000005.safetensors")
     assert trained.keys() == parameters.keys()
     for name, parameter in parameters.items():
         # five float32 steps of up to 0.01 each, in another order of operations
@@ -188,13 +119,13 @@ def test_optimisation_is_the_papers_adam_clip_and_penalty(folder, records):
 def test_batch_norm_follows_every_batch_validated_between_or_not(folder, records):
     recipe = tiny_recipe(sampling="all", max_steps=5)  # the input's norm sees no weight before it
 
-    trained = run(folder, records, recipe, is_validated=True)
+    trained = train_tiny(folder, records, recipe, is_validated=True)
 
     norm = nn.BatchNorm1d(12, eps=1e-3, momentum=0.1)
     for batch, _ in zip(records[0].training_batches(16, seed=0), range(5), strict=False):
         prepared = prepare_frames(*to_torch(batch, "cpu"))
         norm(prepared.normalised[prepared.is_frame])
-    stored = contents(trained.folder.checkpoint(5))
+    stored = contents_of(trained.folder.checkpoint(5))
     torch.testing.assert_close(stored["input_batch_norm.running_mean"], norm.running_mean)
     torch.testing.assert_close(stored["input_batch_norm.running_variance"], norm.running_var)
 
@@ -205,14 +136,14 @@ def test_the_penalty_pulls_at_the_heads_kernels_and_at_nothing_else(
 ):
     gradients = []
     monkeypatch.setattr(
-        training_module,
+        optimisation,
         "clip_each",
         lambda tensors, _: gradients.append([tensor.clone() for tensor in tensors]),
     )
 
     for penalty in (0.0, 0.5):
         recipe = tiny_recipe(head=head, max_steps=1, l2_penalty=penalty, probability_gating=True)
-        run(folder, records, recipe, force=True)
+        train_tiny(folder, records, recipe, force=True)
 
     torch.manual_seed(0)
     model = SubModel(recipe, records[0].schema)
@@ -230,7 +161,7 @@ def test_processes_that_read_ahead_change_no_weight(sampling, tmp_path, records)
     recipe = tiny_recipe(sampling=sampling, max_steps=8)  # into the second epoch
 
     alone, helped = (
-        run(tmp_path / str(workers) / "tiny", records, recipe, workers=workers).folder
+        train_tiny(tmp_path / str(workers) / "tiny", records, recipe, workers=workers).folder
         for workers in (0, 2)
     )
 
@@ -248,8 +179,8 @@ def test_frames_are_drawn_while_records_are_read(folder, records, monkeypatch):
 
     monkeypatch.setattr(Records, "training_batches", training_batches)
 
-    run(folder, records, tiny_recipe(sampling="random", max_steps=2))
-    run(folder, records, tiny_recipe(sampling="all", max_steps=1), force=True)
+    train_tiny(folder, records, tiny_recipe(sampling="random", max_steps=2))
+    train_tiny(folder, records, tiny_recipe(sampling="all", max_steps=1), force=True)
 
     assert [weights.sum(axis=1).tolist() for weights in seen[:2]] == [[8] * 16] * 2
     assert seen[2:] == [None]
@@ -262,7 +193,7 @@ def test_a_batch_whose_records_are_all_bad_is_no_step(tmp_path, folder, records)
     lenient = Records([tmp_path / "bad.tfrecord"], skip_bad_records=True)
     recipe = tiny_recipe(pooling="average", sampling="all", batch_size=1, max_steps=60)
 
-    trained = run(folder, (lenient, None), recipe)
+    trained = train_tiny(folder, (lenient, None), recipe)
 
     assert lenient.num_skipped == 1
     assert lines_of(trained)[-1]["examples"] == trained.steps == 60
@@ -271,19 +202,19 @@ def test_a_batch_whose_records_are_all_bad_is_no_step(tmp_path, folder, records)
 @pytest.mark.parametrize("pooling", ["netvlad", "gru"])
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(pooling, tmp_path, records):
     runs = [
-        run(tmp_path / place / "tiny", records, tiny_recipe(pooling=pooling), seed=seed)
+        train_tiny(tmp_path / place / "tiny", records, tiny_recipe(pooling=pooling), seed=seed)
         for place, seed in (("one", 1), ("two", 1), ("three", 2))
     ]
 
-    for step in (2, 4, 6):
+    for step in (4, 6):
         paths = [trained.folder.checkpoint(step) for trained in runs]
         assert paths[0].read_bytes() == paths[1].read_bytes()
-        one, other = contents(paths[0]), contents(paths[2])
+        one, other = contents_of(paths[0]), contents_of(paths[2])
         assert not any(torch.equal(one[name], other[name]) for name in one if "bias" not in name)
 
 
 def test_checkpoints_are_written_at_steps_and_at_the_end(folder, records):
-    trained = run(folder, records, tiny_recipe(max_steps=5))
+    trained = train_tiny(folder, records, tiny_recipe(max_steps=5), keep=3)
 
     assert [path.name for path in trained.folder.checkpoint_paths()] == [
         "step-00000002.safetensors",
@@ -296,7 +227,7 @@ def test_checkpoints_are_written_at_steps_and_at_the_end(folder, records):
 def test_a_checkpoint_says_what_it_was_trained_on_and_how(folder, records):
     recipe = tiny_recipe(overrides=["training.max_steps=2"])
 
-    trained = run(folder, records, recipe, seed=7)
+    trained = train_tiny(folder, records, recipe, seed=7)
 
     with open_tensors(trained.folder.checkpoint(2)) as file:
         record = file.record(CheckpointRecord)
@@ -315,8 +246,8 @@ def test_runs_that_differ_have_different_identities(change, tmp_path, records):
         others = tiny_records(tmp_path / "records", num_videos=80)
     recipe = tiny_recipe(max_steps=3 if change == "recipe" else 2)
 
-    one = run(tmp_path / "one", records, tiny_recipe(max_steps=2))
-    other = run(tmp_path / "other", others, recipe, seed=change == "seed")
+    one = train_tiny(tmp_path / "one", records, tiny_recipe(max_steps=2))
+    other = train_tiny(tmp_path / "other", others, recipe, seed=change == "seed")
 
     identities = set()
     for trained in (one, other):
@@ -326,10 +257,10 @@ def test_runs_that_differ_have_different_identities(change, tmp_path, records):
 
 
 def test_every_line_of_the_log_says_where_the_run_was(folder, records, monkeypatch):
-    monkeypatch.setattr(training_module, "LOG_EVERY", 4)
+    monkeypatch.setattr(loop, "LOG_EVERY", 4)
     recipe = tiny_recipe(max_steps=8, checkpoint_every=4, examples_per_decay=64)
 
-    trained = run(folder, records, recipe, is_validated=True)
+    trained = train_tiny(folder, records, recipe, is_validated=True)
 
     lines = lines_of(trained)
     assert [(line["step"], line["examples"], line["epoch"]) for line in lines] == [
@@ -349,16 +280,16 @@ def test_every_line_of_the_log_says_where_the_run_was(folder, records, monkeypat
 
 def test_tensorboard_has_the_log_too_and_a_run_that_is_replaced_takes_it_along(folder, records):
     recipe = tiny_recipe(max_steps=2)
-    trained = run(folder, records, recipe, tensorboard=True)
+    trained = train_tiny(folder, records, recipe, tensorboard=True)
     assert list(trained.folder.tensorboard.glob("events.out.tfevents.*"))
 
-    run(folder, records, recipe, force=True)
+    train_tiny(folder, records, recipe, force=True)
 
     assert not trained.folder.tensorboard.exists()
 
 
 def test_validation_measures_the_checkpoint_that_was_just_written(folder, records):
-    trained = run(folder, records, tiny_recipe(max_steps=4), is_validated=True)
+    trained = train_tiny(folder, records, tiny_recipe(max_steps=4), is_validated=True)
 
     validated = [line for line in lines_of(trained) if "validation" in line]
     assert [line["step"] for line in validated] == [2, 4]
@@ -373,7 +304,7 @@ def test_an_interrupt_leaves_a_checkpoint_that_averages_and_predicts(
 ):
     with monkeypatch.context() as patched:
         interrupt_after(patched, 3)
-        trained = run(folder, records, tiny_recipe(max_steps=50))
+        trained = train_tiny(folder, records, tiny_recipe(max_steps=50))
 
     assert (trained.steps, trained.is_stopped) == (3, True)
     paths = trained.folder.checkpoint_paths()
@@ -389,7 +320,7 @@ def test_an_interrupt_leaves_a_checkpoint_that_averages_and_predicts(
 def test_an_interrupt_right_after_a_checkpoint_writes_no_second(folder, records, monkeypatch):
     interrupt_after(monkeypatch, 2)
 
-    trained = run(folder, records)
+    trained = train_tiny(folder, records)
 
     assert [path.name for path in trained.folder.checkpoint_paths()] == [
         "step-00000002.safetensors"
@@ -399,49 +330,53 @@ def test_an_interrupt_right_after_a_checkpoint_writes_no_second(folder, records,
 def test_an_interrupt_before_the_first_step_leaves_no_checkpoint(folder, records, monkeypatch):
     interrupt_after(monkeypatch, 0)
 
-    trained = run(folder, records)
+    trained = train_tiny(folder, records)
 
     assert (trained.steps, trained.is_stopped) == (0, True)
-    assert list(trained.folder.checkpoints.iterdir()) == []
+    assert not trained.folder.checkpoints.exists()
 
 
-def test_a_run_that_is_there_is_kept_without_force(folder, records):
-    before = run(folder, records, tiny_recipe(max_steps=2)).folder.checkpoint(2).read_bytes()
+def test_a_run_without_a_state_is_kept_without_force(folder, records):
+    trained = train_tiny(folder, records)
+    trained.folder.state.unlink()
 
     with pytest.raises(OutputError) as caught:
-        run(folder, records, seed=1)
+        train_tiny(folder, records)
 
     assert str(caught.value) == (
         f"{folder} holds a run already (checkpoints).\n"
         "Give this run another --name, or replace the old one with --force."
     )
-    assert (folder / "checkpoints" / "step-00000002.safetensors").read_bytes() == before
 
 
 def test_force_replaces_all_of_the_old_run(folder, records):
-    run(folder, records, tiny_recipe(max_steps=6))
+    train_tiny(folder, records, tiny_recipe(max_steps=6))
     (folder / "averaged.safetensors").touch()
     (folder / "validation.safetensors").touch()
     (folder / "notes.txt").touch()
 
-    run(folder, records, tiny_recipe(max_steps=3), force=True)
+    train_tiny(folder, records, tiny_recipe(max_steps=3), force=True)
 
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
         "step-00000002.safetensors",
         "step-00000003.safetensors",
     ]
     assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
         "checkpoints",
         "metrics.jsonl",
         "notes.txt",
+        "state.safetensors",
     ]
 
 
 def test_a_recipe_that_does_not_fit_leaves_the_old_run(folder, records):
-    run(folder, records, tiny_recipe(max_steps=2))
+    train_tiny(folder, records, tiny_recipe(max_steps=2))
 
     with pytest.raises(RecipeError):
-        run(folder, records, tiny_recipe(overrides=["pooling.num_clusters={rgb=3}"]), force=True)
+        train_tiny(
+            folder, records, tiny_recipe(overrides=["pooling.num_clusters={rgb=3}"]), force=True
+        )
 
     assert (folder / "checkpoints" / "step-00000002.safetensors").exists()
 
@@ -454,27 +389,51 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder, records, monkeypatch):
         loss = cross_entropy(probabilities, labels)
         return loss * torch.nan if len(calls) == 4 else loss
 
-    monkeypatch.setattr(training_module, "cross_entropy", diverge)
+    monkeypatch.setattr(gradients, "cross_entropy", diverge)
     *_, fourth = (
         batch for batch, _ in zip(records[0].training_batches(16, seed=0), range(4), strict=False)
     )
 
     with pytest.raises(TrainingError) as caught:
-        run(folder, records)
+        train_tiny(folder, records)
 
     assert str(caught.value) == (
-        f"{folder}: the loss is nan at step 4 (videos {', '.join(fourth.ids[:3])}, ...).\n"
-        "Lower training.learning_rate with --set, or average the checkpoints so far."
+        f"{folder}: the loss is nan at step 4 (videos {', '.join(fourth.ids[:3])}, ...). "
+        f"Its last good checkpoint: {folder}/checkpoints/step-00000002.safetensors.\n"
+        "Train it under another --name with --set training.learning_rate=LOWER."
     )
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last == {
+        "step": 3, "examples": 48, "epoch": 0,
+        "state": "failed", "loss": "nan", "videos": list(fourth.ids),
+    }  # fmt: skip
     assert [path.name for path in (folder / "checkpoints").iterdir()] == [
         "step-00000002.safetensors"
     ]
 
 
+def test_weights_that_are_not_finite_become_no_checkpoint(folder, records, monkeypatch):
+    def overflow(gradients, _):
+        gradients[0].fill_(torch.inf)  # Adam turns it into NaN, and no later loss may tell
+
+    monkeypatch.setattr(optimisation, "clip_each", overflow)
+    recipe = tiny_recipe(max_steps=1, pooling="average", gating=None)
+
+    with pytest.raises(TrainingError) as caught:
+        train_tiny(folder, records, recipe)
+
+    assert str(caught.value) == (
+        f"{folder}: head.gates.weight is no longer finite at step 1. "
+        "Its last good checkpoint: none.\n"
+        "Train it under another --name with --set training.learning_rate=LOWER."
+    )
+    assert not (folder / "checkpoints").exists()
+
+
 @pytest.mark.parametrize("name", ["-tiny", "ti ny", "ti.ny", "tïny"])
 def test_a_name_that_could_not_name_a_node_of_a_graph_is_refused(name, tmp_path, records):
     with pytest.raises(TrainingError) as caught:
-        run(tmp_path / name, records)
+        train_tiny(tmp_path / name, records)
 
     assert str(caught.value) == (
         f"{name!r} cannot name a run.\nUse letters, digits, _ and -, and do not begin with -."
@@ -489,7 +448,7 @@ def test_validation_records_of_another_kind_are_refused(folder, records):
     )
 
     with pytest.raises(PredictionsError) as caught:
-        run(folder, (training, validation), is_validated=True)
+        train_tiny(folder, (training, validation), is_validated=True)
 
     assert str(caught.value) == (
         f"{training.paths[0].parent} has 5 classes, but these records have 4.\n"
@@ -502,7 +461,76 @@ def test_a_device_that_is_not_there_is_refused(folder, records, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
     with pytest.raises(ProviderError) as caught:
-        run(folder, records, device="cuda")
+        train_tiny(folder, records, device="cuda")
 
     assert caught.value.fault == "PyTorch finds no CUDA device."
     assert not folder.exists()
+
+
+def gaps_in_turn(monkeypatch, *gaps):
+    """Let validation find these GAPs, one after the other."""
+    whole, waiting = loop.measure, list(gaps)
+    monkeypatch.setattr(
+        loop, "measure", lambda *arguments: replace(whole(*arguments), gap=waiting.pop(0))
+    )
+
+
+def test_a_run_without_a_better_gap_stops_when_patience_is_over(folder, records, monkeypatch):
+    gaps_in_turn(monkeypatch, 0.2, 0.4, 0.3, 0.4, 0.9)
+    recipe = tiny_recipe(max_steps=50)
+
+    trained = train_tiny(folder, records, recipe, is_validated=True, patience=2)
+
+    assert (trained.steps, trained.is_stopped, trained.best_gap) == (8, False, 0.4)
+    assert lines_of(trained)[-1]["state"] == "finished"
+    assert train_tiny(folder, records, recipe, is_validated=True, patience=2).was_finished
+
+
+def test_patience_without_validation_records_is_refused(folder, records):
+    with pytest.raises(TrainingError) as caught:
+        train_tiny(folder, records, patience=2)
+
+    assert str(caught.value) == (
+        "--patience waits for a better GAP, which takes validation records.\n"
+        "Name them with --validation, or leave --patience out."
+    )
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("gaps", "keep", "kept"),
+    [
+        ((0.5, 0.7, 0.7, 0.6, 0.1), 1, [4, 8, 10]),  # average_last is 2; of equals the earlier
+        ((0.1, 0.2, 0.3, 0.4, 0.5), None, [8, 10]),
+        ((0.9, 0.2, 0.3, 0.4, 0.5), 3, [2, 6, 8, 10]),
+    ],
+)
+def test_the_best_and_the_last_checkpoints_are_kept(gaps, keep, kept, folder, records, monkeypatch):
+    gaps_in_turn(monkeypatch, *gaps)
+
+    trained = train_tiny(folder, records, tiny_recipe(max_steps=10), is_validated=True, keep=keep)
+
+    steps = [int(path.stem.removeprefix("step-")) for path in trained.folder.checkpoint_paths()]
+    assert steps == kept
+
+
+def test_a_moving_average_is_kept_beside_the_checkpoints(folder, records):
+    recipe = tiny_recipe(max_steps=3, checkpoint_every=1)
+
+    trained = train_tiny(folder, records, recipe, ema=0.9, keep=3)
+
+    steps = [contents_of(trained.folder.checkpoint(step)) for step in (1, 2, 3)]
+    torch.manual_seed(0)
+    expected = SubModel(recipe, records[0].schema).state_dict()
+    for step, weights in enumerate(steps, start=1):
+        decay = (1 + step) / (10 + step)
+        expected = {
+            name: decay * tensor + (1 - decay) * weights[name] for name, tensor in expected.items()
+        }
+    found = contents_of(trained.folder.ema)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor)
+    record = record_of(trained.folder.ema)
+    assert (record.step, record.ema_decay) == (3, 0.9)
+    assert record.run == record_of(trained.folder.checkpoint(3)).run

@@ -1,0 +1,79 @@
+"""The loss of a batch and its gradients."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ensemble_kit.data.dataset import Batch
+from ensemble_kit.submodel import SubModel
+from ensemble_kit.training.loss import cross_entropy
+from ensemble_kit.training.plan import RunPlan
+
+
+class Part(NamedTuple):
+    """Some videos of a batch, on the device.
+
+    Attributes:
+        frames: ``(B, T, D)`` for each modality.
+        num_frames: ``(B,)``, int64.
+        frame_weights: ``(B, T)``, float32, or None.
+        labels: ``(B, C)``, 0 or 1, float32.
+    """
+
+    frames: dict[str, Tensor]
+    num_frames: Tensor
+    frame_weights: Tensor | None
+    labels: Tensor
+
+
+class Differentiator:
+    """Computes gradients of the loss, which the parameters then hold.
+
+    Args:
+        plan: The run.
+        model: What is trained.
+    """
+
+    def __init__(self, plan: RunPlan, model: SubModel) -> None:
+        self._plan = plan
+        self._model = model
+
+    def __call__(self, batch: Batch) -> float:
+        """Add the gradients of a batch's loss; return the loss without its penalties."""
+        penalty = sum(kernel.square().sum() for kernel in self._model.regularised())
+        total = 0.5 * self._plan.recipe.training.l2_penalty * penalty
+        losses = []
+        num_parts = min(self._plan.accumulate, len(batch.ids))
+        for part in parts_of(batch, num_parts, self._model.schema.num_classes, self._plan.device):
+            share = len(part.labels) / len(batch.ids)
+            probabilities = self._model(
+                part.frames, part.num_frames, frame_weights=part.frame_weights
+            )
+            loss = share * cross_entropy(probabilities, part.labels.to(probabilities.dtype))
+            losses.append(loss.detach())
+            total = total + loss
+            if (distance := self._model.penalty()) is not None:
+                total = total + share * distance
+            total.backward()  # type: ignore[no-untyped-call]
+            total = torch.zeros_like(loss)
+        return float(torch.stack(losses).sum())
+
+
+def parts_of(batch: Batch, num_parts: int, num_classes: int, device: str) -> Iterator[Part]:
+    """Yield a batch in parts of nearly equal size, the larger ones first, on a device."""
+    for rows in np.array_split(np.arange(len(batch.ids)), num_parts):
+        start, stop = int(rows[0]), int(rows[-1]) + 1
+        weights = batch.frame_weights
+        yield Part(
+            {name: _on(values[start:stop], device) for name, values in batch.frames.items()},
+            _on(batch.num_frames[start:stop], device),
+            None if weights is None else _on(weights[start:stop], device),
+            _on(batch.labels.rows(start, stop).dense(num_classes), device),
+        )
+
+
+def _on(values: "np.ndarray[Any, Any]", device: str) -> Tensor:
+    return torch.from_numpy(values).to(device)

@@ -1,0 +1,271 @@
+"""The steps of one run, from its start or from where it was left, to its end."""
+
+import time
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import ensemble_kit
+from ensemble_kit.checkpoints import save_tensors
+from ensemble_kit.data.dataset import Batch
+from ensemble_kit.errors import TrainingError
+from ensemble_kit.loading import measure, runner
+from ensemble_kit.metrics import Metrics
+from ensemble_kit.metrics_log import MetricsLog
+from ensemble_kit.progress import Progress, progress
+from ensemble_kit.provenance import CheckpointRecord, MeasuredRecord
+from ensemble_kit.submodel import SubModel
+from ensemble_kit.training.gradients import Differentiator
+from ensemble_kit.training.interrupts import interrupts_wait
+from ensemble_kit.training.moving_average import MovingAverage
+from ensemble_kit.training.optimisation import Optimiser
+from ensemble_kit.training.plan import RunPlan, TrainedRun
+from ensemble_kit.training.state import (
+    Position,
+    forget_what_came_after,
+    position_of,
+    read_state,
+    remove_checkpoints,
+    save_state,
+    seed_step,
+)
+
+LOG_EVERY = 50  # steps between two lines of metrics.jsonl
+MODEL = "model."  # what the names of a state's tensors begin with
+ADAM = "adam."
+EMA = "ema."
+
+
+def train_checkpoints(plan: RunPlan, *, force: bool = False) -> TrainedRun:
+    """Train a run to its end, writing ``checkpoints/step-*.safetensors`` and ``metrics.jsonl``.
+
+    A run that was left before its end, by Ctrl-C, by a crash, by SIGKILL, goes on from its state,
+    ``state.safetensors``, and ends as if nothing had happened: on a CPU with the same bits. One
+    that is finished is left as it is. An interrupt (Ctrl-C) writes a checkpoint and the state of
+    the step it came in and returns.
+
+    Args:
+        plan: What to train on what, and where.
+        force: Whether a run that is there is replaced.
+
+    Raises:
+        OutputError: The folder holds another run and ``force`` is False, or the disk refuses a
+            file; what was written before is whole.
+        RecipeError: The recipe does not fit the records.
+        PredictionsError: Training and validation records do not belong together.
+        ProviderError: There is no such device.
+        TrainingError: The name cannot be used, another process trains the run, or the loss is no
+            longer finite.
+    """
+    found = plan.find(force=force)
+    if found is not None and found.is_finished:
+        position = position_of(found)
+        remove_checkpoints(plan.run, but=position.kept(plan.num_kept))  # if a kill left any
+        return TrainedRun(
+            plan.run, position.step, False, position.best_gap, position.seconds, was_finished=True
+        )
+    torch.manual_seed(plan.seed)
+    model = SubModel(plan.recipe, plan.training.schema).to(plan.device)
+    with plan.run.locked():
+        found = plan.find(force=force)  # again, now that no other process can change it
+        position = position_of(found) if found else Position()
+        if found:
+            forget_what_came_after(plan.run, position)
+        else:
+            plan.run.claim(force=force)
+            save_state(plan, position, {})
+        tensorboard = plan.run.tensorboard if plan.tensorboard else None
+        total, step = plan.recipe.training.max_steps, position.step
+        with (
+            MetricsLog(plan.run.metrics, tensorboard=tensorboard, after_step=step) as log,
+            progress(plan.folder.name, total, done=step) as shown,
+        ):
+            trainer = _Trainer(plan, model, position, log)
+            if step:
+                trainer.restore()
+            return trainer.train(shown)
+
+
+class _Trainer:
+    """A run while it trains."""
+
+    def __init__(self, plan: RunPlan, model: SubModel, position: Position, log: MetricsLog) -> None:
+        self.plan = plan
+        self.schedule = plan.recipe.training
+        self.model = model
+        self.position = position
+        self.log = log
+        self.epoch = 0
+        self.differentiate = Differentiator(plan, model)
+        self.optimiser = Optimiser(model, self.schedule)
+        self.average = None if plan.ema is None else MovingAverage(model, plan.ema)
+        self.saved = position.step  # the step that the state on the disk is of
+        self.seconds_before = position.seconds
+        self.examples_before = position.examples
+        self.start = time.monotonic()
+
+    def restore(self) -> None:
+        """Take up weights and moments from the run's state."""
+        tensors = read_state(self.plan.run)
+        self.model.load_state_dict(_under(MODEL, tensors))
+        self.optimiser.restore(_under(ADAM, tensors))
+        if self.average is not None:
+            self.average.restore(_under(EMA, tensors))
+
+    def train(self, shown: Progress) -> TrainedRun:
+        """Take all steps that are left, or those until an interrupt."""
+        is_stopped = False
+        try:
+            self._advance(shown)
+        except KeyboardInterrupt:
+            is_stopped = True
+            with interrupts_wait():
+                if self.position.step > self.saved:
+                    self._save_checkpoint()
+                    self._save_state()
+                self._write(state="stopped", seconds=round(self._seconds(), 2))
+            self.position.seconds = self._seconds()
+        position = self.position
+        return TrainedRun(
+            self.plan.run, position.step, is_stopped, position.best_gap, position.seconds
+        )
+
+    def _advance(self, shown: Progress) -> None:
+        with closing(self._batches()) as batches:
+            while not self._is_finished():
+                if self._is_checkpoint_due():
+                    self._checkpoint()
+                    continue
+                batch = next(batches)
+                self.model.train()
+                with interrupts_wait():
+                    self._take(batch, shown)
+
+    def _batches(self) -> Generator[Batch, None, None]:
+        yield from self.plan.training.training_batches(
+            self.schedule.batch_size,
+            seed=self.plan.seed,
+            start=self.position.batches,
+            choice=self.model.frame_choice,
+            workers=self.plan.workers,
+        )
+
+    def _is_checkpoint_due(self) -> bool:
+        step, every = self.position.step, self.schedule.checkpoint_every
+        is_regular = step % every == 0 or step == self.schedule.max_steps
+        return step > 0 and is_regular and not self.position.is_measured
+
+    def _is_finished(self) -> bool:
+        position, patience = self.position, self.plan.patience
+        is_hopeless = patience is not None and position.num_without_gain >= patience
+        return position.is_measured and (position.step == self.schedule.max_steps or is_hopeless)
+
+    def _take(self, batch: Batch, shown: Progress) -> None:
+        position = self.position
+        position.batches += 1
+        self.epoch = batch.epoch
+        if not batch.ids:  # all its records were bad, and skipped
+            return
+        seed_step(self.plan.seed, position.step)
+        self.optimiser.clear()
+        loss = self.differentiate(batch)
+        if not isfinite(loss):
+            self._write(state="failed", loss=str(loss), videos=batch.ids)
+            raise self._diverged(f"the loss is {loss} at step {position.step + 1}", batch)
+        rate = self.optimiser.step(position.examples)
+        position.step += 1
+        position.examples += len(batch.ids)
+        if self.average is not None:
+            self.average.update(position.step)
+        speed = (position.examples - self.examples_before) / (time.monotonic() - self.start)
+        now = {"loss": loss, "learning_rate": rate, "examples_per_second": round(speed, 1)}
+        if position.step % LOG_EVERY == 0 or position.step == 1:
+            self._write(**now)
+        shown.update(position.step, gap=position.gaps[-1] if position.gaps else None, **now)
+
+    def _checkpoint(self) -> None:
+        """Write a checkpoint, measure it, and then, at once, let it count."""
+        with interrupts_wait():
+            self._save_checkpoint()
+        metrics = self._measure()
+        with interrupts_wait():
+            if metrics is not None:
+                self._write(validation=metrics.as_dict())
+            gap = None if metrics is None else metrics.gap
+            self.position.measured.append(MeasuredRecord(step=self.position.step, gap=gap))
+            if self._is_finished():
+                self._write(state="finished", seconds=round(self._seconds(), 2))
+            self._save_state()
+            kept = self.position.kept(self.plan.num_kept)
+            remove_checkpoints(self.plan.run, but=kept)  # that the state no longer needs
+
+    def _save_checkpoint(self) -> None:
+        tensors = self.model.state_dict()
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise self._diverged(f"{name} is no longer finite at step {self.position.step}")
+        record = CheckpointRecord(
+            kit_version=ensemble_kit.__version__,
+            name=self.plan.folder.name,
+            run=self.plan.identity,
+            recipe=self.plan.recipe.record,
+            data_schema=self.plan.training.schema,
+            step=self.position.step,
+            examples=self.position.examples,
+            seed=self.plan.seed,
+            training_files=self.plan.training.patterns,
+            validation_files=self.plan.validation.patterns if self.plan.validation else (),
+        )
+        path = self.plan.run.checkpoint(self.position.step)
+        save_tensors(path, tensors, record, force=True)
+        if self.average is not None:
+            record = record.model_copy(update={"ema_decay": self.average.decay})
+            save_tensors(self.plan.run.ema, self.average.tensors, record, force=True)
+
+    def _save_state(self) -> None:
+        self.position.seconds = self._seconds()
+        tensors: dict[str, Tensor] = {}
+        if not self._is_finished():  # nothing goes on from there
+            tensors = {MODEL + name: tensor for name, tensor in self.model.state_dict().items()}
+            tensors |= {ADAM + name: tensor for name, tensor in self.optimiser.tensors()}
+            if self.average is not None:
+                tensors |= {EMA + name: tensor for name, tensor in self.average.tensors.items()}
+        self.log.sync()  # so that no line is younger than the state
+        save_state(self.plan, self.position, tensors, is_finished=self._is_finished())
+        self.saved = self.position.step
+
+    def _measure(self) -> Metrics | None:
+        if self.plan.validation is None:
+            return None
+        # the same single draw at every checkpoint
+        draws = self.model.draws_for(self.plan.folder.name, repeats=1)
+        return measure(runner(self.model.eval(), draws, self.plan.device), self.plan.validation)
+
+    def _diverged(self, what: str, batch: Batch | None = None) -> TrainingError:
+        videos = f" (videos {', '.join(batch.ids[:3])}, ...)" if batch else ""
+        measured = self.position.measured
+        last = self.plan.run.checkpoint(measured[-1].step) if measured else "none"
+        return TrainingError(
+            f"{self.plan.folder}: {what}{videos}. Its last good checkpoint: {last}.",
+            mend="Train it under another --name with --set training.learning_rate=LOWER.",
+        )
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.start
+
+    def _write(self, **values: Any) -> None:
+        position = self.position
+        self.log.write(step=position.step, examples=position.examples, epoch=self.epoch, **values)
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix, by the rest of the name."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }

@@ -1,0 +1,99 @@
+"""The papers' optimisation: a staircase of learning rates, gradients clipped one by one, Adam.
+
+And what others do in their place: warm-up, half a cosine, one norm of all gradients.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import cos, pi
+
+import torch
+from torch import Tensor, nn
+
+from ensemble_kit.recipe_tables import Training
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+def learning_rate_at(schedule: Training, examples: int) -> float:
+    """Return the learning rate of the step that comes after so many examples.
+
+    The papers' staircase, ``rate * decay ^ floor(examples / examples_per_decay)``, or half a
+    cosine, ``rate * (1 + cos(pi * examples / all examples)) / 2``. A warm-up multiplies it by
+    ``(examples + batch) / warmup_examples`` for as long as that is less than 1.
+    """
+    if schedule.schedule == "cosine":
+        share = examples / (schedule.max_steps * schedule.batch_size)
+        rate = schedule.learning_rate * (1 + cos(pi * share)) / 2
+    else:
+        stairs = examples // schedule.examples_per_decay
+        rate = schedule.learning_rate * schedule.learning_rate_decay**stairs
+    if schedule.warmup_examples is not None:
+        rate *= min(1.0, (examples + schedule.batch_size) / schedule.warmup_examples)
+    return rate
+
+
+def clip_each(gradients: Sequence[Tensor], limit: float) -> None:
+    """Scale each gradient by itself, in place, to an L2 norm of at most ``limit``.
+
+    The reference's ``clip_by_norm``, variable by variable, and not the global norm.
+    """
+    norms = torch._foreach_norm(list(gradients))
+    scales = [limit / norm.clamp_min(limit) for norm in norms]
+    torch._foreach_mul_(list(gradients), scales)
+
+
+def clip_together(gradients: Sequence[Tensor], limit: float) -> None:
+    """Scale all gradients by one factor, in place, to a joint L2 norm of at most ``limit``."""
+    norm = torch.stack(torch._foreach_norm(list(gradients))).norm()
+    torch._foreach_mul_(list(gradients), limit / norm.clamp_min(limit))
+
+
+class Optimiser:
+    """Adam on a model's parameters, under a schedule.
+
+    Args:
+        model: What is trained.
+        schedule: The recipe's.
+    """
+
+    def __init__(self, model: nn.Module, schedule: Training) -> None:
+        self._schedule = schedule
+        self._parameters = dict(model.named_parameters())
+        self._adam = torch.optim.Adam(
+            self._parameters.values(), lr=schedule.learning_rate, betas=(0.9, 0.999), eps=1e-8
+        )
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        self._adam.zero_grad(set_to_none=True)
+
+    def step(self, examples: int) -> float:
+        """Clip the gradients, take one step, and return its learning rate.
+
+        Args:
+            examples: Videos seen before this step.
+        """
+        rate = learning_rate_at(self._schedule, examples)
+        for group in self._adam.param_groups:
+            group["lr"] = rate
+        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        clip = clip_together if self._schedule.clip == "global" else clip_each
+        clip(gradients, self._schedule.clip_norm)
+        self._adam.step()
+        return rate
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield Adam's moments and step counts: ``exp_avg.head.gates.weight``, …."""
+        for name, parameter in self._parameters.items():
+            for moment, tensor in self._adam.state[parameter].items():
+                yield f"{moment}.{name}", tensor
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up what ``tensors`` has yielded; a parameter without moments had no gradient."""
+        state = {
+            index: {moment: tensors[f"{moment}.{name}"].clone() for moment in MOMENTS}
+            for index, name in enumerate(self._parameters)
+            if f"step.{name}" in tensors
+        }
+        groups = self._adam.state_dict()["param_groups"]
+        self._adam.load_state_dict({"state": state, "param_groups": groups})

@@ -1,0 +1,132 @@
+"""Where a run is, on disk: a run that was killed at any moment goes on from there.
+
+The state's rename is the one moment at which a checkpoint comes to count. Whatever a killed process
+has left behind that the state does not know of, lines, checkpoints, half-written files, is removed
+before training goes on. No state of a random generator is kept: each step seeds its own.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import ensemble_kit
+from ensemble_kit.checkpoints import open_tensors, save_tensors
+from ensemble_kit.provenance import MeasuredRecord, TrainingStateRecord
+from ensemble_kit.training.plan import RunPlan
+from ensemble_kit.workspace import RunFolder
+
+
+@dataclass
+class Position:
+    """How far a run has come; see ``TrainingStateRecord`` for the fields."""
+
+    step: int = 0
+    batches: int = 0
+    examples: int = 0
+    seconds: float = 0.0
+    measured: list[MeasuredRecord] = field(default_factory=list)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether this step's checkpoint is written and measured."""
+        return bool(self.measured) and self.measured[-1].step == self.step
+
+    @property
+    def gaps(self) -> list[float]:
+        """The validation GAPs so far."""
+        return [checkpoint.gap for checkpoint in self.measured if checkpoint.gap is not None]
+
+    @property
+    def num_without_gain(self) -> int:
+        """How many checkpoints there were since the one with the best GAP."""
+        gaps = self.gaps
+        return len(gaps) - 1 - gaps.index(max(gaps)) if gaps else 0
+
+    def kept(self, last: int) -> set[int]:
+        """Return the steps of the last checkpoints and of the one with the best GAP."""
+        steps = {checkpoint.step for checkpoint in self.measured[-last:]}
+        for checkpoint in self.measured:
+            if checkpoint.gap is not None and checkpoint.gap == self.best_gap:
+                return steps | {checkpoint.step}
+        return steps
+
+    @property
+    def best_gap(self) -> float | None:
+        """The best of the GAPs so far, if there is one."""
+        return max(self.gaps, default=None)
+
+
+def position_of(record: TrainingStateRecord) -> Position:
+    """Return the position that a state holds."""
+    return Position(
+        record.step, record.batches, record.examples, record.seconds, list(record.measured)
+    )
+
+
+def save_state(
+    plan: RunPlan, position: Position, tensors: Mapping[str, Tensor], *, is_finished: bool = False
+) -> None:
+    """Write the state of a run; at its start and at its end it needs no tensors.
+
+    Raises:
+        OutputError: The disk refuses the file; the state before is still there.
+    """
+    record = TrainingStateRecord(
+        kit_version=ensemble_kit.__version__,
+        name=plan.folder.name,
+        settings=dict(plan.settings),
+        is_finished=is_finished,
+        step=position.step,
+        batches=position.batches,
+        examples=position.examples,
+        seconds=position.seconds,
+        measured=tuple(position.measured),
+    )
+    save_tensors(plan.run.state, tensors, record, force=True)
+
+
+def read_state(run: RunFolder) -> dict[str, Tensor]:
+    """Return the tensors of a run's state."""
+    with open_tensors(run.state) as file:
+        return dict(file.tensors())
+
+
+def remove_checkpoints(run: RunFolder, *, but: set[int]) -> None:
+    """Remove all checkpoints but those of some steps."""
+    kept = {run.checkpoint(step) for step in but}
+    for path in run.checkpoints.glob("step-*.safetensors"):
+        if path not in kept:
+            path.unlink()
+
+
+def forget_what_came_after(run: RunFolder, position: Position) -> None:
+    """Remove what a run's folder holds from after its state: lines, checkpoints, parts of files."""
+    remove_checkpoints(run, but={checkpoint.step for checkpoint in position.measured})
+    for folder in (run.path, run.checkpoints):
+        for path in folder.glob(".*.part"):
+            path.unlink()
+    _cut_log(run.metrics, position.step)
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Cut a log before the first line that is of a later step, or not whole."""
+    if not path.exists():
+        return
+    length = 0
+    with path.open("rb+") as file:
+        for line in file:
+            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                break
+            length += len(line)
+        file.truncate(length)
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Seed all that one step draws, such as dropout: a function of the run's seed and the step."""
+    mixed = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)
+    torch.manual_seed(int(mixed[0]))

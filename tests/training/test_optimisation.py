@@ -1,0 +1,113 @@
+from math import cos, log, pi
+
+import pytest
+import torch
+from builders import tiny_recipe
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import clip_loops, cross_entropy_loops
+from torch import nn
+
+from ensemble_kit.training.loss import cross_entropy
+from ensemble_kit.training.moving_average import MovingAverage
+from ensemble_kit.training.optimisation import clip_each, clip_together, learning_rate_at
+
+
+def test_cross_entropy_matches_the_loops_where_probabilities_are_zero_or_one_too(rng):
+    probabilities = torch.rand(3, 5, generator=rng, dtype=torch.float64)
+    probabilities[0, :2] = torch.tensor([0.0, 1.0])
+    labels = (torch.rand(3, 5, generator=rng) < 0.5).double()
+    labels[0, :2] = torch.tensor([1.0, 0.0])
+
+    ours = cross_entropy(probabilities, labels)
+
+    torch.testing.assert_close(
+        ours.item(), cross_entropy_loops(probabilities.tolist(), labels.tolist())
+    )
+
+
+def test_cross_entropy_sums_over_classes_and_averages_over_videos():
+    loss = cross_entropy(torch.full((3, 7), 0.5), torch.ones(3, 7))
+
+    torch.testing.assert_close(loss.item(), 7 * log(2), rtol=1e-4, atol=0)  # epsilon is 1e-5
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.lists(st.floats(-100, 100), min_size=1, max_size=4), min_size=1, max_size=4),
+    st.floats(0.1, 10),
+)
+def test_each_gradient_is_clipped_by_its_own_norm(gradients, limit):
+    tensors = [torch.tensor(gradient, dtype=torch.float64) for gradient in gradients]
+
+    clip_each(tensors, limit)
+
+    for tensor, gradient in zip(tensors, gradients, strict=True):
+        torch.testing.assert_close(tensor.tolist(), clip_loops(gradient, limit))
+
+
+def test_the_learning_rate_is_a_staircase_in_examples():
+    schedule = tiny_recipe(
+        learning_rate=0.5, learning_rate_decay=0.8, examples_per_decay=100
+    ).training
+
+    rates = [learning_rate_at(schedule, examples) for examples in (0, 99, 100, 199, 200, 1050)]
+
+    assert rates == [0.5, 0.5, 0.5 * 0.8, 0.5 * 0.8, 0.5 * 0.8**2, 0.5 * 0.8**10]
+
+
+def test_a_cosine_falls_to_nothing_with_the_last_step():
+    schedule = tiny_recipe(
+        learning_rate=0.5, max_steps=10, batch_size=8, overrides=["training.schedule=cosine"]
+    ).training
+
+    rates = [learning_rate_at(schedule, examples) for examples in (0, 20, 40, 80)]
+
+    assert rates == pytest.approx([0.5, 0.25 * (1 + cos(pi / 4)), 0.25, 0.0])
+
+
+@pytest.mark.parametrize("kind", ["staircase", "cosine"])
+def test_a_warm_up_rises_from_the_first_batch_on(kind):
+    overrides = [f"training.schedule={kind}"]
+    plain = tiny_recipe(batch_size=8, examples_per_decay=16, overrides=overrides).training
+    warm = tiny_recipe(
+        batch_size=8, examples_per_decay=16, overrides=[*overrides, "training.warmup_examples=32"]
+    ).training
+
+    shares = [
+        learning_rate_at(warm, examples) / learning_rate_at(plain, examples)
+        for examples in (0, 8, 16, 24, 32, 40)
+    ]
+
+    assert shares == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.lists(st.floats(-100, 100), min_size=1, max_size=4), min_size=1, max_size=4),
+    st.floats(0.1, 10),
+)
+def test_gradients_can_be_clipped_by_the_norm_of_all(gradients, limit):
+    tensors = [torch.tensor(gradient, dtype=torch.float64) for gradient in gradients]
+
+    clip_together(tensors, limit)
+
+    joint = clip_loops([value for gradient in gradients for value in gradient], limit)
+    torch.testing.assert_close(torch.cat(tensors).tolist(), joint)
+
+
+def test_a_moving_average_forgets_its_start_and_then_decays(rng):
+    model = nn.Linear(3, 2).double()
+    weights = [torch.randn(2, 3, generator=rng, dtype=torch.float64) for _ in range(40)]
+    expected = model.weight.detach().clone()
+    average = MovingAverage(model, 0.75)
+
+    for step, weight in enumerate(weights, start=1):
+        model.weight.data.copy_(weight)
+        average.update(step)
+
+    for step, weight in enumerate(weights, start=1):
+        decay = min(0.75, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * weight
+    torch.testing.assert_close(average.tensors["weight"], expected)
+    torch.testing.assert_close(average.tensors["bias"], model.bias.detach())
