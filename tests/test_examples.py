@@ -50,7 +50,8 @@ def test_an_example_ends_with_a_table_of_every_model(
 
     printed = run_quickly(script, tmp_path / "data", out)
 
-    rows = printed[printed.rindex("$ ensemble-kit report") :].splitlines()[2:]
+    *rows, page = printed[printed.rindex("$ ensemble-kit report") :].splitlines()[2:]
+    assert page == "ensemble/report.html: open it in a browser."
     forms = {tuple(re.split(r"  +", row)[:2]) for row in rows}
     runs = {folder.name for folder in (out / "runs").iterdir()}
     assert len(runs) >= 4

@@ -59,7 +59,8 @@ def test_the_road_needs_no_further_argument(type_in, runner, own_workspace):
     assert onnx["videos"] == NUM_VIDEOS["test"]
     assert onnx["gap"] == pytest.approx(fused["gap"], abs=5e-4)
 
-    table = type_in("report", TEST).splitlines()
+    *table, page = type_in("report", TEST).splitlines()
+    assert page == "ensemble/report.html: open it in a browser."
     assert len(table) == 1 + 2 * len(MEMBERS) + 3
     assert table[-1].split()[:3] == ["ensemble", "onnx", "10"]
     assert table[-1].split()[3] == f"{onnx['gap']:.4f}"
