@@ -31,13 +31,15 @@ train() { # train NAME RECIPE KEY=VALUE...; QUICK=1 takes a few steps only
         sets+=(--set "$value")
     done
     stage "train $name" ensemble-kit train "$recipe" --name "$name" --train "$records/train" \
-        --validation "$records/validate" --label-names "$names" "${sets[@]}"
+        --validation "$records/validate" --label-names "$names" --ema 0.99 "${sets[@]}"
 }
 
 ship() { # from trained runs to one scored ONNX file
     stage select ensemble-kit select
     stage "fuse fp32" ensemble-kit fuse --dtype fp32 -o ensemble/fused-fp32.safetensors
-    stage "fuse bf16" ensemble-kit fuse --dtype bf16
+    local checked=(--data "$records/validate" --label-names "$names")
+    stage "fuse bf16" ensemble-kit fuse --dtype bf16 "${checked[@]}"
+    stage "fuse int8" ensemble-kit fuse --dtype int8 -o ensemble/fused-int8.safetensors "${checked[@]}"
     stage "export once" ensemble-kit export-onnx --repeats 1 -o ensemble/once.onnx
     stage export ensemble-kit export-onnx
     stage report ensemble-kit report "$records/test" --label-names "$names"

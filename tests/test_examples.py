@@ -57,10 +57,12 @@ def test_an_example_ends_with_a_table_of_every_model(
     assert len(runs) >= 4
     assert forms == {
         *((run, form) for run in runs for form in ("last checkpoint", "averaged")),
-        *(("ensemble", form) for form in ("fused fp32", "fused bf16", "onnx")),
+        *(("ensemble", form) for form in ("fused fp32", "fused bf16", "fused int8", "onnx")),
     }
     stages = [line.split("\t")[0] for line in (out / "seconds.tsv").read_text().splitlines()]
-    assert stages[-6:] == ["select", "fuse fp32", "fuse bf16", "export once", "export", "report"]
+    assert stages[-7:] == [
+        "select", "fuse fp32", "fuse bf16", "fuse int8", "export once", "export", "report",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("script", ["audioset.sh", "youtube8m_video.sh"])
