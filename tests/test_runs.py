@@ -8,8 +8,10 @@ from workspace_fixture import MEMBERS
 
 from ensemble_kit.checkpoints import open_tensors
 from ensemble_kit.errors import InputError
+from ensemble_kit.evaluation import evaluate_predictions
 from ensemble_kit.loading import load_sub_model
 from ensemble_kit.metrics_log import read_metrics
+from ensemble_kit.predictions import read_predictions
 from ensemble_kit.runs import list_runs
 from ensemble_kit.workspace import RunFolder
 
@@ -41,6 +43,8 @@ def test_a_finished_run_is_told_from_its_files(workspace):
         assert run.best_gap == max(
             line["validation"]["gap"] for line in lines if "validation" in line
         )
+        validation = read_predictions(workspace.path / "runs" / name / "validation.safetensors")
+        assert run.averaged_gap == evaluate_predictions(validation, None, k=20).gap
         averaged = workspace.averaged(name)
         assert run.num_bytes == averaged.stat().st_size
         with open_tensors(averaged) as file:
