@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 SECONDS_BETWEEN_LINES = 15.0
-# How a value is written, by the name that `update` takes it under.
+# How a value is written, by the name that `update` takes it under; in this order.
 VALUES: Mapping[str, str] = MappingProxyType(
     {
         "loss": "loss {:.3f}",
@@ -116,5 +116,10 @@ class _Lines:
 
 
 def _text_of(values: Mapping[str, float | None], *texts: str) -> str:
-    numbers = (VALUES[name].format(value) for name, value in values.items() if value is not None)
+    order = list(VALUES)
+    numbers = [
+        VALUES[name].format(value)
+        for name, value in sorted(values.items(), key=lambda item: order.index(item[0]))
+        if value is not None
+    ]
     return "  ".join(filter(None, (*numbers, *texts)))

@@ -54,10 +54,10 @@ def test_long_work_says_how_it_goes_on_from_time_to_time(capsys, monkeypatch):
     )
 
 
-def test_values_are_written_each_in_its_way_and_those_that_are_none_are_left_out(capsys):
+def test_values_are_written_each_in_its_way_and_place_and_none_is_left_out(capsys):
     with progress("gru", 2) as shown:
         shown.update(
-            2, "so far", loss=2.34567, gap=None, learning_rate=1.6e-4, examples_per_second=1234.5
+            2, "so far", examples_per_second=1234.5, gap=None, learning_rate=1.6e-4, loss=2.34567
         )
         shown.update(2, gap=0.56789)
 

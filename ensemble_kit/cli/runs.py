@@ -1,6 +1,7 @@
 """ensemble-kit runs."""
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,17 +41,17 @@ def runs(folder: Path, as_json: bool) -> None:
 
 
 def _print_table(found: "list[RunSummary]") -> None:
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     from ensemble_kit.files import format_size
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ("run", "recipe", "state"):
-        table.add_column(heading)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("run", "recipe"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("state", no_wrap=True)
     for heading in ("steps", "best GAP", "averaged", "parameters", "size"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for run in found:
         table.add_row(
             run.name,
@@ -62,5 +63,4 @@ def _print_table(found: "list[RunSummary]") -> None:
             "-" if run.parameters is None else f"{run.parameters:,}",
             "-" if run.num_bytes is None else format_size(run.num_bytes),
         )
-    console = Console()
-    console.print(table, width=None if console.is_terminal else WIDEST)
+    Console(width=None if sys.stdout.isatty() else WIDEST).print(table)
