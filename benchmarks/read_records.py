@@ -44,7 +44,7 @@ from common import (
 
 BATCH_SIZE = 128
 WARM_BATCHES = 6  # not timed: processes start, graphs are traced, memory is touched
-SECONDS, QUICK_SECONDS = 4.0, 0.3
+SECONDS, QUICK_SECONDS = 3.0, 0.3
 FRAMES_CHOSEN = 30  # of 300, where the kit copies only what is drawn
 PACKAGES = ("numpy", "crc32c", "protobuf", "tfrecord", "tensorflow-cpu")
 OURS, CHOSEN = "ensemble-kit", f"ensemble-kit, {FRAMES_CHOSEN} frames drawn"
@@ -352,7 +352,7 @@ def main() -> None:
     installed, missing = names
     tensorflow = options.tensorflow or (None if "tensorflow-cpu" in missing else sys.executable)
     seconds = QUICK_SECONDS if options.quick else SECONDS
-    rounds = 1 if options.quick else 5
+    rounds = 1 if options.quick else 3
     cores = sorted(os.sched_getaffinity(0))[:2]
     copied = copy_bandwidth()
     ratios, figures = {}, {}

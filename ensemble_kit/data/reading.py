@@ -22,7 +22,7 @@ from ensemble_kit.data.tfrecord import FOOTER, BadRecord, damaged, matches_crc
 from ensemble_kit.errors import RecordError
 
 LEAVE_FILES = "Put the file back as it was, and leave the records as they are while they are read."
-OPEN_FILES = 32  # kept open; neighbours in the order of training are from few files
+OPEN_FILES = 128  # kept open; neighbours in the order of training are from few files
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,12 @@ class BatchReader:
             BadRecord: A record is bad and such ones are not skipped.
         """
         source = self._source
-        expected = [self._chosen(turn, source.most_frames(turn.place)) for turn in plan.turns]
+        most_frames = [source.most_frames(turn.place) for turn in plan.turns]
+        expected = list(map(self._chosen, plan.turns, most_frames))
         longest = max((len(chosen.rows) for chosen in expected if chosen), default=None)
         collator = Collator(layout, memory, num_frames=longest)
         skipped = []
-        for turn, chosen in zip(plan.turns, expected, strict=True):
+        for turn, most, chosen in zip(plan.turns, most_frames, expected, strict=True):
             place = turn.place
             try:
                 video = self._decoder.decode(
@@ -124,9 +125,8 @@ class BatchReader:
                     raise
                 skipped.append(error)
                 continue
-            if video.num_frames != source.most_frames(place):
-                chosen = self._chosen(turn, video.num_frames)
-            collator.add(video, chosen)
+            is_guessed = chosen is None or video.num_frames == most
+            collator.add(video, chosen if is_guessed else self._chosen(turn, video.num_frames))
         return collator.finish(), skipped
 
     def _chosen(self, turn: Turn, num_available: int) -> Chosen | None:
