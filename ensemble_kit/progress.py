@@ -17,6 +17,7 @@ VALUES: Mapping[str, str] = MappingProxyType(
         "gap": "GAP {:.4f}",
         "learning_rate": "rate {:.3g}",
         "examples_per_second": "{:,.0f} examples/s",
+        "data_wait": "{:.0%} waiting for data",
     }
 )
 _is_quiet = ContextVar("is_quiet", default=False)

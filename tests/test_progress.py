@@ -59,10 +59,11 @@ def test_values_are_written_each_in_its_way_and_place_and_none_is_left_out(capsy
         shown.update(
             2, "so far", examples_per_second=1234.5, gap=None, learning_rate=1.6e-4, loss=2.34567
         )
-        shown.update(2, gap=0.56789)
+        shown.update(2, gap=0.56789, data_wait=0.126)
 
     assert capsys.readouterr().err == (
-        "gru: 2/2  loss 2.346  rate 0.00016  1,234 examples/s  so far\ngru: 2/2  GAP 0.5679\n"
+        "gru: 2/2  loss 2.346  rate 0.00016  1,234 examples/s  so far\n"
+        "gru: 2/2  GAP 0.5679  13% waiting for data\n"
     )
 
 

@@ -23,6 +23,7 @@ from ensemble_kit.training.gradients import Differentiator
 from ensemble_kit.training.interrupts import interrupts_wait
 from ensemble_kit.training.moving_average import MovingAverage
 from ensemble_kit.training.optimisation import Optimiser
+from ensemble_kit.training.pace import Pace
 from ensemble_kit.training.plan import RunPlan, TrainedRun
 from ensemble_kit.training.state import (
     Position,
@@ -105,7 +106,7 @@ class _Trainer:
         self.average = None if plan.ema is None else MovingAverage(model, plan.ema)
         self.saved = position.step  # the step that the state on the disk is of
         self.seconds_before = position.seconds
-        self.examples_before = position.examples
+        self.pace = Pace(position.examples)
         self.start = time.monotonic()
 
     def restore(self) -> None:
@@ -138,9 +139,11 @@ class _Trainer:
         with closing(self._batches()) as batches:
             while not self._is_finished():
                 if self._is_checkpoint_due():
-                    self._checkpoint()
+                    with self.pace.aside():
+                        self._checkpoint()
                     continue
-                batch = next(batches)
+                with self.pace.waiting():
+                    batch = next(batches)
                 self.model.train()
                 with interrupts_wait():
                     self._take(batch, shown)
@@ -181,10 +184,10 @@ class _Trainer:
         position.examples += len(batch.ids)
         if self.average is not None:
             self.average.update(position.step)
-        speed = (position.examples - self.examples_before) / (time.monotonic() - self.start)
-        now = {"loss": loss, "learning_rate": rate, "examples_per_second": round(speed, 1)}
+        now = {"loss": loss, "learning_rate": rate, **self.pace.figures(position.examples)}
         if position.step % LOG_EVERY == 0 or position.step == 1:
             self._write(**now)
+            self.pace.restart(position.examples)
         shown.update(position.step, gap=position.gaps[-1] if position.gaps else None, **now)
 
     def _checkpoint(self) -> None:

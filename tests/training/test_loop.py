@@ -273,6 +273,7 @@ def test_every_line_of_the_log_says_where_the_run_was(folder, records, monkeypat
     ]
     assert [line["learning_rate"] for line in lines if "loss" in line] == [0.01, 0.01, 0.01 * 0.9]
     assert all(line["examples_per_second"] > 0 for line in lines if "loss" in line)
+    assert all(0 < line["data_wait"] < 1 for line in lines if "loss" in line)
     assert all(line["loss"] > 0 for line in lines if "loss" in line)
     assert lines[-1]["state"] == "finished"
     assert lines[-1]["seconds"] > 0
