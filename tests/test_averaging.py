@@ -286,4 +286,4 @@ def test_a_checkpoint_that_goes_away_meanwhile_is_named(checkpoints, tmp_path, m
         f"{checkpoints[0]} cannot be read any more: No such file or directory.\n"
         "Average again, from the checkpoints that are left."
     )
-    assert os.listdir(tmp_path) == []
+    assert all(name.startswith("step-") for name in os.listdir(tmp_path))
