@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ensemble_kit.averaging import average_checkpoints
     from ensemble_kit.export import export_onnx
     from ensemble_kit.fusion import fuse
+    from ensemble_kit.importing import import_onnx
     from ensemble_kit.loading import load
     from ensemble_kit.pipeline import train
     from ensemble_kit.prediction import predict
@@ -25,6 +26,7 @@ __all__ = [
     "average_checkpoints",
     "export_onnx",
     "fuse",
+    "import_onnx",
     "load",
     "load_recipe",
     "predict",
@@ -38,6 +40,7 @@ _HOMES: Mapping[str, str] = MappingProxyType(
         "average_checkpoints": "averaging",
         "export_onnx": "export",
         "fuse": "fusion",
+        "import_onnx": "importing",
         "load": "loading",
         "load_recipe": "recipes",
         "predict": "prediction",

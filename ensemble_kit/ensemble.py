@@ -1,4 +1,4 @@
-"""Many members in one graph. Imports ``submodel`` and ``layers``."""
+"""Many members in one graph. Imports ``submodel``, ``imported`` and ``layers``."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ensemble_kit.data.schema import Schema
+from ensemble_kit.imported import ImportedModel, MemberModel
 from ensemble_kit.layers.frame_preparation import prepare_frames
 from ensemble_kit.submodel import SubModel
 
@@ -18,7 +19,7 @@ class FusedEnsemble(nn.Module):
     output, alone or in any batch; a member that draws nothing runs once.
 
     Args:
-        members: The sub-models by name, all built for the same schema.
+        members: The models by name, all built for the same schema.
         coefficients: How much each member's probabilities count; they sum to 1.
         schema: What the inputs and the classes are.
         repeats: R, test-time draws whose probabilities are averaged.
@@ -26,7 +27,7 @@ class FusedEnsemble(nn.Module):
 
     def __init__(
         self,
-        members: Mapping[str, SubModel],
+        members: Mapping[str, MemberModel],
         coefficients: Sequence[float],
         schema: Schema,
         *,
@@ -88,10 +89,10 @@ class FusedEnsemble(nn.Module):
         """Whether one graph may run any number of repeats: no part loops over them."""
         return not any(getattr(module, "loops_over_repeats", False) for module in self.modules())
 
-    def member(self, name: str) -> SubModel:
+    def member(self, name: str) -> MemberModel:
         """Return a member by its name."""
         module = getattr(self, module_name(name))
-        assert isinstance(module, SubModel)
+        assert isinstance(module, SubModel | ImportedModel)
         return module
 
 

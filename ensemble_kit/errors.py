@@ -13,6 +13,7 @@ EnsembleKitError
 ├── SizeLimitError     an artefact over its byte limit, or a size that cannot be read
 ├── FusionError        members that cannot become one graph, a graph that disagrees with them
 ├── ExportError        an ONNX file that fails one of its proofs
+├── ForeignModelError  an ONNX file made elsewhere that cannot be a member
 └── ProviderError      a file cannot be run, or not on the device that was asked for
 """
 
@@ -91,6 +92,10 @@ class FusionError(EnsembleKitError):
 
 class ExportError(EnsembleKitError):
     """An ONNX file fails one of its proofs."""
+
+
+class ForeignModelError(EnsembleKitError):
+    """An ONNX file that another framework made cannot be a member, or not as it was mapped."""
 
 
 class ProviderError(EnsembleKitError):

@@ -1,15 +1,23 @@
-"""The weights of a fused file, rounded as they are written. Imports ``loading``, ``storage``."""
+"""The weights of a fused file, rounded as they are written.
+
+Imports ``loading``, ``onnx_imported`` and ``storage``.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ensemble_kit.checkpoints import FLOATING, TensorFile, TensorSpec, spec_of
 from ensemble_kit.errors import FusionError
-from ensemble_kit.loading import member_prefix, not_finite
-from ensemble_kit.provenance import Dtype, MemberRecord
-from ensemble_kit.storage import SCALE, Stored, is_finite, relative_error, round_to
+from ensemble_kit.imported import WEIGHTS
+from ensemble_kit.loading import empty_imported, member_file_record, member_prefix, not_finite
+from ensemble_kit.onnx_imported import product_axes
+from ensemble_kit.provenance import CheckpointRecord, Dtype, MemberRecord
+from ensemble_kit.recipes import parse_recipe
+from ensemble_kit.storage import SCALE, Stored, is_finite, output_axes, relative_error, round_to
+from ensemble_kit.submodel import SubModel
 
 STORED = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 
@@ -19,8 +27,8 @@ class Member(NamedTuple):
 
     Attributes:
         record: What the fused file says of it.
-        file: Its checkpoint, open.
-        axes: The matrices of its products, from ``storage.output_axes``.
+        file: Its checkpoint or imported file, open.
+        axes: The matrices of its products, from ``axes_of``.
     """
 
     record: MemberRecord
@@ -28,13 +36,27 @@ class Member(NamedTuple):
     axes: Mapping[str, int]
 
 
+def axes_of(file: TensorFile) -> dict[str, int]:
+    """Return the matrices of products in an open checkpoint or imported file, by tensor.
+
+    The numbers are the dimensions that count their outputs, as of ``storage.output_axes``.
+    """
+    record = member_file_record(file)
+    if isinstance(record, CheckpointRecord):
+        with torch.device("meta"):
+            return output_axes(SubModel(parse_recipe(record.recipe), record.data_schema))
+    model = empty_imported(file, record.mapping, record.data_schema, name=record.name)
+    axes = product_axes(model.graph)
+    return {WEIGHTS + name: axes[name] for name in model.weight_specs if name in axes}
+
+
 class RoundedTensors:
-    """The tensors of a checkpoint as they are after rounding, floating ones in float32.
+    """The tensors of a member's file as they are after rounding, floating ones in float32.
 
     Args:
-        file: The checkpoint.
+        file: The checkpoint or imported file.
         dtype: The type that they are rounded to.
-        axes: The matrices of products, from ``storage.output_axes``.
+        axes: The matrices of products, from ``axes_of``.
     """
 
     def __init__(self, file: TensorFile, dtype: Dtype, axes: Mapping[str, int]) -> None:

@@ -16,14 +16,14 @@ from ensemble_kit.data.schema import Schema
 from ensemble_kit.ensemble import example_frames
 from ensemble_kit.errors import FusionError, SizeLimitError
 from ensemble_kit.files import GIB, format_size, refuse_overwrite, sha256_of, written_aside
-from ensemble_kit.fused_weights import FusedWeights, Member, RoundedTensors
+from ensemble_kit.fused_weights import FusedWeights, Member, RoundedTensors, axes_of
 from ensemble_kit.layers.frame_preparation import prepare_frames
 from ensemble_kit.loading import (
-    build_sub_model,
     check_fits,
     count_stored,
     load_fused_member,
-    load_sub_model,
+    load_member,
+    member_file_record,
 )
 from ensemble_kit.provenance import (
     BYTES_PER_VALUE,
@@ -31,17 +31,16 @@ from ensemble_kit.provenance import (
     Dtype,
     FileRecord,
     FusedRecord,
+    ImportedRecord,
     MemberRecord,
     ValidationRecord,
 )
-from ensemble_kit.recipes import parse_recipe
 from ensemble_kit.rounding import Forms, Loss, loss_on
 from ensemble_kit.selections import SelectionRecord, read_selection
-from ensemble_kit.storage import output_axes
-from ensemble_kit.submodel import SubModel
 
 TOLERANCE = 1e-6  # float32 sums of the same numbers in the same order; 8 eps of a probability
 MAX_GAP_LOSS = 0.001
+FUSIBLE = ("checkpoint", "imported")
 
 
 @dataclass(frozen=True)
@@ -144,10 +143,11 @@ def _open_members(
     selection: Path, chosen: SelectionRecord, stack: ExitStack, folder: Path
 ) -> Iterator[Member]:
     for member in chosen.members:
-        if member.model is None or member.model.kind != "checkpoint":
+        if member.model is None or member.model.kind not in FUSIBLE:
             kind = "predictions without a model" if member.model is None else member.model.kind
             raise FusionError(
-                f"{selection}: member {member.name} is {kind}; only checkpoints can be fused.",
+                f"{selection}: member {member.name} is {kind}; only checkpoints and "
+                "imported models can be fused.",
                 mend="Select again without it.",
             )
         path = selection.parent / member.model.file.path
@@ -163,26 +163,25 @@ def _open_members(
                 mend="Predict and select again, so that the selection is of what is fused.",
             )
         file = stack.enter_context(open_tensors(path))
-        record = file.record(CheckpointRecord)
-        with torch.device("meta"):
-            axes = output_axes(SubModel(parse_recipe(record.recipe), record.data_schema))
+        record = member_file_record(file)
         yield Member(
             MemberRecord(
                 name=member.name,
                 coefficient=member.coefficient,
-                recipe=record.recipe,
+                recipe=record.recipe if isinstance(record, CheckpointRecord) else None,
+                mapping=record.mapping if isinstance(record, ImportedRecord) else None,
                 checkpoint=FileRecord(path=relpath(path, folder), sha256=digest),
                 num_values=count_stored(file),
             ),
             file,
-            axes,
+            axes_of(file),
         )
 
 
 def _common_schema(members: list[Member]) -> Schema:
-    first = members[0].file.record(CheckpointRecord).data_schema
+    first = member_file_record(members[0].file).data_schema
     for member in members[1:]:
-        schema = member.file.record(CheckpointRecord).data_schema
+        schema = member_file_record(member.file).data_schema
         for what, same in (
             ("modalities", schema.interface == first.interface),
             ("label names", schema.vocabulary_sha256 == first.vocabulary_sha256),
@@ -221,7 +220,7 @@ def _forms(member: Member, file: TensorFile, record: FusedRecord) -> Forms:
     return Forms(
         member.record.name,
         member.record.coefficient,
-        partial(load_sub_model, member.file),
+        partial(load_member, member.file),
         partial(load_fused_member, file, member.record, record.data_schema),
     )
 
@@ -241,9 +240,7 @@ def _prove(aside: Path, members: Sequence[Member], record: FusedRecord, output: 
             exact = model.classify(prepared, draws)
             tensors = RoundedTensors(member.file, record.dtype, member.axes)
             del model  # before the next is loaded: one at a time
-            model = build_sub_model(
-                member.file.record(CheckpointRecord), tensors, path=member.file.path
-            )
+            model = load_member(member.file, tensors)
             alone = model.classify(prepared, draws)
             del model
             again = load_rounded().classify(prepared, draws)

@@ -1,15 +1,18 @@
 """Models from files, ready to tag videos. Imports ``checkpoints``, ``submodel``, ``ensemble``.
 
-``load`` opens a checkpoint, a fused file or an ONNX file; what it returns turns a batch of records
-into probabilities, whichever it was.
+``load`` opens a checkpoint, an imported model, a fused file or an ONNX file; what it returns turns
+a batch of records into probabilities, whichever it was.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import onnx
 import torch
+from google.protobuf.message import DecodeError
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ensemble_kit.checkpoints import FLOATING, TensorFile, TensorSpec, open_tensors
@@ -17,15 +20,22 @@ from ensemble_kit.data.dataset import Batch, Records
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.ensemble import FusedEnsemble, module_name
 from ensemble_kit.errors import CheckpointError, PredictionsError, ProviderError
+from ensemble_kit.imported import GRAPH, WEIGHTS, ImportedModel, MemberModel
 from ensemble_kit.metrics import Metrics, MetricsAccumulator
-from ensemble_kit.provenance import CheckpointRecord, FusedRecord, MemberRecord
+from ensemble_kit.provenance import (
+    CheckpointRecord,
+    FusedRecord,
+    ImportedRecord,
+    MappingRecord,
+    MemberRecord,
+    ModelKind,
+)
 from ensemble_kit.recipes import parse_recipe
 from ensemble_kit.runtime import OnnxEnsemble
 from ensemble_kit.storage import SCALE, Stored, is_finite
 from ensemble_kit.submodel import SubModel
 
 BATCH_SIZE = 128  # videos at a time where nothing else is asked for; changes no result
-ModelKind = Literal["checkpoint", "fused", "onnx"]
 
 
 class LoadedModel:
@@ -33,7 +43,7 @@ class LoadedModel:
 
     Attributes:
         path: The file.
-        kind: ``checkpoint``, ``fused`` or ``onnx``.
+        kind: ``checkpoint``, ``imported``, ``fused`` or ``onnx``.
         name: The run's name, or the file's stem.
         schema: What its inputs and classes are.
         repeats: Draws whose probabilities are averaged; 1 where nothing is drawn.
@@ -73,7 +83,7 @@ class LoadedModel:
 
 
 def load(path: Path, *, repeats: int | None = None, device: str = "cpu") -> LoadedModel:
-    """Open a checkpoint, a fused file or an ONNX file.
+    """Open a checkpoint, an imported model, a fused file or an ONNX file.
 
     Args:
         path: A ``.safetensors`` or ``.onnx`` file of the kit.
@@ -92,23 +102,27 @@ def load(path: Path, *, repeats: int | None = None, device: str = "cpu") -> Load
     with open_tensors(path) as file:
         if file.kind == "fused":
             fused = file.record(FusedRecord)
-            model = load_fused(file, repeats=repeats or 1).to(device)
-            schema, name = fused.data_schema, path.stem
-            num_values = sum(member.num_values for member in fused.members)
+            ensemble = load_fused(file, repeats=repeats or 1).to(device)
             return LoadedModel(
-                path, "fused", name, schema, model.repeats, num_values, runner(model, None, device)
+                path,
+                "fused",
+                path.stem,
+                fused.data_schema,
+                ensemble.repeats,
+                sum(member.num_values for member in fused.members),
+                runner(ensemble, None, device),
             )
-        record = file.record(CheckpointRecord)
-        sub_model = load_sub_model(file).to(device)
-    draws = sub_model.draws_for(record.name, repeats=repeats or 1)
+        record = member_file_record(file)
+        model: MemberModel = load_member(file).to(device)
+    draws = model.draws_for(record.name, repeats=repeats or 1)
     return LoadedModel(
         path,
-        "checkpoint",
+        record.kind,
         record.name,
         record.data_schema,
         1 if draws is None else draws.shape[0],
         count_stored(file),
-        runner(sub_model, draws, device),
+        runner(model, draws, device),
     )
 
 
@@ -145,6 +159,32 @@ def build_sub_model(record: CheckpointRecord, tensors: Tensors, *, path: Path) -
     return model.eval()
 
 
+def member_file_record(file: TensorFile) -> CheckpointRecord | ImportedRecord:
+    """Return what an open file says of itself that can be a member: trained, or imported.
+
+    Raises:
+        CheckpointError: The file is of another kind.
+    """
+    if file.kind == "imported":
+        return file.record(ImportedRecord)
+    return file.record(CheckpointRecord)
+
+
+def load_member(file: TensorFile, tensors: Tensors | None = None) -> MemberModel:
+    """Build the model of an open checkpoint or imported file, in evaluation mode.
+
+    Args:
+        file: The file.
+        tensors: What to take in place of the file's own tensors, if anything.
+    """
+    record = member_file_record(file)
+    if isinstance(record, CheckpointRecord):
+        return build_sub_model(record, tensors or file, path=file.path)
+    model = empty_imported(file, record.mapping, record.data_schema, name=record.name)
+    model.weights = _weights_of(model, tensors or file, path=file.path)
+    return model.eval()
+
+
 def load_fused(file: TensorFile, *, repeats: int) -> FusedEnsemble:
     """Build the ensemble of an open fused file, its weights in float32, in evaluation mode."""
     record = file.record(FusedRecord)
@@ -153,12 +193,54 @@ def load_fused(file: TensorFile, *, repeats: int) -> FusedEnsemble:
     return FusedEnsemble(members, coefficients, record.data_schema, repeats=repeats).eval()
 
 
-def load_fused_member(file: TensorFile, member: MemberRecord, schema: Schema) -> SubModel:
+def load_fused_member(file: TensorFile, member: MemberRecord, schema: Schema) -> MemberModel:
     """Build one member of an open fused file, its weights in float32, in evaluation mode."""
+    prefix = member_prefix(member.name)
     with torch.device("meta"):
-        model = SubModel(parse_recipe(member.recipe), schema)
-    fill(model, file, prefix=member_prefix(member.name), path=file.path)
+        model = empty_member(file, member, schema)
+    if isinstance(model, ImportedModel):
+        model.weights = _weights_of(model, file, prefix=prefix, path=file.path)
+    else:
+        fill(model, file, prefix=prefix, path=file.path)
     return model.eval()
+
+
+def empty_member(file: TensorFile, member: MemberRecord, schema: Schema) -> MemberModel:
+    """Build one member of an open fused file without its weights."""
+    if member.mapping is not None:
+        prefix = member_prefix(member.name)
+        return empty_imported(file, member.mapping, schema, prefix=prefix, name=member.name)
+    assert member.recipe is not None
+    return SubModel(parse_recipe(member.recipe), schema)
+
+
+def empty_imported(
+    file: TensorFile, mapping: MappingRecord, schema: Schema, *, prefix: str = "", name: str
+) -> ImportedModel:
+    """Build an imported model without its weights.
+
+    Raises:
+        CheckpointError: Its graph is missing or damaged.
+    """
+    graph = onnx.ModelProto()
+    try:
+        graph.ParseFromString(file.array(prefix + GRAPH).tobytes())
+    except (SafetensorError, DecodeError) as error:
+        raise CheckpointError(
+            f"{file.path}: tensor {prefix + GRAPH} is missing or holds no ONNX graph.",
+            mend="Import the model again from its ONNX file.",
+        ) from error
+    return ImportedModel(graph, mapping, schema, name=name)
+
+
+def _weights_of(
+    model: ImportedModel, tensors: Tensors, *, prefix: str = "", path: Path
+) -> dict[str, Tensor]:
+    """Return an imported model's weights in the types that its graph has them in."""
+    return {
+        name: read_weight(tensors, prefix + WEIGHTS + name, shape, path=path).to(dtype)
+        for name, (dtype, shape) in model.weight_specs.items()
+    }
 
 
 def member_prefix(name: str) -> str:
@@ -174,18 +256,26 @@ def fill(model: torch.nn.Module, file: Tensors, *, prefix: str, path: Path) -> N
     """
     state: dict[str, Tensor] = {}
     for name, empty in model.state_dict().items():
-        full, needed = prefix + name, tuple(empty.shape)
-        _require_shape(file, full, [needed], path)
-        tensor, scale = file.tensor(full), None
-        if full + SCALE in file.specs:
-            _require_shape(file, full + SCALE, [(needed[0], 1), (1, needed[-1])], path)
-            scale = file.tensor(full + SCALE)
-        if scale is not None or file.specs[full].dtype in FLOATING:
-            tensor = Stored(tensor, scale).restored()
-            if not is_finite(tensor):
-                raise not_finite(path, full)
-        state[name] = tensor
+        state[name] = read_weight(file, prefix + name, tuple(empty.shape), path=path)
     model.load_state_dict(state, assign=True)
+
+
+def read_weight(file: Tensors, name: str, shape: tuple[int, ...], *, path: Path) -> Tensor:
+    """Return a tensor of a file, in float32 if it is a floating one or has a scale.
+
+    Raises:
+        CheckpointError: It is missing, has another shape, or holds NaN or infinity.
+    """
+    _require_shape(file, name, [shape], path)
+    tensor, scale = file.tensor(name), None
+    if name + SCALE in file.specs:
+        _require_shape(file, name + SCALE, [(shape[0], 1), (1, shape[-1])], path)
+        scale = file.tensor(name + SCALE)
+    if scale is not None or file.specs[name].dtype in FLOATING:
+        tensor = Stored(tensor, scale).restored()
+        if not is_finite(tensor):
+            raise not_finite(path, name)
+    return tensor
 
 
 def _require_shape(file: Tensors, name: str, shapes: Sequence[tuple[int, ...]], path: Path) -> None:

@@ -13,23 +13,25 @@ from typing import Any, Literal, NamedTuple
 import onnx
 import onnx_ir as ir
 import torch
-from onnxscript import optimizer
+from onnxscript import optimizer, version_converter
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ensemble_kit
 from ensemble_kit.checkpoints import TensorFile
 from ensemble_kit.ensemble import FusedEnsemble, draws_name, module_name
+from ensemble_kit.imported import DOMAIN, WEIGHTS, ImportedModel, opset_of
 from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.layers.recurrent import Recurrence
+from ensemble_kit.loading import empty_member, member_prefix
 from ensemble_kit.onnx_file import Weight
+from ensemble_kit.onnx_imported import inline_imported
 from ensemble_kit.onnx_names import name_nodes
 from ensemble_kit.onnx_weights import attach_weights
 from ensemble_kit.provenance import FusedRecord
-from ensemble_kit.recipes import parse_recipe
-from ensemble_kit.submodel import SubModel
 
 OPSET = 20
+PREFIX = "ensemble."  # what the tracer puts before the names of weights
 OUTPUTS = ("probabilities", "labels", "confidences")
 Sampling = Literal["fixed", "random", "input"]
 InputType = Literal["uint8", "float32"]
@@ -102,8 +104,9 @@ def build_graph(
     """
     types = input_types or [modality.value_type for modality in record.data_schema.modalities]
     with _quiet():
-        ensemble, model = _trace(record, repeats, sampling, types)
-        weights = attach_weights(model, file, _cells(ensemble), prefix="ensemble.")
+        ensemble, model = _trace(file, record, repeats, sampling, types)
+        _place_imported(model, ensemble)
+        weights = attach_weights(model, file, _cells(ensemble), prefix=PREFIX)
         optimizer.optimize_ir(model)
         shares = model.graph.outputs[len(OUTPUTS) :] or model.graph.outputs[:1]
         name_nodes(model, ensemble.names, shares)
@@ -120,13 +123,17 @@ def top_k_of(record: FusedRecord) -> int:
 
 
 def _trace(
-    record: FusedRecord, repeats: int, sampling: Sampling, types: Sequence[InputType]
+    file: TensorFile,
+    record: FusedRecord,
+    repeats: int,
+    sampling: Sampling,
+    types: Sequence[InputType],
 ) -> tuple[FusedEnsemble, ir.Model]:
     """Return the ensemble and its graph, both without weights."""
     schema = record.data_schema
     batch, length = torch.export.Dim("batch"), torch.export.Dim("frames")
     with FakeTensorMode():
-        members = {m.name: SubModel(parse_recipe(m.recipe), schema) for m in record.members}
+        members = {member.name: empty_member(file, member, schema) for member in record.members}
         ensemble = FusedEnsemble(
             members, [m.coefficient for m in record.members], schema, repeats=repeats
         )
@@ -152,12 +159,32 @@ def _trace(
                 dynamic_shapes=tuple(free),
                 input_names=[*schema.widths, "num_frames", *map(draws_name, ensemble.random_names)],
                 output_names=[*OUTPUTS, *map(module_name, shares)],
-                opset_version=OPSET,
+                opset_version=max([OPSET, *map(opset_of, _imported(ensemble).values())]),
                 optimize=False,  # the weights have to be attached first
                 verbose=False,
             )
     assert program is not None
     return ensemble, program.model
+
+
+def _imported(ensemble: FusedEnsemble) -> dict[str, onnx.ModelProto]:
+    """Return the graphs of the members that another framework made, by their names."""
+    members = {name: ensemble.member(name) for name in ensemble.names}
+    return {
+        name: member.graph for name, member in members.items() if isinstance(member, ImportedModel)
+    }
+
+
+def _place_imported(model: ir.Model, ensemble: FusedEnsemble) -> None:
+    """Put imported graphs in the place of the operators that they were traced as."""
+    opset = model.opset_imports[""]
+    for name, proto in _imported(ensemble).items():
+        imported = ir.from_proto(proto)
+        if imported.opset_imports[""] != opset:
+            version_converter.convert_version(imported, opset)
+        prefix = f"{PREFIX}{member_prefix(name)}{WEIGHTS}"
+        inline_imported(model, imported, name, prefix=prefix)
+        model.opset_imports.pop(DOMAIN, None)
 
 
 def _example_draws(

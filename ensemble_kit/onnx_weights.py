@@ -91,6 +91,9 @@ def attach_weights(
             scale = _input(graph, weights[-1])
             casts.append(ir.node("Mul", [current, scale], name=f"{name}/Mul"))
             current = casts[-1].outputs[0]
+        if value.dtype not in (None, ir.DataType.FLOAT):  # what an imported graph computes in
+            casts.append(ir.node("Cast", [current], attributes={"to": value.dtype}))
+            casts[-1].name, current = f"{name}/Cast_2", casts[-1].outputs[0]
         if current is not None and current.producer() is not None:
             current.name, current.shape, current.type = f"{name}.fp32", value.shape, value.type
         value.replace_all_uses_with(current)

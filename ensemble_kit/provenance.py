@@ -9,7 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ensemble_kit.data.schema import Schema
 
+Activation = Literal["none", "sigmoid", "softmax"]
 Dtype = Literal["fp32", "fp16", "bf16", "int8"]
+FrameForm = Literal["raw", "dequantised", "normalised"]
+ModelKind = Literal["checkpoint", "imported", "fused", "onnx"]
 # int8: the small rest, which is bf16, is not counted
 BYTES_PER_VALUE: dict[str, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
@@ -101,6 +104,51 @@ class TrainingStateRecord(Record):
     measured: tuple[MeasuredRecord, ...]
 
 
+class InputRecord(Record):
+    """What an input of an imported graph is given.
+
+    Attributes:
+        name: Of the graph's input.
+        holds: The frames of some modalities, how many of them are a video's own, or which.
+        modalities: Those whose frames it is given, side by side in this order.
+    """
+
+    name: str
+    holds: Literal["frames", "num_frames", "is_frame"]
+    modalities: tuple[str, ...] = ()
+
+
+class MappingRecord(Record):
+    """How a graph that another framework made is given frames, and what its output is.
+
+    Attributes:
+        frames: ``raw`` as records store them, ``dequantised`` to floating point, or ``normalised``:
+            dequantised, and each joint frame of all modalities of length 1. Padding is 0.
+        inputs: Every input of the graph that is no weight.
+        activation: What makes probabilities of the graph's output.
+    """
+
+    frames: FrameForm
+    inputs: tuple[InputRecord, ...]
+    activation: Activation
+
+
+class ImportedRecord(Record):
+    """The metadata of a model that another framework made.
+
+    Attributes:
+        mapping: What its graph is given.
+        onnx: The ONNX file that it was imported from.
+    """
+
+    kind: Literal["imported"] = "imported"
+    kit_version: str
+    name: str
+    mapping: MappingRecord
+    data_schema: Schema
+    onnx: FileRecord
+
+
 class ModelRecord(Record):
     """The model that made some predictions.
 
@@ -112,7 +160,7 @@ class ModelRecord(Record):
     """
 
     file: FileRecord
-    kind: Literal["checkpoint", "fused", "onnx"]
+    kind: ModelKind
     num_values: int
     repeats: int
 
@@ -138,11 +186,18 @@ class PredictionsRecord(Record):
 
 
 class MemberRecord(Record):
-    """One member of a fused graph."""
+    """One member of a fused graph.
+
+    Attributes:
+        recipe: What it was trained by; None for one that another framework made.
+        mapping: What the graph of such a one is given; None for all others.
+        checkpoint: The file that it was fused from, imported or trained.
+    """
 
     name: str
     coefficient: float
-    recipe: RecipeRecord
+    recipe: RecipeRecord | None
+    mapping: MappingRecord | None = None
     checkpoint: FileRecord
     num_values: int
 

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_kit.data.dataset import Batch, Records
+from ensemble_kit.imported import MemberModel
 from ensemble_kit.loading import BATCH_SIZE, runner
 from ensemble_kit.metrics import MetricsAccumulator
 from ensemble_kit.progress import progress
-from ensemble_kit.submodel import SubModel
 
 BLOCK_BYTES = 2**28  # of records and probabilities that wait while members are loaded in turn
 Rows = NDArray[np.float32]
@@ -24,8 +24,8 @@ class Forms(NamedTuple):
 
     name: str
     coefficient: float
-    exact: Callable[[], SubModel]
-    rounded: Callable[[], SubModel]
+    exact: Callable[[], MemberModel]
+    rounded: Callable[[], MemberModel]
 
 
 class Loss(NamedTuple):
@@ -71,7 +71,7 @@ def loss_on(records: Records, members: Sequence[Forms], *, k: int) -> Loss:
 
 
 def _mixed(
-    block: Sequence[Batch], members: Sequence[tuple[str, float, Callable[[], SubModel]]]
+    block: Sequence[Batch], members: Sequence[tuple[str, float, Callable[[], MemberModel]]]
 ) -> list[Rows]:
     """Return the mixed probabilities of each batch; one member after another is loaded."""
     mixed: list[Any] = [0.0] * len(block)

@@ -47,6 +47,14 @@ def real_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def torch_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plain module as torch.onnx exports it, which takes seconds."""
+    from foreign_models import write_torch_model
+
+    return write_torch_model(tmp_path_factory.mktemp("torch") / "recurrent.onnx")
+
+
 @pytest.fixture
 def runner() -> CliRunner:
     """Runs a command in this process; its result has ``exit_code``, ``stdout`` and ``stderr``."""

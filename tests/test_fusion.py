@@ -303,7 +303,7 @@ def test_a_member_that_is_no_checkpoint_is_refused(kind, members, tmp_path):
 
     assert refused(FusionError, selection, tmp_path / "out.safetensors") == (
         f"{selection}: member vlad is {kind or 'predictions without a model'}; only checkpoints "
-        "can be fused.\n"
+        "and imported models can be fused.\n"
         "Select again without it."
     )
 

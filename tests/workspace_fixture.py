@@ -161,7 +161,7 @@ def write_selection_of(
     members = []
     for name, checkpoint in checkpoints.items():
         with open_tensors(checkpoint) as file:
-            num_values = count_stored(file)
+            num_values, kind = count_stored(file), file.kind
         record = FileRecord(path=relpath(checkpoint, path.parent), sha256=sha256_of(checkpoint))
         members.append(
             SelectedRecord(
@@ -171,7 +171,7 @@ def write_selection_of(
                 gap=0.25,
                 gap_without=(gaps_without or {}).get(name, 0.5),
                 predictions=FileRecord(path="none.safetensors", sha256="0" * 64),
-                model=ModelRecord(file=record, kind="checkpoint", num_values=num_values, repeats=1),
+                model=ModelRecord(file=record, kind=kind, num_values=num_values, repeats=1),
             )
         )
     record = SelectionRecord(

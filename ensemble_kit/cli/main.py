@@ -19,6 +19,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "train": "train",
         "runs": "runs",
         "average": "average",
+        "import-onnx": "import_onnx",
         "predict": "predict",
         "evaluate": "evaluate",
         "select": "select",

@@ -19,11 +19,13 @@ class PreparedFrames(NamedTuple):
         joint: ``(B, T, sum of D)``, floating point: the modalities side by side, padding 0.
         normalised: The same, each joint frame of L2 norm 1, or 0.
         is_frame: ``(B, T)``, bool; False marks padding.
+        stored: The frames as they were given, for members that another framework made.
     """
 
     joint: Tensor
     normalised: Tensor
     is_frame: Tensor
+    stored: Mapping[str, Tensor]
 
 
 def dequantise(stored: Tensor) -> Tensor:
@@ -39,6 +41,11 @@ def dequantise(stored: Tensor) -> Tensor:
         float32, the same shape.
     """
     return stored.to(torch.float32) * DEQUANTISATION_SCALE + DEQUANTISATION_OFFSET
+
+
+def quantise(features: Tensor) -> Tensor:
+    """Return the bytes that ``dequantise`` made features of, as whole numbers in float32."""
+    return ((features - DEQUANTISATION_OFFSET) / DEQUANTISATION_SCALE).round().clamp(0, 255)
 
 
 def mark_frames(num_frames: Tensor, padded_length: int) -> Tensor:
@@ -64,4 +71,4 @@ def prepare_frames(frames: Mapping[str, Tensor], num_frames: Tensor) -> Prepared
     is_frame = mark_frames(num_frames, joint.shape[1])
     # where, not a product: a padded NaN must not become a feature
     joint = torch.where(is_frame.unsqueeze(-1), joint, torch.zeros((), dtype=joint.dtype))
-    return PreparedFrames(joint, l2_normalise(joint), is_frame)
+    return PreparedFrames(joint, l2_normalise(joint), is_frame, frames)

@@ -1,0 +1,163 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from builders import tiny_frames
+from foreign_models import (
+    dequantised,
+    foreign_probabilities,
+    foreign_weights,
+    torch_probabilities,
+    write_foreign,
+)
+from onnx import numpy_helper
+from workspace_fixture import write_selection_of
+
+from ensemble_kit.checkpoints import open_tensors
+from ensemble_kit.cli import main
+from ensemble_kit.data.dataset import Records
+from ensemble_kit.loading import load, load_fused_member
+from ensemble_kit.onnx_file import read_tensors
+from ensemble_kit.predictions import read_predictions
+from ensemble_kit.provenance import FusedRecord
+from ensemble_kit.runtime import OnnxEnsemble
+from ensemble_kit.selections import read_selection
+from ensemble_kit.storage import round_to
+
+VALIDATION = "data/validate/*.tfrecord"
+MAPPING = ["--input", "rgb=pixels", "--num-frames", "lengths", "--activation", "sigmoid"]
+TORCH_MAPPING = ["--input", "rgb+audio=frames", "--is-frame", "mask", "--frames", "raw"]
+COEFFICIENTS = {"tagger": 0.5, "vlad": 0.3, "recurrent": 0.2}
+
+
+@pytest.fixture
+def type_in(runner, own_workspace):
+    def run(*words):
+        result = runner.invoke(main, [str(word) for word in words])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    return run
+
+
+def test_an_imported_model_is_predicted_selected_and_fused_like_any_other(type_in, own_workspace):
+    original = write_foreign(own_workspace.path / "tagger.onnx")
+
+    output = type_in("import-onnx", "tagger.onnx", VALIDATION, *MAPPING)
+    assert output.startswith("runs/tagger/imported.safetensors: 1")
+    assert output.splitlines()[1].startswith("Equal to tagger.onnx to ")
+    predicted = "runs/tagger/validation.safetensors"
+    type_in("predict", "runs/tagger/imported.safetensors", VALIDATION, "-o", predicted)
+    type_in("select", predicted)
+    type_in("fuse", "--dtype", "fp32")
+
+    records = Records([VALIDATION])
+    found = np.concatenate([rows for _, rows in read_predictions(Path(predicted)).blocks()])
+    for row, video in zip(found, records.videos(), strict=True):
+        expected = foreign_probabilities(original, dequantised(video.frames["rgb"]))
+        np.testing.assert_allclose(row, expected, atol=1e-5)
+    (member,) = read_selection(own_workspace.path / "ensemble" / "selection.json").members
+    assert (member.name, member.model.kind) == ("tagger", "imported")
+    fused = load(own_workspace.path / "ensemble" / "fused.safetensors")
+    for batch in records.batches(8):
+        np.testing.assert_allclose(fused.probabilities(batch), found[: len(batch.ids)], atol=1e-6)
+        break
+    scores = json.loads(
+        type_in("evaluate", "runs/tagger/imported.safetensors", VALIDATION, "--json")
+    )
+    assert scores == json.loads(type_in("evaluate", predicted, "--json"))
+
+
+def exact_in_int8(path, torch_model):
+    """Write models whose weights int8 and bf16 change no more, so that it is told what they do."""
+    weights = {}
+    for name, array in foreign_weights().items():
+        axis = {"fc1/w": 1, "fc2/w": 0}.get(name)
+        weights[name] = (
+            round_to(torch.from_numpy(array), "int8", output_axis=axis).restored().numpy()
+        )
+    tagger = write_foreign(path / "tagger.onnx", weights=weights)
+    model = onnx.load(torch_model)
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype == np.float32 and values.size > 1:
+            rounded = torch.from_numpy(values.copy()).bfloat16().float().numpy()
+            tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
+    onnx.save(model, path / "recurrent.onnx")
+    return tagger, path / "recurrent.onnx"
+
+
+def test_one_onnx_file_of_own_and_imported_members_computes_what_the_originals_do(
+    type_in, own_workspace, torch_model, rng
+):
+    tagger, recurrent = exact_in_int8(own_workspace.path, torch_model)
+    type_in("import-onnx", tagger, VALIDATION, *MAPPING)
+    type_in("import-onnx", recurrent, VALIDATION, *TORCH_MAPPING)
+    ensemble = own_workspace.path / "ensemble"
+    files = {
+        "tagger": own_workspace.path / "runs" / "tagger" / "imported.safetensors",
+        "vlad": own_workspace.averaged("vlad"),
+        "recurrent": own_workspace.path / "runs" / "recurrent" / "imported.safetensors",
+    }
+    (ensemble / "selection.json").unlink(missing_ok=True)
+    write_selection_of(ensemble / "selection.json", files, COEFFICIENTS)
+
+    type_in("fuse", "--dtype", "int8", "--force")
+    type_in("export-onnx", "--repeats", "2", "--force")
+
+    exported = OnnxEnsemble(ensemble / "ensemble.onnx")
+    with open_tensors(ensemble / "fused.safetensors") as file:
+        record = file.record(FusedRecord)
+        own = load_fused_member(file, record.members[1], record.data_schema)
+    assert set(exported.inputs) == {"rgb", "audio", "num_frames"}
+    for counts in ([1], [4, 12, 3], [7, 2]):
+        frames, num_frames = tiny_frames(record.data_schema, counts, rng)
+        with torch.inference_mode():
+            expected = 0.3 * own(frames, num_frames, own.draws_for("vlad", repeats=2)).numpy()
+        for row, count in enumerate(counts):
+            rgb, audio = (frames[name][row, :count].numpy() for name in ("rgb", "audio"))
+            expected[row] += 0.5 * foreign_probabilities(tagger, dequantised(rgb))
+            joint = np.concatenate([rgb, audio], axis=1)
+            expected[row] += 0.2 * torch_probabilities(recurrent, joint)
+        arrays = {name: values.numpy() for name, values in frames.items()}
+        found = exported.run(arrays, num_frames.numpy()).probabilities
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    stored = {
+        tensor.name: tensor.type_name
+        for tensor in read_tensors(ensemble / "ensemble.onnx")
+        if tensor.name.startswith(("member_tagger.", "member_recurrent."))
+    }
+    assert stored["member_tagger.weights.fc1/w"] == "INT8"
+    assert stored["member_tagger.weights.fc2/w"] == "INT8"
+    assert stored["member_tagger.weights.fc1/b"] == "BFLOAT16"
+    assert stored["member_recurrent.weights.head.weight"] == "BFLOAT16"
+    nodes = {node.name for node in onnx.load(ensemble / "ensemble.onnx").graph.node}
+    assert {"tagger/fc1/MatMul", "tagger/fc2", "tagger/Relu", "mixture/TopK"} <= nodes
+
+
+def test_what_is_not_mapped_is_an_error_and_nothing_is_there(runner, own_workspace):
+    write_foreign(own_workspace.path / "tagger.onnx")
+
+    result = runner.invoke(main, ["import-onnx", "tagger.onnx", VALIDATION, *MAPPING[:2]])
+
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "Error: tagger.onnx asks for the input lengths, and nothing is mapped to it.\n"
+        "Add --input MODALITY=lengths, --num-frames lengths or --is-frame lengths.\n"
+    )
+    assert not (own_workspace.path / "runs" / "tagger").exists()
+
+
+@pytest.mark.parametrize("text", ["frames", "=frames", "rgb="])
+def test_an_input_takes_a_modality_and_a_name(text, runner, own_workspace):
+    write_foreign(own_workspace.path / "tagger.onnx")
+
+    result = runner.invoke(main, ["import-onnx", "tagger.onnx", VALIDATION, "--input", text])
+
+    assert result.exit_code == 2
+    assert result.stderr.endswith(
+        "Error: --input takes a modality and an input: --input rgb=frames.\n"
+    )
