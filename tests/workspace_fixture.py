@@ -161,7 +161,8 @@ def write_selection_of(
     members = []
     for name, checkpoint in checkpoints.items():
         with open_tensors(checkpoint) as file:
-            num_values, kind = count_stored(file), file.kind
+            num_values = count_stored(file)
+            kind = "imported" if file.kind == "imported" else "checkpoint"
         record = FileRecord(path=relpath(checkpoint, path.parent), sha256=sha256_of(checkpoint))
         members.append(
             SelectedRecord(

@@ -15,6 +15,7 @@ MISSING = {
     "data check": (["no/*"], "{cwd}/no/* matches no file.\nName TFRecord files"),
     "train": (["demo/gru", *RECORDS], "{cwd}/no.tfrecord does not exist.\nName TFRecord files"),
     "average": (["runs/no"], "runs/no does not exist.\nName a file or folder"),
+    "import-onnx": (["no.onnx", "no.tfrecord"], "no.onnx does not exist.\nName a file"),
     "predict": (["no.onnx", "no.tfrecord", "-o", "p.csv"], "no.onnx does not exist.\nName a file"),
     "evaluate": (["no.safetensors"], "no.safetensors does not exist.\nName a file"),
     "select": (["no.csv"], "no.csv does not exist.\nName a file"),

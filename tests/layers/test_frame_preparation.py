@@ -30,7 +30,9 @@ def test_the_joint_frame_is_normalised_as_one_vector(rng):
     audio = torch.randn(2, 4, 3, generator=rng, dtype=torch.float64)
     lengths = [4, 2]
 
-    features, joint, is_frame = prepare_frames({"rgb": rgb, "audio": audio}, torch.tensor(lengths))
+    features, joint, is_frame, _ = prepare_frames(
+        {"rgb": rgb, "audio": audio}, torch.tensor(lengths)
+    )
 
     for video, length in enumerate(lengths):
         paper = prepare_loops([rgb[video].tolist(), audio[video].tolist()], length)
@@ -44,7 +46,7 @@ def test_the_joint_frame_is_normalised_as_one_vector(rng):
 def test_bytes_are_dequantised_before_they_are_padded(rng):
     stored = torch.randint(0, 256, (1, 3, 4), generator=rng, dtype=torch.uint8)
 
-    _, joint, _ = prepare_frames({"rgb": stored}, torch.tensor([2]))
+    _, joint, *_ = prepare_frames({"rgb": stored}, torch.tensor([2]))
 
     features = [[dequantise_loops(byte) for byte in frame] for frame in stored[0].tolist()]
     torch.testing.assert_close(joint[0], torch.tensor(prepare_loops([features], 2)))
@@ -57,7 +59,7 @@ def test_nan_and_infinity_in_padding_are_harmless(rng):
     spoilt[0, 1] = torch.nan
     spoilt[0, 2] = torch.inf
 
-    _, clean, _ = prepare_frames({"rgb": frames}, torch.tensor([1]))
-    _, joint, _ = prepare_frames({"rgb": spoilt}, torch.tensor([1]))
+    _, clean, *_ = prepare_frames({"rgb": frames}, torch.tensor([1]))
+    _, joint, *_ = prepare_frames({"rgb": spoilt}, torch.tensor([1]))
 
     assert torch.equal(joint, clean)
