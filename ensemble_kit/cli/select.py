@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +10,9 @@ from ensemble_kit.cli.options import EXISTING_FILE, FILE, force_option, json_opt
 from ensemble_kit.errors import SizeLimitError
 from ensemble_kit.files import format_size, parse_size
 from ensemble_kit.workspace import SELECTION
+
+if TYPE_CHECKING:
+    from ensemble_kit.selections import SelectionRecord
 
 
 @click.command()
@@ -31,11 +34,51 @@ from ensemble_kit.workspace import SELECTION
 )
 @click.option(
     "--mixing",
-    type=click.Choice(["uniform", "gap"]),
+    type=click.Choice(["uniform", "gap", "optimised"]),
     default="uniform",
     show_default=True,
-    help="How members are mixed: their mean, or each counted by its own GAP.",
+    help="How members are mixed: their mean, each counted by its own GAP, or by what is best.",
 )
+@click.option(
+    "--strategy",
+    type=click.Choice(["greedy", "replacement", "beam", "exhaustive"]),
+    default="greedy",
+    show_default=True,
+    help="How members are looked for; replacement is greedy and may count one more than once.",
+)
+@click.option(
+    "--criterion",
+    type=click.Choice(["gain", "gain-per-byte"]),
+    default="gain",
+    show_default=True,
+    help="What the next member is chosen by.",
+)
+@click.option("--max-members", type=click.IntRange(min=1), help="The most members.")
+@click.option(
+    "--beam-width",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="How many ensembles a beam search follows.",
+)
+@click.option(
+    "--start", multiple=True, metavar="NAME", help="A member beforehand; may be given often."
+)
+@click.option("--exclude", multiple=True, metavar="NAME", help="Leave it out; may be given often.")
+@click.option(
+    "--confirm",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="The share of the videos held out to confirm the choice.  [default: 0.5, or 0 where there "
+    "are under 2,000 videos]",
+)
+@click.option(
+    "--resamples",
+    type=click.IntRange(min=0),
+    default=200,
+    show_default=True,
+    help="How often videos are drawn for 95 % intervals.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="The seed of these draws.")
 @click.option("--labels", type=EXISTING_FILE, help="CSV of VideoId,Labels for the predictions.")
 @click.option(
     "--top-k",
@@ -49,7 +92,8 @@ from ensemble_kit.workspace import SELECTION
     "sizes",
     multiple=True,
     metavar="NAME=SIZE",
-    help="The bytes of a CSV file's model, by the file's name without .csv; once for each.",
+    help="The bytes of a model that is not the kit's, by its file's name without .csv; once for "
+    "each.",
 )
 @force_option
 @json_option
@@ -57,23 +101,23 @@ def select(
     predictions: tuple[Path, ...],
     output: Path,
     max_size: str | None,
-    dtype: Any,
-    mixing: Any,
     labels: Path | None,
-    top_k: int,
     sizes: tuple[str, ...],
-    force: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
-    """Choose the members of an ensemble greedily, by validation GAP, under a size limit.
+    """Choose the members of an ensemble by validation GAP, under a size limit.
 
     PREDICTIONS are runs/*/validation.safetensors unless named; they may be CSV files in the
-    challenge's format too.
+    challenge's format, .npy or .npz too. Each step shows the GAP on the videos chosen by, the GAP
+    on those held out, and a 95 % interval of what the member added.
 
     \b
     Examples:
         ensemble-kit select
         ensemble-kit select --max-size 500MB --mixing gap
+        ensemble-kit select --strategy beam --beam-width 4 --start nonlocal-gru --max-members 6
+        ensemble-kit select --criterion gain-per-byte --exclude poor --confirm 0.3
         ensemble-kit select A.csv B.csv --labels Y.csv --size A=4MB --size B=7MB --max-size 10MB
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.selection import find_predictions
@@ -83,30 +127,60 @@ def select(
         predictions or find_predictions(),
         output=output,
         max_size=None if max_size is None else parse_size(max_size),
-        dtype=dtype,
-        mixing=mixing,
         labels_path=labels,
-        top_k=top_k,
         sizes=_named_sizes(sizes),
-        force=force,
+        **options,
     )
     if as_json:
         click.echo(selection.model_dump_json())
         return
-    width = max(len("added"), *(len(step.added) for step in selection.path))
-    click.echo(f"step  {'added':<{width}}  {f'GAP@{top_k}':>8}  {'gain':>8}  {'bytes':>14}   limit")
-    before = 0.0
+    for line in _table(selection):
+        click.echo(line)
+    click.echo(_summary(selection, output))
+
+
+def _table(selection: "SelectionRecord") -> list[str]:
+    """Return the path as aligned lines: names to the left, numbers to the right."""
+    header = ["step", "added", f"GAP@{selection.k}", "gain"]
+    header += ["held out"] if selection.confirm else []
+    header += ["95 % of gain "] if selection.bootstrap.resamples else []
+    rows = [[*header, "bytes", "limit"]]
     for number, step in enumerate(selection.path, start=1):
-        click.echo(
-            f"{number:>4}  {step.added:<{width}}  {step.gap:>8.4f}  {step.gap - before:>+8.4f}  "
-            f"{step.bytes:>14,}  {step.bytes / selection.max_size:>6.1%}"
+        row = [str(number), step.added, f"{step.gap:.4f}", f"{step.gain:+.4f}"]
+        if step.confirmed_gap is not None:
+            row.append(f"{step.confirmed_gap:.4f}")
+        if step.gain_interval is not None:
+            mark = " " if step.is_distinguishable else "~"
+            row.append("{:+.4f} {:+.4f}".format(*step.gain_interval) + mark)
+        rows.append([*row, f"{step.bytes:,}", f"{step.bytes / selection.max_size:.1%}"])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place == 1 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
-        before = step.gap
-    click.echo(
+        for row in rows
+    ]
+
+
+def _summary(selection: "SelectionRecord", output: Path) -> str:
+    """Say in a sentence or two what was chosen."""
+    text = (
         f"{output}: {len(selection.members)} of {len(selection.candidates)} candidates, "
-        f"GAP@{top_k} {selection.gap:.4f}, {format_size(selection.bytes)} of "
-        f"{format_size(selection.max_size)} in {dtype}."
+        f"GAP@{selection.k} {selection.gap:.4f}, {format_size(selection.bytes)} of "
+        f"{format_size(selection.max_size)} in {selection.dtype}."
     )
+    noisy = [step.added for step in selection.path if step.is_distinguishable is False]
+    if noisy:
+        text += f"\n~ What {', '.join(noisy)} added cannot be told from noise."
+    if selection.confirm:
+        chosen, held = selection.confirm.chosen_by, selection.confirm.held_out
+        text += (
+            f"\nChosen by {chosen.videos:,} videos (GAP {chosen.gap:.4f}), confirmed on "
+            f"{held.videos:,} others (GAP {held.gap:.4f}"
+        )
+        text += ", 95 % {:.4f} to {:.4f}).".format(*held.interval) if held.interval else ")."
+    return text
 
 
 def _named_sizes(texts: Sequence[str]) -> dict[str, int]:

@@ -53,10 +53,11 @@ def test_a_workspace_needs_no_argument(runner, workspace):
 
     assert result.exit_code == 0, result.output
     assert result.stdout == (
-        "step  added    GAP@20      gain           bytes   limit\n"
-        "   1  gru      0.9167   +0.9167       1,048,576    0.1%\n"  # (1 + 1 + 3/4) / 3
-        "   2  vlad     1.0000   +0.0833       2,097,152    0.2%\n"
+        "step  added  GAP@20     gain    95 % of gain       bytes  limit\n"
+        "   1  gru    0.9167  +0.9167  +0.5000 +1.0000   1,048,576   0.1%\n"  # (1 + 1 + 3/4) / 3
+        "   2  vlad   1.0000  +0.0833  +0.0000 +0.2500~  2,097,152   0.2%\n"
         "ensemble/selection.json: 2 of 3 candidates, GAP@20 1.0000, 2.0 MiB of 1.0 GiB in bf16.\n"
+        "~ What vlad added cannot be told from noise.\n"
     )
     selection = read_selection(workspace / "ensemble" / "selection.json")
     assert [member.model.file.path for member in selection.members] == [
@@ -87,6 +88,42 @@ def test_members_may_be_mixed_by_their_own_gaps(runner, workspace):
     assert (gru["name"], vlad["name"]) == ("gru", "vlad")
     assert gru["coefficient"] == pytest.approx(gru["gap"] / (gru["gap"] + vlad["gap"]))
     assert gru["gap"] > vlad["gap"]
+
+
+def test_what_is_held_out_is_shown_beside_what_is_chosen_by(runner, workspace):
+    result = runner.invoke(main, ["select", "--confirm", "0.5", "--resamples", "0"])
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout == (
+        "step  added  GAP@20     gain  held out      bytes  limit\n"
+        "   1  gru    1.0000  +1.0000    0.8333  1,048,576   0.1%\n"
+        "ensemble/selection.json: 1 of 3 candidates, GAP@20 0.9167, 1.0 MiB of 1.0 GiB in bf16.\n"
+        "Chosen by 1 videos (GAP 1.0000), confirmed on 2 others (GAP 0.8333).\n"
+    )
+
+
+def test_the_search_is_an_option(runner, workspace):
+    options = ["--strategy", "replacement", "--max-members", "4", "--start", "vlad"]
+    options += ["--exclude", "poor", "--seed", "3", "--resamples", "5", "--mixing", "optimised"]
+
+    result = runner.invoke(main, ["select", *options, "--json"])
+
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    assert printed["search"] == {
+        "strategy": "replacement",
+        "criterion": "gain",
+        "max_members": 4,
+        "beam_width": None,
+        "start": ["vlad"],
+        "excluded": ["poor"],
+        "evaluations": 7,  # of 1 member, and 2 of each number up to 4
+        "greedy_gap": 1.0,
+    }
+    assert printed["bootstrap"] == {"resamples": 5, "level": 0.95, "seed": 3}
+    assert printed["mixing"] == "optimised"
+    assert [step["added"] for step in printed["path"]] == ["vlad", "gru"]
+    assert sorted(one["name"] for one in printed["candidates"]) == ["gru", "vlad"]
 
 
 def test_csv_files_made_by_any_tool_are_selected_from(runner, csv_files):
