@@ -1,43 +1,17 @@
 """The table of what can matter of the candidates, against all of their probabilities."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
+from candidate_builders import MISSING, candidates_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import gap_loops, mixed_loops
 
-from ensemble_kit.candidates import Candidate, Candidates
-from ensemble_kit.challenge_csv import Pairs
-from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.metrics import pooled_average_precision
-from ensemble_kit.prediction_rows import DenseRows, ListedRows
-from ensemble_kit.predictions import Predictions
 from ensemble_kit.selection.judging import Judge
 from ensemble_kit.selection.ranking import ABSENT, key_flags, pooled_gap, to_keys
 from ensemble_kit.selection.scoring import Extension, Scorer, Term
 from ensemble_kit.selection.table import read_tables
-
-MISSING = -np.inf
-
-
-def candidates_of(rows, positives):
-    """Return candidates whose probabilities are in memory; those with missing ones list pairs."""
-    num_videos, num_classes = len(positives), len(rows[0][0])
-    ids = tuple(f"video{index}" for index in range(num_videos))
-    found = []
-    for index, scores in enumerate(np.array(rows, np.float32)):
-        source = DenseRows(scores)
-        if np.isneginf(scores).any():
-            offsets = np.concatenate([[0], np.cumsum((scores > MISSING).sum(axis=1))])
-            classes = np.nonzero(scores > MISSING)[1]
-            source = ListedRows(Pairs(offsets, classes, scores[scores > MISSING]))
-        path = Path(f"candidate{index}")
-        predictions = Predictions(path, path.name, ids, num_classes, source)
-        found.append(Candidate(predictions, 0, np.arange(num_videos)))
-    labels = LabelLists.from_lists(map(sorted, positives))
-    return Candidates(tuple(found), ids, labels, num_classes, None)
 
 
 @st.composite

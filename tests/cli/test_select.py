@@ -53,9 +53,9 @@ def test_a_workspace_needs_no_argument(runner, workspace):
 
     assert result.exit_code == 0, result.output
     assert result.stdout == (
-        "step  added  GAP@20     gain    95 % of gain       bytes  limit\n"
+        "step  added  GAP@20     gain     95 % of gain       bytes  limit\n"
         "   1  gru    0.9167  +0.9167  +0.5000 +1.0000   1,048,576   0.1%\n"  # (1 + 1 + 3/4) / 3
-        "   2  vlad   1.0000  +0.0833  +0.0000 +0.2500~  2,097,152   0.2%\n"
+        "   2  vlad   1.0000  +0.0833  +0.0000 +0.5000~  2,097,152   0.2%\n"
         "ensemble/selection.json: 2 of 3 candidates, GAP@20 1.0000, 2.0 MiB of 1.0 GiB in bf16.\n"
         "~ What vlad added cannot be told from noise.\n"
     )
