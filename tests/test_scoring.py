@@ -50,13 +50,13 @@ def test_the_gap_is_that_of_all_probabilities_however_few_are_kept(case):
 
     assert scorer.gap(terms) == pytest.approx(dense_gap(rows, positives, terms, k), abs=1e-12)
 
-    mixture = scorer.empty()
-    for term in terms:  # as a search adds them, with what the ensemble before is known to reach
-        extension = Extension(scorer, mixture, scorer.reach(terms))
+    mixture = scorer.mixed([])
+    for term in terms:  # as a search adds them
+        extension = Extension(scorer, mixture, scorer.spread(terms))
         for other in terms:
             expected = dense_gap(rows, positives, [*mixture.terms, other], k)
             assert extension.gap(other) == pytest.approx(expected, abs=1e-12)
-        mixture = scorer.added(mixture, term, extension.pool(term))
+        mixture = scorer.added(mixture, term)
 
 
 @settings(max_examples=50, deadline=None)

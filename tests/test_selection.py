@@ -480,6 +480,107 @@ def test_an_unknown_size_is_refused_where_there_is_a_limit(tmp_path, options):
     )
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"start": ["gru", "vlat"]},
+            "A member to start with is 'vlat', which is not a candidate.\nName one of vlad.",
+        ),
+        (
+            {"exclude": ["grv"]},
+            "To be left out is 'grv', which is not a candidate.\nName one of gru.",
+        ),
+        (
+            {"exclude": ["gru"], "start": ["gru"]},
+            "A member to start with is 'gru', which is not a candidate.\nName one of vlad.",
+        ),
+        (
+            {"exclude": ["gru", "vlad"]},
+            "All candidates are left out.\nName fewer of them with --exclude.",
+        ),
+        (
+            {"start": ["gru", "vlad"], "max_members": 1},
+            "There are 2 members to start with, and 1 at most.\n"
+            "Raise --max-members, or start with fewer.",
+        ),
+        (
+            {"start": ["gru", "gru"]},
+            "'gru' is named twice as a member to start with.\nName each once.",
+        ),
+        (
+            {"strategy": "beam", "criterion": "gain-per-byte"},
+            "The strategy beam compares whole ensembles, and gain-per-byte additions.\n"
+            "Take --strategy greedy or replacement with --criterion gain-per-byte.",
+        ),
+        (
+            {"confirm": 0.99},
+            "Of 4 videos, 0 would be chosen by with --confirm 0.99, and none of them has labels.\n"
+            "Predict more videos, or choose by all of them with --confirm 0.",
+        ),
+        (
+            {"confirm": 0.01},
+            "Of 4 videos, 0 would be held out with --confirm 0.01, and none of them has labels.\n"
+            "Predict more videos, or choose by all of them with --confirm 0.",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tmp_path, options, message):
+    paths = [write_own(tmp_path / name, right_for(name[0])) for name in ("gru", "vlad")]
+
+    assert refused(paths, **options) == message
+
+
+def test_gain_per_byte_needs_every_size(tmp_path):
+    paths = [write_own(tmp_path / "mean", right_for("a"), size=None)]
+
+    assert refused(paths, criterion="gain-per-byte") == (
+        f"The size of mean is not known: {paths[0]} tells of no model.\n"
+        "Give the size of every such candidate: --size mean=4MB."
+    )
+
+
+def test_the_frontier_holds_what_fewer_bytes_would_buy(tmp_path):
+    paths = [
+        write_own(tmp_path / name, right_for(*name), size=size)
+        for name, size in (("abc", 600), ("ab", 200), ("d", 100), ("a", 250))
+    ]
+
+    selection = select(paths, output=tmp_path / "s.json", resamples=0)
+
+    assert [step.added for step in selection.path] == ["abc", "d"]
+    assert [(one.members, one.bytes) for one in selection.frontier] == [
+        (("d",), 100),
+        (("ab",), 200),
+        (("abc",), 600),
+        (("abc", "d"), 700),
+    ]
+    gaps = [one.gap for one in selection.frontier]
+    assert gaps == sorted(set(gaps))
+    singles = {one.name: one.gap for one in selection.candidates}
+    assert gaps[:3] == [singles["d"], singles["ab"], singles["abc"]]
+    assert selection.path[0].interval is None
+
+
+def test_optimised_coefficients_are_reported_with_what_they_brought(tmp_path):
+    rows = [[[0.4, 0.1], [0.4, 0.3]], [[0.1, 0.5], [0.1, 0.5]]]
+    paths = [
+        write_own(tmp_path / name, one, ids=("a", "b"), positives=[{0}, {1}], names="vw")
+        for name, one in zip("xy", rows, strict=True)
+    ]
+
+    selection = select(
+        paths, output=tmp_path / "s.json", top_k=2, mixing="optimised", start=["x", "y"]
+    )
+
+    x, y = selection.members
+    assert x.coefficient > 0.5 > y.coefficient
+    assert x.coefficient + y.coefficient == pytest.approx(1)
+    assert selection.path[-1].gap == selection.optimised.uniform_gap < selection.optimised.gap
+    assert selection.gap == selection.optimised.gap == 1
+    assert selection.optimised.confirmed_gap is None
+
+
 def test_own_predictions_without_a_model_need_a_size_too(tmp_path):
     paths = [write_own(tmp_path / "mean", right_for("a"), size=None)]
 

@@ -1,6 +1,7 @@
 """Select: the members whose averaged probabilities have the best validation GAP under a limit."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ensemble_kit.selection.mixing import optimised, search_weights
 from ensemble_kit.selection.records import Outcome, Writer, distinct
 from ensemble_kit.selection.scoring import Term
 from ensemble_kit.selection.search import Rules, Search
-from ensemble_kit.selection.table import read_tables
+from ensemble_kit.selection.table import NUM_THREADS, read_tables
 from ensemble_kit.selections import Criterion, Mixing, SelectionRecord, Strategy, write_selection
 from ensemble_kit.workspace import RUNS
 
@@ -202,10 +203,14 @@ def _parts(known: Candidates, confirm: float) -> list[NDArray[np.bool_]]:
 
 def _search(judge: Judge, known: Candidates, mixing: Mixing, rules: Rules) -> Outcome:
     """Look for the members, and for what greedy would have chosen."""
-    singles = [judge.gaps([Term(index, 1.0)]) for index in range(len(known.candidates))]
+    with ThreadPoolExecutor(NUM_THREADS) as threads:
+        singles = list(
+            threads.map(lambda index: judge.gaps([Term(index, 1.0)]), range(len(known.candidates)))
+        )
     fits = [one.num_bytes <= rules.limit for one in known.candidates]
     weights = search_weights(mixing, [one.chosen_by for one in singles], fits)
     search = Search(judge.chosen_by, known.candidates, weights, rules)
+    search.know([one.chosen_by for one in singles])
     chosen = search.run()
     greedy_gap = None
     if rules.strategy != "greedy":

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ensemble_kit.progress import progress
 from ensemble_kit.selection.ranking import ONE, Keys
-from ensemble_kit.selection.scoring import NUM_THREADS
+from ensemble_kit.selection.table import NUM_THREADS
 from ensemble_kit.selections import Interval
 
 LEVEL = 0.95
@@ -26,14 +26,14 @@ class _Ranking(NamedTuple):
     videos: NDArray[np.int64]
     hits: NDArray[np.int64]
 
-    def gap(self, counts: NDArray[np.int64], num_positives: int) -> float:
+    def gap(self, counts: NDArray[np.int32], num_positives: int) -> float:
         """Return the GAP with each video counted some times."""
         if not num_positives:
             return 0.0
-        drawn = np.take(counts, self.videos)
-        pairs = np.cumsum(drawn)[self.hits]
+        drawn = counts[self.videos]
+        pairs = np.cumsum(drawn, dtype=np.int32)[self.hits]
         hits = drawn[self.hits]
-        found = np.cumsum(hits)
+        found = np.cumsum(hits, dtype=np.int64)
         return float((hits * found / np.maximum(pairs, 1)).sum()) / num_positives
 
 
@@ -53,7 +53,7 @@ def resampled_gaps(
 
     def resample(index: int) -> list[float]:
         drawn = np.random.default_rng([seed, index]).integers(num_videos, size=num_videos)
-        counts = np.bincount(drawn, minlength=num_videos)
+        counts = np.bincount(drawn, minlength=num_videos).astype(np.int32)
         num_positives = int(counts @ positives)
         return [ranking.gap(counts, num_positives) for ranking in rankings]
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_kit.selection.ranking import Keys, pooled_gap
-from ensemble_kit.selection.scoring import Extension, Scorer, Term
+from ensemble_kit.selection.scoring import Scorer, Term
 from ensemble_kit.selection.table import Table
 
 ENOUGH_VIDEOS = 2000  # from here on half of them are held out unless something else is asked for
@@ -78,7 +78,7 @@ class Judge:
         """Return the GAPs of a mixture; 0 with no terms."""
         if not terms:
             return Gaps(0.0, None if self.held_out is None else 0.0, 0.0)
-        pools = [pool(scorer, terms) for scorer in self.scorers]
+        pools = [scorer.pool(terms) for scorer in self.scorers]
         parts = [
             pooled_gap(one, scorer.table.num_positives)
             for one, scorer in zip(pools, self.scorers, strict=True)
@@ -93,9 +93,3 @@ class Judge:
         for one, scorer in zip(pools, self.scorers, strict=True):
             joined[scorer.table.videos] = one
         return pooled_gap(joined, sum(scorer.table.num_positives for scorer in self.scorers))
-
-
-def pool(scorer: Scorer, terms: Sequence[Term]) -> Keys:
-    """Return the keys of each video's k best classes of a mixture of at least one term."""
-    *before, last = terms
-    return Extension(scorer, scorer.mixed(before), scorer.reach([last])).pool(last)

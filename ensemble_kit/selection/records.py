@@ -15,10 +15,11 @@ from ensemble_kit.files import format_size, sha256_of
 from ensemble_kit.predictions import dataset_sha256
 from ensemble_kit.provenance import BYTES_PER_VALUE, Dtype, FileRecord, ModelRecord
 from ensemble_kit.selection.bootstrap import LEVEL, interval, resampled_gaps
-from ensemble_kit.selection.judging import Gaps, Judge, pool
+from ensemble_kit.selection.judging import Gaps, Judge
 from ensemble_kit.selection.ranking import Keys
-from ensemble_kit.selection.scoring import NUM_THREADS, Scorer, Term
+from ensemble_kit.selection.scoring import Scorer, Term
 from ensemble_kit.selection.search import ROUNDING, Ensemble, Rules
+from ensemble_kit.selection.table import NUM_THREADS
 from ensemble_kit.selections import (
     BootstrapRecord,
     CandidateRecord,
@@ -168,7 +169,7 @@ class Writer:
         )
 
     def _part(self, scorer: Scorer, gap: float) -> PartRecord:
-        drawn = self._resampled([pool(scorer, self.outcome.members)], scorer)
+        drawn = self._resampled([scorer.pool(self.outcome.members)], scorer)
         return PartRecord(
             videos=scorer.table.num_videos,
             positives=scorer.table.num_positives,
@@ -195,7 +196,7 @@ class Writer:
     def _path(self) -> tuple[StepRecord, ...]:
         ensembles = self.outcome.chosen.additions
         scorer = self.judge.last
-        pools = [pool(scorer, one.terms) for one in ensembles]
+        pools = [scorer.pool(one.terms) for one in ensembles]
         drawn = self._resampled(pools, scorer)
         steps: list[StepRecord] = []
         for index, one in enumerate(ensembles):

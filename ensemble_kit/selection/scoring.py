@@ -5,10 +5,10 @@ added; GAP is that of ``metrics``, ties included. Nothing here is an estimate: a
 classes the table cannot prove is ranked from the candidates' own rows.
 """
 
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,9 +25,9 @@ from ensemble_kit.selection.ranking import (
     to_scores,
     unsettled_rows,
 )
-from ensemble_kit.selection.table import READ_VALUES, Block, Table
+from ensemble_kit.selection.table import NUM_THREADS, READ_VALUES, Block, Table
 
-NUM_THREADS = os.cpu_count() or 1
+KEPT_VALUES = 2**25  # probabilities of unproved videos that a scorer keeps: 128 MiB
 
 
 class Term(NamedTuple):
@@ -47,7 +47,6 @@ class Mixture:
         bounds: ``(N,)``: no score outside of the table exceeds it.
         is_flat: ``(N,)``, bool: all scores outside of the table equal the bound.
         is_listed: Which of each block's pairs some candidate lists; None where one lists all.
-        floors: ``(N,)``: no mixture with more terms has a lower k-th best score.
     """
 
     terms: tuple[Term, ...]
@@ -55,7 +54,19 @@ class Mixture:
     bounds: NDArray[np.float64]
     is_flat: NDArray[np.bool_]
     is_listed: tuple[NDArray[np.bool_], ...] | None
-    floors: NDArray[np.float64]
+
+
+class Spread(NamedTuple):
+    """What some terms add to each block's pairs: the least and the most of any of them.
+
+    Attributes:
+        least: For each block, ``(P + 1,)``; so for ``most``.
+        lists_all: Whether each of the terms lists every class of every video.
+    """
+
+    least: list[NDArray[np.floating[Any]]]
+    most: list[NDArray[np.floating[Any]]]
+    lists_all: bool
 
 
 class _Live(NamedTuple):
@@ -98,45 +109,41 @@ class Scorer:
         self.flags = [key_flags(block.is_hit) for block in table.blocks]
         for flags in self.flags:
             flags[-1] = ABSENT
+        self._rows: dict[int, NDArray[np.float32]] = {}
 
-    def empty(self) -> Mixture:
-        """Return the mixture of nothing."""
-        sizes = [block.values.shape[1] for block in self.table.blocks]
-        return Mixture(
-            (),
-            tuple(np.zeros(size) for size in sizes),
-            np.zeros(self.table.num_videos),
-            np.ones(self.table.num_videos, np.bool_),
-            tuple(np.zeros(size, np.bool_) for size in sizes),
-            np.full(self.table.num_videos, -np.inf),
-        )
+    def spread(self, terms: Sequence[Term]) -> Spread:
+        """Return what at least one term adds, at least and at most."""
+        lists_all = all(self.table.lists_all[term.candidate] for term in terms)
+        spread = Spread([], [], lists_all)
+        for block in self.table.blocks:
+            values = [_weighted(block.values[term.candidate], term.weight) for term in terms]
+            spread.least.append(reduce(np.minimum, values))
+            spread.most.append(reduce(np.maximum, values))
+        return spread
 
-    def reach(self, terms: Iterable[Term]) -> list[NDArray[np.float64]]:
-        """Return the most that one of some terms adds to each block's pairs."""
-        reach = [np.zeros(block.values.shape[1]) for block in self.table.blocks]
-        for term in terms:
-            for most, block in zip(reach, self.table.blocks, strict=True):
-                np.maximum(most, _weighted(block.values[term.candidate], term.weight), out=most)
-        return reach
+    def mixed(self, terms: Sequence[Term]) -> Mixture:
+        """Return the mixture of some terms, or of none."""
+        table = self.table
+        bounds, is_flat = np.zeros(table.num_videos), np.ones(table.num_videos, np.bool_)
+        for index, weight in terms:
+            bounds += _weighted(table.bounds[index], weight)
+            is_flat &= table.is_flat[index]
+        is_listed = None
+        if not any(table.lists_all[term.candidate] for term in terms):
+            is_listed = tuple(self._listed(block, terms) for block in table.blocks)
+        sums = tuple(_summed(block, terms) for block in table.blocks)
+        return Mixture(tuple(terms), sums, bounds, is_flat, is_listed)
 
-    def mixed(self, terms: Iterable[Term]) -> Mixture:
-        """Return the mixture of some terms, without any floors."""
-        mixture = self.empty()
-        for term in terms:
-            mixture = self._added(mixture, term, mixture.floors)
-        return mixture
+    def _listed(self, block: Block, terms: Sequence[Term]) -> NDArray[np.bool_]:
+        """Return which pairs of a block one of some terms lists, none of which lists all."""
+        is_listed = np.zeros(block.values.shape[1], np.bool_)
+        if block.is_listed is not None:
+            for term in terms:
+                is_listed |= block.is_listed[term.candidate]
+        return is_listed
 
-    def gap(self, terms: Sequence[Term]) -> float:
-        """Return the GAP of a mixture; 0 with no terms."""
-        if not terms:
-            return 0.0
-        return Extension(self, self.mixed(terms[:-1]), self.reach(terms[-1:])).gap(terms[-1])
-
-    def added(self, mixture: Mixture, term: Term, pool: Keys) -> Mixture:
-        """Return a mixture with one more term, whose pool is known."""
-        return self._added(mixture, term, to_scores(pool[:, 0]))
-
-    def _added(self, mixture: Mixture, term: Term, floors: NDArray[np.float64]) -> Mixture:
+    def added(self, mixture: Mixture, term: Term) -> Mixture:
+        """Return a mixture with one more term."""
         table, (index, weight) = self.table, term
         blocks = zip(table.blocks, mixture.sums, strict=True)
         is_listed = None
@@ -152,8 +159,15 @@ class Scorer:
             mixture.bounds + _weighted(table.bounds[index], weight),
             mixture.is_flat & table.is_flat[index],
             is_listed,
-            floors,
         )
+
+    def pool(self, terms: Sequence[Term]) -> Keys:
+        """Return the keys of each video's k best classes of a mixture; see ``Extension.pool``."""
+        return Extension(self, self.mixed(terms[:-1]), self.spread(terms[-1:])).pool(terms[-1])
+
+    def gap(self, terms: Sequence[Term]) -> float:
+        """Return the GAP of a mixture; 0 with no terms."""
+        return pooled_gap(self.pool(terms), self.table.num_positives) if terms else 0.0
 
     def exact_keys(self, videos: NDArray[np.int64], terms: Sequence[Term]) -> Keys:
         """Return the keys of some videos' k best classes from the candidates' own rows, ``(n, k)``.
@@ -162,11 +176,11 @@ class Scorer:
             videos: ``(n,)``, places in the table.
             terms: At least one.
         """
-        places = self.table.videos[videos]
         shape = len(videos), self.table.num_classes
         total, is_listed, is_hit = np.zeros(shape), np.zeros(shape, np.bool_), self._hits(videos)
+        whole = [self._rows_of(video) for video in videos.tolist()]
         for index, weight in terms:
-            rows = self.table.candidates[index].taken(places)
+            rows = np.stack([one[index] for one in whole])
             is_listed |= rows > -np.inf
             total += _weighted(np.maximum(rows, 0), weight)
         classes, scores = top_classes(np.where(is_listed, total, -np.inf), self.k)
@@ -176,6 +190,19 @@ class Scorer:
         best = np.zeros((len(videos), self.k), np.uint64)
         best[:, -classes.shape[1] :] = to_keys(np.where(is_absent, 0, scores), flags)[:, ::-1]
         return best
+
+    def _rows_of(self, video: int) -> NDArray[np.float32]:
+        """Return all candidates' probabilities of a video, ``(M, C)``.
+
+        The same few videos are asked for again and again, so they are kept.
+        """
+        rows = self._rows.get(video)
+        if rows is None:
+            places = self.table.videos[[video]]
+            rows = np.concatenate([one.taken(places) for one in self.table.candidates])
+            if (len(self._rows) + 1) * rows.size <= KEPT_VALUES:
+                self._rows[video] = rows
+        return rows
 
     def _hits(self, videos: NDArray[np.int64]) -> NDArray[np.bool_]:
         is_hit = np.zeros((len(videos), self.table.num_classes), np.bool_)
@@ -188,34 +215,43 @@ class Scorer:
 
 
 class Extension:
-    """A mixture laid out so that any one term can be added to it and measured quickly.
+    """A mixture laid out so that any one of some terms can be added to it and measured quickly.
 
-    Only live pairs are looked at: those that some term can lift to the floor of their video.
+    Only live pairs are looked at. In each video, the k-th best of the sums with the least that any
+    term adds is a floor that the k-th best score cannot be under; a pair is live if some term lifts
+    it to the floor.
 
     Args:
         scorer: Where it is measured.
         mixture: What a term is added to.
-        reach: From ``Scorer.reach`` of all the terms that will be asked for.
+        spread: Of all the terms that will be asked for, or of more.
     """
 
-    def __init__(
-        self, scorer: Scorer, mixture: Mixture, reach: Sequence[NDArray[np.float64]]
-    ) -> None:
+    def __init__(self, scorer: Scorer, mixture: Mixture, spread: Spread) -> None:
         self.scorer = scorer
         self.mixture = mixture
-        self.live = [self._laid_out(index, most) for index, most in enumerate(reach)]
+        with ThreadPoolExecutor(NUM_THREADS) as threads:
+            blocks = range(len(scorer.table.blocks))
+            self.live = list(threads.map(lambda index: self._laid_out(index, spread), blocks))
 
-    def _laid_out(self, index: int, reach: NDArray[np.float64]) -> _Live:
+    def _laid_out(self, index: int, spread: Spread) -> _Live:
         block, sums = self.scorer.table.blocks[index], self.mixture.sums[index]
-        floors = self.mixture.floors[block.start : block.start + block.num_videos]
-        padding = len(sums) - 1
-        is_live = (sums + reach)[:-1] >= np.repeat(floors, np.diff(block.offsets))
-        live = np.append(np.flatnonzero(is_live), padding)
-        starts = np.searchsorted(live, block.offsets)
-        counts = np.diff(starts)[:, None]
-        columns = np.arange(max(int(counts.max()), self.scorer.k + 1))
-        pairs = live[np.where(columns < counts, starts[:-1, None] + columns, -1)]
+        least = sums + spread.least[index]
+        least[-1] = -np.inf
+        if self.mixture.is_listed is not None and not spread.lists_all:
+            least[~self.mixture.is_listed[index]] = -np.inf  # perhaps no term lists it
+        floors = self._kth_best(least[_padded(block.offsets, len(sums) - 1)])
+        is_live = (sums + spread.most[index])[:-1] >= np.repeat(floors, np.diff(block.offsets))
+        live = np.append(np.flatnonzero(is_live), len(sums) - 1)
+        pairs = live[_padded(np.searchsorted(live, block.offsets), -1, self.scorer.k + 1)]
         return _Live(pairs, sums[pairs], self.scorer.flags[index][pairs])
+
+    def _kth_best(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        place = scores.shape[1] - self.scorer.k
+        if place < 0:
+            return np.full(len(scores), -np.inf)
+        scores.partition(place, axis=1)
+        return scores[:, place]
 
     def gaps(self, terms: Sequence[Term]) -> list[float]:
         """Return the GAP with each of some terms added."""
@@ -276,6 +312,20 @@ class Extension:
         if self.mixture.is_listed is not None and not table.lists_all[index]:
             proved |= bounds == 0  # what is outside is not listed by any
         return proved
+
+
+def _summed(block: Block, terms: Sequence[Term]) -> NDArray[np.float64]:
+    sums = np.zeros(block.values.shape[1])
+    for index, weight in terms:
+        sums += _weighted(block.values[index], weight)
+    return sums
+
+
+def _padded(starts: NDArray[np.int64], padding: int, width: int = 1) -> NDArray[np.int64]:
+    """Return the places ``starts[i]`` to ``starts[i + 1] - 1`` as rows of one width, padded."""
+    counts = np.diff(starts)[:, None]
+    columns = np.arange(max(int(counts.max()), width))
+    return np.where(columns < counts, starts[:-1, None] + columns, padding)
 
 
 def _weighted(values: NDArray[np.floating[Any]], weight: float) -> NDArray[np.floating[Any]]:

@@ -6,12 +6,13 @@ Every strategy adds one candidate after the other to ensembles that it has measu
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import comb, inf, isclose, nan
 
 from ensemble_kit.candidates import Candidate
 from ensemble_kit.errors import SelectionError, SizeLimitError
 from ensemble_kit.files import format_size
-from ensemble_kit.selection.scoring import Extension, Mixture, Scorer, Term
+from ensemble_kit.selection.scoring import Extension, Mixture, Scorer, Spread, Term
 from ensemble_kit.selections import Criterion, Strategy
 
 ROUNDING = 1e-12  # GAPs nearer than this are equal: float64 sums of the same fractions differ less
@@ -86,6 +87,19 @@ class Search:
     rules: Rules
     measured: dict[tuple[int, ...], Ensemble] = field(default_factory=dict)
 
+    @cached_property
+    def spread(self) -> Spread:
+        """What any candidate adds."""
+        return self.scorer.spread([Term(index, one) for index, one in enumerate(self.weights)])
+
+    def know(self, singles: Sequence[float]) -> None:
+        """Take in the GAPs of the candidates alone, which have been measured."""
+        nothing = Ensemble((), 0.0, 0, None)
+        for index, (one, gap) in enumerate(zip(self.candidates, singles, strict=True)):
+            if one.num_bytes <= self.rules.limit:
+                term = Term(index, self.weights[index])
+                self.measured[(index,)] = Ensemble((term,), gap, one.num_bytes, nothing)
+
     def run(self) -> Ensemble:
         """Return the ensemble that the strategy chooses.
 
@@ -141,7 +155,7 @@ class Search:
                 best = chosen[0]
             elif not goes_on:
                 break
-            level = [(one, self._mixture(found[one], one.terms[-1])) for one in chosen]
+            level = [(one, self.scorer.added(found[one], one.terms[-1])) for one in chosen]
         return best
 
     def _exhausted(self, start: Ensemble) -> Ensemble:
@@ -156,7 +170,7 @@ class Search:
             more = self._extended(ensemble, mixture, later)
             found += more
             waiting += [
-                (one, self._mixture(mixture, one.terms[-1]))
+                (one, self.scorer.added(mixture, one.terms[-1]))
                 for one in more
                 if any(index > one.members[-1] for index in self._choices(one))
             ]
@@ -202,15 +216,10 @@ class Search:
         new = [one for one in more if one.key not in self.measured]
         if new:
             terms = [one.terms[-1] for one in new]
-            extension = Extension(self.scorer, mixture, self.scorer.reach(terms))
+            extension = Extension(self.scorer, mixture, self.spread)
             for one, gap in zip(new, extension.gaps(terms), strict=True):
                 self.measured[one.key] = replace(one, gap=gap)
         return [self.measured[one.key] for one in more]
-
-    def _mixture(self, mixture: Mixture, term: Term) -> Mixture:
-        """Return a mixture with a term added, which knows the floors of those that follow it."""
-        extension = Extension(self.scorer, mixture, self.scorer.reach([term]))
-        return self.scorer.added(mixture, term, extension.pool(term))
 
     def _best(self, ensembles: Iterable[Ensemble], count: int) -> list[Ensemble]:
         """Return the best of some ensembles, best first."""

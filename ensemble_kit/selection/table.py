@@ -7,7 +7,9 @@ other class can be among them (Fagin's threshold argument). The few videos where
 are ranked from the candidates' own rows; see ``scoring``.
 """
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import isqrt
 from typing import Any
@@ -19,6 +21,7 @@ from ensemble_kit.candidates import Candidate, Candidates
 from ensemble_kit.metrics import group_maxima
 from ensemble_kit.progress import progress
 
+NUM_THREADS = os.cpu_count() or 1
 READ_VALUES = 2**18  # probabilities of a candidate read together: 1 MiB, which a core's cache holds
 BLOCK_VIDEOS = 256  # videos ranked together: some 100 pairs of each, which a core's cache holds
 
@@ -102,10 +105,17 @@ def read_tables(
     depth = depth or k + max(2, k // 2)
     step = max(1, READ_VALUES // known.num_classes)
     builders = [_Builder(known, np.flatnonzero(is_in)) for is_in in parts]
-    with progress("read candidates", len(known.ids)) as shown:
-        for start in range(0, len(known.ids), step):
+    starts = range(0, len(known.ids), step)
+
+    def read(start: int) -> _Piece:
+        return _read(known, start, min(start + step, len(known.ids)), k, depth)
+
+    with (
+        progress("read candidates", len(known.ids)) as shown,
+        ThreadPoolExecutor(NUM_THREADS) as threads,
+    ):
+        for start, piece in zip(starts, threads.map(read, starts), strict=True):
             stop = min(start + step, len(known.ids))
-            piece = _read(known, start, stop, k, depth)
             for is_in, builder in zip(parts, builders, strict=True):
                 builder.add(piece.taken(is_in[start:stop]))
             shown.update(stop, "videos")

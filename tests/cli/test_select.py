@@ -117,7 +117,7 @@ def test_the_search_is_an_option(runner, workspace):
         "beam_width": None,
         "start": ["vlad"],
         "excluded": ["poor"],
-        "evaluations": 7,  # of 1 member, and 2 of each number up to 4
+        "evaluations": 8,  # of each number up to 4
         "greedy_gap": 1.0,
     }
     assert printed["bootstrap"] == {"resamples": 5, "level": 0.95, "seed": 3}
