@@ -543,22 +543,22 @@ def test_gain_per_byte_needs_every_size(tmp_path):
 def test_the_frontier_holds_what_fewer_bytes_would_buy(tmp_path):
     paths = [
         write_own(tmp_path / name, right_for(*name), size=size)
-        for name, size in (("abc", 600), ("ab", 200), ("d", 100), ("a", 250))
+        for name, size in (("abc", 600), ("d", 200), ("c", 100), ("a", 250))
     ]
 
     selection = select(paths, output=tmp_path / "s.json", resamples=0)
 
     assert [step.added for step in selection.path] == ["abc", "d"]
     assert [(one.members, one.bytes) for one in selection.frontier] == [
-        (("d",), 100),
-        (("ab",), 200),
+        (("c",), 100),
+        (("d",), 200),
         (("abc",), 600),
-        (("abc", "d"), 700),
+        (("abc", "d"), 800),
     ]
     gaps = [one.gap for one in selection.frontier]
     assert gaps == sorted(set(gaps))
     singles = {one.name: one.gap for one in selection.candidates}
-    assert gaps[:3] == [singles["d"], singles["ab"], singles["abc"]]
+    assert gaps[:3] == [singles["c"], singles["d"], singles["abc"]]
     assert selection.path[0].interval is None
 
 
