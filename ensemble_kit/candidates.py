@@ -9,9 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_kit.data.labels import LabelLists
-from ensemble_kit.errors import SelectionError
+from ensemble_kit.errors import PredictionsError, SelectionError
+from ensemble_kit.files import sha256_of
 from ensemble_kit.predictions import Predictions, aligned, read_labels_csv, read_predictions, taken
 from ensemble_kit.provenance import BYTES_PER_VALUE, Dtype
+
+NOT_THE_SAME = (
+    "Predict all candidates on the same records, or take --intersect to leave out videos."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +52,8 @@ class Candidates:
         ids: The N videos.
         labels: Their labels.
         num_classes: C.
-        vocabulary_sha256: The hash of the class names; None where all candidates are CSV files.
+        vocabulary_sha256: The hash of the class names; None where no file of the kit tells it.
+        num_left_out: Videos that some file lacks.
     """
 
     candidates: tuple[Candidate, ...]
@@ -55,6 +61,7 @@ class Candidates:
     labels: LabelLists
     num_classes: int
     vocabulary_sha256: str | None
+    num_left_out: int = 0
 
 
 def read_candidates(
@@ -65,23 +72,25 @@ def read_candidates(
     sizes: Mapping[str, int],
     has_limit: bool,
     exclude: Sequence[str] = (),
+    intersect: bool = False,
 ) -> Candidates:
-    """Read predictions of the same videos, in any order of videos.
+    """Open predictions of the same videos, in any order of videos.
 
     Args:
-        paths: Predictions files of the kit, CSV files in the challenge's format, or both.
+        paths: Predictions files of the kit, of NumPy, or CSV files in the challenge's format.
         labels_path: A CSV file of labels for the same videos; None takes those in the predictions
             files.
         dtype: The type that a member's numbers will be stored in.
         sizes: Bytes of candidates by name, for those that no model of the kit made.
         has_limit: Whether the size of every candidate must be known; else an unknown one is 0.
         exclude: Names of those to leave out.
+        intersect: Whether videos that some file lacks are left out.
 
     Raises:
         CheckpointError: A predictions file of the kit is damaged.
-        PredictionsError: A CSV file is damaged, or the videos are not the same.
+        PredictionsError: Another file is damaged, or the videos are not the same.
         SelectionError: Two candidates share a name, their classes or labels are not the same,
-            there are no labels, or a size is not known.
+            there are no labels, a size is not known, or a model has changed since it predicted.
     """
     opened = [read_predictions(path) for path in paths]
     _refuse_names(opened)
@@ -94,19 +103,22 @@ def read_candidates(
             "All candidates are left out.", mend="Name fewer of them with --exclude."
         )
     num_bytes = [_num_bytes(one, dtype, sizes, has_limit=has_limit) for one in opened]
-    own = next((one for one in opened if not one.is_sparse), None)
-    for one in opened:
-        _refuse_classes(one, own)
-    first = opened[0]
-    places = [aligned(one.ids, one.path, to=first.ids, of=first.path) for one in opened]
+    num_known = _refuse_classes(opened)
+    _refuse_changed_models(opened)
+    label_lists = None
     if labels_path is not None:
-        ids, lists = read_labels_csv(labels_path, num_classes=own.num_classes if own else None)
-        labels = taken(lists, aligned(ids, labels_path, to=first.ids, of=first.path))
+        label_lists = read_labels_csv(labels_path, num_classes=num_known)
+    sources = [(one.ids, one.path) for one in opened]
+    if label_lists is not None and labels_path is not None:
+        sources.append((label_lists[0], labels_path))
+    ids, places = _aligned(sources, intersect=intersect)
+    if label_lists is not None:
+        labels = taken(label_lists[1], places.pop())
     else:
         labels = _common_labels(opened, places)
     if not labels.classes.size:
         raise SelectionError(
-            f"{labels_path or first.path} holds no labels.",
+            f"{labels_path or opened[0].path} holds no labels.",
             mend="Name a CSV file of the videos' labels with --labels.",
         )
     num_classes = max(*(one.num_classes for one in opened), int(labels.classes.max()) + 1)
@@ -114,8 +126,42 @@ def read_candidates(
         Candidate(replace(one, num_classes=num_classes), size, place)
         for one, size, place in zip(opened, num_bytes, places, strict=True)
     )
-    vocabulary = own.record.vocabulary_sha256 if own and own.record else None
-    return Candidates(tuple(candidates), first.ids, labels, num_classes, vocabulary)
+    vocabularies = (one.record.vocabulary_sha256 for one in opened if one.record)
+    num_all = len(set().union(*(one.ids for one in opened)))
+    return Candidates(
+        tuple(candidates), ids, labels, num_classes, next(vocabularies, None), num_all - len(ids)
+    )
+
+
+def _aligned(
+    sources: Sequence[tuple[Sequence[str], Path]], *, intersect: bool
+) -> tuple[tuple[str, ...], list[NDArray[np.int64]]]:
+    """Return the videos, in the first file's order, and where in each file they are.
+
+    Args:
+        sources: The ids and the path of each file.
+        intersect: Whether videos that are not in all of them are left out; else they are a fault.
+
+    Raises:
+        PredictionsError: A file lacks a video of another, or no video is in all of them.
+    """
+    first, path = sources[0]
+    if not intersect:
+        return tuple(first), [
+            aligned(ids, one, to=first, of=path, mend=NOT_THE_SAME) for ids, one in sources
+        ]
+    common = set(first).intersection(*(ids for ids, _ in sources[1:]))
+    if not common:
+        raise PredictionsError(
+            f"No video is in all of {', '.join(str(one) for _, one in sources)}.",
+            mend="Predict every candidate on the same records.",
+        )
+    ids = tuple(video for video in first if video in common)
+    places = []
+    for found, _ in sources:
+        place = {video: index for index, video in enumerate(found)}
+        places.append(np.array([place[video] for video in ids], np.int64))
+    return ids, places
 
 
 def refuse_unknown(wanted: Sequence[str], names: Sequence[str], what: str) -> None:
@@ -166,18 +212,44 @@ def _num_bytes(
     return 0
 
 
-def _refuse_classes(one: Predictions, own: Predictions | None) -> None:
-    if own is None:
-        return
+def _refuse_classes(opened: Sequence[Predictions]) -> int | None:
+    """Return the number of classes, None if no file tells, or raise if they are not the same."""
     mend = "Select among predictions of one label vocabulary."
-    if one.is_sparse and one.num_classes > own.num_classes:
-        raise SelectionError(
-            f"{one.path} lists class {one.num_classes - 1}; {own.path} has {own.num_classes} "
-            "classes.",
-            mend=mend,
-        )
-    if not one.is_sparse and one.label_names != own.label_names:
-        raise SelectionError(f"{one.path} has other label names than {own.path}.", mend=mend)
+    knowing = [one for one in opened if one.knows_classes]
+    for one in opened if knowing else []:
+        num_classes = knowing[0].num_classes
+        if not one.knows_classes and one.num_classes > num_classes:
+            raise SelectionError(
+                f"{one.path} lists class {one.num_classes - 1}; {knowing[0].path} has "
+                f"{num_classes} classes.",
+                mend=mend,
+            )
+        if one.knows_classes and one.num_classes != num_classes:
+            raise SelectionError(
+                f"{one.path} has {one.num_classes} classes; {knowing[0].path} has {num_classes}.",
+                mend=mend,
+            )
+    named = [one for one in opened if one.label_names is not None]
+    for one in named:
+        if one.label_names != named[0].label_names:
+            raise SelectionError(
+                f"{one.path} has other label names than {named[0].path}.", mend=mend
+            )
+    return knowing[0].num_classes if knowing else None
+
+
+def _refuse_changed_models(opened: Sequence[Predictions]) -> None:
+    """Raise if a model is not what it was when it predicted; one that has gone is not asked."""
+    for one in opened:
+        model = one.record.model if one.record else None
+        if model is None:
+            continue
+        path = one.path.parent / model.file.path
+        if path.is_file() and sha256_of(path) != model.file.sha256:
+            raise SelectionError(
+                f"{path} has changed since {one.path} was predicted with it.",
+                mend=f"Predict again with `ensemble-kit predict {path} DATA -o {one.path}`.",
+            )
 
 
 def _common_labels(

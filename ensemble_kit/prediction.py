@@ -21,7 +21,7 @@ def predict(
     *,
     repeats: int | None = None,
     batch_size: int = BATCH_SIZE,
-    top_k: int = 20,
+    top_k: int | None = None,
     device: str = "cpu",
     force: bool = False,
 ) -> Path:
@@ -30,11 +30,10 @@ def predict(
     Args:
         model: A checkpoint, a fused file or an ONNX file.
         records: What to tag, in the files' order.
-        output: A ``.safetensors`` file of all probabilities, or a ``.csv`` in the challenge's
-            format, which keeps the ``top_k`` of each video.
+        output: A ``.safetensors`` file, or a ``.csv`` in the challenge's format.
         repeats: Test-time draws to average; None means 1, or what an ONNX file was exported with.
         batch_size: Videos at a time; changes nothing but memory and speed.
-        top_k: Classes of each video in a CSV.
+        top_k: How many classes of each video to keep; None keeps all, and 20 in a ``.csv``.
         device: ``cpu`` or ``cuda``.
         force: Whether an existing file may be replaced.
 
@@ -48,7 +47,7 @@ def predict(
     ids, labels, rows = _run(loaded, records, batch_size)
     names = loaded.schema.names
     if output.suffix == ".csv":
-        write_predictions_csv(output, ids=ids, rows=rows, top_k=top_k, force=force)
+        write_predictions_csv(output, ids=ids, rows=rows, top_k=top_k or 20, force=force)
         return output
     record = ModelRecord(
         file=FileRecord(path=relpath(model, output.parent), sha256=sha256_of(model)),
@@ -64,6 +63,7 @@ def predict(
         rows=rows,
         name=loaded.name,
         model=record,
+        top_k=top_k,
         force=force,
     )
     return output

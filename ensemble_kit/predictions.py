@@ -260,7 +260,14 @@ def dataset_sha256(ids: Sequence[str], labels: LabelLists) -> str:
     return digest.hexdigest()
 
 
-def aligned(ids: Sequence[str], path: Path, *, to: Sequence[str], of: Path) -> NDArray[np.int64]:
+def aligned(
+    ids: Sequence[str],
+    path: Path,
+    *,
+    to: Sequence[str],
+    of: Path,
+    mend: str = "Make both files from the same videos; their order may differ.",
+) -> NDArray[np.int64]:
     """Return where each video of another file is in this one.
 
     Args:
@@ -268,6 +275,7 @@ def aligned(ids: Sequence[str], path: Path, *, to: Sequence[str], of: Path) -> N
         path: This file, for the message.
         to: The other file's videos, each once.
         of: The other file, for the message.
+        mend: What the message says to do.
 
     Returns:
         ``(N,)``: ``ids[order[i]] == to[i]``.
@@ -284,7 +292,7 @@ def aligned(ids: Sequence[str], path: Path, *, to: Sequence[str], of: Path) -> N
     if missing is not None:
         raise PredictionsError(
             f"{lacking} lacks video {missing!r}, which {having} has.",
-            mend="Make both files from the same videos; their order may differ.",
+            mend=mend,
         )
     return np.array([place[video] for video in to], np.int64)
 

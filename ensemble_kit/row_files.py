@@ -58,6 +58,6 @@ class RowFile:
             if not count:
                 raise PredictionsError(
                     f"{self.path} ends before its last row.",
-                    mend="Make the file again; it was cut short after it was opened.",
+                    mend="Make the file again; it was cut short.",
                 )
             left = left[count:]

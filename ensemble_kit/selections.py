@@ -198,12 +198,13 @@ class TruncationRecord(Record):
         candidates: The names of those that keep some classes of each video only.
         gap_bounds: Between these the GAP of the members lies, on the videos that selection chose
             by, whatever the probabilities left out are.
-        is_decided: Whether the same members would be chosen, whatever they are.
+        is_decided: Whether the same members would be chosen, whatever they are; None where bounds
+            do not tell: for a beam search, and where members are mixed by their own GAPs.
     """
 
     candidates: tuple[str, ...]
     gap_bounds: Interval
-    is_decided: bool
+    is_decided: bool | None
 
 
 class SelectionRecord(Record):
@@ -221,6 +222,7 @@ class SelectionRecord(Record):
         vocabulary_sha256: The hash of the class names; None where every candidate is a CSV file.
         labels: The file of labels; None where the predictions' own were taken.
         videos: All videos; so for ``positives``.
+        left_out: Videos that not every file has.
         gap: The GAP of the members' weighted mean on all videos.
         bytes: What all members take together.
         members: In the order in which they were added.
@@ -245,6 +247,7 @@ class SelectionRecord(Record):
     vocabulary_sha256: str | None
     labels: FileRecord | None
     videos: int
+    left_out: int = 0
     positives: int
     gap: float
     bytes: int

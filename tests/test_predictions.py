@@ -102,6 +102,41 @@ def test_predictions_of_no_videos_are_read_back(tmp_path):
     assert list(read_predictions(path).blocks()) == []
 
 
+def test_the_best_classes_alone_are_read_back_with_what_bounds_the_others(tmp_path):
+    found = read_predictions(write(tmp_path / "p", top_k=2))
+
+    assert found.is_sparse
+    assert found.knows_classes
+    assert (found.num_classes, found.label_names, found.record.top_k) == (4, NAMES, 2)
+    missing = -np.inf
+    expected = [[0.5, missing, 1, missing], [0.125, missing, 0.75, missing],
+                [missing, missing, ROWS[2, 2], ROWS[2, 3]]]  # fmt: skip
+    np.testing.assert_array_equal(found.rows(0, 3), np.array(expected, np.float32))
+    np.testing.assert_array_equal(found.taken(np.array([2, 0])), found.rows(0, 3)[[2, 0]])
+    np.testing.assert_array_equal(found.source.bounds, ROWS[[0, 1, 2], [1, 1, 1]])
+    for top_k in (4, 5):
+        whole = read_predictions(write(tmp_path / f"{top_k}", top_k=top_k))
+        assert not whole.is_sparse
+        assert whole.record.top_k is None
+
+
+def test_a_class_that_a_file_of_the_best_cannot_list_is_named(tmp_path):
+    path = write(tmp_path / "p", top_k=2)
+    with open_tensors(path) as file:
+        record = file.record(PredictionsRecord)
+        arrays = {name: file.array(name) for name in file.specs}
+    arrays["classes"] = arrays["classes"] + 3
+    save_tensors(path, arrays, record, force=True)
+
+    with pytest.raises(PredictionsError) as caught:
+        read_predictions(path).rows(0, 3)
+
+    assert str(caught.value) == (
+        f"{path} lists a class outside of its 4 classes.\n"
+        "Make the file again with `ensemble-kit predict`."
+    )
+
+
 def test_rounding_just_outside_of_probabilities_is_written_as_zero_or_one(tmp_path):
     path = tmp_path / "p.safetensors"
     rows = np.array([[1 + 2**-23, -1e-9]], np.float32)

@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import gap_loops, greedy_loops, mixed_loops
 
+from ensemble_kit.checkpoints import open_tensors
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import OutputError, PredictionsError, SelectionError, SizeLimitError
 from ensemble_kit.evaluation import evaluate_predictions
 from ensemble_kit.files import GIB, sha256_of
 from ensemble_kit.predictions import dataset_sha256, read_predictions, write_predictions
-from ensemble_kit.provenance import FileRecord, ModelRecord
+from ensemble_kit.provenance import FileRecord, ModelRecord, PredictionsRecord
 from ensemble_kit.selection import find_predictions, select
 from ensemble_kit.selection.judging import held_out
 from ensemble_kit.selections import read_selection
@@ -297,6 +298,7 @@ def test_the_file_holds_all_of_it_with_paths_from_its_own_folder(tmp_path):
         "vocabulary_sha256": read_predictions(runs["gru"]).record.vocabulary_sha256,
         "labels": None,
         "videos": 4,
+        "left_out": 0,
         "positives": 6,
         "gap": selection.gap,
         "bytes": 200,
@@ -622,8 +624,109 @@ def test_other_videos_are_refused(tmp_path):
 
     assert refused(paths, PredictionsError) == (
         f"{paths[1]} lacks video 'd', which {paths[0]} has.\n"
-        "Make both files from the same videos; their order may differ."
+        "Predict all candidates on the same records, or take --intersect to leave out videos."
     )
+
+
+def test_videos_that_a_file_lacks_are_left_out_if_asked_for(tmp_path):
+    rows = {"p": right_for("a", "b", "c"), "q": right_for("d", "b")}
+    order = [3, 1, 2]
+    paths = [
+        write_own(tmp_path / "p", rows["p"]),
+        write_own(
+            tmp_path / "q",
+            [*np.array(rows["q"])[order], [0.25] * 5],
+            ids=("d", "b", "c", "e"),
+            positives=[*(POSITIVES[index] for index in order), {1}],
+        ),
+    ]
+
+    selection = select(paths, output=tmp_path / "s.json", intersect=True)
+
+    assert (selection.videos, selection.left_out) == (3, 2)
+    kept = {name: [one[index] for index in (1, 2, 3)] for name, one in rows.items()}
+    assert {one.name: one.gap for one in selection.candidates} == pytest.approx(
+        {name: float(gap_loops(one, POSITIVES[1:], 20)) for name, one in kept.items()}
+    )
+    labels_path = write_labels(tmp_path / "y.csv", VIDEOS[2:], POSITIVES[2:])
+    again = select(
+        paths, output=tmp_path / "t.json", intersect=True, labels_path=labels_path, resamples=0
+    )
+    assert (again.videos, again.labels.path) == (2, "y.csv")
+
+
+def test_no_video_in_common_is_refused(tmp_path):
+    paths = [
+        write_own(tmp_path / "p", right_for("a")),
+        write_own(tmp_path / "q", right_for("b"), ids=("e", "f", "g", "h")),
+    ]
+
+    assert refused(paths, PredictionsError, intersect=True) == (
+        f"No video is in all of {paths[0]}, {paths[1]}.\n"
+        "Predict every candidate on the same records."
+    )
+
+
+def test_a_model_that_has_changed_since_it_predicted_is_refused(tmp_path):
+    path = write_own(tmp_path / "gru", right_for("a"))  # by a model whose hash is made up
+    path = path.rename(tmp_path / "p")
+    (tmp_path / "gru").mkdir()
+    model = tmp_path / "gru" / "averaged.safetensors"
+    model.write_bytes(b"trained on")
+
+    assert refused([path]) == (
+        f"{model} has changed since {path} was predicted with it.\n"
+        f"Predict again with `ensemble-kit predict {model} DATA -o {path}`."
+    )
+
+
+def test_numpys_files_are_candidates_beside_the_kits(tmp_path):
+    own = write_own(tmp_path / "own", right_for("a", "b"))
+    rows = np.array(right_for("d"))[::-1]
+    np.save(tmp_path / "other.npy", rows)
+    (tmp_path / "other.ids.txt").write_text("\n".join(VIDEOS[::-1]))
+
+    selection = select([tmp_path / "other.npy", own], output=tmp_path / "s.json", resamples=0)
+
+    assert {member.name for member in selection.members} == {"own", "other"}
+    assert {one.name: one.gap for one in selection.candidates} == pytest.approx(
+        {
+            "own": float(gap_loops(right_for("a", "b"), POSITIVES, 20)),
+            "other": float(gap_loops(rows.tolist(), POSITIVES[::-1], 20)),
+        }
+    )
+    np.save(tmp_path / "other.npy", rows[:, :4])
+    assert refused([own, tmp_path / "other.npy"]) == (
+        f"{tmp_path / 'other.npy'} has 4 classes; {own} has 5.\n"
+        "Select among predictions of one label vocabulary."
+    )
+
+
+def test_what_files_of_the_best_classes_could_change_is_told(tmp_path):
+    rows = np.random.default_rng(0).random((4, 5)).round(3)
+    paths = [write_own(tmp_path / name, one) for name, one in (("x", rows), ("y", rows**2))]
+    with open_tensors(paths[1]) as file:
+        record = file.record(PredictionsRecord)
+    write_predictions(
+        paths[1],
+        ids=VIDEOS,
+        label_names=record.label_names,
+        labels=LabelLists.from_lists(map(sorted, POSITIVES)),
+        rows=rows**2,
+        name="y",
+        model=record.model,
+        top_k=2,
+        force=True,
+    )
+
+    selection = select(paths, output=tmp_path / "s.json", resamples=0, top_k=2)
+
+    assert selection.truncation.candidates == ("y",)
+    low, high = selection.truncation.gap_bounds
+    assert low <= selection.gap <= high
+    assert {one.name: one.top_k for one in selection.candidates} == {"x": None, "y": 2}
+    by_gap = select(paths, output=tmp_path / "g.json", mixing="gap", resamples=0, top_k=2)
+    assert by_gap.truncation.is_decided is None
 
 
 def test_other_labels_are_refused_unless_they_are_named(tmp_path):

@@ -25,7 +25,9 @@ from ensemble_kit.cli.options import (
 @repeats_option
 @click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option(
-    "--top-k", type=click.IntRange(min=1), default=20, show_default=True, help="Pairs in a .csv."
+    "--top-k",
+    type=click.IntRange(min=1),
+    help="Classes of each video to keep.  [default: all, 20 in a .csv]",
 )
 @device_option
 @records_options
@@ -36,7 +38,7 @@ def predict(
     output: Path,
     repeats: int | None,
     batch_size: int,
-    top_k: int,
+    top_k: int | None,
     device: str,
     force: bool,
     **reading: Any,
@@ -46,8 +48,10 @@ def predict(
     MODEL is a checkpoint, a fused file or an ONNX file. The records need no labels.
 
     \b
-    Example:
+    Examples:
         ensemble-kit predict ensemble/ensemble.onnx 'test/*.tfrecord' -o submission.csv
+        ensemble-kit predict runs/gru/averaged.safetensors 'validate/*.tfrecord' --top-k 100 \\
+            -o gru-100.safetensors
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.data.dataset import Records
     from ensemble_kit.prediction import predict as predict_records

@@ -12,7 +12,7 @@ from ensemble_kit.files import format_size, parse_size
 from ensemble_kit.workspace import SELECTION
 
 if TYPE_CHECKING:
-    from ensemble_kit.selections import SelectionRecord
+    from ensemble_kit.selections import SelectionRecord, TruncationRecord
 
 
 @click.command()
@@ -95,6 +95,7 @@ if TYPE_CHECKING:
     help="The bytes of a model that is not the kit's, by its file's name without .csv; once for "
     "each.",
 )
+@click.option("--intersect", is_flag=True, help="Leave out videos that some file lacks.")
 @force_option
 @json_option
 def select(
@@ -170,6 +171,8 @@ def _summary(selection: "SelectionRecord", output: Path) -> str:
         f"GAP@{selection.k} {selection.gap:.4f}, {format_size(selection.bytes)} of "
         f"{format_size(selection.max_size)} in {selection.dtype}."
     )
+    if selection.left_out:
+        text += f" {selection.left_out:,} videos that some file lacks were left out."
     noisy = [step.added for step in selection.path if step.is_distinguishable is False]
     if noisy:
         text += f"\n~ What {', '.join(noisy)} added cannot be told from noise."
@@ -180,7 +183,24 @@ def _summary(selection: "SelectionRecord", output: Path) -> str:
             f"{held.videos:,} others (GAP {held.gap:.4f}"
         )
         text += ", 95 % {:.4f} to {:.4f}).".format(*held.interval) if held.interval else ")."
+    if selection.truncation:
+        text += "\n" + _truncation(selection.truncation)
     return text
+
+
+def _truncation(truncation: "TruncationRecord") -> str:
+    """Say what the classes that some files left out could change."""
+    says = {
+        True: "the same members would be chosen",
+        False: "other members might be chosen",
+        None: "other members might be chosen, which bounds cannot tell here",
+    }
+    return (
+        f"{', '.join(truncation.candidates)} left classes out: whatever those are, the GAP on the "
+        "videos chosen by is from {:.4f} to {:.4f}, and {}.".format(
+            *truncation.gap_bounds, says[truncation.is_decided]
+        )
+    )
 
 
 def _named_sizes(texts: Sequence[str]) -> dict[str, int]:

@@ -59,6 +59,7 @@ def select(
     labels_path: Path | None = None,
     top_k: int = 20,
     sizes: Mapping[str, int] | None = None,
+    intersect: bool = False,
     force: bool = False,
 ) -> SelectionRecord:
     """Choose members and write the selection.
@@ -96,6 +97,7 @@ def select(
         labels_path: A CSV file of labels; None takes those in the predictions files.
         top_k: The k of GAP@k.
         sizes: Bytes by name, for candidates that no model of the kit made.
+        intersect: Whether videos that some file lacks are left out; else they are a fault.
         force: Whether an existing file may be replaced.
 
     Returns:
@@ -121,6 +123,7 @@ def select(
         sizes=sizes or {},
         has_limit=max_size is not None or bool(sizes) or criterion == "gain-per-byte",
         exclude=exclude,
+        intersect=intersect,
     )
     rules = _rules(
         known,

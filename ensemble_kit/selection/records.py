@@ -20,6 +20,7 @@ from ensemble_kit.selection.ranking import Keys
 from ensemble_kit.selection.scoring import Scorer, Term
 from ensemble_kit.selection.search import ROUNDING, Ensemble, Rules
 from ensemble_kit.selection.table import NUM_THREADS
+from ensemble_kit.selection.truncation import gap_bounds, is_decided, truncated
 from ensemble_kit.selections import (
     BootstrapRecord,
     CandidateRecord,
@@ -33,6 +34,7 @@ from ensemble_kit.selections import (
     SelectionRecord,
     StepRecord,
     Strategy,
+    TruncationRecord,
 )
 
 MEANS: Mapping[Mixing, str] = {
@@ -124,6 +126,7 @@ class Writer:
             vocabulary_sha256=self.known.vocabulary_sha256,
             labels=None if labels_path is None else self._file(labels_path),
             videos=len(self.known.ids),
+            left_out=self.known.num_left_out,
             positives=self.known.labels.classes.size,
             gap=gaps.overall,
             bytes=outcome.chosen.num_bytes,
@@ -134,7 +137,7 @@ class Writer:
             confirm=self._confirm(gaps, confirm),
             bootstrap=BootstrapRecord(resamples=self.resamples, level=LEVEL, seed=self.seed),
             optimised=self._optimised(gaps) if outcome.mixing == "optimised" else None,
-            truncation=None,
+            truncation=self._truncation(),
         )
 
     def _search(self, excluded: tuple[str, ...]) -> SearchRecord:
@@ -157,6 +160,20 @@ class Writer:
             gap=gaps.chosen_by,
             confirmed_uniform_gap=uniform.held_out,
             confirmed_gap=gaps.held_out,
+        )
+
+    def _truncation(self) -> TruncationRecord | None:
+        outcome, scorer = self.outcome, self.judge.chosen_by
+        places = truncated(scorer.table)
+        if not places:
+            return None
+        decided = None
+        if outcome.mixing != "gap":
+            decided = is_decided(scorer, outcome.rules, outcome.chosen, outcome.measured)
+        return TruncationRecord(
+            candidates=tuple(self.known.candidates[index].name for index in places),
+            gap_bounds=gap_bounds(scorer, outcome.members),
+            is_decided=decided,
         )
 
     def _confirm(self, gaps: Gaps, fraction: float) -> ConfirmRecord | None:

@@ -131,7 +131,7 @@ class Scorer:
         is_listed = None
         if not any(table.lists_all[term.candidate] for term in terms):
             is_listed = tuple(self._listed(block, terms) for block in table.blocks)
-        sums = tuple(_summed(block, terms) for block in table.blocks)
+        sums = tuple(summed(block, terms) for block in table.blocks)
         return Mixture(tuple(terms), sums, bounds, is_flat, is_listed)
 
     def _listed(self, block: Block, terms: Sequence[Term]) -> NDArray[np.bool_]:
@@ -314,7 +314,8 @@ class Extension:
         return proved
 
 
-def _summed(block: Block, terms: Sequence[Term]) -> NDArray[np.float64]:
+def summed(block: Block, terms: Sequence[Term]) -> NDArray[np.float64]:
+    """Return the scores of a block's pairs, in order of the terms."""
     sums = np.zeros(block.values.shape[1])
     for index, weight in terms:
         sums += _weighted(block.values[index], weight)

@@ -86,6 +86,14 @@ class Table:
         """N."""
         return len(self.videos)
 
+    def left_out_bounds(self, candidate: int) -> NDArray[np.float64]:
+        """Return what no class that a candidate leaves out of a video can exceed, ``(N,)``."""
+        one = self.candidates[candidate]
+        bounds = one.predictions.source.bounds
+        if bounds is None:
+            return np.zeros(self.num_videos)
+        return bounds[one.places[self.videos]].astype(np.float64)
+
 
 def read_tables(
     known: Candidates, parts: Sequence[NDArray[np.bool_]], *, k: int, depth: int | None = None
