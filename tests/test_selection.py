@@ -686,12 +686,13 @@ def test_numpys_files_are_candidates_beside_the_kits(tmp_path):
     np.save(tmp_path / "other.npy", rows)
     (tmp_path / "other.ids.txt").write_text("\n".join(VIDEOS[::-1]))
 
-    selection = select([tmp_path / "other.npy", own], output=tmp_path / "s.json", resamples=0)
+    paths = [tmp_path / "other.npy", own]
+    selection = select(paths, output=tmp_path / "s.json", resamples=0)
 
     assert {member.name for member in selection.members} == {"own", "other"}
     assert {one.name: one.gap for one in selection.candidates} == pytest.approx(
         {
-            "own": float(gap_loops(right_for("a", "b"), POSITIVES, 20)),
+            "own": float(gap_loops(right_for("a", "b")[::-1], POSITIVES[::-1], 20)),
             "other": float(gap_loops(rows.tolist(), POSITIVES[::-1], 20)),
         }
     )
