@@ -687,7 +687,7 @@ def test_numpys_files_are_candidates_beside_the_kits(tmp_path):
     (tmp_path / "other.ids.txt").write_text("\n".join(VIDEOS[::-1]))
 
     paths = [tmp_path / "other.npy", own]
-    selection = select(paths, output=tmp_path / "s.json", resamples=0)
+    selection = select(paths, output=tmp_path / "first.json", resamples=0)
 
     assert {member.name for member in selection.members} == {"own", "other"}
     assert {one.name: one.gap for one in selection.candidates} == pytest.approx(
