@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from ensemble_kit.selections import SelectionRecord
 
-NUM_VIDEOS, NUM_CLASSES = 60, 5
+NUM_VIDEOS, NUM_CLASSES = 90, 5
 NAMES = ("mean", "bag", "<script>alert(1)</script>", "rnn")
 CLASSES = ("Game", '<b>Bold & "brave"</b>', "Vehicle", "Concert", "Plant")
 
@@ -56,7 +56,7 @@ def write_chosen(folder: Path, **options: object) -> Chosen:
 
     rng = np.random.default_rng(0)
     labels = rng.random((NUM_VIDEOS, NUM_CLASSES)) < 0.35
-    labels[:, -1] = np.arange(NUM_VIDEOS) < 9  # one short of what is compared by class
+    labels[:, -1] = np.arange(NUM_VIDEOS) < 19  # one short of what is compared by class
     difficulty = rng.random(labels.shape)
     probabilities, files = {}, {}
     for place, name in enumerate(NAMES):

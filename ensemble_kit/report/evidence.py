@@ -15,7 +15,7 @@ from ensemble_kit.provenance import FileRecord
 from ensemble_kit.selections import CandidateRecord, SelectionRecord
 
 READ_VALUES = 2**20  # probabilities of a candidate read together: 4 MiB
-FEWEST_POSITIVES = 10  # of a class that is compared: with fewer, chance decides
+FEWEST_POSITIVES = 20  # of a class that is compared: with fewer, chance decides
 MOST_CHANGES = 12  # classes shown that gain, and as many that lose
 
 
