@@ -23,6 +23,12 @@ for (const button of document.querySelectorAll("th button")) {
   });
 }
 
+// Charts are painted once, with the colours of the page then.
+const scheme = matchMedia("(prefers-color-scheme: dark)");
 for (const item of document.querySelectorAll("script[data-chart]")) {
-  Bokeh.embed.embed_item(JSON.parse(item.textContent), item.dataset.chart);
+  Bokeh.embed.embed_item(JSON.parse(item.textContent), item.dataset.chart).then((views) =>
+    scheme.addEventListener("change", () => {
+      for (const view of views) view.request_paint?.(); // not all of them are charts
+    })
+  );
 }

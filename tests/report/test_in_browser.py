@@ -15,7 +15,10 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 WATCH = """<script>
 const faults = [];
 addEventListener("error", (event) => faults.push(String(event.message)));
+addEventListener("unhandledrejection", (event) => faults.push(String(event.reason)));
 addEventListener("securitypolicyviolation", (event) => faults.push(event.violatedDirective));
+const listeners = [];
+matchMedia = () => ({ addEventListener: (_, listener) => listeners.push(listener) });
 console.error = console.warn = (...words) => faults.push(words.join(" "));
 </script>"""
 LOOK = """<script>
@@ -23,24 +26,39 @@ function canvases(root) {
   const inner = [...root.querySelectorAll("*")].filter((one) => one.shadowRoot);
   return [...root.querySelectorAll("canvas"), ...inner.flatMap((one) => canvases(one.shadowRoot))];
 }
-function isDrawn(canvas) {
+function has(canvas, wanted) {
   const { width, height } = canvas;
   if (!width || !height) return false;
-  return canvas.getContext("2d").getImageData(0, 0, width, height).data.some((value) => value);
+  const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+  for (let i = 0; i < data.length; i += 4) if (wanted(data, i)) return true;
+  return false;
 }
-addEventListener("load", () => setTimeout(() => {
-  const drawn = ["path", "size", "agreement"].map((name) =>
-    canvases(document.getElementById("chart-" + name)).some(isDrawn));
+function charts(wanted) {
+  return ["path", "size", "agreement"].map((name) =>
+    canvases(document.getElementById("chart-" + name)).some((one) => has(one, wanted)));
+}
+const isPurple = (data, i) => data[i] > 200 && data[i + 1] < 50 && data[i + 2] > 200;
+const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+async function soon(wanted) {
+  for (let tries = 0; tries < 40 && charts(wanted).includes(false); tries++) await pause(200);
+  return charts(wanted);
+}
+addEventListener("load", async () => {
+  const drawn = await soon((data, i) => data[i + 3] > 0);
+  const before = charts(isPurple);
+  document.documentElement.style.setProperty("--text", "rgb(255, 0, 255)");
+  listeners.forEach((listener) => listener());
+  const after = await soon(isPurple);
   const table = document.querySelector("#candidates table");
   const heading = [...table.querySelectorAll("th")].find((one) => one.innerText === "bf16");
   const names = () => [...table.tBodies[0].rows].map((row) => row.children[1].innerText);
   heading.querySelector("button").click();
   const falling = names();
   heading.querySelector("button").click();
-  const note = { faults, drawn, falling, rising: names(), sort: heading.ariaSort,
+  const note = { faults, drawn, before, after, falling, rising: names(), sort: heading.ariaSort,
     wide: document.documentElement.scrollWidth, window: innerWidth };
   document.body.dataset.note = JSON.stringify(note);
-}, 1500));
+});
 </script>"""
 
 
@@ -61,7 +79,7 @@ def test_the_charts_are_drawn_and_a_click_sorts(browser, chosen, tmp_path, width
 
     done = subprocess.run(
         [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900",
-         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000",
+         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=30000",
          f"--blink-settings=preferredColorScheme={scheme}", "--dump-dom", path.as_uri()],
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
@@ -72,6 +90,8 @@ def test_the_charts_are_drawn_and_a_click_sorts(browser, chosen, tmp_path, width
     by_size = sorted(chosen.record.candidates, key=lambda one: -one.bytes)
     assert note["faults"] == []
     assert note["drawn"] == [True, True, True]
+    assert note["before"] == [False, False, False]
+    assert note["after"] == [True, True, True]  # painted again in the page's new colours
     assert note["falling"] == [one.name for one in by_size]
     assert note["rising"] == [one.name for one in reversed(by_size)]
     assert note["sort"] == "ascending"
