@@ -8,8 +8,8 @@ import click
 
 from ensemble_kit.cli.options import EXISTING_FILE, FILE, force_option, json_option
 from ensemble_kit.errors import SizeLimitError
-from ensemble_kit.files import format_size, parse_size
-from ensemble_kit.workspace import SELECTION
+from ensemble_kit.files import format_size, parse_size, refuse_overwrite
+from ensemble_kit.workspace import REPORT, SELECTION
 
 if TYPE_CHECKING:
     from ensemble_kit.selections import SelectionRecord, TruncationRecord
@@ -96,6 +96,9 @@ if TYPE_CHECKING:
     "each.",
 )
 @click.option("--intersect", is_flag=True, help="Leave out videos that some file lacks.")
+@click.option(
+    "--report", "wants_report", is_flag=True, help=f"Write {REPORT.name} beside the selection too."
+)
 @force_option
 @json_option
 def select(
@@ -104,6 +107,8 @@ def select(
     max_size: str | None,
     labels: Path | None,
     sizes: tuple[str, ...],
+    wants_report: bool,
+    force: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -116,7 +121,7 @@ def select(
     \b
     Examples:
         ensemble-kit select
-        ensemble-kit select --max-size 500MB --mixing gap
+        ensemble-kit select --max-size 500MB --mixing gap --report
         ensemble-kit select --strategy beam --beam-width 4 --start nonlocal-gru --max-members 6
         ensemble-kit select --criterion gain-per-byte --exclude poor --confirm 0.3
         ensemble-kit select A.csv B.csv --labels Y.csv --size A=4MB --size B=7MB --max-size 10MB
@@ -124,20 +129,30 @@ def select(
     from ensemble_kit.selection import find_predictions
     from ensemble_kit.selection import select as select_members
 
+    page = output.with_name(REPORT.name)
+    if wants_report:
+        refuse_overwrite(page, force=force)  # before the work
     selection = select_members(
         predictions or find_predictions(),
         output=output,
         max_size=None if max_size is None else parse_size(max_size),
         labels_path=labels,
         sizes=_named_sizes(sizes),
+        force=force,
         **options,
     )
+    if wants_report:
+        from ensemble_kit.report.page import write_report
+
+        write_report(output, page, force=force)
     if as_json:
         click.echo(selection.model_dump_json())
         return
     for line in _table(selection):
         click.echo(line)
     click.echo(_summary(selection, output))
+    if wants_report:
+        click.echo(f"{page}: open it in a browser.")
 
 
 def _table(selection: "SelectionRecord") -> list[str]:

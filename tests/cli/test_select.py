@@ -1,6 +1,7 @@
 """ensemble-kit select: a workspace without arguments, and CSV files made by any tool."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -194,3 +195,25 @@ def test_a_folder_without_runs_is_refused(runner, tmp_path, monkeypatch):
         f"{tmp_path}.\n"
         "Name predictions files, or go to a folder where `ensemble-kit train` made runs.\n"
     )
+
+
+def test_a_report_is_written_beside_the_selection(runner, workspace, monkeypatch):
+    monkeypatch.setattr("ensemble_kit.report.page.bokeh_script", str)
+    page = Path("ensemble/report.html")
+
+    result = runner.invoke(main, ["select", "--report"])
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == "ensemble/report.html: open it in a browser."
+    assert read_selection(Path("ensemble/selection.json")).dataset_sha256 in page.read_text("utf-8")
+
+    page.write_text("mine", encoding="utf-8")
+    Path("ensemble/selection.json").unlink()
+    again = runner.invoke(main, ["select", "--report"])
+    assert (again.exit_code, Path("ensemble/selection.json").exists()) == (1, False)
+    assert again.stderr == (
+        "Error: ensemble/report.html exists already.\n"
+        "Name another output, or replace it with --force.\n"
+    )
+    assert json.loads(runner.invoke(main, ["select", "--report", "--force", "--json"]).stdout)
+    assert page.read_text("utf-8") != "mine"
