@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_kit.candidates import Candidates, read_candidates
+from ensemble_kit.errors import SelectionError
 from ensemble_kit.files import sha256_of
 from ensemble_kit.metrics import MetricsAccumulator, top_classes
 from ensemble_kit.progress import progress
@@ -74,11 +75,13 @@ class Evidence:
         changes: The classes that gain most, then those that lose most; None where the members' and
             the best candidate's predictions could not all be read.
         missing: A sentence for each file that could not be read, by name of the candidate.
+        num_videos: The videos that both were measured on.
     """
 
     agreement: Agreement | None
     changes: tuple[ClassChange, ...] | None
     missing: dict[str, str]
+    num_videos: int = 0
 
 
 def gather(selection: SelectionRecord, folder: Path) -> Evidence:
@@ -103,13 +106,17 @@ def gather(selection: SelectionRecord, folder: Path) -> Evidence:
     there = [one for one in selection.candidates if one.name not in missing]
     if not there:
         return Evidence(None, None, missing)
-    known = read_candidates(
-        [folder / one.predictions.path for one in there],
-        labels_path=folder / selection.labels.path if selection.labels else None,
-        dtype=selection.dtype,
-        sizes={},
-        has_limit=False,
-    )
+    try:
+        known = read_candidates(
+            [folder / one.predictions.path for one in there],
+            labels_path=folder / selection.labels.path if selection.labels else None,
+            dtype=selection.dtype,
+            sizes={},
+            has_limit=False,
+            intersect=selection.left_out > 0,
+        )
+    except SelectionError as error:  # a model has changed since it predicted
+        return Evidence(None, None, {**missing, "candidates": error.fault})
     return _Reader(known, selection, there).evidence(missing)
 
 
@@ -152,7 +159,8 @@ class _Reader:
             named = np.maximum(np.diagonal(self.overlaps), 1)
             shares = self.overlaps / np.minimum(named[:, None], named)
             agreement = Agreement(self.names, shares)
-        return Evidence(agreement, self._changes() if self.can_compare else None, missing)
+        changes = self._changes() if self.can_compare else None
+        return Evidence(agreement, changes, missing, num_videos)
 
     def _add(self, start: int, stop: int) -> None:
         videos = np.arange(start, stop)

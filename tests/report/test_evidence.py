@@ -131,3 +131,32 @@ def test_csv_files_are_read_with_their_labels_and_name_only_what_they_list(tmp_p
     found = gather(record, tmp_path)
     assert found.missing == {"labels": "labels.csv has changed since the selection was made."}
     assert (found.agreement, found.changes) == (None, None)
+
+
+def test_a_model_that_has_changed_since_it_predicted_leaves_the_rest_to_be_told(own_chosen):
+    folder = own_chosen.path.parents[1] / "runs" / "run-0"
+    folder.mkdir()
+    (folder / "averaged.safetensors").write_bytes(b"another")
+
+    found = gather(own_chosen.record, own_chosen.path.parent)
+
+    assert (found.agreement, found.changes) == (None, None)
+    assert found.missing["candidates"].endswith(
+        "/averaged.safetensors has changed since "
+        f"{own_chosen.path.parent / '../runs/run-0.safetensors'} was predicted with it."
+    )
+
+
+def test_videos_that_were_left_out_are_left_out_again(tmp_path):
+    for name, videos in (("a", "xyz"), ("b", "zx")):
+        lines = ["VideoId,LabelConfidencePairs", *(f"{video},0 0.9" for video in videos)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("VideoId,Labels\nx,0\ny,1\nz,0\n", encoding="utf-8")
+    paths = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    record = select(paths, output=tmp_path / "s.json", labels_path=labels, intersect=True)
+
+    found = gather(record, tmp_path)
+
+    assert (record.left_out, found.num_videos) == (1, 2)
+    assert found.agreement.shares[0, 1] == 1

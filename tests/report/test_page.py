@@ -8,9 +8,10 @@ from chosen_fixture import CLASSES, NAMES, write_chosen
 
 from ensemble_kit.errors import OutputError, SelectionError
 from ensemble_kit.report import Row, page
-from ensemble_kit.report.evidence import gather
+from ensemble_kit.report.evidence import Evidence, gather
 from ensemble_kit.report.page import write_report
 from ensemble_kit.selection import select
+from ensemble_kit.selections import TruncationRecord
 
 with warnings.catch_warnings():  # of what Python will drop, at import
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -278,3 +279,34 @@ def test_no_selection_no_page(tmp_path):
         "Run `ensemble-kit select` first, or name a selection that exists."
     )
     assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("is_decided", "words"),
+    [
+        (True, "and the same members would be chosen."),
+        (False, "and other members might be chosen."),
+        (None, "and whether other members would be chosen is not known."),
+    ],
+)
+def test_truncated_predictions_are_named_with_what_they_leave_open(
+    chosen, without_bokeh, is_decided, words
+):
+    first = chosen.record.candidates[0]
+    truncation = TruncationRecord(
+        candidates=(first.name,), gap_bounds=(0.25, 0.75), is_decided=is_decided
+    )
+    record = chosen.record.model_copy(
+        update={
+            "truncation": truncation,
+            "left_out": 3,
+            "candidates": (first.model_copy(update={"top_k": 100}), *chosen.record.candidates[1:]),
+        }
+    )
+
+    text = page.render(record, Evidence(None, None, {}), [], selection_name="s.json")
+
+    assert f"the GAP lies within 0.2500 to 0.7500, {words}" in text
+    assert f"{first.name} keep only some classes of each video." in text
+    assert "(top 100)" in text
+    assert "3 left out, which some file lacks" in text
