@@ -15,6 +15,7 @@ from ensemble_kit.predictions import read_predictions
 from ensemble_kit.provenance import CheckpointRecord
 from ensemble_kit.recipes import Recipe, parse_recipe
 from ensemble_kit.training import RunPlan, TrainedRun, train_checkpoints
+from ensemble_kit.training.processes import join
 from ensemble_kit.workspace import RunFolder
 
 
@@ -24,7 +25,8 @@ class FinishedRun:
 
     Attributes:
         trained: The run.
-        averaged: What its averaged checkpoint is, in words; None where training was interrupted.
+        averaged: What its averaged checkpoint is, in words; None where training was interrupted,
+            and in all processes that torchrun has started but the first.
         averaged_gap: The validation GAP@20 of that; None without validation records.
     """
 
@@ -80,6 +82,8 @@ def finish_run(plan: RunPlan, *, force: bool = False) -> FinishedRun:
     """Do what is left to do of a run; see ``train``."""
     trained = train_checkpoints(plan, force=force)
     if trained.is_stopped:
+        return FinishedRun(trained, None, None)
+    if not join(plan.device).is_first:  # the first process does the rest
         return FinishedRun(trained, None, None)
     run = trained.folder
     if not run.averaged.exists():

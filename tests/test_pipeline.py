@@ -51,9 +51,11 @@ def test_a_run_settles_on_what_is_best_on_the_validation_records(
     mean, moving, winner, parents, batch_norm, records, tmp_path, monkeypatch
 ):
     alone = iter([0.1, 0.65, 0.2])
-    measure = loop.measure
+    measure = loop.measure_together
     monkeypatch.setattr(
-        loop, "measure", lambda *arguments: replace(measure(*arguments), gap=next(alone))
+        loop,
+        "measure_together",
+        lambda *arguments, **options: replace(measure(*arguments, **options), gap=next(alone)),
     )
     monkeypatch.setattr(
         Average,

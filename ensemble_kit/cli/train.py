@@ -100,11 +100,14 @@ def train(
 
     A RECIPE is a name that `ensemble-kit recipes list` shows, or a .toml file. A run that was
     stopped or killed goes on with the same command, and one that is finished is left as it is.
+    Under torchrun several processes train each run together, on one machine or on many.
 
     \b
     Example:
         ensemble-kit train willow/gated-net-vlad willow/gru \\
             --train 'train/*.tfrecord' --validation 'validate/*.tfrecord' --jobs 2
+        torchrun --nproc-per-node 8 -m ensemble_kit train willow/gated-net-vlad --device cuda \\
+            --train 'train/*.tfrecord' --validation 'validate/*.tfrecord'
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.data.dataset import Records
     from ensemble_kit.jobs import Job
@@ -112,10 +115,13 @@ def train(
     from ensemble_kit.progress import quietly
     from ensemble_kit.recipes import load_recipe
     from ensemble_kit.training import RunPlan
+    from ensemble_kit.training.processes import num_processes
     from ensemble_kit.workspace import run_name
 
     if quiet:
         click.get_current_context().with_resource(quietly())
+    if jobs is not None and num_processes() > 1:
+        raise click.UsageError("--jobs starts processes itself; leave it or torchrun out.")
     if name is not None and len(recipes) > 1:
         raise click.UsageError("--name names one run; give one RECIPE with it.")
     loaded = [load_recipe(recipe, overrides) for recipe in recipes]
@@ -161,7 +167,8 @@ def train(
         if finished.trained.is_stopped:
             click.echo(_describe_stop(plan.folder, finished.trained.steps), err=True)
             raise click.exceptions.Exit(130)
-        click.echo(_describe(finished, plan.recipe.training.max_steps))
+        if finished.averaged is not None:  # else another process of torchrun's says it
+            click.echo(_describe(finished, plan.recipe.training.max_steps))
     echo_skipped(training_records, *filter(None, [validation_records]))
 
 

@@ -2,9 +2,9 @@
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 from ensemble_kit.data.batch import Batch, Memory, collate
@@ -96,11 +96,18 @@ class Records:
             RecordError: A file is missing or empty.
             BadRecord: A record is damaged or is not what the schema says.
         """
+        return self._videos(lambda _: True)
+
+    def _videos(self, is_wanted: Callable[[int], bool]) -> Iterator[Video]:
+        """Yield the videos of the records that are wanted, by their index in the order of files."""
         decoder = Decoder(self.schema, needs_labels=self._needs_labels)
+        indices = count()
         for path in self.paths:
             for number, record in numbered_records(
                 path, check_crc=self._check_crc, on_bad=self._refuse
             ):
+                if not is_wanted(next(indices)):
+                    continue
                 try:
                     video = decoder.decode(record, path=path, number=number)
                 except BadRecord as error:
@@ -108,18 +115,25 @@ class Records:
                 else:
                     yield video
 
-    def batches(self, batch_size: int) -> Iterator[Batch]:
+    def batches(self, batch_size: int, *, rank: int = 0, num_ranks: int = 1) -> Iterator[Batch]:
         """Yield every video once, in the order of the files; the last batch may be short.
+
+        Args:
+            batch_size: Videos of a batch.
+            rank: Which of ``num_ranks`` this process is; it is given every ``num_ranks``-th batch,
+                from batch ``rank`` on, which may be none.
+            num_ranks: Processes that share the records.
 
         Raises:
             RecordError: As ``videos``, or no record is good.
         """
-        videos, memory = self.videos(), Memory()
+        videos = self._videos(lambda index: index // batch_size % num_ranks == rank)
+        memory = Memory()
         is_first = True
         while chunk := list(islice(videos, batch_size)):
             yield collate(chunk, self.schema, memory)
             is_first = False
-        if is_first:
+        if is_first and rank == 0:
             raise self._no_record()
 
     def training_batches(

@@ -44,9 +44,8 @@ def count_draws(indices: Tensor, is_frame: Tensor) -> Tensor:
     Returns:
         ``(B, R, T)``, float32.
     """
-    counts = torch.zeros(
-        indices.shape[0], indices.shape[1], is_frame.shape[1], device=indices.device
-    )
+    shape = indices.shape[0], indices.shape[1], is_frame.shape[1]
+    counts = torch.zeros(shape, dtype=torch.float32, device=indices.device)
     counts = counts.scatter_add(2, indices, torch.ones_like(indices, dtype=torch.float32))
     return counts * is_frame.unsqueeze(1).to(torch.float32)
 

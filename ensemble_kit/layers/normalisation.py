@@ -2,6 +2,9 @@
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from ensemble_kit.layers.synchronised import sum_over_processes
 
 
 def l2_normalise(values: Tensor, *, dim: int = -1) -> Tensor:
@@ -28,6 +31,10 @@ class BatchNorm(nn.Module):
             all batches since ``reset_statistics`` equally, which is how statistics are
             re-estimated after averaging.
 
+    Attributes:
+        group: The processes that train together, whose rows count as those of one batch; None
+            where this process is the only one.
+
     Shape:
         - values: ``(..., F)``, floating point.
         - row_weights: ``(...)``, as ``values`` without its last dimension, or None for ones.
@@ -42,6 +49,7 @@ class BatchNorm(nn.Module):
         super().__init__()
         self.momentum = momentum
         self.num_batches = 0
+        self.group: ProcessGroup | None = None
         self.scale = nn.Parameter(torch.ones(num_features))
         self.shift = nn.Parameter(torch.zeros(num_features))
         self.register_buffer("running_mean", torch.zeros(num_features))
@@ -84,15 +92,21 @@ class BatchNorm(nn.Module):
 
     def _observe(self, values: Tensor, row_weights: Tensor | None) -> tuple[Tensor, Tensor]:
         rows = values.flatten(0, -2)
-        if row_weights is None:
+        if row_weights is None and self.group is None:
             total = torch.tensor(float(rows.shape[0]), dtype=rows.dtype, device=rows.device)
             mean = rows.mean(dim=0)
             variance = rows.var(dim=0, correction=0)
         else:
-            weights = row_weights.flatten().to(rows.dtype)
-            total = weights.sum().clamp_min(1.0)
-            mean = weights @ rows / total
-            variance = weights @ (rows - mean).square() / total
+            if row_weights is None:
+                weights = rows.new_ones(rows.shape[0])
+            else:
+                weights = row_weights.flatten().to(rows.dtype)
+            sums = torch.cat([weights.sum().unsqueeze(0), weights @ rows])
+            sums = sum_over_processes(sums, self.group)
+            total = sums[0].clamp_min(1.0)
+            mean = sums[1:] / total
+            squares = sum_over_processes(weights @ (rows - mean).square(), self.group)
+            variance = squares / total
         with torch.no_grad():
             self.num_batches += 1
             share = self.momentum if self.momentum is not None else 1.0 / self.num_batches

@@ -4,9 +4,11 @@ from math import sqrt
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from ensemble_kit.layers.normalisation import l2_normalise
 from ensemble_kit.layers.soft_assignment import SoftAssignment
+from ensemble_kit.layers.synchronised import sum_over_processes
 
 EPSILON = 1e-6  # of squared distances and of variances
 
@@ -30,6 +32,10 @@ class WhitenedResiduals(nn.Module):
         order: 1 or 2.
         momentum: The share of a new batch in the running statistics.
 
+    Attributes:
+        group: The processes that train together, whose frames count as those of one batch; None
+            where this process is the only one.
+
     Shape:
         - frames: ``(B, T, D)``; assignment: ``(B, T, K)``; frame_weights: ``(B, R, T)``;
           row_weights: ``(B, T)``, how often a frame counts in the batch's statistics.
@@ -46,6 +52,7 @@ class WhitenedResiduals(nn.Module):
         self.order = order
         self.momentum: float | None = momentum
         self.num_batches = 0
+        self.group: ProcessGroup | None = None
         self.centres = nn.Parameter(torch.randn(num_clusters, num_features) / sqrt(num_features))
         shape = (num_clusters, num_features**order)
         self.register_buffer("running_mean", torch.zeros(shape))
@@ -104,12 +111,14 @@ class WhitenedResiduals(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         rows = frames.flatten(0, 1).unsqueeze(0)  # (1, B * T, D)
         weights = row_weights.flatten().to(rows.dtype)
-        total = weights.sum().clamp_min(1.0)
+        total = sum_over_processes(weights.sum(), self.group).clamp_min(1.0)
         flat = scales.flatten(0, 1).mT  # (K, B * T)
         sums = self._residual_sums(rows, (flat * weights).unsqueeze(0).unsqueeze(0))
         squares = self._squared_sums(rows, (flat.square() * weights).unsqueeze(0).unsqueeze(0))
-        mean = sums[0, 0] / total
-        variance = (squares[0, 0] / total - mean.square()).clamp_min(0.0)
+        mean, mean_square = (
+            sum_over_processes(torch.stack([sums[0, 0], squares[0, 0]]), self.group) / total
+        )
+        variance = (mean_square - mean.square()).clamp_min(0.0)
         with torch.no_grad():
             self.num_batches += 1
             share = self.momentum if self.momentum is not None else 1.0 / self.num_batches

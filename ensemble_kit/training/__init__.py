@@ -5,7 +5,7 @@ Adam, a learning rate that falls in stairs of examples seen, each variable's gra
 itself, cross entropy on probabilities, an L2 penalty on the head's kernels.
 """
 
-from ensemble_kit.training.loop import train_checkpoints
 from ensemble_kit.training.plan import RunPlan, TrainedRun
+from ensemble_kit.training.run import train_checkpoints
 
 __all__ = ["RunPlan", "TrainedRun", "train_checkpoints"]

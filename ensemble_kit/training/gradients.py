@@ -1,16 +1,19 @@
 """The loss of a batch and its gradients."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from ensemble_kit.data.dataset import Batch
 from ensemble_kit.submodel import SubModel
 from ensemble_kit.training.loss import cross_entropy
 from ensemble_kit.training.plan import RunPlan
+from ensemble_kit.training.processes import Processes
 
 
 class Part(NamedTuple):
@@ -30,36 +33,60 @@ class Part(NamedTuple):
 
 
 class Differentiator:
-    """Computes gradients of the loss, which the parameters then hold.
+    """Computes gradients of the loss, which the parameters then hold, in every process the same.
 
     Args:
         plan: The run.
         model: What is trained.
+        processes: Who trains it; each has a share of every batch.
     """
 
-    def __init__(self, plan: RunPlan, model: SubModel) -> None:
+    def __init__(self, plan: RunPlan, model: SubModel, processes: Processes) -> None:
         self._plan = plan
         self._model = model
+        self._processes = processes
+        self._forward: torch.nn.Module = model
+        if processes.count > 1:
+            processes.synchronise(model)
+            self._forward = DistributedDataParallel(
+                model, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
 
-    def __call__(self, batch: Batch) -> float:
-        """Add the gradients of a batch's loss; return the loss without its penalties."""
+    def __call__(self, batch: Batch, counts: Sequence[float]) -> float:
+        """Add the gradients of a batch's loss; return the loss without its penalties.
+
+        Args:
+            batch: This process's share of the batch.
+            counts: How many videos each process has, none of them without one.
+        """
+        # each process's gradients are of its own videos, and their mean over processes is taken
+        each = self._processes.count / sum(counts)
         penalty = sum(kernel.square().sum() for kernel in self._model.regularised())
         total = 0.5 * self._plan.recipe.training.l2_penalty * penalty
         losses = []
-        num_parts = min(self._plan.accumulate, len(batch.ids))
-        for part in parts_of(batch, num_parts, self._model.schema.num_classes, self._plan.device):
-            share = len(part.labels) / len(batch.ids)
-            probabilities = self._model(
-                part.frames, part.num_frames, frame_weights=part.frame_weights
-            )
-            loss = share * cross_entropy(probabilities, part.labels.to(probabilities.dtype))
-            losses.append(loss.detach())
-            total = total + loss
-            if (distance := self._model.penalty()) is not None:
-                total = total + share * distance
-            total.backward()  # type: ignore[no-untyped-call]
+        num_parts = min(self._plan.accumulate, *map(int, counts))
+        parts = parts_of(batch, num_parts, self._model.schema.num_classes, self._plan.device)
+        for number, part in enumerate(parts, start=1):
+            share = each * len(part.labels)
+            with self._in_step(is_last=number == num_parts):
+                probabilities = self._forward(
+                    part.frames, part.num_frames, frame_weights=part.frame_weights
+                )
+                loss = share * cross_entropy(probabilities, part.labels.to(probabilities.dtype))
+                losses.append(loss.detach())
+                total = total + loss
+                if (distance := self._model.penalty()) is not None:
+                    total = total + share * distance
+                total.backward()  # type: ignore[no-untyped-call]
             total = torch.zeros_like(loss)
-        return float(torch.stack(losses).sum())
+        own = float(torch.stack(losses).sum())
+        return sum(self._processes.gather_number(own)) / self._processes.count
+
+    def _in_step(self, *, is_last: bool) -> AbstractContextManager[None]:
+        """Return what the last part of a batch is differentiated in, which joins the gradients."""
+        if is_last or not isinstance(self._forward, DistributedDataParallel):
+            return nullcontext()
+        return self._forward.no_sync()
 
 
 def parts_of(batch: Batch, num_parts: int, num_classes: int, device: str) -> Iterator[Part]:

@@ -6,17 +6,15 @@ from contextlib import closing
 from math import isfinite
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import ensemble_kit
 from ensemble_kit.checkpoints import save_tensors
 from ensemble_kit.data.dataset import Batch
 from ensemble_kit.errors import TrainingError
-from ensemble_kit.loading import measure, runner
 from ensemble_kit.metrics import Metrics
 from ensemble_kit.metrics_log import MetricsLog
-from ensemble_kit.progress import Progress, progress
+from ensemble_kit.progress import Progress
 from ensemble_kit.provenance import CheckpointRecord, MeasuredRecord
 from ensemble_kit.submodel import SubModel
 from ensemble_kit.training.gradients import Differentiator
@@ -25,15 +23,15 @@ from ensemble_kit.training.moving_average import MovingAverage
 from ensemble_kit.training.optimisation import Optimiser
 from ensemble_kit.training.pace import Pace
 from ensemble_kit.training.plan import RunPlan, TrainedRun
+from ensemble_kit.training.processes import Processes
 from ensemble_kit.training.state import (
     Position,
-    forget_what_came_after,
-    position_of,
     read_state,
     remove_checkpoints,
     save_state,
     seed_step,
 )
+from ensemble_kit.training.validation import measure_together
 
 LOG_EVERY = 50  # steps between two lines of metrics.jsonl
 MODEL = "model."  # what the names of a state's tensors begin with
@@ -41,69 +39,37 @@ ADAM = "adam."
 EMA = "ema."
 
 
-def train_checkpoints(plan: RunPlan, *, force: bool = False) -> TrainedRun:
-    """Train a run to its end, writing ``checkpoints/step-*.safetensors`` and ``metrics.jsonl``.
-
-    A run that was left before its end, by Ctrl-C, by a crash, by SIGKILL, goes on from its state,
-    ``state.safetensors``, and ends as if nothing had happened: on a CPU with the same bits. One
-    that is finished is left as it is. An interrupt (Ctrl-C) writes a checkpoint and the state of
-    the step it came in and returns.
+class Trainer:
+    """A run while it trains.
 
     Args:
-        plan: What to train on what, and where.
-        force: Whether a run that is there is replaced.
-
-    Raises:
-        OutputError: The folder holds another run and ``force`` is False, or the disk refuses a
-            file; what was written before is whole.
-        RecipeError: The recipe does not fit the records.
-        PredictionsError: Training and validation records do not belong together.
-        ProviderError: There is no such device.
-        TrainingError: The name cannot be used, another process trains the run, or the loss is no
-            longer finite.
+        plan: The run.
+        model: Its model, as it begins.
+        position: How far it has come.
+        processes: Who trains it.
+        log: What the first process writes its lines to; None in the others.
     """
-    found = plan.find(force=force)
-    if found is not None and found.is_finished:
-        position = position_of(found)
-        remove_checkpoints(plan.run, but=position.kept(plan.num_kept))  # if a kill left any
-        return TrainedRun(
-            plan.run, position.step, False, position.best_gap, position.seconds, was_finished=True
-        )
-    torch.manual_seed(plan.seed)
-    model = SubModel(plan.recipe, plan.training.schema).to(plan.device)
-    with plan.run.locked():
-        found = plan.find(force=force)  # again, now that no other process can change it
-        position = position_of(found) if found else Position()
-        if found:
-            forget_what_came_after(plan.run, position)
-        else:
-            plan.run.claim(force=force)
-            save_state(plan, position, {})
-        tensorboard = plan.run.tensorboard if plan.tensorboard else None
-        total, step = plan.recipe.training.max_steps, position.step
-        with (
-            MetricsLog(plan.run.metrics, tensorboard=tensorboard, after_step=step) as log,
-            progress(plan.folder.name, total, done=step) as shown,
-        ):
-            trainer = _Trainer(plan, model, position, log)
-            if step:
-                trainer.restore()
-            return trainer.train(shown)
 
-
-class _Trainer:
-    """A run while it trains."""
-
-    def __init__(self, plan: RunPlan, model: SubModel, position: Position, log: MetricsLog) -> None:
+    def __init__(
+        self,
+        plan: RunPlan,
+        model: SubModel,
+        position: Position,
+        processes: Processes,
+        log: MetricsLog | None,
+    ) -> None:
         self.plan = plan
         self.schedule = plan.recipe.training
         self.model = model
         self.position = position
+        self.processes = processes
         self.log = log
         self.epoch = 0
-        self.differentiate = Differentiator(plan, model)
+        self.differentiate = Differentiator(plan, model, processes)
         self.optimiser = Optimiser(model, self.schedule)
-        self.average = None if plan.ema is None else MovingAverage(model, plan.ema)
+        self.average: MovingAverage | None = None
+        if plan.ema is not None and processes.is_first:
+            self.average = MovingAverage(model, plan.ema)
         self.saved = position.step  # the step that the state on the disk is of
         self.seconds_before = position.seconds
         self.pace = Pace(position.examples)
@@ -111,7 +77,7 @@ class _Trainer:
 
     def restore(self) -> None:
         """Take up weights and moments from the run's state."""
-        tensors = read_state(self.plan.run)
+        tensors = self.processes.share(read_state(self.plan.run) if self.processes.is_first else {})
         self.model.load_state_dict(_under(MODEL, tensors))
         self.optimiser.restore(_under(ADAM, tensors))
         if self.average is not None:
@@ -123,6 +89,8 @@ class _Trainer:
         try:
             self._advance(shown)
         except KeyboardInterrupt:
+            if self.processes.count > 1:
+                raise  # the others may be in another step
             is_stopped = True
             with interrupts_wait():
                 if self.position.step > self.saved:
@@ -155,6 +123,8 @@ class _Trainer:
             start=self.position.batches,
             choice=self.model.frame_choice,
             workers=self.plan.workers,
+            rank=self.processes.rank,
+            num_ranks=self.processes.count,
         )
 
     def _is_checkpoint_due(self) -> bool:
@@ -171,17 +141,18 @@ class _Trainer:
         position = self.position
         position.batches += 1
         self.epoch = batch.epoch
-        if not batch.ids:  # all its records were bad, and skipped
+        counts = self.processes.gather_number(len(batch.ids))
+        if not all(counts):  # all the records of a process were bad, and skipped
             return
-        seed_step(self.plan.seed, position.step)
+        seed_step(self.plan.seed, position.step, self.processes.rank)
         self.optimiser.clear()
-        loss = self.differentiate(batch)
+        loss = self.differentiate(batch, counts)
         if not isfinite(loss):
             self._write(state="failed", loss=str(loss), videos=batch.ids)
             raise self._diverged(f"the loss is {loss} at step {position.step + 1}", batch)
         rate = self.optimiser.step(position.examples)
         position.step += 1
-        position.examples += len(batch.ids)
+        position.examples += int(sum(counts))
         if self.average is not None:
             self.average.update(position.step)
         now = {"loss": loss, "learning_rate": rate, **self.pace.figures(position.examples)}
@@ -203,10 +174,10 @@ class _Trainer:
             if self._is_finished():
                 self._write(state="finished", seconds=round(self._seconds(), 2))
             self._save_state()
-            kept = self.position.kept(self.plan.num_kept)
-            remove_checkpoints(self.plan.run, but=kept)  # that the state no longer needs
 
     def _save_checkpoint(self) -> None:
+        if not self.processes.is_first:
+            return
         tensors = self.model.state_dict()
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
@@ -231,6 +202,9 @@ class _Trainer:
 
     def _save_state(self) -> None:
         self.position.seconds = self._seconds()
+        self.saved = self.position.step
+        if self.log is None:
+            return
         tensors: dict[str, Tensor] = {}
         if not self._is_finished():  # nothing goes on from there
             tensors = {MODEL + name: tensor for name, tensor in self.model.state_dict().items()}
@@ -239,14 +213,19 @@ class _Trainer:
                 tensors |= {EMA + name: tensor for name, tensor in self.average.tensors.items()}
         self.log.sync()  # so that no line is younger than the state
         save_state(self.plan, self.position, tensors, is_finished=self._is_finished())
-        self.saved = self.position.step
+        kept = self.position.kept(self.plan.num_kept) | {self.position.step}
+        remove_checkpoints(self.plan.run, but=kept)  # which the state does not need any more
 
     def _measure(self) -> Metrics | None:
         if self.plan.validation is None:
             return None
-        # the same single draw at every checkpoint
-        draws = self.model.draws_for(self.plan.folder.name, repeats=1)
-        return measure(runner(self.model.eval(), draws, self.plan.device), self.plan.validation)
+        return measure_together(
+            self.model,
+            self.plan.validation,
+            name=self.plan.folder.name,
+            device=self.plan.device,
+            processes=self.processes,
+        )
 
     def _diverged(self, what: str, batch: Batch | None = None) -> TrainingError:
         videos = f" (videos {', '.join(batch.ids[:3])}, ...)" if batch else ""
@@ -262,7 +241,10 @@ class _Trainer:
 
     def _write(self, **values: Any) -> None:
         position = self.position
-        self.log.write(step=position.step, examples=position.examples, epoch=self.epoch, **values)
+        if self.log is not None:
+            self.log.write(
+                step=position.step, examples=position.examples, epoch=self.epoch, **values
+            )
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -126,7 +126,7 @@ def _cut_log(path: Path, step: int) -> None:
         file.truncate(length)
 
 
-def seed_step(seed: int, step: int) -> None:
-    """Seed all that one step draws, such as dropout: a function of the run's seed and the step."""
-    mixed = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed all that one process draws in one step, such as dropout, by nothing but these three."""
+    mixed = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
     torch.manual_seed(int(mixed[0]))

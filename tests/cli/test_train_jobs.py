@@ -75,3 +75,14 @@ def test_ctrl_c_ends_all_runs_in_their_own_way(process, own_workspace):
         assert f"elsewhere/{run.name}: stopped at step {last['step']};" in stderr
         assert (run / "checkpoints" / f"step-{last['step']:08d}.safetensors").exists()
     assert not (own_workspace.path / "elsewhere" / "rnn").exists()
+
+
+def test_jobs_are_not_for_torchrun(runner, own_workspace, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    result = runner.invoke(main, ["train", "recipes/bag.toml", *TRAINING, "--jobs", "2"])
+
+    assert result.exit_code == 2
+    assert result.stderr.endswith(
+        "Error: --jobs starts processes itself; leave it or torchrun out.\n"
+    )

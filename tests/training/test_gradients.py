@@ -7,6 +7,7 @@ from builders import tiny_recipe, tiny_records
 from ensemble_kit.submodel import SubModel
 from ensemble_kit.training import RunPlan
 from ensemble_kit.training.gradients import Differentiator
+from ensemble_kit.training.processes import Processes
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def gradients_of(records, folder, recipe, **options):
         recipe=recipe, training=records[0], validation=None, folder=folder / "tiny", **options
     )
     (batch,) = islice(records[0].training_batches(7, seed=0, choice=model.frame_choice), 1)
-    loss = Differentiator(plan, model)(batch)
+    loss = Differentiator(plan, model, Processes())(batch, [7])
     return loss, {name: parameter.grad for name, parameter in model.named_parameters()}
 
 

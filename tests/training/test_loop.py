@@ -470,9 +470,11 @@ def test_a_device_that_is_not_there_is_refused(folder, records, monkeypatch):
 
 def gaps_in_turn(monkeypatch, *gaps):
     """Let validation find these GAPs, one after the other."""
-    whole, waiting = loop.measure, list(gaps)
+    whole, waiting = loop.measure_together, list(gaps)
     monkeypatch.setattr(
-        loop, "measure", lambda *arguments: replace(whole(*arguments), gap=waiting.pop(0))
+        loop,
+        "measure_together",
+        lambda *arguments, **options: replace(whole(*arguments, **options), gap=waiting.pop(0)),
     )
 
 

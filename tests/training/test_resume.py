@@ -84,12 +84,12 @@ def test_an_interrupted_run_ends_with_the_checkpoints_of_one_that_was_not(
 def test_an_interrupt_while_a_checkpoint_is_measured_leaves_that_for_later(
     folder, records, monkeypatch, tmp_path
 ):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     whole = train_tiny(tmp_path / "whole" / "tiny", records, is_validated=True)
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "measure", interrupt)
+        patched.setattr(loop, "measure_together", interrupt)
         stopped = train_tiny(folder, records, is_validated=True)
 
     trained = train_tiny(folder, records, is_validated=True)
@@ -226,13 +226,13 @@ def test_a_full_disk_costs_no_more_than_the_steps_since_the_last_state(
     assert bytes_of(train_tiny(folder, records).folder) == bytes_of(whole.folder)
 
 
-def test_what_a_step_draws_depends_on_the_seed_and_the_step_alone():
-    def draw(seed, step):
-        seed_step(seed, step)
+def test_what_a_step_draws_depends_on_seed_step_and_rank_alone():
+    def draw(seed, step, rank=0):
+        seed_step(seed, step, rank)
         return torch.rand(3).tolist()
 
     assert draw(0, 5) == draw(0, 5)
-    assert len({tuple(draw(*pair)) for pair in ((0, 5), (5, 0), (0, 6), (1, 5))}) == 4
+    assert len({tuple(draw(*key)) for key in ((0, 5), (5, 0), (0, 6), (1, 5), (0, 5, 1))}) == 5
 
 
 def test_a_log_is_cut_at_the_first_line_that_is_not_whole(folder, records, monkeypatch):

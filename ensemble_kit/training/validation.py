@@ -1,0 +1,46 @@
+"""The metrics of a model that is being trained, each process measuring a share of the records."""
+
+import torch
+
+from ensemble_kit.data.dataset import Records
+from ensemble_kit.loading import BATCH_SIZE, measure, runner
+from ensemble_kit.metrics import Metrics, MetricsAccumulator
+from ensemble_kit.submodel import SubModel
+from ensemble_kit.training.processes import Processes
+
+
+def measure_together(
+    model: SubModel, records: Records, *, name: str, device: str, processes: Processes
+) -> Metrics:
+    """Return the metrics of a model on some records, the same in every process.
+
+    Every process runs each so-manieth batch, and the first one ranks what all have found in the
+    order of the records. So the metrics are those that one process would find alone.
+
+    Args:
+        model: The model; it is left in evaluation mode.
+        records: The records, the same in every process.
+        name: The run's name, which stands for its draws: the same single one at each checkpoint.
+        device: ``cpu`` or ``cuda``.
+        processes: Who measures.
+    """
+    run = runner(model.eval(), model.draws_for(name, repeats=1), device)
+    if processes.count == 1:
+        return measure(run, records)
+    num_classes = records.schema.num_classes
+    batches = records.batches(BATCH_SIZE, rank=processes.rank, num_ranks=processes.count)
+    accumulator = MetricsAccumulator(num_classes=num_classes)
+    while True:
+        batch = next(batches, None)
+        # probabilities and labels
+        found = torch.zeros(2, BATCH_SIZE, num_classes, dtype=torch.float32)
+        if batch is not None:
+            found[0, : len(batch.ids)] = torch.from_numpy(run(batch))
+            found[1, : len(batch.ids)] = torch.from_numpy(batch.labels.dense(num_classes))
+        counts = processes.gather_number(0 if batch is None else len(batch.ids))
+        if not any(counts):
+            break
+        for (probabilities, labels), count in zip(processes.gather(found), counts, strict=True):
+            if processes.is_first:
+                accumulator.add(probabilities[: int(count)].numpy(), labels[: int(count)].numpy())
+    return Metrics(**processes.tell(accumulator.result().as_dict()))
