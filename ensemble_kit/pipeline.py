@@ -15,6 +15,7 @@ from ensemble_kit.predictions import read_predictions
 from ensemble_kit.provenance import CheckpointRecord
 from ensemble_kit.recipes import Recipe, parse_recipe
 from ensemble_kit.training import RunPlan, TrainedRun, train_checkpoints
+from ensemble_kit.training.plan import Precision
 from ensemble_kit.training.processes import join
 from ensemble_kit.workspace import RunFolder
 
@@ -49,6 +50,10 @@ def train(
     patience: int | None = None,
     keep: int | None = None,
     accumulate: int = 1,
+    precision: Precision = "fp32",
+    compiled: bool = False,
+    teacher: Path | None = None,
+    teacher_share: float = 0.5,
     force: bool = False,
 ) -> FinishedRun:
     """Train a recipe, settle on its best weights and predict the validation records.
@@ -74,6 +79,10 @@ def train(
         patience=patience,
         keep=keep,
         accumulate=accumulate,
+        precision=precision,
+        compiled=compiled,
+        teacher=teacher,
+        teacher_share=teacher_share,
     )
     return finish_run(plan, force=force)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ensemble_kit.cli.options import (
+    EXISTING_FILE,
     FOLDER,
     device_option,
     echo_skipped,
@@ -20,6 +21,7 @@ from ensemble_kit.workspace import RUNS
 if TYPE_CHECKING:
     from ensemble_kit.jobs import Job, JobEnd
     from ensemble_kit.pipeline import FinishedRun
+    from ensemble_kit.training.plan import Precision
 
 
 @click.command()
@@ -66,6 +68,26 @@ if TYPE_CHECKING:
     metavar="N",
     help="Take each batch in N parts, where memory is short.",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="bf16 multiplies in bfloat16; weights and loss stay in float32.",
+)
+@click.option("--compile", "compiled", is_flag=True, help="Compile the model with torch.compile.")
+@click.option(
+    "--teacher",
+    type=EXISTING_FILE,
+    help="Predictions of the training records, which the sub-model learns from too.",
+)
+@click.option(
+    "--teacher-share",
+    type=click.FloatRange(min=0, max=1),
+    default=0.5,
+    show_default=True,
+    help="What the teacher counts; the labels count the rest.",
+)
 @click.option("-o", "--output", type=FOLDER, default=RUNS, show_default=True, help="Runs' folder.")
 @click.option(
     "--jobs", type=click.IntRange(min=1), metavar="N",
@@ -88,6 +110,10 @@ def train(
     patience: int | None,
     keep: int | None,
     accumulate: int,
+    precision: "Precision",
+    compiled: bool,
+    teacher: Path | None,
+    teacher_share: float,
     output: Path,
     device: str,
     jobs: int | None,
@@ -147,6 +173,10 @@ def train(
             patience=patience,
             keep=keep,
             accumulate=accumulate,
+            precision=precision,
+            compiled=compiled,
+            teacher=teacher,
+            teacher_share=teacher_share,
         )
         for recipe, folder in zip(loaded, folders, strict=True)
     ]

@@ -1,6 +1,12 @@
-"""Classifier heads: from features to the probability of every class."""
+"""Classifier heads: from features to the probability of every class.
+
+Under autocast the products are in bfloat16 and what follows them in float32: near 1 a probability
+in bfloat16 has two digits.
+"""
 
 from torch import Tensor, nn
+
+from ensemble_kit.layers.precision import at_least_float32
 
 
 class Logistic(nn.Module):
@@ -25,8 +31,7 @@ class Logistic(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the probability of every class."""
-        probabilities: Tensor = self.classes(features).sigmoid()
-        return probabilities
+        return at_least_float32(self.classes(features)).sigmoid()
 
     def regularised(self) -> list[Tensor]:
         """Return the kernels that the L2 penalty applies to."""
@@ -82,7 +87,8 @@ class MixtureOfExperts(nn.Module):
         reduced = features if self.reduction is None else self.reduction(features)
         gates = self.gates(reduced).unflatten(-1, (self.num_classes, self.num_experts + 1))
         experts = self.experts(features).unflatten(-1, (self.num_classes, self.num_experts))
-        mixture: Tensor = gates.softmax(dim=-1)[..., :-1] * experts.sigmoid()
+        shares = at_least_float32(gates).softmax(dim=-1)[..., :-1]
+        mixture: Tensor = shares * at_least_float32(experts).sigmoid()
         return mixture.sum(dim=-1)
 
     def regularised(self) -> list[Tensor]:

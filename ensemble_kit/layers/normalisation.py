@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from ensemble_kit.layers.precision import at_least_float32, without_autocast
 from ensemble_kit.layers.synchronised import sum_over_processes
 
 
@@ -24,6 +25,7 @@ class BatchNorm(nn.Module):
     that all five systems ran with: epsilon 1e-3, and by default a decay of 0.999. In training, a
     row of weight w counts as w equal rows, so frames drawn with replacement need not be copied;
     padding has weight 0. As in PyTorch the running variance is the unbiased one.
+    Statistics are taken in float32 under autocast too.
 
     Args:
         num_features: F, the size of the last dimension.
@@ -58,7 +60,9 @@ class BatchNorm(nn.Module):
     def forward(self, values: Tensor, row_weights: Tensor | None = None) -> Tensor:
         """Normalise with the batch's statistics in training, the running ones otherwise."""
         if self.training:
-            factor, offset = self._affine(*self._observe(values, row_weights))
+            with without_autocast(values):
+                statistics = self._observe(at_least_float32(values), row_weights)
+            factor, offset = self._affine(*statistics)
         else:
             factor, offset = self._affine(self.running_mean, self.running_variance)
         return values * factor + offset
@@ -108,8 +112,10 @@ class BatchNorm(nn.Module):
             squares = sum_over_processes(weights @ (rows - mean).square(), self.group)
             variance = squares / total
         with torch.no_grad():
-            self.num_batches += 1
-            share = self.momentum if self.momentum is not None else 1.0 / self.num_batches
+            share = self.momentum
+            if share is None:  # not counted otherwise: a compiled step would be another each time
+                self.num_batches += 1
+                share = 1.0 / self.num_batches
             unbiased = variance * (total / (total - 1).clamp_min(1.0))
             self.running_mean.lerp_(mean, share)
             self.running_variance.lerp_(unbiased, share)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from ensemble_kit.layers.normalisation import l2_normalise
+from ensemble_kit.layers.precision import at_least_float32, without_autocast
 from ensemble_kit.layers.soft_assignment import SoftAssignment
 from ensemble_kit.layers.synchronised import sum_over_processes
 
@@ -120,8 +121,10 @@ class WhitenedResiduals(nn.Module):
         )
         variance = (mean_square - mean.square()).clamp_min(0.0)
         with torch.no_grad():
-            self.num_batches += 1
-            share = self.momentum if self.momentum is not None else 1.0 / self.num_batches
+            share = self.momentum
+            if share is None:  # not counted otherwise: a compiled step would be another each time
+                self.num_batches += 1
+                share = 1.0 / self.num_batches
             self.running_mean.lerp_(mean, share)
             self.running_variance.lerp_(variance, share)
         return mean, variance
@@ -156,7 +159,8 @@ class SecondOrder(nn.Module):
 
     Branch 1 sums residuals of the frames; branch 2 sums outer products of the residuals of the
     frames projected to F' features, with centres and an assignment of its own. The zeroth-order
-    term of equation 7 is left out, as in figure 3. The projection starts as N(0, 1 / sqrt(D)).
+    term of equation 7 is left out, as in figure 3. All is in float32 under autocast too: sums of
+    residuals are differences of large sums. The projection starts as N(0, 1 / sqrt(D)).
 
     Args:
         num_features: D, the size of one frame's feature vector.
@@ -191,21 +195,24 @@ class SecondOrder(nn.Module):
     def describe(self, frames: Tensor, row_weights: Tensor) -> tuple[Tensor, ...]:
         """Return what both branches need of the frames."""
         described: list[Tensor] = []
-        for branch, assignment, rows in zip(
-            self.branches, self.assignments, (frames, frames @ self.projection), strict=True
-        ):
-            described += branch.describe(rows, assignment(rows, row_weights), row_weights)  # type: ignore[operator]
+        with without_autocast(frames):
+            frames = at_least_float32(frames)
+            for branch, assignment, rows in zip(
+                self.branches, self.assignments, (frames, frames @ self.projection), strict=True
+            ):
+                described += branch.describe(rows, assignment(rows, row_weights), row_weights)  # type: ignore[operator]
         return tuple(described)
 
     def aggregate(self, described: tuple[Tensor, ...], frame_weights: Tensor) -> Tensor:
         """Return both branches' sums for each repeat."""
         half = len(described) // 2
-        parts = [
-            branch.aggregate(part, frame_weights).flatten(2)  # type: ignore[operator]
-            for branch, part in zip(
-                self.branches, (described[:half], described[half:]), strict=True
-            )
-        ]
+        with without_autocast(frame_weights):
+            parts = [
+                branch.aggregate(part, frame_weights).flatten(2)  # type: ignore[operator]
+                for branch, part in zip(
+                    self.branches, (described[:half], described[half:]), strict=True
+                )
+            ]
         return torch.cat(parts, dim=-1)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ensemble_kit.data.dataset import Batch
+from ensemble_kit.layers.precision import at_least_float32
 from ensemble_kit.submodel import SubModel
 from ensemble_kit.training.loss import cross_entropy
 from ensemble_kit.training.plan import RunPlan
@@ -23,13 +24,13 @@ class Part(NamedTuple):
         frames: ``(B, T, D)`` for each modality.
         num_frames: ``(B,)``, int64.
         frame_weights: ``(B, T)``, float32, or None.
-        labels: ``(B, C)``, 0 or 1, float32.
+        targets: ``(B, C)``: the labels, bool, or with a teacher's part in them, float32.
     """
 
     frames: dict[str, Tensor]
     num_frames: Tensor
     frame_weights: Tensor | None
-    labels: Tensor
+    targets: Tensor
 
 
 class Differentiator:
@@ -45,12 +46,14 @@ class Differentiator:
         self._plan = plan
         self._model = model
         self._processes = processes
-        self._forward: torch.nn.Module = model
+        self._joined: DistributedDataParallel | None = None
         if processes.count > 1:
             processes.synchronise(model)
-            self._forward = DistributedDataParallel(
+            self._joined = DistributedDataParallel(
                 model, broadcast_buffers=False, gradient_as_bucket_view=True
             )
+        forward = self._joined or model
+        self._forward = torch.compile(forward) if plan.compiled else forward
 
     def __call__(self, batch: Batch, counts: Sequence[float]) -> float:
         """Add the gradients of a batch's loss; return the loss without its penalties.
@@ -65,14 +68,15 @@ class Differentiator:
         total = 0.5 * self._plan.recipe.training.l2_penalty * penalty
         losses = []
         num_parts = min(self._plan.accumulate, *map(int, counts))
-        parts = parts_of(batch, num_parts, self._model.schema.num_classes, self._plan.device)
+        targets: np.ndarray[Any, Any] = batch.labels.dense(self._model.schema.num_classes)
+        if self._plan.taught_by is not None:
+            targets = self._plan.taught_by.mixed(batch.ids, targets)
+        parts = parts_of(batch, targets, num_parts, self._plan.device)
         for number, part in enumerate(parts, start=1):
-            share = each * len(part.labels)
+            share = each * len(part.targets)
             with self._in_step(is_last=number == num_parts):
-                probabilities = self._forward(
-                    part.frames, part.num_frames, frame_weights=part.frame_weights
-                )
-                loss = share * cross_entropy(probabilities, part.labels.to(probabilities.dtype))
+                probabilities = self._probabilities(part)
+                loss = share * cross_entropy(probabilities, part.targets.to(probabilities.dtype))
                 losses.append(loss.detach())
                 total = total + loss
                 if (distance := self._model.penalty()) is not None:
@@ -82,14 +86,24 @@ class Differentiator:
         own = float(torch.stack(losses).sum())
         return sum(self._processes.gather_number(own)) / self._processes.count
 
+    def _probabilities(self, part: Part) -> Tensor:
+        is_rounded = self._plan.precision == "bf16"
+        with torch.autocast(self._plan.device, torch.bfloat16, enabled=is_rounded):
+            probabilities: Tensor = self._forward(
+                part.frames, part.num_frames, frame_weights=part.frame_weights
+            )
+        return at_least_float32(probabilities)
+
     def _in_step(self, *, is_last: bool) -> AbstractContextManager[None]:
         """Return what the last part of a batch is differentiated in, which joins the gradients."""
-        if is_last or not isinstance(self._forward, DistributedDataParallel):
+        if is_last or self._joined is None:
             return nullcontext()
-        return self._forward.no_sync()
+        return self._joined.no_sync()
 
 
-def parts_of(batch: Batch, num_parts: int, num_classes: int, device: str) -> Iterator[Part]:
+def parts_of(
+    batch: Batch, targets: "np.ndarray[Any, Any]", num_parts: int, device: str
+) -> Iterator[Part]:
     """Yield a batch in parts of nearly equal size, the larger ones first, on a device."""
     for rows in np.array_split(np.arange(len(batch.ids)), num_parts):
         start, stop = int(rows[0]), int(rows[-1]) + 1
@@ -98,7 +112,7 @@ def parts_of(batch: Batch, num_parts: int, num_classes: int, device: str) -> Ite
             {name: _on(values[start:stop], device) for name, values in batch.frames.items()},
             _on(batch.num_frames[start:stop], device),
             None if weights is None else _on(weights[start:stop], device),
-            _on(batch.labels.rows(start, stop).dense(num_classes), device),
+            _on(targets[start:stop], device),
         )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from ensemble_kit.checkpoints import open_tensors
 from ensemble_kit.data.dataset import Records
@@ -13,7 +14,10 @@ from ensemble_kit.loading import check_fits, require_device
 from ensemble_kit.metrics_log import require_tensorboard
 from ensemble_kit.provenance import TrainingStateRecord
 from ensemble_kit.recipes import Recipe
+from ensemble_kit.training.teacher import Teacher
 from ensemble_kit.workspace import RunFolder, check_run_name
+
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,13 @@ class RunPlan:
             the recipe's ``max_steps``.
         keep: The last checkpoints that are kept, beside the best; never fewer than the recipe
             averages, which is also what None means.
+        precision: ``bf16`` multiplies in bfloat16 (autocast) and keeps weights, statistics, heads
+            and the loss in float32.
+        compiled: Whether ``torch.compile`` compiles the model.
         accumulate: How many parts a batch is taken in, one after the other, where memory is short.
             Batch norm then sees a part at a time.
+        teacher: A predictions file of the training records, which the sub-model learns from too.
+        teacher_share: What the teacher counts beside the labels, in [0, 1].
     """
 
     recipe: Recipe
@@ -71,7 +80,11 @@ class RunPlan:
     ema: float | None = None
     patience: int | None = None
     keep: int | None = None
+    precision: Precision = "fp32"
+    compiled: bool = False
     accumulate: int = 1
+    teacher: Path | None = None
+    teacher_share: float = 0.5
 
     @property
     def run(self) -> RunFolder:
@@ -88,7 +101,15 @@ class RunPlan:
             "validation records": _hash_of(_describe(self.validation) if self.validation else []),
             "--ema": str(self.ema),
             "--accumulate": str(self.accumulate),
+            "--teacher": _describe_teacher(self.teacher, self.teacher_share),
         }
+
+    @cached_property
+    def taught_by(self) -> Teacher | None:
+        """The teacher's predictions, open; see ``Teacher`` for faults."""
+        if self.teacher is None:
+            return None
+        return Teacher(self.teacher, self.teacher_share, self.training.schema)
 
     @property
     def num_kept(self) -> int:
@@ -109,7 +130,7 @@ class RunPlan:
         Raises:
             OutputError: The folder holds another run and ``force`` is False.
             CheckpointError: The run's state is damaged.
-            PredictionsError: Training and validation records do not belong together.
+            PredictionsError: Training and validation records or the teacher do not belong together.
             ProviderError: There is no such device.
             TrainingError: The name cannot be used, there is nothing to be patient with, or
                 TensorBoard is not installed.
@@ -127,6 +148,7 @@ class RunPlan:
             check_fits(
                 self.training.schema, self.validation.schema, path=self.training.paths[0].parent
             )
+        _ = self.taught_by  # whose faults should come before anything is written
         if force:
             return None
         if not self.run.state.exists():
@@ -147,6 +169,10 @@ class RunPlan:
 def _describe(records: Records) -> Iterator[str]:
     yield records.schema.model_dump_json()
     yield from (f"{path.name}:{path.stat().st_size}" for path in records.paths)
+
+
+def _describe_teacher(path: Path | None, share: float) -> str:
+    return "none" if path is None else f"{path.name}:{path.stat().st_size}:{share}"
 
 
 def _hash_of(parts: "Iterator[str] | list[str]") -> str:

@@ -1,9 +1,11 @@
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
-from builders import tiny_recipe, tiny_records
+from builders import POOLINGS, tiny_recipe, tiny_records, train_tiny
 
+from ensemble_kit.loading import to_torch
 from ensemble_kit.submodel import SubModel
 from ensemble_kit.training import RunPlan
 from ensemble_kit.training.gradients import Differentiator
@@ -15,10 +17,10 @@ def records(tmp_path_factory):
     return tiny_records(tmp_path_factory.mktemp("records"))
 
 
-def gradients_of(records, folder, recipe, **options):
+def gradients_of(records, folder, recipe, *, dtype=torch.float64, **options):
     """Return the loss of one batch, and the gradients of a model that is new."""
     torch.manual_seed(0)
-    model = SubModel(recipe, records[0].schema).double().train()
+    model = SubModel(recipe, records[0].schema).to(dtype).train()
     plan = RunPlan(
         recipe=recipe, training=records[0], validation=None, folder=folder / "tiny", **options
     )
@@ -41,3 +43,71 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole(pooling, parts, recor
     assert sum_of_losses == pytest.approx(loss)
     for name, gradient in whole.items():
         torch.testing.assert_close(summed[name], gradient)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_bfloat16_rounds_products_and_neither_statistics_nor_probabilities(pooling, records):
+    recipe = tiny_recipe(pooling=pooling, probability_gating=True)
+    (batch,) = islice(records[0].batches(16), 1)
+    found = {}
+    for is_rounded in (False, True):
+        torch.manual_seed(0)
+        model = SubModel(recipe, records[0].schema).train()
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_rounded):
+            probabilities = model(*to_torch(batch, "cpu"), model.draws_for("tiny", repeats=1))
+        probabilities.square().sum().backward()
+        gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+        found[is_rounded] = probabilities, gradient, model.state_dict()
+
+    (exact, gradient, state), (rounded, rounded_gradient, rounded_state) = found.values()
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, rtol=0, atol=0.05)
+    # bfloat16 has 8 bits, and attention's batch norms divide by small deviations
+    assert torch.cosine_similarity(gradient, rounded_gradient, dim=0) > 0.95
+    for name, value in state.items():
+        assert rounded_state[name].dtype == torch.float32
+        torch.testing.assert_close(rounded_state[name], value, rtol=0.02, atol=0.02)
+
+
+def test_precision_and_compilation_are_options(records, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    recipe = tiny_recipe(pooling="soft_bof")
+
+    exact, gradient = gradients_of(records, tmp_path, recipe, dtype=torch.float32)
+    assert compiled == []
+    rounded, rounded_gradient = gradients_of(
+        records, tmp_path, recipe, dtype=torch.float32, precision="bf16", compiled=True
+    )
+
+    assert [type(model) for model in compiled] == [SubModel]
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.02)
+    assert all(gradient[name].dtype == torch.float32 for name in rounded_gradient)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_trains_in_bfloat16_compiled(records, tmp_path):
+    options = {"device": "cuda", "precision": "bf16", "compiled": True}
+
+    for pooling in ("netvlad", "gru"):
+        recipe = tiny_recipe(pooling=pooling, max_steps=30, checkpoint_every=30)
+        trained = train_tiny(tmp_path / pooling, records, recipe, is_validated=True, **options)
+        assert trained.best_gap > 0.5
+
+
+def test_a_teacher_is_in_the_loss(records, tmp_path):
+    recipe = tiny_recipe(pooling="average", gating=None)
+    ids = [video.id for video in records[0].videos()]
+    certain = np.ones((len(ids), 5), np.float32)
+    np.savez(tmp_path / "teacher.npz", probabilities=certain, ids=np.array(ids))
+    options = {"teacher": tmp_path / "teacher.npz", "teacher_share": 0.25}
+
+    loss, _ = gradients_of(records, tmp_path, recipe)
+    taught, _ = gradients_of(records, tmp_path, recipe, **options)
+    by_teacher, _ = gradients_of(records, tmp_path, recipe, **(options | {"teacher_share": 1}))
+
+    assert by_teacher != pytest.approx(loss)
+    assert taught == pytest.approx(0.75 * loss + 0.25 * by_teacher, rel=1e-6)
