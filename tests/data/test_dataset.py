@@ -261,6 +261,17 @@ def test_what_is_read_of_a_video_depends_on_neither_shards_nor_batches(folder, s
     assert read(folder, 3) == read(joined, 11) == read(joined, 1)
 
 
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 9])
+def test_processes_share_the_batches_in_turn(num_ranks, folder):
+    records = Records([folder])
+    whole = [batch.ids for batch in records.batches(4)]
+    assert len(whole) > 2
+
+    for rank in range(num_ranks):
+        shared = [batch.ids for batch in records.batches(4, rank=rank, num_ranks=num_ranks)]
+        assert shared == whole[rank::num_ranks]
+
+
 def test_records_without_a_labels_key_can_be_tagged_but_not_learnt_from(folder):
     labelled = Records([folder])
     other = labelled.schema.model_copy(update={"labels_key": "classes"})
