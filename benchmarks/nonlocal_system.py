@@ -95,8 +95,14 @@ def _select(folder: Path, output: str, members: Sequence[str]) -> None:
     from ensemble_kit.checkpoints import open_tensors
     from ensemble_kit.files import sha256_of
     from ensemble_kit.loading import count_stored
-    from ensemble_kit.provenance import FileRecord, ModelRecord, SelectedRecord, SelectionRecord
-    from ensemble_kit.selections import write_selection
+    from ensemble_kit.provenance import FileRecord, ModelRecord
+    from ensemble_kit.selections import (
+        BootstrapRecord,
+        SearchRecord,
+        SelectedRecord,
+        SelectionRecord,
+        write_selection,
+    )
 
     selected = []
     for name in members:
@@ -112,9 +118,16 @@ def _select(folder: Path, output: str, members: Sequence[str]) -> None:
             )
         )  # fmt: skip
     record = SelectionRecord(
-        kit_version="0", k=20, dtype="bf16", max_size=2**30, rule="All.", dataset_sha256="0" * 64,
-        vocabulary_sha256=None, videos=1, positives=1, gap=0.5, members=tuple(selected), path=(),
-        bytes=sum(member.bytes for member in selected), candidates=(),
+        kit_version="0", k=20, dtype="bf16", max_size=2**30, mixing="uniform", rule="All.",
+        search=SearchRecord(
+            strategy="greedy", criterion="gain", max_members=None, beam_width=None, start=(),
+            excluded=(), evaluations=0, greedy_gap=None,
+        ),
+        dataset_sha256="0" * 64, vocabulary_sha256=None, labels=None, videos=1, positives=1,
+        gap=0.5, bytes=sum(member.bytes for member in selected), members=tuple(selected), path=(),
+        frontier=(), candidates=(), confirm=None,
+        bootstrap=BootstrapRecord(resamples=0, level=0.95, seed=0), optimised=None,
+        truncation=None,
     )  # fmt: skip
     write_selection(folder / output, record, force=False)
 

@@ -14,8 +14,8 @@ from ensemble_kit.checkpoints import TensorFile, open_tensors, write_tensors
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.ensemble import example_frames
-from ensemble_kit.errors import FusionError, SizeLimitError
-from ensemble_kit.files import GIB, format_size, refuse_overwrite, sha256_of, written_aside
+from ensemble_kit.errors import FusionError
+from ensemble_kit.files import GIB, refuse_overwrite, sha256_of, written_aside
 from ensemble_kit.fused_weights import FusedWeights, Member, RoundedTensors, axes_of
 from ensemble_kit.layers.frame_preparation import prepare_frames
 from ensemble_kit.loading import (
@@ -37,6 +37,7 @@ from ensemble_kit.provenance import (
 )
 from ensemble_kit.rounding import Forms, Loss, loss_on
 from ensemble_kit.selections import SelectionRecord, read_selection
+from ensemble_kit.size_gate import refuse_size
 
 TOLERANCE = 1e-6  # float32 sums of the same numbers in the same order; 8 eps of a probability
 MAX_GAP_LOSS = 0.001
@@ -126,12 +127,19 @@ def fuse(
             top_k=chosen.k,
         )
         counted = sum(member.record.num_values for member in members) * BYTES_PER_VALUE[dtype]
-        _refuse_size(counted, max_size, chosen, dtype, overhead=0)
+        refuse_size("fused", counted, max_size, selection=chosen, dtype=dtype)
         weights = FusedWeights(members, dtype)
         with written_aside(output, force=force) as aside:
             write_tensors(aside, weights.specs, weights.produce, record, force=True)
             num_bytes = aside.stat().st_size
-            _refuse_size(num_bytes, max_size, chosen, dtype, overhead=num_bytes - counted)
+            refuse_size(
+                "fused",
+                num_bytes,
+                max_size,
+                selection=chosen,
+                dtype=dtype,
+                overhead=num_bytes - counted,
+            )
             loss = _prove(aside, members, record, output)
             if records is not None:
                 loss = _measure(aside, members, record, records, max_gap_loss, output)
@@ -192,28 +200,6 @@ def _common_schema(members: list[Member]) -> Schema:
                     mend="Fuse members that were trained on records of one schema.",
                 )
     return first
-
-
-def _refuse_size(
-    num_bytes: int, max_size: int, chosen: SelectionRecord, dtype: Dtype, *, overhead: int
-) -> None:
-    """Raise if a file is over the limit; ``overhead`` is what it has beside its members' values."""
-    if num_bytes <= max_size:
-        return
-    excess = num_bytes - max_size
-    fault = (
-        f"The fused file has {num_bytes:,} bytes ({format_size(num_bytes)}), "
-        f"{excess:,} bytes ({format_size(excess)}) over the limit of {format_size(max_size)}."
-    )
-    if len(chosen.members) == 1:
-        raise SizeLimitError(fault, mend="Train a smaller member, or raise --max-size.")
-    cheapest = max(chosen.members, key=lambda member: (member.gap_without, member.bytes))
-    raise SizeLimitError(
-        f"{fault} Dropping {cheapest.name} costs least: GAP@{chosen.k} {chosen.gap:.4f} becomes "
-        f"{cheapest.gap_without:.4f}, and {format_size(cheapest.bytes)} are saved.",
-        mend=f"Select again with --dtype {dtype} --max-size {max_size - overhead}, or raise "
-        "--max-size here.",
-    )
 
 
 def _forms(member: Member, file: TensorFile, record: FusedRecord) -> Forms:

@@ -34,6 +34,7 @@ LEVELS = [
         "row_files",
         "runtime",
         "selections",
+        "size_gate",
         "workspace",
     },
     {"layers"},

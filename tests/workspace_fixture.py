@@ -140,11 +140,11 @@ def write_selection_of(
     checkpoints: Mapping[str, Path],
     coefficients: Mapping[str, float],
     *,
-    gaps_without: Mapping[str, float] | None = None,
+    frontier: Mapping[tuple[str, ...], float] | None = None,
 ) -> Path:
     """Write a selection of checkpoints as if `ensemble-kit select` had chosen them.
 
-    Its GAP is 0.75. ``gaps_without`` says the GAP of the other members, 0.5 where it does not.
+    Its GAP is 0.75. ``frontier`` says which ensembles were measured beside it, and their GAPs.
     """
     from ensemble_kit.checkpoints import open_tensors
     from ensemble_kit.files import sha256_of
@@ -152,6 +152,7 @@ def write_selection_of(
     from ensemble_kit.provenance import FileRecord, ModelRecord
     from ensemble_kit.selections import (
         BootstrapRecord,
+        FrontierRecord,
         SearchRecord,
         SelectedRecord,
         SelectionRecord,
@@ -170,7 +171,7 @@ def write_selection_of(
                 coefficient=coefficients[name],
                 bytes=2 * num_values,
                 gap=0.25,
-                gap_without=(gaps_without or {}).get(name, 0.5),
+                gap_without=0.5,
                 predictions=FileRecord(path="none.safetensors", sha256="0" * 64),
                 model=ModelRecord(file=record, kind=kind, num_values=num_values, repeats=1),
             )
@@ -201,7 +202,15 @@ def write_selection_of(
         bytes=sum(member.bytes for member in members),
         members=tuple(members),
         path=(),
-        frontier=(),
+        frontier=tuple(
+            FrontierRecord(
+                members=names,
+                gap=gap,
+                confirmed_gap=None,
+                bytes=sum(member.bytes for member in members if member.name in names),
+            )
+            for names, gap in (frontier or {}).items()
+        ),
         candidates=(),
         confirm=None,
         bootstrap=BootstrapRecord(resamples=0, level=0.95, seed=0),

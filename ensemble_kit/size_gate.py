@@ -1,0 +1,77 @@
+"""The size gate, which names what would fit. Imports ``errors``, ``files`` and ``selections``."""
+
+from ensemble_kit.errors import SizeLimitError
+from ensemble_kit.files import format_size
+from ensemble_kit.provenance import Dtype
+from ensemble_kit.selections import FrontierRecord, SelectionRecord
+
+
+def refuse_size(
+    kind: str,
+    num_bytes: int,
+    max_size: int,
+    *,
+    selection: SelectionRecord | None,
+    dtype: Dtype,
+    overhead: int = 0,
+) -> None:
+    """Raise if what is needed to run an ensemble is over the limit.
+
+    Args:
+        kind: What it is called: ``fused``, ``ONNX``.
+        num_bytes: Of all files needed to run.
+        max_size: The most bytes that they may have.
+        selection: What the members were selected by; None where it is not at hand.
+        dtype: The type that weights are stored in.
+        overhead: The bytes that are no member's weights.
+
+    Raises:
+        SizeLimitError: There are more bytes.
+    """
+    if num_bytes <= max_size:
+        return
+    excess, room = num_bytes - max_size, max_size - overhead
+    fault = (
+        f"The {kind} file has {num_bytes:,} bytes ({format_size(num_bytes)}), {excess:,} bytes "
+        f"({format_size(excess)}) over the limit of {format_size(max_size)}."
+    )
+    if selection is None:
+        raise SizeLimitError(
+            fault, mend="Select and fuse again with a smaller --max-size, or raise --max-size here."
+        )
+    fit = best_that_fits(selection, dtype, room)
+    if fit is None:
+        raise SizeLimitError(
+            f"{fault} Nothing that selection measured would fit in {dtype}.",
+            mend="Train smaller members, fuse in a smaller --dtype, or raise --max-size here.",
+        )
+    raise SizeLimitError(
+        f"{fault} Of what selection measured, {' + '.join(fit.members)} would fit and score best: "
+        f"GAP@{selection.k} {fit.gap:.4f} in {format_size(fit.bytes)}.",
+        mend=f"Select and fuse again with --dtype {dtype} --max-size {room}, or raise --max-size "
+        "here.",
+    )
+
+
+def best_that_fits(selection: SelectionRecord, dtype: Dtype, room: int) -> FrontierRecord | None:
+    """Return the best ensemble of a selection's frontier whose members take at most ``room``.
+
+    Returns:
+        Its ``bytes`` are those in ``dtype``; None where nothing fits.
+    """
+    sizes = {
+        one.name: one.bytes_by_dtype[dtype]
+        for one in selection.candidates
+        if one.bytes_by_dtype is not None
+    }
+    fits = []
+    for one in selection.frontier:
+        names = set(one.members)  # one that was added twice is stored once
+        if dtype != selection.dtype and not names <= sizes.keys():
+            continue
+        num_bytes = one.bytes
+        if dtype != selection.dtype:
+            num_bytes = sum(sizes[name] for name in names)
+        if num_bytes <= room:
+            fits.append(one.model_copy(update={"bytes": num_bytes}))
+    return max(fits, key=lambda one: one.gap, default=None)
