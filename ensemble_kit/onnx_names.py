@@ -6,7 +6,7 @@ that is read off the graph: a node that only one member's output depends on is t
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -24,11 +24,11 @@ def name_nodes(model: ir.Model, members: Sequence[str], outputs: Sequence[ir.Val
         outputs: A value of each member that only its own nodes and shared ones lead to.
     """
     owners = _owners(members, outputs)
-    parts: dict[ir.Node, str] = {}
+    parts: dict[ir.Node | None, tuple[int, str]] = {}
     counts: Counter[str] = Counter()
-    for node in model.graph:
+    for position, node in enumerate(model.graph):
         part = _part(node) or _part_before(node, parts)
-        parts[node] = part
+        parts[node] = position, part
         if not node.name or node.name.startswith("node_"):
             found = owners.get(node, [])
             owner = found[0] if len(found) == 1 else SHARED if found else MIXTURE
@@ -69,10 +69,8 @@ def _part(node: ir.Node) -> str:
     return ""
 
 
-def _part_before(node: ir.Node, parts: dict[ir.Node, str]) -> str:
-    """Return the part that the first of a node's inputs comes from: work goes on there."""
-    for value in node.inputs:
-        producer = value.producer() if value is not None else None
-        if producer is not None and parts.get(producer):
-            return parts[producer]
-    return ""
+def _part_before(node: ir.Node, parts: Mapping[ir.Node | None, tuple[int, str]]) -> str:
+    """Return the part that the latest of a node's inputs comes from: work goes on there."""
+    producers = [value.producer() for value in node.inputs if value is not None]
+    known = [parts[producer] for producer in producers if producer in parts]
+    return max((found for found in known if found[1]), default=(0, ""))[1]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ensemble_kit.layers.non_local import NonLocal
-from ensemble_kit.layers.normalisation import l2_normalise
+from ensemble_kit.layers.normalisation import l2_normalise_twice
 from ensemble_kit.layers.soft_assignment import SoftAssignment
 
 
@@ -66,7 +66,7 @@ class NetVLAD(nn.Module):
         residuals = self.residuals(described, frame_weights)
         if self.non_local is not None:
             residuals = self.non_local(residuals)
-        return l2_normalise(l2_normalise(residuals).flatten(2))
+        return l2_normalise_twice(residuals)
 
     def residuals(self, described: tuple[Tensor, ...], frame_weights: Tensor) -> Tensor:
         """Return V before it is normalised, ``(B, R, K, D)``."""

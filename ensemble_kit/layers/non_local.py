@@ -39,6 +39,7 @@ class NonLocal(nn.Module):
 
     def forward(self, residuals: Tensor) -> Tensor:
         """Return the residuals with what each cluster has taken from the others."""
-        logits = (residuals @ self.theta) @ (residuals @ self.phi).mT
-        attention = (self.temperature * logits).softmax(dim=-1)
-        return residuals + (attention @ (residuals @ self.g)) @ self.output
+        inner = torch.cat([self.theta, self.phi, self.g], dim=1)  # to read the residuals once
+        query, key, value = (residuals @ inner).chunk(3, dim=-1)
+        attention = (self.temperature * (query @ key.mT)).softmax(dim=-1)
+        return residuals + (attention @ value) @ self.output

@@ -15,7 +15,30 @@ def l2_normalise(values: Tensor, *, dim: int = -1) -> Tensor:
         values: Floating point, any shape.
         dim: The dimension that holds a vector's entries.
     """
-    return values * values.square().sum(dim=dim, keepdim=True).clamp_min(1e-12).rsqrt()
+    return values * _inverse_length(values, dim)
+
+
+def l2_normalise_twice(rows: Tensor) -> Tensor:
+    """Scale rows to length 1, and then all of them as one vector.
+
+    ``l2_normalise(l2_normalise(rows).flatten(-2))``, but the second length is known from the first
+    ones, so that the numbers are scaled once.
+
+    Args:
+        rows: ``(..., K, D)``, floating point.
+
+    Returns:
+        ``(..., K * D)``.
+    """
+    factors = _inverse_length(rows, -1)  # (..., K, 1)
+    lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True) * factors  # 1, or less near 0
+    return (rows * (factors * _inverse_length(lengths, -2))).flatten(-2)
+
+
+def _inverse_length(values: Tensor, dim: int) -> Tensor:
+    # of a norm and not of a sum of squares, which ONNX Runtime would write down one by one
+    length: Tensor = torch.linalg.vector_norm(values, dim=dim, keepdim=True)
+    return length.clamp_min(1e-6).reciprocal()
 
 
 class BatchNorm(nn.Module):
@@ -82,7 +105,8 @@ class BatchNorm(nn.Module):
             normalised: Tensor = self(rows @ weight, row_weights)
             return normalised
         factor, offset = self._affine(self.running_mean, self.running_variance)
-        return rows @ (weight * factor) + offset
+        product = torch.addmm(offset, rows.flatten(0, -2), weight * factor)
+        return product.reshape(*rows.shape[:-1], weight.shape[1])
 
     def reset_statistics(self) -> None:
         """Forget all batches seen."""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from reference import batch_norm_loops, fixed_norm_loops, l2_loops
 from torch import nn
 
-from ensemble_kit.layers.normalisation import BatchNorm, l2_normalise
+from ensemble_kit.layers.normalisation import BatchNorm, l2_normalise, l2_normalise_twice
 
 
 def test_l2_normalisation_matches_the_loops(rng):
@@ -28,6 +28,18 @@ def test_a_zero_vector_stays_zero_and_has_a_finite_gradient():
 
     assert l2_normalise(vector).tolist() == [0.0] * 4
     assert vector.grad.isfinite().all()
+
+
+def test_normalising_twice_at_once_is_normalising_twice(rng):
+    rows = torch.randn(2, 4, 5, generator=rng, dtype=torch.float64)
+    rows[0, 1] = 0.0
+    rows[0, 2] *= 1e-8  # below the epsilon
+    rows[1] = 0.0
+
+    ours = l2_normalise_twice(rows)
+
+    torch.testing.assert_close(ours, l2_normalise(l2_normalise(rows).flatten(1)))
+    assert not ours[1].any()
 
 
 def test_l2_normalisation_takes_another_dimension(rng):
