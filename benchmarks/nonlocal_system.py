@@ -2,18 +2,21 @@
 
 521 million parameters are fused in bf16, exported with repeats, opened, and run on videos of 300
 frames. Beside the one file stand the same members with their input tiled ten times, as S5 averaged
-repeats, and six ONNX files run one after the other. Every step is a process of its own.
+repeats, and six ONNX files run one after the other. Every step is a process of its own. Costs are
+ratios of processor seconds, into which other work on the machine does not count.
 
     python benchmarks/nonlocal_system.py [--quick] [--json] [--rounds N] [--threads N]
 
-It wants 15 GB of disk for temporary files and 12 GB of memory. ``--quick`` takes small members.
+It wants 10 GB of disk for temporary files and 12 GB of memory. ``--quick`` takes small members.
 """
 
 import json
 import os
+import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -56,8 +59,13 @@ MIB = 2**20
 # What the steps work on
 
 
-def build(folder: Path, paper: str, members: Sequence[str], is_quick: bool) -> Figures:
-    """Write a checkpoint of each member, a selection of each alone and one of all."""
+def build(
+    folder: Path, paper: str, members: Sequence[str], is_quick: bool, is_half: bool
+) -> Figures:
+    """Write a checkpoint of each member, in bfloat16 if ``is_half``, and selections of them.
+
+    Selections of each alone and one of all, whose GAPs are made up.
+    """
     import torch
 
     from ensemble_kit.checkpoints import save_tensors
@@ -78,7 +86,8 @@ def build(folder: Path, paper: str, members: Sequence[str], is_quick: bool) -> F
             examples=1, seed=seed, training_files=(),
         )  # fmt: skip
         torch.manual_seed(seed)
-        tensors = SubModel(recipe, schema).state_dict()
+        model = SubModel(recipe, schema)
+        tensors = (model.bfloat16() if is_half else model).state_dict()
         save_tensors(folder / f"{name}.safetensors", tensors, record, force=False)
         _select(folder, f"{name}.json", [name])
     _select(folder, "selection.json", members)
@@ -98,6 +107,7 @@ def _select(folder: Path, output: str, members: Sequence[str]) -> None:
     from ensemble_kit.provenance import FileRecord, ModelRecord
     from ensemble_kit.selections import (
         BootstrapRecord,
+        FrontierRecord,
         SearchRecord,
         SelectedRecord,
         SelectionRecord,
@@ -125,7 +135,14 @@ def _select(folder: Path, output: str, members: Sequence[str]) -> None:
         ),
         dataset_sha256="0" * 64, vocabulary_sha256=None, labels=None, videos=1, positives=1,
         gap=0.5, bytes=sum(member.bytes for member in selected), members=tuple(selected), path=(),
-        frontier=(), candidates=(), confirm=None,
+        frontier=tuple(
+            FrontierRecord(
+                members=tuple(members[: count + 1]), gap=0.5 + 0.01 * count, confirmed_gap=None,
+                bytes=sum(member.bytes for member in selected[: count + 1]),
+            )
+            for count in range(len(members))
+        ),
+        candidates=(), confirm=None,
         bootstrap=BootstrapRecord(resamples=0, level=0.95, seed=0), optimised=None,
         truncation=None,
     )  # fmt: skip
@@ -169,9 +186,10 @@ def export_tiled(fused: Path, output: Path, repeats: int) -> Figures:
     from torch import Tensor
 
     from ensemble_kit.checkpoints import open_tensors
-    from ensemble_kit.ensemble import FusedEnsemble, draws_name, example_frames, module_name
-    from ensemble_kit.layers.frame_preparation import prepare_frames
+    from ensemble_kit.ensemble import FusedEnsemble, example_frames
+    from ensemble_kit.layers.frame_preparation import PreparedFrames, prepare_frames
     from ensemble_kit.layers.frame_sampling import AllFrames
+    from ensemble_kit.layers.recurrent import Recurrence
     from ensemble_kit.loading import load_fused
 
     class Tiled(torch.nn.Module):
@@ -180,28 +198,34 @@ def export_tiled(fused: Path, output: Path, repeats: int) -> Figures:
             self.ensemble = ensemble
             self.samplings = {}
             for name in ensemble.names:
-                member = getattr(ensemble, module_name(name))
-                if member.num_draws is not None:
-                    self.samplings[name] = member.sampling
+                member = ensemble.member(name)
+                draws = member.draws_for(name, repeats=repeats)
+                if draws is not None:
+                    self.samplings[name] = member.sampling, draws
                     member.sampling = AllFrames()
 
         def forward(self, rgb: Tensor, audio: Tensor, num_frames: Tensor) -> Tensor:
-            joint, is_frame = prepare_frames({"rgb": rgb, "audio": audio}, num_frames)
-            joint = joint.repeat_interleave(repeats, dim=0)
-            is_frame = is_frame.repeat_interleave(repeats, dim=0)
+            prepared = prepare_frames({"rgb": rgb, "audio": audio}, num_frames)
+            tiled = PreparedFrames(*(part.repeat_interleave(repeats, dim=0) for part in prepared))
             mixed = 0
             for name, share in zip(self.ensemble.names, self.ensemble.coefficients, strict=True):
-                member, frames, taken = getattr(self.ensemble, module_name(name)), joint, is_frame
-                if name in self.samplings:
-                    draws = getattr(self.ensemble, draws_name(name)).repeat(rgb.shape[0], 1)
-                    indices = self.samplings[name].indices(is_frame, draws.unsqueeze(1))[:, 0]
-                    frames = joint.gather(1, indices.unsqueeze(-1).expand(-1, -1, joint.shape[-1]))
-                    taken = is_frame[:, :1].expand(-1, indices.shape[1])
-                mixed = mixed + share * member.classify(frames, taken)
+                taken = self.drawn(name, tiled, rgb.shape[0]) if name in self.samplings else tiled
+                mixed = mixed + share * self.ensemble.member(name).classify(taken)
             return mixed.unflatten(0, (rgb.shape[0], repeats)).mean(dim=1)
+
+        def drawn(self, name: str, tiled: PreparedFrames, batch_size: int) -> PreparedFrames:
+            sampling, draws = self.samplings[name]
+            rows = draws.repeat(batch_size, 1).unsqueeze(1)
+            indices = sampling.indices(tiled.is_frame, rows)[:, 0].unsqueeze(-1)
+            width = tiled.normalised.shape[-1]
+            frames = tiled.normalised.gather(1, indices.expand(-1, -1, width))
+            return PreparedFrames(frames, frames, tiled.is_frame[:, :1].expand(-1, len(draws[0])))
 
     with open_tensors(fused) as file:
         tiled = Tiled(load_fused(file, repeats=repeats)).eval()
+    for module in list(tiled.modules()):
+        if isinstance(module, Recurrence):
+            module.arrange_for_onnx()
     frames, num_frames = example_frames(tiled.ensemble.schema, 3, 7)
     batch, length = torch.export.Dim("batch"), torch.export.Dim("frames")
     torch.onnx.export(
@@ -217,19 +241,29 @@ def export_tiled(fused: Path, output: Path, repeats: int) -> Figures:
     return {}
 
 
+def compare(ours: Path, tiled: Path, threads: int) -> Figures:
+    """Return the largest difference of a probability on two videos."""
+    first, second = (_session(path, threads).run(None, _videos(2))[0] for path in (ours, tiled))
+    return {"difference": float(np.abs(first - second).max())}
+
+
 def run(paths: Sequence[Path], batch_size: int, threads: int, rounds: int) -> Figures:
     """Open files and run them one after the other on the same videos, warm."""
     start = time.perf_counter()
     sessions = [_session(path, threads) for path in paths]
     opening, resident = time.perf_counter() - start, _resident_bytes()
     feed = _videos(batch_size)
-    seconds = []
+    seconds, processor = [], []
     for _ in range(rounds + 1):
-        start = time.perf_counter()
+        start = time.perf_counter(), time.process_time()
         for session in sessions:
             session.run(None, feed)
-        seconds.append(time.perf_counter() - start)
-    return {"open": opening, "resident": resident, "seconds": median(seconds[1:])}
+        seconds.append(time.perf_counter() - start[0])
+        processor.append(time.process_time() - start[1])
+    return {
+        "open": opening, "resident": resident, "seconds": median(seconds[1:]),
+        "processor": median(processor[1:]),
+    }  # fmt: skip
 
 
 def products(path: Path, batch_size: int, threads: int) -> Figures:
@@ -289,6 +323,7 @@ def _session(model: Path | bytes, threads: int, *, profile: Path | None = None) 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # not work
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
@@ -316,35 +351,49 @@ def measure(folder: Path, *, is_quick: bool, threads: int, rounds: int) -> dict[
     """Do every step; return what each gave by its name."""
     steps: dict[str, Figures] = {}
     system = folder / "system"
-    alone(build, system, "nonlocal", SYSTEM, is_quick)
+
+    def step(function: Callable[..., Figures], *arguments: object) -> Figures:
+        figures = alone(function, *arguments)
+        print(f"{function.__name__}: {figures}", file=sys.stderr, flush=True)
+        return figures
+
+    step(build, system, "nonlocal", SYSTEM, is_quick, False)
     fused = system / "fused.safetensors"
-    steps["fuse"] = alone(fuse, system / "selection.json", fused)
-    files = {repeats: system / f"{repeats}.onnx" for repeats in REPEATS}
-    for repeats, path in reversed(files.items()):
-        steps[f"export, {repeats} repeats"] = alone(export, fused, path, repeats)
-    tiled = system / "tiled.onnx"
-    alone(export_tiled, fused, tiled, MOST)
+    steps["fuse"] = step(fuse, system / "selection.json", fused)
     six = []
     for name in SYSTEM:
         part = system / f"{name}.fused.safetensors"
-        alone(fuse, system / f"{name}.json", part)
-        six.append(system / f"{name}.onnx")
-        alone(export, part, six[-1], MOST)
+        step(fuse, system / f"{name}.json", part)
+        six.append(folder / name / "ensemble.onnx")
+        step(export, part, six[-1], MOST)
+        part.unlink()
+        (system / f"{name}.safetensors").unlink()
+    files = {repeats: folder / str(repeats) / "ensemble.onnx" for repeats in REPEATS}
+    for repeats, path in reversed(files.items()):
+        steps[f"export, {repeats} repeats"] = step(export, fused, path, repeats)
+    tiled = system / "tiled.onnx"
+    step(export_tiled, fused, tiled, MOST)
+    fused.unlink()
+    difference = step(compare, files[MOST], tiled, threads)["difference"]
     work = {
-        (f"{repeats} repeats", batch): partial(alone, run, [path], batch, threads, 2)
+        (f"{repeats} repeats", batch): partial(step, run, [path], batch, threads, 2)
         for batch in BATCHES
         for repeats, path in files.items()
     }
     for batch in BATCHES:
-        work[f"{MOST} repeats, tiled", batch] = partial(alone, run, [tiled], batch, threads, 1)
-        work[f"{MOST} repeats, six files", batch] = partial(alone, run, six, batch, threads, 2)
-    limit = alone(best_product, threads)["flops"]
+        work[f"{MOST} repeats, tiled", batch] = partial(step, run, [tiled], batch, threads, 1)
+        work[f"{MOST} repeats, six files", batch] = partial(step, run, six, batch, threads, 2)
+    limit = step(best_product, threads)["flops"]
     runs = in_turn(work, rounds=rounds)
-    reached = alone(products, files[MOST], max(BATCHES), threads)
+    reached = step(products, files[MOST], max(BATCHES), threads)
     willow = folder / "willow"
-    alone(build, willow, "willow", WILLOW, False)
+    shutil.rmtree(system)
+    step(build, willow, "willow", WILLOW, False, True)
     refusal = refuse(willow / "selection.json", willow / "fused.safetensors")
-    return {"steps": steps, "runs": runs, "limit": limit, "reached": reached, "refusal": refusal}
+    return {
+        "steps": steps, "runs": runs, "limit": limit, "reached": reached, "refusal": refusal,
+        "difference": difference,
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -360,15 +409,18 @@ def main() -> None:
             Path(folder), is_quick=options.quick, threads=options.threads, rounds=options.rounds
         )
     steps, runs, most = found["steps"], found["runs"], max(BATCHES)
-    one = runs["1 repeats", most]["seconds"]
-    ten = runs[f"{MOST} repeats", most]["seconds"]
-    tiled = runs[f"{MOST} repeats, tiled", most]["seconds"]
-    six = runs[f"{MOST} repeats, six files", most]["seconds"]
+    one, ten, tiled, six = (
+        runs[name, most]["processor"]
+        for name in (
+            "1 repeats", f"{MOST} repeats", f"{MOST} repeats, tiled", f"{MOST} repeats, six files"
+        )
+    )  # fmt: skip
     figures = {
         "fused_bytes": steps["fuse"]["bytes"],
         "onnx_bytes": steps[f"export, {MOST} repeats"]["bytes"],
         "repeats_cost": ratio(ten, one),
         "tiled_cost": ratio(tiled, one),
+        "tiled_difference": found["difference"],
         "share_in_products": found["reached"]["share"],
         "share_of_limit": found["reached"]["flops"] / found["limit"],
     }
@@ -398,13 +450,23 @@ def main() -> None:
         ],
     )  # fmt: skip
     print_table(
-        ["run", "batch", "videos/s", "s a batch", "s to open", "MiB open", "peak MiB"],
+        [
+            "run",
+            "batch",
+            "videos/s",
+            "s a batch",
+            "processor s",
+            "s to open",
+            "MiB open",
+            "peak MiB",
+        ],
         [
             [
                 name,
                 str(batch),
                 f"{batch / median(values['seconds']):.2f}",
                 spread(values["seconds"]),
+                spread(values["processor"]),
                 spread(values["open"], digits=1),
                 spread(values["resident"], digits=0, unit=MIB),
                 spread(values["peak_bytes"], digits=0, unit=MIB),
@@ -414,7 +476,8 @@ def main() -> None:
     )
     print(
         f"\nTen repeats cost {figures['repeats_cost']:.2f} times one at batch {most}; tiled, "
-        f"{figures['tiled_cost']:.2f} times. Products take {figures['share_in_products']:.0%} of "
+        f"{figures['tiled_cost']:.2f} times, with probabilities that differ by "
+        f"{figures['tiled_difference']:.1g}. Products take {figures['share_in_products']:.0%} of "
         f"the run, which reaches {figures['share_of_limit']:.0%} of the speed of one product."
         f"\n\nWILLOW's seven members: {found['refusal']}"
     )

@@ -21,8 +21,8 @@ from ensemble_kit.errors import CheckpointError, ExportError, OutputError, SizeL
 from ensemble_kit.export import export_onnx
 from ensemble_kit.files import sha256_of
 from ensemble_kit.fusion import fuse
-from ensemble_kit.layers.frame_preparation import prepare_frames
-from ensemble_kit.layers.frame_sampling import draw_table
+from ensemble_kit.layers.frame_preparation import PreparedFrames, prepare_frames
+from ensemble_kit.layers.frame_sampling import AllFrames, draw_table
 from ensemble_kit.loading import load_fused
 from ensemble_kit.onnx_file import read_tensors
 from ensemble_kit.provenance import FusedRecord
@@ -216,6 +216,39 @@ def test_the_file_averages_as_many_repeats_as_it_was_exported_with(ensemble, exp
                 expected += share * member.classify(prepared, row.unsqueeze(0))
 
     np.testing.assert_allclose(found.probabilities, expected.numpy(), rtol=0, atol=1e-5)
+
+
+def tiled(member, prepared, draws):
+    """Run a member as S5 did: its input R times along the batch, drawn frames copied; the mean."""
+    batch_size = len(prepared.is_frame)
+    copies = PreparedFrames(*(part.repeat_interleave(REPEATS, dim=0) for part in prepared))
+    if draws is None:
+        return member.classify(copies).unflatten(0, (batch_size, REPEATS)).mean(dim=1)
+    rows = draws.repeat(batch_size, 1).unsqueeze(1)  # a draw for each copy
+    indices = member.sampling.indices(copies.is_frame, rows)[:, 0].unsqueeze(-1)
+    drawn = [part.gather(1, indices.expand(-1, -1, part.shape[-1])) for part in copies[:2]]
+    gathered = PreparedFrames(*drawn, copies.is_frame[:, :1].expand(-1, indices.shape[1]))
+    as_they_are = copy.deepcopy(member)
+    as_they_are.sampling = AllFrames()
+    return as_they_are.classify(gathered).unflatten(0, (batch_size, REPEATS)).mean(dim=1)
+
+
+def test_the_file_computes_what_tiling_its_input_would_with_the_same_draws(case):
+    frames, num_frames = example_frames(case.schema, 5, 13)
+    with torch.inference_mode():
+        prepared = prepare_frames(frames, num_frames)
+        expected = sum(
+            share * tiled(case.ensemble.member(name), prepared, draws_of(case.ensemble, name))
+            for name, share in zip(case.ensemble.names, case.ensemble.coefficients, strict=True)
+        )
+
+    found = case.onnx(frames, num_frames).probabilities
+
+    np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-5)
+
+
+def draws_of(ensemble, name):
+    return ensemble.member(name).draws_for(name, repeats=REPEATS)
 
 
 # What the file holds
