@@ -206,7 +206,8 @@ def export_tiled(fused: Path, output: Path, repeats: int) -> Figures:
 
         def forward(self, rgb: Tensor, audio: Tensor, num_frames: Tensor) -> Tensor:
             prepared = prepare_frames({"rgb": rgb, "audio": audio}, num_frames)
-            tiled = PreparedFrames(*(part.repeat_interleave(repeats, dim=0) for part in prepared))
+            parts = (part.repeat_interleave(repeats, dim=0) for part in prepared[:3])
+            tiled = PreparedFrames(*parts, {})
             mixed = 0
             for name, share in zip(self.ensemble.names, self.ensemble.coefficients, strict=True):
                 taken = self.drawn(name, tiled, rgb.shape[0]) if name in self.samplings else tiled
@@ -219,7 +220,8 @@ def export_tiled(fused: Path, output: Path, repeats: int) -> Figures:
             indices = sampling.indices(tiled.is_frame, rows)[:, 0].unsqueeze(-1)
             width = tiled.normalised.shape[-1]
             frames = tiled.normalised.gather(1, indices.expand(-1, -1, width))
-            return PreparedFrames(frames, frames, tiled.is_frame[:, :1].expand(-1, len(draws[0])))
+            is_frame = tiled.is_frame[:, :1].expand(-1, len(draws[0]))
+            return PreparedFrames(frames, frames, is_frame, {})
 
     with open_tensors(fused) as file:
         tiled = Tiled(load_fused(file, repeats=repeats)).eval()

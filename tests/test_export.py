@@ -221,13 +221,13 @@ def test_the_file_averages_as_many_repeats_as_it_was_exported_with(ensemble, exp
 def tiled(member, prepared, draws):
     """Run a member as S5 did: its input R times along the batch, drawn frames copied; the mean."""
     batch_size = len(prepared.is_frame)
-    copies = PreparedFrames(*(part.repeat_interleave(REPEATS, dim=0) for part in prepared))
+    copies = PreparedFrames(*(part.repeat_interleave(REPEATS, dim=0) for part in prepared[:3]), {})
     if draws is None:
         return member.classify(copies).unflatten(0, (batch_size, REPEATS)).mean(dim=1)
     rows = draws.repeat(batch_size, 1).unsqueeze(1)  # a draw for each copy
     indices = member.sampling.indices(copies.is_frame, rows)[:, 0].unsqueeze(-1)
     drawn = [part.gather(1, indices.expand(-1, -1, part.shape[-1])) for part in copies[:2]]
-    gathered = PreparedFrames(*drawn, copies.is_frame[:, :1].expand(-1, indices.shape[1]))
+    gathered = PreparedFrames(*drawn, copies.is_frame[:, :1].expand(-1, indices.shape[1]), {})
     as_they_are = copy.deepcopy(member)
     as_they_are.sampling = AllFrames()
     return as_they_are.classify(gathered).unflatten(0, (batch_size, REPEATS)).mean(dim=1)
