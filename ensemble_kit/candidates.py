@@ -202,11 +202,11 @@ def _num_bytes(
     if name in sizes:
         return sizes[name]
     model = predictions.record.model if predictions.record else None
-    if model is not None:
+    if model is not None and model.num_values:  # an ONNX file of the kit's own tells none
         return model.num_values * BYTES_PER_VALUE[dtype]
     if has_limit:
         raise SelectionError(
-            f"The size of {name} is not known: {predictions.path} tells of no model.",
+            f"The size of {name} is not known: {predictions.path} tells of no weights.",
             mend=f"Give the size of every such candidate: --size {name}=4MB.",
         )
     return 0

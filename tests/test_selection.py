@@ -477,7 +477,7 @@ def test_an_unknown_size_is_refused_where_there_is_a_limit(tmp_path, options):
     ]
 
     assert refused(paths, **options) == (
-        f"The size of other is not known: {paths[1]} tells of no model.\n"
+        f"The size of other is not known: {paths[1]} tells of no weights.\n"
         "Give the size of every such candidate: --size other=4MB."
     )
 
@@ -537,7 +537,7 @@ def test_gain_per_byte_needs_every_size(tmp_path):
     paths = [write_own(tmp_path / "mean", right_for("a"), size=None)]
 
     assert refused(paths, criterion="gain-per-byte") == (
-        f"The size of mean is not known: {paths[0]} tells of no model.\n"
+        f"The size of mean is not known: {paths[0]} tells of no weights.\n"
         "Give the size of every such candidate: --size mean=4MB."
     )
 
@@ -588,8 +588,16 @@ def test_own_predictions_without_a_model_need_a_size_too(tmp_path):
 
     message = refused(paths, max_size=100)
 
-    assert message.startswith(f"The size of mean is not known: {paths[0]} tells of no model.")
+    assert message.startswith(f"The size of mean is not known: {paths[0]} tells of no weights.")
     assert select(paths, output=tmp_path / "s.json", max_size=100, sizes={"mean": 7}).bytes == 7
+
+
+def test_a_model_that_tells_of_no_weights_needs_a_size_too(tmp_path):
+    paths = [write_own(tmp_path / "exported", right_for("a"), size=0)]
+
+    message = refused(paths, max_size=100)
+
+    assert message.startswith(f"The size of exported is not known: {paths[0]} tells of no weights.")
 
 
 def test_other_label_names_are_refused(tmp_path):

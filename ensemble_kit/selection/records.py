@@ -263,7 +263,7 @@ class Writer:
         measured = zip(self.known.candidates, outcome.singles, strict=True)
         for index, (one, gaps) in enumerate(measured):
             model = one.predictions.record.model if one.predictions.record else None
-            values = model.num_values if model else None
+            values = model.num_values or None if model else None
             records.append(
                 CandidateRecord(
                     name=one.name,

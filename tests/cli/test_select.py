@@ -147,7 +147,7 @@ def test_a_limit_without_sizes_is_refused(runner, csv_files):
 
         assert result.exit_code == 1
         assert result.stderr == (
-            "Error: The size of A is not known: A.csv tells of no model.\n"
+            "Error: The size of A is not known: A.csv tells of no weights.\n"
             "Give the size of every such candidate: --size A=4MB.\n"
         )
 
