@@ -202,17 +202,21 @@ def read_tensorflow(case: Case, cores: int) -> Iterator[int]:
 def timed(
     read: Callable[[Case, int], Iterator[int]], case: Case, cores: list[int], seconds: float
 ) -> Figures:
-    """Return the videos a second behind the first batches, on some cores, for some seconds."""
+    """Return the videos a second behind the first batches, on some cores, for some seconds.
+
+    The CPU time is this process's: where others help it, it says nothing.
+    """
     os.sched_setaffinity(0, cores)
     batches = read(case, len(cores))
     for _ in islice(batches, WARM_BATCHES):
         pass
-    num_videos, start, elapsed = 0, time.perf_counter(), 0.0
+    num_videos, start, start_cpu, elapsed = 0, time.perf_counter(), time.process_time(), 0.0
     while elapsed < seconds:
         num_videos += next(batches)
         elapsed = time.perf_counter() - start
+    cpu = time.process_time() - start_cpu
     batches.close()
-    return {"videos_per_second": num_videos / elapsed}
+    return {"videos_per_second": num_videos / elapsed, "cpu_seconds_per_video": cpu / num_videos}
 
 
 def timed_apart(
@@ -231,13 +235,17 @@ def timed_tensorflow(python: str, case: Case, cores: list[int], seconds: float) 
     """Return what another Python measures of tf.data."""
     question = json.dumps([case, cores, seconds])
     done = subprocess.run(
-        [python, __file__, "--answer", question], stdout=subprocess.PIPE, text=True, check=True
+        [python, __file__, "--answer"],
+        input=question,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
     return json.loads(done.stdout)
 
 
-def answer(question: str) -> None:
-    case, cores, seconds = json.loads(question)
+def answer() -> None:
+    case, cores, seconds = json.load(sys.stdin)
     figures = timed(read_tensorflow, Case(*case), cores, seconds)
     print(json.dumps({**figures, "peak_bytes": peak_bytes()}))
 
@@ -300,11 +308,11 @@ def time_collation(name: str, seconds: float) -> Figures:
     held = make()
     traced = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    num_batches, start, elapsed = 0, time.perf_counter(), 0.0
+    num_batches, start, elapsed = 0, time.process_time(), 0.0
     while elapsed < seconds:
         held = make()
         num_batches += 1
-        elapsed = time.perf_counter() - start
+        elapsed = time.process_time() - start
     del held
     return {"seconds": elapsed / num_batches, "allocated_bytes": traced}
 
@@ -312,78 +320,90 @@ def time_collation(name: str, seconds: float) -> Figures:
 # --- what is printed
 
 
-def report(case: Case, found: dict[int, dict[str, dict[str, list[float]]]], copied: float) -> None:
+Found = dict[str, dict[str, list[float]]]  # the values of each figure, by reader
+
+
+def report(case: Case, one: Found, two: Found, copied: float) -> None:
+    """Print the table of a case, on one core and on two."""
     print(f"\n{case.title}: {len(case.files)} files, {case.video_bytes / 1e3:,.1f} kB a video")
-    columns = ["reader"]
-    for cores in found:
-        columns += [f"videos/s, {cores} core{'s' * (cores > 1)}", "GB/s"]
     rows = []
-    for name in found[1]:
+    for name, figures in one.items():
         row = [name]
-        for by_name in found.values():
-            videos = by_name[name]["videos_per_second"]
+        for found in (figures, two.get(name)):
+            videos = found["videos_per_second"] if found else [0.0]
             row += [spread(videos, digits=0), f"{median(videos) * case.video_bytes / 1e9:.2f}"]
-        rows.append([*row, f"{median(found[1][name].get('peak_bytes', [0])) / 2**20:,.0f}"])
-    print_table([*columns, "peak MiB, 1 core"], rows)
-    ours = median(found[1][OURS]["videos_per_second"]) * case.video_bytes
-    print(f"\n1 core copies {copied / 1e9:.1f} GB/s from memory to memory; "
-          f"{OURS} reads {ours / copied:.0%} of that.")  # fmt: skip
+        cpu, peak = median(figures["cpu_seconds_per_video"]), median(figures["peak_bytes"])
+        rows.append([*row, f"{cpu * 1e6:,.0f}", f"{peak / 2**20:,.0f}"])
+    columns = ["reader", "videos/s, 1 core", "GB/s", "videos/s, 2 cores", "GB/s"]
+    print_table([*columns, "CPU us a video, 1 core", "peak MiB, 1 core"], rows)
+    ours = case.video_bytes / median(one[OURS]["cpu_seconds_per_video"])
+    print(f"\n1 core copies {copied / 1e9:.1f} GB/s from memory to memory; {OURS} reads "
+          f"{ours / 1e9:.1f} GB in a second of CPU time, {ours / copied:.0%} of that.",
+          flush=True)  # fmt: skip
 
 
-def report_collation(found: dict[str, dict[str, list[float]]]) -> None:
+def report_collation(found: Found) -> None:
+    """Print the table of collation."""
     print(f"\nCollation of {BATCH_SIZE} videos of 20 to 300 frames of 1,152 bytes, 1 core")
     rows = [
         [name, spread(figures["seconds"], unit=1e-3),
          f"{median(figures['allocated_bytes']) / 2**20:,.1f}"]
         for name, figures in found.items()
     ]  # fmt: skip
-    print_table(["collation", "ms a batch", "MiB allocated at most"], rows)
+    print_table(["collation", "CPU ms a batch", "MiB allocated at most"], rows)
+
+
+def ratios_of(title: str, found: Found, figure: str, *, is_speed: bool) -> dict[str, float]:
+    """Return how many times better ours is than each peer."""
+    ours = found[OURS][figure]
+    return {
+        f"{title}: {name}": ratio(*(ours, v[figure]) if is_speed else (v[figure], ours))
+        for name, v in found.items()
+    }
 
 
 def main() -> None:
+    """Run, and print tables or one object."""
     parser = parser_of(__doc__)
     parser.add_argument("data", type=Path, nargs="?", help="the folder that the examples take")
     parser.add_argument("--tensorflow", metavar="PYTHON", help="a Python that has TensorFlow")
-    parser.add_argument("--answer", help="what one Python asks of another; not for people")
+    parser.add_argument("--answer", action="store_true", help="not for people")
     options = parser.parse_args()
     if options.answer:
-        return answer(options.answer)
-    about, names = machine(), versions(*PACKAGES)
-    installed, missing = names
+        return answer()
+    installed, missing = versions(*PACKAGES)
     tensorflow = options.tensorflow or (None if "tensorflow-cpu" in missing else sys.executable)
-    seconds = QUICK_SECONDS if options.quick else SECONDS
-    rounds = 1 if options.quick else 3
+    seconds, rounds = (QUICK_SECONDS, 1) if options.quick else (SECONDS, 3)
     cores = sorted(os.sched_getaffinity(0))[:2]
+    about = f"{machine()}; {installed}"
     copied = copy_bandwidth()
+    if not options.as_json:
+        print(f"{about}; not installed here: {', '.join(missing) or 'nothing'}", flush=True)
     ratios, figures = {}, {}
-    found_by_case = []
     with tempfile.TemporaryDirectory() as folder:
         for case in cases_of(options.data, Path(folder), is_quick=options.quick):
-            found = {
-                count: in_turn(
-                    readers_of(case, cores[:count], seconds, tensorflow, missing), rounds=rounds
-                )
-                for count in range(1, len(cores) + 1)
-            }
-            found_by_case.append((case, found))
-            for count, by_name in found.items():
-                for name, values in by_name.items():
-                    key = f"{case.title}, {count} cores: {name}"
-                    figures[key] = values["videos_per_second"]
-                    ratios[key] = ratio(
-                        by_name[OURS]["videos_per_second"], values["videos_per_second"]
-                    )
-    collators = {name: partial(alone, time_collation, name, seconds) for name in (OURS, BY_PAD)}
-    collation = in_turn(collators, rounds=rounds)
-    for name, values in collation.items():
-        ratios[f"collation: {name}"] = ratio(values["seconds"], collation[OURS]["seconds"])
+            one, two = (
+                in_turn(readers_of(case, own, seconds, tensorflow, missing), rounds=rounds)
+                if len(own) == count
+                else {}
+                for count, own in ((1, cores[:1]), (2, cores))
+            )
+            for cores_used, found in (("1 core", one), ("2 cores", two)):
+                if found:
+                    title = f"{case.title}, {cores_used}"
+                    ratios |= ratios_of(title, found, "videos_per_second", is_speed=True)
+                    figures[title] = found
+            title = f"{case.title}, CPU time"
+            ratios |= ratios_of(title, one, "cpu_seconds_per_video", is_speed=False)
+            if not options.as_json:
+                report(case, one, two, copied)
+    work = {name: partial(alone, time_collation, name, seconds) for name in (OURS, BY_PAD)}
+    figures["collation"] = collation = in_turn(work, rounds=rounds)
+    ratios |= ratios_of("collation, CPU time", collation, "seconds", is_speed=False)
     if options.as_json:
-        return print_json(ratios=ratios, machine=about, versions=installed, copy_bandwidth=copied,
-                          videos_per_second=figures, collation=collation)  # fmt: skip
-    print(f"{about}; {installed}; not installed here: {', '.join(missing) or 'nothing'}")
-    for case, found in found_by_case:
-        report(case, found, copied)
-    report_collation(collation)
+        print_json(ratios=ratios, about=about, copy_bandwidth=copied, figures=figures)
+    else:
+        report_collation(collation)
     return None
 
 
