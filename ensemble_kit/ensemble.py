@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ensemble_kit.data.schema import Schema
+from ensemble_kit.draws import draws_name
 from ensemble_kit.imported import ImportedModel, MemberModel
 from ensemble_kit.layers.frame_preparation import prepare_frames
 from ensemble_kit.submodel import SubModel
@@ -99,11 +100,6 @@ class FusedEnsemble(nn.Module):
 def module_name(member: str) -> str:
     """Return the name of the module that is a member, for ``train`` and ``float`` are taken."""
     return f"member_{member}"
-
-
-def draws_name(member: str) -> str:
-    """Return the name of the buffer that holds a member's uniform numbers."""
-    return f"draws_{member}"
 
 
 def example_frames(

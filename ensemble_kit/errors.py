@@ -14,6 +14,7 @@ EnsembleKitError
 ├── FusionError        members that cannot become one graph, a graph that disagrees with them
 ├── ExportError        an ONNX file that fails one of its proofs
 ├── ForeignModelError  an ONNX file made elsewhere that cannot be a member
+├── VerificationError  a file that does not hold what it claims of itself
 └── ProviderError      a file cannot be run, or not on the device that was asked for
 """
 
@@ -96,6 +97,10 @@ class ExportError(EnsembleKitError):
 
 class ForeignModelError(EnsembleKitError):
     """An ONNX file that another framework made cannot be a member, or not as it was mapped."""
+
+
+class VerificationError(EnsembleKitError):
+    """A file does not hold what it claims of itself."""
 
 
 class ProviderError(EnsembleKitError):

@@ -1,38 +1,30 @@
 """Export: a fused file as one ONNX model that averages repeated random frame samples."""
 
-import json
+import glob
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
-import onnxruntime
-import torch
-from torch import Tensor
 
 import ensemble_kit
 from ensemble_kit.checkpoints import TensorFile, open_tensors
-from ensemble_kit.ensemble import example_frames
-from ensemble_kit.errors import ExportError, SizeLimitError
+from ensemble_kit.errors import ExportError, ProviderError, SizeLimitError
 from ensemble_kit.files import GIB, format_size, refuse_overwrite, sha256_of, written_aside
-from ensemble_kit.loading import load_fused_member, member_prefix
-from ensemble_kit.onnx_file import read_tensors, write_onnx
-from ensemble_kit.onnx_graph import OUTPUTS, Graph, build_graph, top_k_of
-from ensemble_kit.provenance import Dtype, FusedRecord
-from ensemble_kit.runtime import METADATA_PREFIX, PROVIDERS
+from ensemble_kit.loading import member_prefix
+from ensemble_kit.model_card import write_card
+from ensemble_kit.onnx_file import Weight, needed_files, read_tensors, write_beside, write_onnx
+from ensemble_kit.onnx_graph import Graph, build_graph, top_k_of
+from ensemble_kit.onnx_record import properties_of
+from ensemble_kit.parity import STORED_TYPES, TOLERANCE, largest_difference
+from ensemble_kit.provenance import FileRecord, FusedRecord, InputType, OnnxRecord, Sampling
+from ensemble_kit.runtime import OnnxEnsemble
 from ensemble_kit.storage import SCALE
+from ensemble_kit.triton import refuse_repository, write_repository
 
-TOLERANCE = 1e-5  # float32 in another order of sums, over thousands of terms
 LARGEST_FILE = 2**31 - 1  # protobuf's limit of a message
-STORED_TYPES: dict[Dtype, tuple[str, ...]] = {
-    "fp32": ("FLOAT",),
-    "fp16": ("FLOAT16",),
-    "bf16": ("BFLOAT16",),
-    "int8": ("INT8", "BFLOAT16"),
-}
 REPORT_IT = "Report this as a fault of ensemble-kit; nothing was written."
-SIZES = ((1, 1), (3, 7), (2, 11))  # videos and frames of the batches that are compared
-Batches = list[tuple[dict[str, Tensor], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -41,10 +33,11 @@ class ExportedFile:
 
     Attributes:
         path: Where it lies.
-        num_bytes: Its size; there are no other files.
-        max_size: The limit it fits.
+        num_bytes: What all files take that are needed to run it.
+        max_size: The limit that they fit.
         repeats: Draws that it averages.
         worst_difference: The largest difference of any probability from PyTorch's.
+        card: The model card; None where another ``README.md`` was left as it is.
     """
 
     path: Path
@@ -52,6 +45,7 @@ class ExportedFile:
     max_size: int
     repeats: int
     worst_difference: float
+    card: Path | None
 
 
 def export_onnx(
@@ -59,63 +53,141 @@ def export_onnx(
     output: Path,
     *,
     repeats: int = 10,
+    sampling: Sampling = "fixed",
+    input_type: InputType | None = None,
+    low_memory: bool = False,
+    triton: Path | None = None,
     max_size: int = GIB,
     force: bool = False,
 ) -> ExportedFile:
     """Write a fused file as one ONNX model, and prove it equal before it is kept.
 
-    Inputs are ``(B, T, D)`` for each modality, uint8 where records hold bytes and float32
-    otherwise, and ``num_frames`` ``(B,)`` int64; B and T are free. Outputs are ``probabilities``
-    ``(B, C)``, and ``labels`` and ``confidences`` ``(B, k)``, the k most probable classes. Members
-    that sample at random do so ``repeats`` times, with a table of uniform numbers stored in the
-    file, different for each member; the others run once. Weights pass through memory one at a time,
-    and one member at a time is run in PyTorch.
+    Inputs are ``(B, T, D)`` for each modality and ``num_frames`` ``(B,)`` int64; B and T are free.
+    Outputs are ``probabilities`` ``(B, C)``, and ``labels`` and ``confidences`` ``(B, k)``, the k
+    most probable classes. Members that sample at random do so ``repeats`` times; the others run
+    once. Weights pass through memory one at a time, and one member at a time is run in PyTorch. A
+    model card, ``README.md``, is written beside the file.
 
     Args:
         fused: A fused file.
         output: The file to write.
         repeats: R, draws whose probabilities are averaged.
-        max_size: The most bytes the file may have.
-        force: Whether an existing file may be replaced.
+        sampling: Where their uniform numbers come from. ``fixed``: a table in the file, different
+            for each member, so that the same input gives the same output in any batch. ``random``:
+            fresh ones in each run. ``input``: ``(B, R, N)`` for each member, inputs of the graph;
+            R is free unless a pooling takes repeats one by one, as gated BoF does.
+        input_type: Of every modality: ``uint8`` as records store it, dequantised in the graph, or
+            ``float32``; None takes the schema's.
+        low_memory: Whether weights lie in a file of their own beside it, to be mapped.
+        triton: A folder to lay out as a model repository of NVIDIA Triton.
+        max_size: The most bytes that all files needed to run may have.
+        force: Whether existing files may be replaced; of a ``README.md`` only a model card is.
 
     Raises:
         CheckpointError: ``fused`` is missing, damaged or of another kind.
         SizeLimitError: The file is larger than ``max_size``.
         ExportError: The file fails onnx's checker, stores a weight in another type, or differs
             from PyTorch.
-        OutputError: ``output`` exists and ``force`` is False.
+        OutputError: ``output``, or a file of ``triton``, exists and ``force`` is False.
     """
     refuse_overwrite(output, force=force)
-    with open_tensors(fused) as file, written_aside(output, force=force) as aside:
-        record = file.record(FusedRecord)
-        graph = build_graph(file, record, repeats=repeats)
+    if triton is not None:
+        refuse_repository(output, triton, force=force)
+    with ExitStack() as stack:
+        file = stack.enter_context(open_tensors(fused))
+        aside = stack.enter_context(written_aside(output, force=force))
+        fused_record = file.record(FusedRecord)
+        modalities = fused_record.data_schema.modalities
+        types = {modality.name: input_type or modality.value_type for modality in modalities}
+        graph = build_graph(
+            file, fused_record, repeats=repeats, sampling=sampling, input_types=[*types.values()]
+        )
         _check_graph(graph, output)
-        write_onnx(aside, *graph.parts(), graph.weights, _describe(record, fused, repeats))
-        num_bytes = aside.stat().st_size
-        _refuse_size(num_bytes, max_size, output)
+        record = _describe(fused_record, sha256_of(fused), graph, repeats, sampling, types)
+        references = None
+        if low_memory:  # a name that no other export's weights have, unless they are the same
+            beside = output.with_name(f"{output.name}.{record.fused_sha256[:12]}.data")
+            references, digest = stack.enter_context(_written_beside(beside, graph.weights))
+            weights_file = FileRecord(path=beside.name, sha256=digest)
+            record = record.model_copy(update={"weights_file": weights_file})
+        shown = graph.showing_draws() if sampling == "random" else graph
+        num_bytes = _write(aside, shown, references, record, max_size, output)
         _check_weights(aside, record, output)
-        batches = [example_frames(record.data_schema, *size) for size in SIZES]
-        worst = _prove(aside, batches, _expected(file, record, repeats, batches), output)
-    return ExportedFile(output, num_bytes, max_size, repeats, worst)
+        worst = _prove(aside, record, file, output)
+        if shown is not graph:
+            num_bytes = _write(aside, graph, references, record, max_size, output)
+    _drop_stale(output)
+    if triton is not None:
+        write_repository(output, triton, force=force)
+    card = write_card(output, force=force)
+    return ExportedFile(output, num_bytes, max_size, repeats, worst, card)
 
 
-def _describe(record: FusedRecord, fused: Path, repeats: int) -> dict[str, str]:
-    """Return what the file says of itself and where it comes from."""
-    about = {
-        "kit_version": ensemble_kit.__version__,
-        "data_schema": record.data_schema.model_dump_json(),
-        "label_names": json.dumps(record.data_schema.names),
-        "members": json.dumps([member.model_dump() for member in record.members]),
-        "dtype": record.dtype,
-        "repeats": str(repeats),
-        "top_k": str(top_k_of(record)),
-        "fused_sha256": sha256_of(fused),
-        "validation": record.validation.model_dump_json() if record.validation else "null",
-    }
-    return {METADATA_PREFIX + key: text for key, text in about.items()}
+def _describe(
+    fused: FusedRecord,
+    fused_sha256: str,
+    graph: Graph,
+    repeats: int,
+    sampling: Sampling,
+    input_types: dict[str, InputType],
+) -> OnnxRecord:
+    """Return what a file of one piece is to say of itself."""
+    return OnnxRecord(
+        kit_version=ensemble_kit.__version__,
+        dtype=fused.dtype,
+        members=fused.members,
+        data_schema=fused.data_schema,
+        label_names=fused.data_schema.names,
+        input_types=input_types,
+        sampling=sampling,
+        repeats=repeats,
+        repeats_are_free=graph.repeats_are_free,
+        draws=graph.draws,
+        top_k=top_k_of(fused),
+        weights_file=None,
+        fused_sha256=fused_sha256,
+        validation=fused.validation,
+    )
 
 
-def _refuse_size(num_bytes: int, max_size: int, output: Path) -> None:
+@contextmanager
+def _written_beside(path: Path, weights: Sequence[Weight]) -> Iterator[tuple[list[bytes], str]]:
+    """Write weights into a file of their own, which goes again if the block fails.
+
+    Yields:
+        What the model's file refers to them by, and the SHA-256 of theirs.
+    """
+    was_there = path.exists()
+    with written_aside(path, force=True) as aside:
+        references = write_beside(aside, weights, location=path.name)
+    try:
+        yield references, sha256_of(path)
+    except BaseException:
+        if not was_there:
+            path.unlink()
+        raise
+
+
+def _drop_stale(output: Path) -> None:
+    """Remove the weights of files that were in the output's place before."""
+    needed = needed_files(output)
+    for path in output.parent.glob(f"{glob.escape(output.name)}.{'[0-9a-f]' * 12}.data"):
+        if path not in needed:
+            path.unlink()
+
+
+def _write(
+    aside: Path,
+    graph: Graph,
+    references: list[bytes] | None,
+    record: OnnxRecord,
+    max_size: int,
+    output: Path,
+) -> int:
+    """Write the model; return the bytes of all files needed to run it, or raise if too many."""
+    properties = properties_of(record)
+    write_onnx(aside, *graph.parts(), graph.weights, properties, references=references)
+    num_bytes = sum(path.stat().st_size for path in needed_files(aside))
     if num_bytes > max_size:
         excess = num_bytes - max_size
         raise SizeLimitError(
@@ -123,12 +195,13 @@ def _refuse_size(num_bytes: int, max_size: int, output: Path) -> None:
             f"({format_size(excess)}) over the limit of {format_size(max_size)}.",
             mend="Select and fuse again with a smaller --max-size, or raise --max-size here.",
         )
-    if num_bytes > LARGEST_FILE:
+    if aside.stat().st_size > LARGEST_FILE:
         raise ExportError(
             f"{output} would have {num_bytes:,} bytes; ONNX Runtime reads at most "
             f"{LARGEST_FILE:,} from one file.",
-            mend="Fuse again with --dtype bf16 or --dtype int8.",
+            mend="Export with --low-memory, or fuse again with --dtype bf16 or --dtype int8.",
         )
+    return num_bytes
 
 
 def _check_graph(graph: Graph, output: Path) -> None:
@@ -142,7 +215,7 @@ def _check_graph(graph: Graph, output: Path) -> None:
         ) from error
 
 
-def _check_weights(path: Path, record: FusedRecord, output: Path) -> None:
+def _check_weights(path: Path, record: OnnxRecord, output: Path) -> None:
     """Look at the type of every stored weight: a Cast computed too early would double the file."""
     prefixes = tuple(member_prefix(member.name) for member in record.members)
     for tensor in read_tensors(path):
@@ -155,47 +228,20 @@ def _check_weights(path: Path, record: FusedRecord, output: Path) -> None:
             )
 
 
-def _expected(
-    file: TensorFile, record: FusedRecord, repeats: int, batches: Batches
-) -> list[Tensor]:
-    """Return PyTorch's probabilities for each batch; one member at a time is in memory."""
-    mixed = [torch.zeros(()) for _ in batches]
-    with torch.inference_mode():
-        for member in record.members:
-            model = load_fused_member(file, member, record.data_schema)
-            draws = model.draws_for(member.name, repeats=repeats)
-            for index, (frames, num_frames) in enumerate(batches):
-                mixed[index] = mixed[index] + member.coefficient * model(frames, num_frames, draws)
-    return mixed
-
-
-def _prove(path: Path, batches: Batches, expected: list[Tensor], output: Path) -> float:
-    """Run the file on several batch sizes and lengths; return the largest difference found."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+def _prove(path: Path, record: OnnxRecord, file: TensorFile, output: Path) -> float:
+    """Compare the file with PyTorch; return the largest difference found."""
     try:
-        session = onnxruntime.InferenceSession(
-            path,
-            options,
-            providers=[PROVIDERS["cpu"]],
-            disabled_optimizers=["ConstantFolding"],  # no float32 copy of every weight
-        )
-    except Exception as error:  # ONNX Runtime's exceptions have no common class of their own
+        ensemble = OnnxEnsemble(path, low_memory=True)  # no float32 copy of every weight
+    except ProviderError as error:
+        reason = str(error.__cause__ or error.fault).rstrip(".")
         raise ExportError(
-            f"{output}: ONNX Runtime cannot open it: {str(error).rstrip('.')}.", mend=REPORT_IT
+            f"{output}: ONNX Runtime cannot open it: {reason}.", mend=REPORT_IT
         ) from error
-    worst = 0.0
-    for (frames, num_frames), probabilities in zip(batches, expected, strict=True):
-        feed = {name: values.numpy() for name, values in frames.items()}
-        feed["num_frames"] = num_frames.numpy()
-        (found,) = session.run([OUTPUTS[0]], feed)
-        difference = float(np.abs(probabilities.numpy() - found).max())
-        if not difference <= TOLERANCE:
-            videos, length = next(iter(frames.values())).shape[:2]
-            raise ExportError(
-                f"{output}: ONNX Runtime's probabilities differ by {difference:.2g} from "
-                f"PyTorch's on {videos} videos of {length} frames; at most {TOLERANCE:.0e} may be.",
-                mend=REPORT_IT,
-            )
-        worst = max(worst, difference)
-    return worst
+    worst = largest_difference(ensemble, record, file)
+    if not worst.is_allowed:
+        raise ExportError(
+            f"{output}: ONNX Runtime's probabilities differ by {worst.size:.2g} from PyTorch's on "
+            f"{worst.videos} videos of {worst.frames} frames; at most {TOLERANCE:.0e} may be.",
+            mend=REPORT_IT,
+        )
+    return worst.size

@@ -22,6 +22,7 @@ from ensemble_kit.ensemble import FusedEnsemble, module_name
 from ensemble_kit.errors import CheckpointError, PredictionsError, ProviderError
 from ensemble_kit.imported import GRAPH, WEIGHTS, ImportedModel, MemberModel
 from ensemble_kit.metrics import Metrics, MetricsAccumulator
+from ensemble_kit.onnx_model import OnnxModel
 from ensemble_kit.provenance import (
     CheckpointRecord,
     FusedRecord,
@@ -31,7 +32,6 @@ from ensemble_kit.provenance import (
     ModelKind,
 )
 from ensemble_kit.recipes import parse_recipe
-from ensemble_kit.runtime import OnnxEnsemble
 from ensemble_kit.storage import SCALE, Stored, is_finite
 from ensemble_kit.submodel import SubModel
 
@@ -376,17 +376,6 @@ def _describe(schema: Schema) -> str:
 def _load_onnx(path: Path, repeats: int | None, device: str) -> LoadedModel:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist.", mend="Name a file that exists.")
-    if repeats is not None:
-        raise CheckpointError(
-            f"{path} draws as often as it was exported to; --repeats cannot change it.",
-            mend="Leave --repeats out, or export again with another --repeats.",
-        )
-    session = OnnxEnsemble(path, device="cuda" if device == "cuda" else "cpu")
-    schema = Schema.model_validate_json(session.metadata["data_schema"])
-
-    def run(batch: Batch) -> np.ndarray[Any, Any]:
-        frames: Mapping[str, np.ndarray[Any, Any]] = batch.frames
-        return session.run(frames, batch.num_frames).probabilities
-
-    repeats = int(session.metadata["repeats"])
-    return LoadedModel(path, "onnx", path.stem, schema, repeats, 0, run)
+    onnx_model = OnnxModel(path, repeats=repeats, device=device)
+    schema, repeats = onnx_model.schema, onnx_model.repeats
+    return LoadedModel(path, "onnx", path.stem, schema, repeats, 0, onnx_model.probabilities)

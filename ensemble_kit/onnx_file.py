@@ -205,6 +205,16 @@ def read_tensors(path: Path) -> list[StoredTensor]:
         ]
 
 
+def needed_files(path: Path) -> list[Path]:
+    """Return the files that are needed to run a model: its own, then those that hold values.
+
+    Raises:
+        ExportError: As ``read_tensors``.
+    """
+    locations = {tensor.location: None for tensor in read_tensors(path)}
+    return [path, *(path.with_name(name) for name in locations if name is not None)]
+
+
 def read_properties(path: Path) -> dict[str, str]:
     """Return a model's properties.
 

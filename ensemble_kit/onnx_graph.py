@@ -19,7 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ensemble_kit
 from ensemble_kit.checkpoints import TensorFile
-from ensemble_kit.ensemble import FusedEnsemble, draws_name, module_name
+from ensemble_kit.draws import draws_name
+from ensemble_kit.ensemble import FusedEnsemble, module_name
 from ensemble_kit.imported import DOMAIN, WEIGHTS, ImportedModel, opset_of
 from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.layers.recurrent import Recurrence
@@ -28,13 +29,12 @@ from ensemble_kit.onnx_file import Weight
 from ensemble_kit.onnx_imported import inline_imported
 from ensemble_kit.onnx_names import name_nodes
 from ensemble_kit.onnx_weights import attach_weights
-from ensemble_kit.provenance import FusedRecord
+from ensemble_kit.provenance import FusedRecord, InputType, Sampling
+from ensemble_kit.runtime import OUTPUTS
 
 OPSET = 20
 PREFIX = "ensemble."  # what the tracer puts before the names of weights
-OUTPUTS = ("probabilities", "labels", "confidences")
-Sampling = Literal["fixed", "random", "input"]
-InputType = Literal["uint8", "float32"]
+FLOAT = onnx.TensorProto.FLOAT
 
 
 class Graph(NamedTuple):
@@ -43,10 +43,14 @@ class Graph(NamedTuple):
     Attributes:
         model: The model; its weights are inputs of the graph, so that it can be checked.
         weights: What is to be written in their place.
+        draws: Uniform numbers in one draw of each member that samples at random.
+        repeats_are_free: Whether it may be given any number of draws.
     """
 
     model: onnx.ModelProto
     weights: list[Weight]
+    draws: dict[str, int]
+    repeats_are_free: bool
 
     def parts(self) -> tuple[bytes, bytes]:
         """Return the serialised model without its graph, and the graph without its weights."""
@@ -58,6 +62,15 @@ class Graph(NamedTuple):
         outer.CopyFrom(self.model)
         outer.ClearField("graph")
         return outer.SerializeToString(), graph.SerializeToString()
+
+    def showing_draws(self) -> "Graph":
+        """Return the graph with the numbers that it draws among its outputs, to compare it by."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        for member in self.draws:
+            value = onnx.helper.make_tensor_value_info(draws_name(member), FLOAT, None)
+            model.graph.output.append(value)
+        return self._replace(model=model)
 
 
 class _Traced(nn.Module):
@@ -114,7 +127,9 @@ def build_graph(
         _place_draws(model, ensemble, sampling)
     model.graph.name = "ensemble"
     model.producer_name, model.producer_version = "ensemble-kit", ensemble_kit.__version__
-    return Graph(ir.to_proto(model), weights)
+    draws = {name: getattr(ensemble, draws_name(name)).shape[1] for name in ensemble.random_names}
+    are_free = sampling == "input" and ensemble.repeats_are_free
+    return Graph(ir.to_proto(model), weights, draws, are_free)
 
 
 def top_k_of(record: FusedRecord) -> int:
@@ -236,7 +251,7 @@ def _draw_in_graph(
     Not before the graph is optimised, which would let two members of one N draw the same.
     """
     member = str(value.name).removeprefix(draws_name(""))
-    name = f"{member}/sampling/shape"
+    name = f"{member}/draws/shape"
     each = ir.Value(name=name, const_value=ir.tensor(shape, name=name))
     graph.register_initializer(each)
     batch = ir.node("Shape", [num_frames])
@@ -247,7 +262,8 @@ def _draw_in_graph(
     )
     nodes = [batch, whole, zeros, uniform]
     for node in nodes:
-        node.name = f"{member}/sampling/{node.op_type}"
+        node.name = f"{member}/draws/{node.op_type}"
+    uniform.outputs[0].name = value.name
     value.replace_all_uses_with(uniform.outputs[0])
     graph.insert_before(graph[0], nodes)
 

@@ -13,6 +13,8 @@ Activation = Literal["none", "sigmoid", "softmax"]
 Dtype = Literal["fp32", "fp16", "bf16", "int8"]
 FrameForm = Literal["raw", "dequantised", "normalised"]
 ModelKind = Literal["checkpoint", "imported", "fused", "onnx"]
+Sampling = Literal["fixed", "random", "input"]
+InputType = Literal["uint8", "float32"]
 # int8: the small rest, which is bf16, is not counted
 BYTES_PER_VALUE: dict[str, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
@@ -240,3 +242,38 @@ class FusedRecord(Record):
     selection: FileRecord | None
     validation: ValidationRecord | None
     top_k: int
+
+
+class OnnxRecord(Record):
+    """The metadata of an ONNX file, one property a field.
+
+    Attributes:
+        dtype: The type its weights are stored in.
+        members: In selection's order; coefficients sum to 1.
+        data_schema: What its inputs and its classes are.
+        label_names: The classes' names, for servers that read no schema.
+        input_types: The type of each modality's input.
+        sampling: Where its draws come from: a table in the file, fresh numbers, or an input.
+        repeats: Draws whose probabilities are averaged; with ``input``, those of its proofs.
+        repeats_are_free: Whether an input of draws may have any number of them.
+        draws: Uniform numbers in one draw of each member that samples at random.
+        top_k: How many classes are listed for a video.
+        weights_file: The file beside that holds the weights; None where the file does itself.
+        fused_sha256: The hash of the fused file that it was exported from.
+        validation: What selection measured.
+    """
+
+    kit_version: str
+    dtype: Dtype
+    members: tuple[MemberRecord, ...]
+    data_schema: Schema
+    label_names: tuple[str, ...]
+    input_types: dict[str, InputType]
+    sampling: Sampling
+    repeats: int
+    repeats_are_free: bool
+    draws: dict[str, int]
+    top_k: int
+    weights_file: FileRecord | None
+    fused_sha256: str
+    validation: ValidationRecord | None

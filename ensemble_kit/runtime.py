@@ -1,19 +1,23 @@
-"""Run an exported ensemble. Imports NumPy, ONNX Runtime and ``errors``: no torch, no records.
+"""Run an exported ensemble. Imports NumPy, ONNX Runtime, ``draws``, ``errors`` and ``onnx_file``.
 
-This is all that a server needs beside the ONNX file.
+No torch, no records: this is all that a server needs beside the ONNX file.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import onnxruntime
 
-from ensemble_kit.errors import ProviderError
+from ensemble_kit.draws import draw_numbers, draws_name
+from ensemble_kit.errors import ExportError, ProviderError
+from ensemble_kit.onnx_file import read_properties
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 METADATA_PREFIX = "ensemble_kit."
+OUTPUTS = ("probabilities", "labels", "confidences")
 
 
 class Tags(NamedTuple):
@@ -37,47 +41,72 @@ class OnnxEnsemble:
         path: The ``.onnx`` file.
         device: ``cpu`` or ``cuda``. ONNX Runtime falls back to the CPU in silence where CUDA's
             libraries are missing; this class refuses that.
+        low_memory: Whether weights stay in memory as they are stored, mapped from their own file
+            where they have one, and are converted in each run. That opens faster and takes a third
+            of the memory, and each run takes longer. None: as the file was exported.
 
     Attributes:
         provider: The execution provider that the session really got.
         metadata: What the file says of itself: members, label names, hashes, repeats.
+        inputs: The names of all inputs.
+        session: The session of ONNX Runtime.
 
     Raises:
         ProviderError: The file cannot be opened, was not exported by ensemble-kit, or would not run
             on the device that was asked for.
     """
 
-    def __init__(self, path: Path | str, *, device: Literal["cpu", "cuda"] = "cpu") -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        device: Literal["cpu", "cuda"] = "cpu",
+        low_memory: bool | None = None,
+    ) -> None:
         wanted = PROVIDERS[device]
         if wanted not in onnxruntime.get_available_providers():
             raise _not_on(path, wanted, "this build of ONNX Runtime does not have it")
+        if low_memory is None:
+            low_memory = _is_low_memory(Path(path))
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors come as exceptions; warnings are not the user's
         try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=[wanted])
+            self.session = onnxruntime.InferenceSession(
+                path,
+                options,
+                providers=[wanted],
+                disabled_optimizers=["ConstantFolding"] if low_memory else None,
+            )
         except Exception as error:  # ONNX Runtime's exceptions have no common class of their own
             raise ProviderError(
                 f"ONNX Runtime cannot open {path}: {str(error).rstrip('.')}.",
                 mend="Export the file again, or copy it again from where it is whole.",
             ) from error
-        self.provider: str = self._session.get_providers()[0]
+        self.provider: str = self.session.get_providers()[0]
         if self.provider != wanted:
             raise _not_on(path, wanted, f"the session got {self.provider}")
-        properties = self._session.get_modelmeta().custom_metadata_map
+        properties = self.session.get_modelmeta().custom_metadata_map
         self.metadata: Mapping[str, str] = {
             key.removeprefix(METADATA_PREFIX): value
             for key, value in properties.items()
             if key.startswith(METADATA_PREFIX)
         }
         if "data_schema" not in self.metadata:
-            raise ProviderError(
-                f"{path} carries no record of ensemble-kit.",
-                mend="Name a file that `ensemble-kit export-onnx` wrote.",
-            )
-        self.inputs = tuple(value.name for value in self._session.get_inputs())
+            raise no_record(path)
+        self.inputs = tuple(value.name for value in self.session.get_inputs())
+        self._draws = {  # the member whose numbers an input is, and the shape (batch, R, N)
+            value.name: (value.name.removeprefix(draws_name("")), value.shape)
+            for value in self.session.get_inputs()
+            if value.name.startswith(draws_name(""))
+        }
 
     def run(
-        self, frames: Mapping[str, np.ndarray[Any, Any]], num_frames: np.ndarray[Any, Any]
+        self,
+        frames: Mapping[str, np.ndarray[Any, Any]],
+        num_frames: np.ndarray[Any, Any],
+        *,
+        repeats: int | None = None,
+        draws: Mapping[str, np.ndarray[Any, Any]] | None = None,
     ) -> Tags:
         """Tag B videos.
 
@@ -85,18 +114,58 @@ class OnnxEnsemble:
             frames: ``(B, T, D)`` for each modality, in the type the file was exported for: uint8
                 as stored in records, or float32.
             num_frames: ``(B,)``, integers; frames from there on are padding.
+            repeats: R, how many draws to average; None: as many as it was exported with. Only a
+                file whose draws are an input can change it.
+            draws: For such a file ``(B, R, N)`` uniform numbers in [0, 1) for each member that
+                draws; None takes the first R rows of the tables that other files hold.
 
         Raises:
-            ValueError: A modality is missing, or is not one of the file's inputs.
+            ValueError: A modality is missing or is not one of the file's inputs, or its draws are
+                no input, or not as many as were asked for.
         """
-        expected = set(self.inputs) - {"num_frames"}
+        expected = set(self.inputs) - {"num_frames"} - self._draws.keys()
         if set(frames) != expected:
             raise ValueError(
                 f"frames has {sorted(frames)}; the file's inputs are {sorted(expected)}"
             )
-        feed = {**frames, "num_frames": np.asarray(num_frames, dtype=np.int64)}
-        probabilities, labels, confidences = self._session.run(None, feed)
-        return Tags(probabilities, labels, confidences)
+        if (repeats or draws) and not self._draws:
+            raise ValueError("the file's draws are not an input; repeats and draws cannot be given")
+        counts = np.asarray(num_frames, dtype=np.int64)
+        feed = {**frames, "num_frames": counts, **self._drawn(len(counts), repeats, draws)}
+        return Tags(*self.session.run(OUTPUTS, feed))
+
+    def _drawn(
+        self,
+        batch_size: int,
+        repeats: int | None,
+        draws: Mapping[str, np.ndarray[Any, Any]] | None,
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        """Return the inputs that are draws."""
+        if draws is not None:
+            return {draws_name(member): values for member, values in draws.items()}
+        count = repeats or int(self.metadata["repeats"])
+        feed = {}
+        for name, (member, shape) in self._draws.items():
+            if isinstance(shape[1], int) and shape[1] != count:
+                raise ValueError(f"{name} has {shape[1]} repeats, which cannot be changed")
+            table = draw_numbers(member, repeats=count, num_frames=shape[2])
+            feed[name] = np.broadcast_to(table, (batch_size, *table.shape))
+        return feed
+
+
+def _is_low_memory(path: Path) -> bool:
+    """Return whether a file was exported with its weights in a file of their own."""
+    with suppress(ExportError):  # which ONNX Runtime will put in its own words
+        return read_properties(path).get(f"{METADATA_PREFIX}weights_file", "null") != "null"
+    return False
+
+
+def no_record(path: Path | str) -> ProviderError:
+    """Return the fault of an ONNX file that another tool wrote."""
+    return ProviderError(
+        f"{path} carries no record of ensemble-kit.",
+        mend="Name a file that `ensemble-kit export-onnx` wrote.",
+    )
 
 
 def _not_on(path: Path | str, wanted: str, reason: str) -> ProviderError:

@@ -238,7 +238,7 @@ class SubModel(nn.Module):
             return [pooling(stream, lengths).unsqueeze(1) for pooling, stream in pairs]
         batch, repeats, count = indices.shape
         flat = indices.flatten(1).unsqueeze(-1)
-        lengths = ((lengths > 0) * count).repeat_interleave(repeats)
+        lengths = ((lengths > 0) * count).unsqueeze(1).expand(-1, repeats).reshape(-1)
         pooled = []
         for pooling, stream in zip(self.poolings.values(), streams, strict=True):
             frames = stream.gather(1, flat.expand(-1, -1, stream.shape[-1]))

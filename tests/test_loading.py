@@ -182,17 +182,15 @@ def test_a_missing_onnx_file_is_named(tmp_path):
     )
 
 
-def test_the_repeats_of_an_onnx_file_cannot_be_changed(tmp_path):
-    path = tmp_path / "ensemble.onnx"
-    path.touch()
-
+def test_the_repeats_of_a_file_that_holds_its_draws_cannot_be_changed(exported):
     with pytest.raises(CheckpointError) as caught:
-        load(path, repeats=3)
+        load(exported.path, repeats=exported.repeats + 1)
 
     assert str(caught.value) == (
-        f"{path} draws as often as it was exported to; --repeats cannot change it.\n"
+        f"{exported.path} draws as often as it was exported to; --repeats cannot change it.\n"
         "Leave --repeats out, or export again with another --repeats."
     )
+    assert load(exported.path, repeats=exported.repeats).repeats == exported.repeats
 
 
 def test_a_device_that_is_not_there_is_refused(path, monkeypatch):

@@ -45,7 +45,8 @@ def test_a_server_needs_no_torch_and_no_more_of_the_kit(exported):
     assert result.stdout.splitlines() == [
         "(2, 6)",
         "[]",
-        "['ensemble_kit', 'ensemble_kit.errors', 'ensemble_kit.runtime']",
+        "['ensemble_kit', 'ensemble_kit.draws', 'ensemble_kit.errors', 'ensemble_kit.onnx_file', "
+        "'ensemble_kit.runtime']",
     ]
 
 
@@ -160,7 +161,9 @@ def test_a_session_that_fell_back_in_silence_is_refused(exported, monkeypatch):
     asked = []
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(
-        onnxruntime, "InferenceSession", lambda *_, providers: asked.append(providers) or fallen
+        onnxruntime,
+        "InferenceSession",
+        lambda *_, providers, **__: asked.append(providers) or fallen,
     )
 
     message = refused(exported.path, device="cuda")

@@ -1,10 +1,11 @@
 """ensemble-kit export-onnx."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from ensemble_kit.cli.options import FILE, force_option, max_size_option
+from ensemble_kit.cli.options import FILE, FOLDER, force_option, max_size_option
 from ensemble_kit.workspace import FUSED, ONNX
 
 
@@ -18,24 +19,48 @@ from ensemble_kit.workspace import FUSED, ONNX
     show_default=True,
     help="Random frame samples whose probabilities are averaged.",
 )
+@click.option(
+    "--sampling",
+    type=click.Choice(["fixed", "random", "input"]),
+    default="fixed",
+    show_default=True,
+    help="Draw by a table in the file, afresh in each run, or by numbers that are inputs.",
+)
+@click.option(
+    "--input",
+    "input_type",
+    type=click.Choice(["uint8", "float32"]),
+    help="The type of the frames  [default: as the records store them].",
+)
+@click.option(
+    "--low-memory", is_flag=True, help="Write weights into a second file, to be mapped as it is."
+)
+@click.option("--triton", type=FOLDER, help="Lay out a model repository of NVIDIA Triton here.")
 @max_size_option
 @force_option
-def export_onnx(fused: Path, output: Path, repeats: int, max_size: str, force: bool) -> None:
-    """Export the file FUSED as one ONNX model.
+def export_onnx(fused: Path, output: Path, max_size: str, **options: Any) -> None:
+    """Export the file FUSED as one ONNX model, with a model card beside it.
 
     FUSED is ensemble/fused.safetensors unless named. The model is run by ONNX Runtime and compared
-    with PyTorch before it is kept.
+    with PyTorch before it is kept. The card, README.md, replaces nothing that a person wrote.
+
+    With --sampling input the number of repeats may be changed in each run, unless a pooling takes
+    them one by one, as gated BoF does. With random, a session that is open cannot be seeded.
 
     \b
-    Example:
+    Examples:
         ensemble-kit export-onnx --repeats 10
+        ensemble-kit export-onnx --sampling input --input float32 -o serving/ensemble.onnx
+        ensemble-kit export-onnx --low-memory --triton models
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.export import export_onnx as export
     from ensemble_kit.files import format_size, parse_size
 
-    exported = export(fused, output, repeats=repeats, max_size=parse_size(max_size), force=force)
+    exported = export(fused, output, max_size=parse_size(max_size), **options)
+    card = exported.card or f"{exported.path.with_name('README.md')} was there and is left as it is"
     click.echo(
         f"{exported.path}: {format_size(exported.num_bytes)} of {format_size(exported.max_size)}, "
-        f"{repeats} repeats.\n"
-        f"ONNX Runtime agrees with PyTorch to {exported.worst_difference:.2g}."
+        f"{exported.repeats} repeats.\n"
+        f"ONNX Runtime agrees with PyTorch to {exported.worst_difference:.2g}.\n"
+        f"Model card: {card}."
     )

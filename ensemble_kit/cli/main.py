@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "select": "select",
         "fuse": "fuse",
         "export-onnx": "export_onnx",
+        "verify": "verify",
         "report": "report",
     }
 )

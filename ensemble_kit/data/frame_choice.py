@@ -10,6 +10,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_kit.draws import uniform_numbers
+
 
 class Chosen(NamedTuple):
     """The frames of one video that a batch needs.
@@ -99,12 +101,3 @@ class Draws:
         self._state["state"]["counter"][1] = position
         self._generator.state = self._state
         return uniform_numbers(self._generator, count)
-
-
-def uniform_numbers(generator: np.random.Philox, count: int) -> NDArray[np.float32]:
-    """Return a generator's next raw numbers as uniform ones in [0, 1): the first 24 bits of each.
-
-    24 bits are what float32 holds exactly, so no number is rounded up to 1.
-    """
-    raw = generator.random_raw(count)
-    return (raw >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)

@@ -4,34 +4,15 @@ An order-free pooling sees a set of frames and a weight for each, so a draw with
 no copies, and R repeats are R weight vectors over the same frames.
 """
 
-import hashlib
-
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ensemble_kit.data.frame_choice import uniform_numbers
+from ensemble_kit.draws import draw_numbers
 
 
 def draw_table(name: str, *, repeats: int, num_frames: int) -> Tensor:
-    """Return the fixed uniform numbers that a member samples with outside training.
-
-    The same name gives the same numbers on every machine: they are the raw stream of the counter
-    based generator Philox (Salmon et al., 2011), keyed by the SHA-256 of the name. The first rows
-    of a larger table are those of a smaller one, and each member has a stream of its own, because
-    a shared draw would correlate the members.
-
-    Args:
-        name: The member's name.
-        repeats: R, rows of the table.
-        num_frames: N, draws in a row.
-
-    Returns:
-        ``(R, N)``, float32 in [0, 1).
-    """
-    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little")
-    uniform = uniform_numbers(np.random.Philox(key=key), repeats * num_frames)
-    return torch.from_numpy(uniform.reshape(repeats, num_frames))
+    """Return ``draws.draw_numbers`` as a tensor: ``(R, N)``, float32 in [0, 1)."""
+    return torch.from_numpy(draw_numbers(name, repeats=repeats, num_frames=num_frames))
 
 
 def count_draws(indices: Tensor, is_frame: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,8 @@ def asked(monkeypatch):
 
     def note(fused, output, **options):
         calls.append((str(fused), str(output), options))
-        return ExportedFile(output, 3 * 2**20, options["max_size"], options["repeats"], 1.2e-7)
+        size, repeats = options["max_size"], options["repeats"]
+        return ExportedFile(output, 3 * 2**20, size, repeats, 1.2e-7, output.with_name("README.md"))
 
     monkeypatch.setattr("ensemble_kit.export.export_onnx", note)
     return calls
@@ -25,21 +27,41 @@ def test_a_workspace_needs_no_argument(runner, asked):
     result = runner.invoke(main, ["export-onnx"])
 
     assert result.exit_code == 0, result.output
-    options = {"repeats": 10, "max_size": 2**30, "force": False}
+    options = {
+        "repeats": 10, "sampling": "fixed", "input_type": None, "low_memory": False,
+        "triton": None, "max_size": 2**30, "force": False,
+    }  # fmt: skip
     assert asked == [("ensemble/fused.safetensors", "ensemble/ensemble.onnx", options)]
     assert result.stdout == (
         "ensemble/ensemble.onnx: 3.0 MiB of 1.0 GiB, 10 repeats.\n"
         "ONNX Runtime agrees with PyTorch to 1.2e-07.\n"
+        "Model card: ensemble/README.md.\n"
     )
 
 
 def test_all_of_it_is_an_option(runner, asked):
     words = ["f.safetensors", "-o", "e.onnx", "--repeats", "3", "--max-size", "1GB", "--force"]
+    words += ["--sampling", "input", "--input", "float32", "--low-memory", "--triton", "models"]
 
     result = runner.invoke(main, ["export-onnx", *words])
 
-    assert asked == [("f.safetensors", "e.onnx", {"repeats": 3, "max_size": 10**9, "force": True})]
+    options = {
+        "repeats": 3, "sampling": "input", "input_type": "float32", "low_memory": True,
+        "triton": Path("models"), "max_size": 10**9, "force": True,
+    }  # fmt: skip
+    assert asked == [("f.safetensors", "e.onnx", options)]
     assert result.stdout.startswith("e.onnx: 3.0 MiB of 953.7 MiB, 3 repeats.\n")
+
+
+def test_a_readme_that_stays_is_told(runner, monkeypatch):
+    kept = ExportedFile(Path("e.onnx"), 1, 1, 1, 0.0, None)
+    monkeypatch.setattr("ensemble_kit.export.export_onnx", lambda *_, **__: kept)
+
+    result = runner.invoke(main, ["export-onnx"])
+
+    assert result.stdout.splitlines()[-1] == (
+        "Model card: README.md was there and is left as it is."
+    )
 
 
 def test_a_file_over_the_limit_is_an_error_and_is_not_there(

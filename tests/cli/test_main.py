@@ -19,6 +19,7 @@ MISSING = {
     "predict": (["no.onnx", "no.tfrecord", "-o", "p.csv"], "no.onnx does not exist.\nName a file"),
     "evaluate": (["no.safetensors"], "no.safetensors does not exist.\nName a file"),
     "select": (["no.csv"], "no.csv does not exist.\nName a file"),
+    "verify": (["no.onnx"], "no.onnx does not exist.\nName a file"),
     "report": (["no.tfrecord"], "{cwd}/no.tfrecord does not exist.\nName TFRecord files"),
     "recipes check": (["no.toml"], "no.toml does not exist.\nName a file"),
 }

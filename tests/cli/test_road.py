@@ -36,7 +36,7 @@ def test_the_road_needs_no_further_argument(type_in, runner, own_workspace):
     type_in("export-onnx")
 
     assert sorted(path.name for path in ensemble.iterdir()) == [
-        "ensemble.onnx", "fused.safetensors", "selection.json"
+        "README.md", "ensemble.onnx", "fused.safetensors", "selection.json"
     ]  # fmt: skip
     selection = read_selection(ensemble / "selection.json")
     members = json.loads(OnnxEnsemble(ensemble / "ensemble.onnx").metadata["members"])

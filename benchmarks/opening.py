@@ -1,0 +1,144 @@
+"""Opening the six-member system of S5 at full size: as one file, and with weights that are mapped.
+
+521 million random weights are fused in bf16 and exported both ways. Each row is a fresh process
+that opens the file with ``ensemble_kit.runtime``, then tags videos of 300 frames. Files come from
+the page cache: they have just been written.
+
+    python benchmarks/opening.py [--quick] [--json] [--rounds N]
+
+It wants 6 GB of disk for temporary files and 5 GB of memory. ``--quick`` takes small members.
+"""
+
+import re
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from common import (
+    Figures,
+    alone,
+    in_turn,
+    machine,
+    parser_of,
+    print_json,
+    print_table,
+    ratio,
+    spread,
+    versions,
+)
+from nonlocal_system import FRAMES, MIB, SYSTEM, build, fuse
+
+REPEATS = 10
+BATCHES = (1, 8)
+# What is opened, and how: the file, and OnnxEnsemble's low_memory
+WAYS = {
+    "one file": ("one.onnx", None),
+    "one file, low_memory=True": ("one.onnx", True),
+    "--low-memory, low_memory=False": ("mapped.onnx", False),
+    "--low-memory": ("mapped.onnx", None),
+}
+
+
+def export(fused: Path, output: Path, low_memory: bool) -> Figures:
+    from ensemble_kit import export_onnx
+
+    start = time.perf_counter()
+    exported = export_onnx(fused, output, repeats=REPEATS, low_memory=low_memory)
+    return {"seconds": time.perf_counter() - start, "bytes": exported.num_bytes}
+
+
+def run(path: Path, low_memory: bool | None) -> Figures:
+    """Open a file, and tag videos in batches of each size, warm."""
+    from ensemble_kit.runtime import OnnxEnsemble
+
+    before = _resident()
+    start = time.perf_counter()
+    ensemble = OnnxEnsemble(path, low_memory=low_memory)
+    figures = {"open": time.perf_counter() - start}
+    figures |= {kind: size - before[kind] for kind, size in _resident().items()}
+    random = np.random.default_rng(0)
+    for batch_size in BATCHES:
+        frames = {
+            name: random.integers(0, 256, (batch_size, FRAMES, width), dtype=np.uint8)
+            for name, width in {"rgb": 1024, "audio": 128}.items()
+        }
+        seconds = []
+        for _ in range(3):
+            start = time.perf_counter()
+            ensemble.run(frames, np.full(batch_size, FRAMES))
+            seconds.append(time.perf_counter() - start)
+        figures[f"batch of {batch_size}"] = min(seconds[1:])
+    return figures
+
+
+def _resident() -> Figures:
+    """Return the bytes in memory: the process's own, and those of mapped files."""
+    status = Path("/proc/self/status").read_text()
+    names = {"own": "RssAnon", "mapped": "RssFile"}
+    return {
+        kind: int(re.search(rf"{name}:\s*(\d+) kB", status)[1]) * 1024
+        for kind, name in names.items()
+    }
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    described, (packages, _) = machine(), versions("onnxruntime-gpu", "torch", "numpy")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "system"
+        alone(build, folder, "nonlocal", SYSTEM, options.quick)
+        fused = folder / "fused.safetensors"
+        alone(fuse, folder / "selection.json", fused)
+        exports = {
+            file: alone(export, fused, folder / file, file == "mapped.onnx")
+            for file in ("one.onnx", "mapped.onnx")
+        }
+        work = {
+            way: partial(alone, run, folder / file, low_memory)
+            for way, (file, low_memory) in WAYS.items()
+        }
+        runs = in_turn(work, rounds=options.rounds)
+    one, mapped = runs["one file"], runs["--low-memory"]
+    figures = {key: ratio(one[key], mapped[key]) for key in ("open", "peak_bytes")}
+    if options.as_json:
+        print_json(
+            ratios=figures,
+            slower={f"batch of {n}": ratio(mapped[f"batch of {n}"], one[f"batch of {n}"])
+                    for n in BATCHES},
+            machine=described,
+            versions=packages,
+            exports=exports,
+            runs=runs,
+        )  # fmt: skip
+        return
+    print(f"{described}; {packages}")
+    print_table(
+        ["export", "s", "MiB written", "peak MiB"],
+        [
+            [file, f"{step['seconds']:.1f}", f"{step['bytes'] / MIB:,.1f}",
+             f"{step['peak_bytes'] / MIB:,.0f}"]
+            for file, step in exports.items()
+        ],
+    )  # fmt: skip
+    print_table(
+        ["opened", "s to open", "own MiB open", "mapped MiB open", "peak MiB",
+         *(f"s, batch of {n}" for n in BATCHES)],
+        [
+            [
+                way,
+                spread(values["open"]),
+                *(spread(values[kind], digits=0, unit=MIB)
+                  for kind in ("own", "mapped", "peak_bytes")),
+                *(spread(values[f"batch of {n}"]) for n in BATCHES),
+            ]
+            for way, values in runs.items()
+        ],
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

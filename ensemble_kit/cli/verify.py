@@ -1,0 +1,84 @@
+"""ensemble-kit verify."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ensemble_kit.cli.options import (
+    EXISTING_FILE,
+    echo_skipped,
+    json_option,
+    max_size_option,
+    records_options,
+)
+from ensemble_kit.errors import VerificationError
+
+
+@click.command()
+@click.argument("file", type=EXISTING_FILE)
+@click.argument("data", nargs=-1)
+@click.option(
+    "--fused",
+    type=EXISTING_FILE,
+    help="The fused file that an ONNX file was exported from  [default: the one beside it].",
+)
+@click.option(
+    "--max-gap-loss",
+    type=click.FloatRange(min=0),
+    default=0.001,
+    show_default=True,
+    help="How far GAP on DATA may fall short of the claim.",
+)
+@max_size_option
+@records_options
+@json_option
+def verify(
+    file: Path,
+    data: tuple[str, ...],
+    fused: Path | None,
+    max_gap_loss: float,
+    max_size: str,
+    as_json: bool,
+    **reading: Any,
+) -> None:
+    """Recompute what FILE, a fused or an ONNX file, claims of itself.
+
+    That is its content's hash, its bytes, the types of its weights, its parents, that it equals
+    what it was made from, and its GAP on DATA, the validation records. What is not there is not
+    checked. Exits with 1 if a claim fails.
+
+    \b
+    Example:
+        ensemble-kit verify ensemble/ensemble.onnx 'validate/*.tfrecord'
+    """  # noqa: D301 - \b is click's mark for "keep these lines"
+    from ensemble_kit.data.dataset import Records
+    from ensemble_kit.files import parse_size
+    from ensemble_kit.verification import verify as verify_file
+
+    if fused is not None and file.suffix != ".onnx":
+        raise click.UsageError("--fused belongs to an ONNX file.")
+    records = Records(data, **reading) if data else None
+    claims = verify_file(
+        file, records, fused=fused, max_size=parse_size(max_size), max_gap_loss=max_gap_loss
+    )
+    if records is not None:
+        echo_skipped(records)
+    failed = [claim.name for claim in claims if claim.verdict == "fails"]
+    if as_json:
+        found = {
+            "file": str(file),
+            "holds": not failed,
+            "claims": [asdict(each) for each in claims],
+        }
+        click.echo(json.dumps(found, indent=2))
+    else:
+        for claim in claims:
+            click.echo(f"{claim.name:<7}  {claim.verdict:<11}  {claim.finding}")
+    if failed:
+        raise VerificationError(
+            f"{file} does not hold {len(failed)} of its {len(claims)} claims: {', '.join(failed)}.",
+            mend="Make the file again, or copy it again from where it is whole.",
+        )

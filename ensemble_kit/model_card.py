@@ -1,0 +1,189 @@
+"""The model card beside an ONNX file: a ``README.md`` with front matter, from the file alone.
+
+Imports ``files``, ``onnx_file``, ``onnx_record`` and ``signature``.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ensemble_kit.files import format_size, sha256_of, written_aside
+from ensemble_kit.onnx_file import needed_files
+from ensemble_kit.onnx_record import read_record
+from ensemble_kit.provenance import MemberRecord, OnnxRecord, ValidationRecord
+from ensemble_kit.signature import Port, inputs_of, outputs_of
+
+CARD = "README.md"
+MARK = "# Written by ensemble-kit export-onnx; without this line it is never replaced."
+MAX_NAMES = 100  # classes that a card lists; the file has all
+DRAWS = {
+    "fixed": "a table of uniform numbers in the file, so that a video always gets the same tags",
+    "random": "fresh in each run; a session that is open cannot be seeded",
+    "input": "an input of the file",
+}
+
+
+def write_card(path: Path, *, force: bool) -> Path | None:
+    """Write the card of an ONNX file beside it.
+
+    Args:
+        path: The ONNX file.
+        force: Whether another card may be replaced; what a person wrote never is.
+
+    Returns:
+        The card's path, or None where one was left as it is.
+
+    Raises:
+        OutputError: The disk refuses the card.
+    """
+    card = path.with_name(CARD)
+    if card.exists() and not (force and MARK in card.read_text("utf-8", "replace").splitlines()):
+        return None
+    text = model_card(path)
+    with written_aside(card, force=force) as aside:
+        aside.write_text(text, encoding="utf-8", newline="\n")
+    return card
+
+
+def model_card(path: Path) -> str:
+    """Return the card of an ONNX file: what it is, how to run it, where it comes from."""
+    record = read_record(path)
+    parts = [
+        _front_matter(path, record),
+        f"# {path.stem}",
+        f"{len(record.members)} sub-models in one ONNX graph that tags videos with "
+        f"{record.data_schema.num_classes:,} classes. Made by ensemble-kit {record.kit_version}.",
+        _facts(path, record),
+        "## Run it",
+        f"```python\n{six_lines(path, record)}\n```",
+        "The names of the classes are in the file, as a JSON list: "
+        '`session.get_modelmeta().custom_metadata_map["ensemble_kit.label_names"]`.',
+        "## Inputs and outputs",
+        _ports([*inputs_of(record), *outputs_of(record)]),
+        "`batch` and `frames` are free. Frames from `num_frames` on are padding and never matter. "
+        "`labels` are the most probable classes, the most probable first; `confidences` are their "
+        "probabilities.",
+        "## Members",
+        _members(record),
+        *(_recipe(each.name, each.recipe.text) for each in record.members if each.recipe),
+        "## Classes",
+        _classes(record.label_names),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def six_lines(path: Path, record: OnnxRecord) -> str:
+    """Return Python that runs a file with NumPy and ONNX Runtime alone."""
+    feed = ", ".join(f'"{port.name}": {_example(port, record)}' for port in inputs_of(record))
+    return "\n".join(
+        [
+            "import numpy as np",
+            "import onnxruntime",
+            f"session = onnxruntime.InferenceSession({json.dumps(path.name)})",
+            f"feed = {{{feed}}}",
+            "probabilities, labels, confidences = session.run(None, feed)",
+            "print(labels[0], confidences[0])",
+        ]
+    )
+
+
+def _example(port: Port, record: OnnxRecord) -> str:
+    shape = (1, *port.example)
+    if port.name == "num_frames":
+        return f"np.array([{inputs_of(record)[0].example[0]}])"
+    if port.name in record.data_schema.widths:
+        return f"np.zeros({shape}, np.{port.value_type})"
+    return f"np.random.rand{shape}.astype(np.{port.value_type})"
+
+
+def _front_matter(path: Path, record: OnnxRecord) -> str:
+    """Return YAML, each value written as JSON, which YAML reads."""
+    values: dict[str, Any] = {
+        "library_name": "onnxruntime",
+        "pipeline_tag": "video-classification",
+        "tags": ["ensemble-kit", "onnx", "video-tagging"],
+    }
+    if record.validation is not None:
+        values["model-index"] = [{"name": path.stem, "results": [_result(record.validation)]}]
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+    return "\n".join(["---", MARK, *lines, "---"])
+
+
+def _result(validation: ValidationRecord) -> dict[str, Any]:
+    return {
+        "task": {"type": "video-classification"},
+        "dataset": {"name": "validation", "type": f"sha256:{validation.dataset_sha256}"},
+        "metrics": [{"type": "gap", "name": f"GAP@{validation.k}", "value": validation.gap}],
+    }
+
+
+def _facts(path: Path, record: OnnxRecord) -> str:
+    rows = [
+        (f"`{file.name}`", f"{file.stat().st_size:,} bytes, SHA-256 `{sha256_of(file)}`")
+        for file in needed_files(path)
+    ]
+    size = sum(file.stat().st_size for file in needed_files(path))
+    rows.append(("size of all that is needed", f"{size:,} bytes ({format_size(size)})"))
+    rows.append(("weights", f"stored as {record.dtype}, computed in float32"))
+    if record.draws:
+        rows.append(("repeats", f"{record.repeats} random frame samples, averaged"))
+        rows.append(("draws", DRAWS[record.sampling]))
+    validation = record.validation
+    if validation is not None:
+        times = f"{validation.repeats} draw{'s' if validation.repeats > 1 else ''} a video"
+        rows += [
+            (
+                f"GAP@{validation.k} on validation",
+                f"{validation.gap:.4f} on {validation.videos:,} videos, {times}: of the members' "
+                "weighted mean, measured when they were selected",
+            ),
+            ("validation videos and labels", f"SHA-256 `{validation.dataset_sha256}`"),
+        ]
+    rows.append(("exported from a fused file", f"SHA-256 `{record.fused_sha256}`"))
+    return _table(("", ""), rows)
+
+
+def _ports(ports: Sequence[Port]) -> str:
+    rows = []
+    for port in ports:
+        shape = ", ".join(map(str, ("batch", *port.shape)))
+        rows.append((f"`{port.name}`", port.value_type, f"({shape})"))
+    return _table(("name", "type", "shape"), rows)
+
+
+def _members(record: OnnxRecord) -> str:
+    rows = [
+        (
+            member.name,
+            f"{member.coefficient:.4f}",
+            _origin(member),
+            f"{member.num_values:,}",
+            f"`{member.checkpoint.sha256}`",
+        )
+        for member in record.members
+    ]
+    return _table(("member", "coefficient", "recipe", "numbers", "SHA-256 of checkpoint"), rows)
+
+
+def _origin(member: MemberRecord) -> str:
+    if member.recipe is None:
+        return "made by another framework"
+    return " ".join(f"`{each}`" for each in (member.recipe.name, *member.recipe.overrides))
+
+
+def _recipe(name: str, text: str) -> str:
+    summary = f"<details><summary>Recipe of {name}</summary>"
+    return f"{summary}\n\n```toml\n{text.strip()}\n```\n\n</details>"
+
+
+def _classes(names: Sequence[str]) -> str:
+    lines = [f"{index} {' '.join(name.split())}" for index, name in enumerate(names[:MAX_NAMES])]
+    if len(names) > MAX_NAMES:
+        lines.append(f"... and {len(names) - MAX_NAMES:,} more")
+    return "\n".join(["```text", *lines, "```"])
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,0 +1,61 @@
+"""What an ONNX file says of itself, as properties.
+
+Imports ``onnx_file``, ``provenance`` and ``runtime``.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from ensemble_kit.errors import ExportError
+from ensemble_kit.onnx_file import read_properties
+from ensemble_kit.provenance import OnnxRecord
+from ensemble_kit.runtime import METADATA_PREFIX, no_record
+
+TEXTS = frozenset({"kit_version", "dtype", "sampling", "fused_sha256"})  # all others are JSON
+
+
+def properties_of(record: OnnxRecord) -> dict[str, str]:
+    """Return a record as the properties of a model."""
+    return {
+        METADATA_PREFIX + key: value if key in TEXTS else json.dumps(value)
+        for key, value in record.model_dump(mode="json").items()
+    }
+
+
+def read_record(path: Path) -> OnnxRecord:
+    """Return what an ONNX file says of itself; its weights are not read.
+
+    Raises:
+        ExportError: It is no whole ONNX file, or its properties are damaged.
+        ProviderError: Another tool wrote it.
+    """
+    properties = read_properties(path).items()
+    return record_of({key.removeprefix(METADATA_PREFIX): text for key, text in properties}, path)
+
+
+def record_of(metadata: Mapping[str, str], path: Path) -> OnnxRecord:
+    """Return the record that is in a model's properties, named without the kit's prefix.
+
+    Raises:
+        ExportError: It is damaged; the fault names ``path``.
+        ProviderError: There is none.
+    """
+    found = {key: metadata[key] for key in OnnxRecord.model_fields if key in metadata}
+    if not found:
+        raise no_record(path)
+    try:
+        values = ", ".join(
+            f"{json.dumps(key)}: {json.dumps(text) if key in TEXTS else text}"
+            for key, text in found.items()
+        )
+        return OnnxRecord.model_validate_json(f"{{{values}}}", strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "a property"
+        raise ExportError(
+            f"{path}: its metadata is damaged at {place}: {first['msg']}.",
+            mend="Export the file again with this version of ensemble-kit.",
+        ) from error

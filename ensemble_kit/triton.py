@@ -1,0 +1,88 @@
+"""An ONNX file as a model repository of NVIDIA Triton.
+
+Imports ``files``, ``onnx_file``, ``onnx_record`` and ``signature``. The fields are those of
+``model_config.proto`` in triton-inference-server/common.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+from ensemble_kit.files import refuse_overwrite, written_aside
+from ensemble_kit.onnx_file import needed_files
+from ensemble_kit.onnx_record import read_record
+from ensemble_kit.provenance import OnnxRecord
+from ensemble_kit.signature import Port, inputs_of, outputs_of
+
+MODEL = "model.onnx"  # what Triton looks for in the folder of a version
+VERSION, CONFIG, LABELS = "1", "config.pbtxt", "labels.txt"
+MAX_BATCH_SIZE = 32
+TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32", "int64": "TYPE_INT64"}
+
+
+def refuse_repository(path: Path, folder: Path, *, force: bool) -> None:
+    """Raise ``OutputError`` if a model of that name is there and may not be replaced."""
+    home = folder / path.stem
+    for name in (CONFIG, LABELS, f"{VERSION}/{MODEL}"):
+        refuse_overwrite(home / name, force=force)
+
+
+def write_repository(path: Path, folder: Path, *, force: bool) -> Path:
+    """Lay out a model repository: ``<stem>/config.pbtxt``, ``labels.txt`` and ``1/model.onnx``.
+
+    Args:
+        path: The ONNX file; it is copied.
+        folder: The repository.
+        force: Whether files that exist may be replaced.
+
+    Returns:
+        The configuration's path.
+
+    Raises:
+        OutputError: A file exists and ``force`` is False, or the disk refuses one.
+    """
+    refuse_repository(path, folder, force=force)
+    record = read_record(path)
+    home = folder / path.stem
+    for source in needed_files(path):
+        name = MODEL if source == path else source.name
+        with written_aside(home / VERSION / name, force=force) as aside:
+            shutil.copyfile(source, aside)
+    for name, text in (
+        (LABELS, "".join(f"{' '.join(label.split())}\n" for label in record.label_names)),
+        (CONFIG, repository_config(record, name=path.stem)),
+    ):
+        with written_aside(home / name, force=force) as aside:
+            aside.write_text(text, encoding="utf-8", newline="\n")
+    return home / CONFIG
+
+
+def repository_config(record: OnnxRecord, *, name: str) -> str:
+    """Return ``config.pbtxt``.
+
+    Triton may join requests to a batch: each video's output is its own, whatever is beside it. It
+    joins only those of one shape, so clients that pad to a common length are batched better.
+    """
+    lines = [
+        f"name: {json.dumps(name, ensure_ascii=False)}",
+        'backend: "onnxruntime"',
+        f"max_batch_size: {MAX_BATCH_SIZE}",
+        *(_entry("input", port) for port in inputs_of(record)),
+        *(_entry("output", port) for port in outputs_of(record)),
+        "dynamic_batching { }",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _entry(kind: str, port: Port) -> str:
+    """Describe an input or output without its batch, which ``max_batch_size`` stands for.
+
+    Nothing may have no dimension, so what is one number a video is sent as ``(batch, 1)`` and
+    given to the graph as ``(batch,)``.
+    """
+    sizes = ", ".join(str(-1 if isinstance(size, str) else size) for size in port.shape)
+    fields = [f'name: "{port.name}"', f"data_type: {TYPES[port.value_type]}"]
+    fields += [f"dims: [ {sizes} ]"] if port.shape else ["dims: [ 1 ]", "reshape: { shape: [ ] }"]
+    if port.name == "probabilities":
+        fields.append(f'label_filename: "{LABELS}"')
+    return "\n".join([f"{kind} {{", *(f"  {field}" for field in fields), "}"])

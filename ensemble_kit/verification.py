@@ -1,0 +1,276 @@
+"""Verify: recompute what a fused or ONNX file claims of itself."""
+
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from os.path import normpath
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ensemble_kit.checkpoints import FLOATING, TensorFile, open_tensors
+from ensemble_kit.data.dataset import Records
+from ensemble_kit.data.labels import LabelLists
+from ensemble_kit.errors import CheckpointError, EnsembleKitError, PredictionsError
+from ensemble_kit.files import GIB, format_size, sha256_of
+from ensemble_kit.fused_weights import STORED, FusedWeights, Member, axes_of
+from ensemble_kit.loading import load, member_prefix
+from ensemble_kit.onnx_file import is_whole, needed_files, read_tensors
+from ensemble_kit.onnx_record import read_record
+from ensemble_kit.parity import STORED_TYPES, TOLERANCE, largest_difference
+from ensemble_kit.predictions import dataset_sha256
+from ensemble_kit.provenance import (
+    Dtype,
+    FileRecord,
+    FusedRecord,
+    OnnxRecord,
+    ValidationRecord,
+)
+from ensemble_kit.runtime import OnnxEnsemble
+from ensemble_kit.storage import SCALE
+
+MAX_GAP_LOSS = 0.001
+Verdict = Literal["holds", "fails", "not checked"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim of a file, and what became of it.
+
+    Attributes:
+        name: ``content``, ``bytes``, ``weights``, ``parents``, ``parity`` or ``gap``.
+        verdict: ``not checked`` where something that is needed is not there.
+        finding: What was found, in a line.
+    """
+
+    name: str
+    verdict: Verdict
+    finding: str
+
+
+def verify(
+    path: Path,
+    records: Records | None = None,
+    *,
+    fused: Path | None = None,
+    max_size: int = GIB,
+    max_gap_loss: float = MAX_GAP_LOSS,
+) -> list[Claim]:
+    """Recompute what a fused or an ONNX file claims of itself.
+
+    Args:
+        path: The file.
+        records: The validation records, to measure GAP on.
+        fused: The fused file that an ONNX file was exported from; None looks beside it for the one
+            whose hash it names.
+        max_size: The most bytes that the files needed to run may have.
+        max_gap_loss: How far GAP may fall short of what is claimed.
+
+    Returns:
+        A claim each. Of a fused file: its bytes, the types of its weights, its parents' hashes,
+        every weight beside its rounded checkpoint's, GAP. Of an ONNX file: the hash of its content,
+        its bytes, the types of its weights, its probabilities beside the fused file's, GAP.
+
+    Raises:
+        CheckpointError: The file is missing, is no whole safetensors file or no fused one.
+        ExportError: It is no whole ONNX file, or one whose values lie outside of its folder.
+        ProviderError: It is an ONNX file that ensemble-kit did not write.
+        PredictionsError: The records are not of its modalities or vocabulary.
+    """
+    if path.suffix == ".onnx":
+        return list(_verify_onnx(path, records, fused, max_size, max_gap_loss))
+    with open_tensors(path) as file:
+        return list(_verify_fused(file, records, max_size, max_gap_loss))
+
+
+def _verify_onnx(
+    path: Path, records: Records | None, fused: Path | None, max_size: int, max_gap_loss: float
+) -> Iterator[Claim]:
+    record = read_record(path)
+    files = needed_files(path)
+    yield _content(path, record)
+    yield _bytes(files, max_size)
+    yield _onnx_types(path, record)
+    yield _tried("parity", lambda: _onnx_parity(path, record, fused))
+    yield _tried("gap", lambda: _gap(path, record.validation, None, records, max_gap_loss))
+
+
+def _verify_fused(
+    file: TensorFile, records: Records | None, max_size: int, max_gap_loss: float
+) -> Iterator[Claim]:
+    record = file.record(FusedRecord)
+    validation = record.validation
+    repeats = validation.repeats if validation else None
+    yield _bytes([file.path], max_size)
+    yield _fused_types(file, record)
+    yield _parents(file.path, record)
+    yield _tried("parity", lambda: _fused_parity(file, record))
+    yield _tried("gap", lambda: _gap(file.path, validation, repeats, records, max_gap_loss))
+
+
+def _tried(name: str, check: Callable[[], Claim]) -> Claim:
+    """Make a check; a file that cannot even be run does not hold the claim."""
+    try:
+        return check()
+    except PredictionsError:
+        raise  # of records that belong to another file
+    except EnsembleKitError as error:
+        return Claim(name, "fails", " ".join(error.fault.split()))
+
+
+def _verdict(holds: bool) -> Verdict:
+    return "holds" if holds else "fails"
+
+
+def _content(path: Path, record: OnnxRecord) -> Claim:
+    beside = record.weights_file
+    holds = is_whole(path)
+    what = "the content"
+    if holds and beside is not None:
+        holds, what = _hash_beside(path, beside) == beside.sha256, beside.path
+    are = "the one it names" if holds else "not the one it names"
+    return Claim("content", _verdict(holds), f"the SHA-256 of {what} is {are}")
+
+
+def _hash_beside(path: Path, beside: FileRecord) -> str:
+    other = path.with_name(Path(beside.path).name)  # of a name in its own folder only
+    return sha256_of(other) if other.is_file() else ""
+
+
+def _bytes(files: Sequence[Path], max_size: int) -> Claim:
+    size = sum(file.stat().st_size for file in files)
+    what = "1 file" if len(files) == 1 else f"{len(files)} files"
+    finding = f"{size:,} in {what} ({format_size(size)}) of {format_size(max_size)}"
+    return Claim("bytes", _verdict(size <= max_size), finding)
+
+
+def _types(dtype: Dtype, types: Mapping[str, str], wanted: Container[str]) -> Claim:
+    """Look at the type of each weight; ``types`` has them by name."""
+    wrong = [name for name, type_name in types.items() if type_name not in wanted]
+    if wrong or not types:
+        finding = f"{wrong[0]} is {types[wrong[0]]}" if wrong else "there are none"
+        return Claim("weights", "fails", f"{finding}; the file claims {dtype}")
+    counts = Counter(types.values())
+    found = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    return Claim("weights", "holds", f"all are {dtype} ({found})")
+
+
+def _onnx_types(path: Path, record: OnnxRecord) -> Claim:
+    prefixes = tuple(member_prefix(member.name) for member in record.members)
+    types = {
+        tensor.name: tensor.type_name
+        for tensor in read_tensors(path)
+        if tensor.name.startswith(prefixes) and not tensor.name.endswith(SCALE)
+    }
+    return _types(record.dtype, types, STORED_TYPES[record.dtype])
+
+
+def _fused_types(file: TensorFile, record: FusedRecord) -> Claim:
+    wanted = {"I8", "BF16"} if record.dtype == "int8" else {STORED[record.dtype]}
+    types = {
+        name: spec.dtype
+        for name, spec in file.specs.items()
+        if spec.dtype in FLOATING | wanted and not name.endswith(SCALE)
+    }
+    return _types(record.dtype, types, wanted)
+
+
+def _parents(path: Path, record: FusedRecord) -> Claim:
+    """Compare the files that a fused file was made from with the hashes that it names."""
+    parents = [member.checkpoint for member in record.members]
+    if record.selection is not None:
+        parents.append(record.selection)
+    missing = []
+    for parent in parents:
+        found = _parent(path, parent)
+        if not found.is_file():
+            missing.append(parent.path)
+        elif sha256_of(found) != parent.sha256:
+            return Claim("parents", "fails", f"{parent.path} has another SHA-256 than is named")
+    if missing:
+        finding = f"{len(missing)} of {len(parents)} are not there, {missing[0]} first"
+        return Claim("parents", "not checked", finding)
+    return Claim("parents", "holds", f"all {len(parents)} have the SHA-256 that is named")
+
+
+def _parent(path: Path, parent: FileRecord) -> Path:
+    return Path(normpath(path.parent / parent.path))
+
+
+def _fused_parity(file: TensorFile, record: FusedRecord) -> Claim:
+    """Compare every stored number with the members' checkpoints, rounded anew."""
+    with ExitStack() as stack:
+        members = []
+        for member in record.members:
+            path = _parent(file.path, member.checkpoint)
+            if not path.is_file() or sha256_of(path) != member.checkpoint.sha256:
+                finding = f"{member.checkpoint.path} is not there as it was fused"
+                return Claim("parity", "not checked", finding)
+            checkpoint = stack.enter_context(open_tensors(path))
+            members.append(Member(member, checkpoint, axes_of(checkpoint)))
+        weights = FusedWeights(members, record.dtype)
+        for name in sorted(weights.specs.keys() | file.specs.keys()):
+            if file.specs.get(name) != weights.specs.get(name) or not torch.equal(
+                file.tensor(name), weights.produce(name)
+            ):
+                return Claim("parity", "fails", f"{name} is not the checkpoint's, rounded")
+    finding = f"all {len(file.specs)} tensors are the checkpoints', rounded to {record.dtype}"
+    return Claim("parity", "holds", finding)
+
+
+def _onnx_parity(path: Path, record: OnnxRecord, fused: Path | None) -> Claim:
+    found = _find_fused(path, record, fused)
+    if found is None:
+        finding = f"no fused file with SHA-256 {record.fused_sha256[:12]}... is beside it"
+        return Claim("parity", "not checked", finding)
+    if sha256_of(found) != record.fused_sha256:
+        return Claim("parity", "fails", f"{found} has another SHA-256 than is named")
+    if record.sampling == "random" and record.draws:
+        return Claim("parity", "not checked", "its draws are fresh in each run")
+    with open_tensors(found) as file:
+        worst = largest_difference(OnnxEnsemble(path, low_memory=True), record, file)
+    finding = f"probabilities differ by {worst.size:.2g} from {found.name}; {TOLERANCE:.0e} may be"
+    return Claim("parity", _verdict(worst.is_allowed), finding)
+
+
+def _find_fused(path: Path, record: OnnxRecord, named: Path | None) -> Path | None:
+    """Return the file named, or the fused file beside that has the hash."""
+    if named is not None:
+        return named
+    for other in sorted(path.parent.glob("*.safetensors")):
+        with suppress(CheckpointError), open_tensors(other) as file:
+            if file.kind == "fused" and sha256_of(other) == record.fused_sha256:
+                return other
+    return None
+
+
+def _gap(
+    path: Path,
+    claimed: ValidationRecord | None,
+    repeats: int | None,
+    records: Records | None,
+    max_gap_loss: float,
+) -> Claim:
+    """Measure GAP; it is compared with the claim on the very records of the claim."""
+    if records is None:
+        text = "nothing is claimed"
+        if claimed is not None:
+            text = f"{_claim_of(claimed)} is claimed; name those records to measure it"
+        return Claim("gap", "not checked", text)
+    k = claimed.k if claimed is not None else 20
+    metrics = load(path, repeats=repeats).measure(records, k=k)
+    found = f"GAP@{k} {metrics.gap:.4f} on {metrics.videos:,} videos"
+    if claimed is None:
+        return Claim("gap", "not checked", f"{found}; nothing is claimed")
+    videos = [(video.id, video.classes) for video in records.videos()]
+    labels = LabelLists.from_lists(classes for _, classes in videos)
+    if dataset_sha256([name for name, _ in videos], labels) != claimed.dataset_sha256:
+        return Claim("gap", "not checked", f"{found}; {_claim_of(claimed)}, other ones, is claimed")
+    holds = metrics.gap >= claimed.gap - max_gap_loss
+    return Claim("gap", _verdict(holds), f"{found}; {claimed.gap:.4f} is claimed")
+
+
+def _claim_of(claimed: ValidationRecord) -> str:
+    return f"GAP@{claimed.k} {claimed.gap:.4f} on {claimed.videos:,} videos"

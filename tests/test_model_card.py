@@ -1,0 +1,146 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ensemble_kit.files import sha256_of
+from ensemble_kit.model_card import MARK, model_card, six_lines, write_card
+from ensemble_kit.onnx_record import read_record
+from ensemble_kit.runtime import OnnxEnsemble
+
+
+@pytest.fixture(scope="module")
+def card(exported):
+    return model_card(exported.path)
+
+
+def front_matter(card):
+    """Return what stands between the two lines of dashes; each value is JSON, hence YAML."""
+    first, text, _ = card.split("---\n", 2)
+    assert first == ""
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    return {key: json.loads(value) for key, value in (line.split(": ", 1) for line in lines)}
+
+
+def row(card, name):
+    (line,) = [line for line in card.splitlines() if line.startswith(f"| {name} |")]
+    return [cell.strip() for cell in line.split("|")[1:-1]]
+
+
+def test_the_front_matter_is_what_hubs_read(card):
+    assert front_matter(card) == {
+        "library_name": "onnxruntime",
+        "pipeline_tag": "video-classification",
+        "tags": ["ensemble-kit", "onnx", "video-tagging"],
+        "model-index": [
+            {
+                "name": "ensemble",
+                "results": [
+                    {
+                        "task": {"type": "video-classification"},
+                        "dataset": {"name": "validation", "type": f"sha256:{'0' * 64}"},
+                        "metrics": [{"type": "gap", "name": "GAP@20", "value": 0.75}],
+                    }
+                ],
+            }
+        ],
+    }
+
+
+def test_six_lines_of_python_run_the_file_without_the_kit(card, exported, tmp_path):
+    code = card.split("```python\n")[1].split("```")[0]
+    lines = code.splitlines()
+    hide = "import sys; sys.modules.update({'ensemble_kit': None, 'torch': None})\n"
+
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", hide + code],
+        capture_output=True, text=True, check=True, cwd=exported.path.parent, timeout=60,
+    )  # fmt: skip
+
+    assert len(lines) == len(list(filter(None, lines))) == 6
+    frames = {"rgb": np.zeros((1, 300, 7), np.uint8), "audio": np.zeros((1, 300, 3), np.uint8)}
+    tags = OnnxEnsemble(exported.path).run(frames, np.array([300]))
+    assert result.stdout == f"{tags.labels[0]} {tags.confidences[0]}\n"
+
+
+def test_the_card_says_what_the_file_is_and_where_it_comes_from(card, exported, fused):
+    record = read_record(exported.path)
+
+    size = exported.num_bytes
+    assert row(card, "`ensemble.onnx`") == [
+        "`ensemble.onnx`", f"{size:,} bytes, SHA-256 `{sha256_of(exported.path)}`"
+    ]  # fmt: skip
+    assert row(card, "size of all that is needed")[1] == f"{size:,} bytes ({size / 1024:.1f} KiB)"
+    assert row(card, "weights")[1] == "stored as bf16, computed in float32"
+    assert row(card, "repeats")[1] == "3 random frame samples, averaged"
+    assert row(card, "draws")[1].startswith("a table of uniform numbers in the file")
+    assert row(card, "GAP@20 on validation")[1].startswith("0.7500 on 1 videos, 1 draw a video: ")
+    assert row(card, "exported from a fused file")[1] == f"SHA-256 `{record.fused_sha256}`"
+    for member in record.members:
+        assert row(card, member.name) == [
+            member.name,
+            f"{member.coefficient:.4f}",
+            f"`{member.recipe.name}`",
+            f"{member.num_values:,}",
+            f"`{member.checkpoint.sha256}`",
+        ]
+        assert f"```toml\n{member.recipe.text.strip()}\n```" in card
+    assert row(card, "`audio`") == ["`audio`", "uint8", "(batch, frames, 3)"]
+    assert row(card, "`num_frames`") == ["`num_frames`", "int64", "(batch)"]
+    assert (
+        "```text\n0 steady 0\n1 burst 1\n2 order 2\n3 steady 3\n4 burst 4\n5 order 5\n```" in card
+    )
+    assert str(exported.path.parent) not in card
+
+
+def test_what_a_file_does_not_have_is_left_out_of_its_card(exported, monkeypatch):
+    many = tuple(f"class\n{index}" for index in range(1234))
+    record = read_record(exported.path)
+    foreign = record.members[0].model_copy(update={"recipe": None})
+    record = record.model_copy(
+        update={"label_names": many, "validation": None, "draws": {}, "members": (foreign,)}
+    )
+    monkeypatch.setattr("ensemble_kit.model_card.read_record", lambda _: record)
+
+    card = model_card(exported.path)
+
+    assert "\n99 class 99\n... and 1,134 more\n```" in card
+    assert "GAP" not in card
+    assert "model-index" not in front_matter(card)
+    assert "| repeats |" not in card
+    assert "| draws |" not in card
+    assert row(card, foreign.name)[2] == "made by another framework"
+    assert "<details>" not in card
+
+
+def test_draws_that_are_an_input_are_in_the_six_lines(exported):
+    record = read_record(exported.path).model_copy(update={"sampling": "input"})
+
+    code = six_lines(exported.path, record).splitlines()
+
+    assert len(code) == 6
+    assert code[3].endswith(
+        '"num_frames": np.array([300]), '
+        '"draws_bag": np.random.rand(1, 3, 8).astype(np.float32), '
+        '"draws_vlad": np.random.rand(1, 3, 8).astype(np.float32)}'
+    )
+
+
+def test_only_a_card_of_the_kits_is_replaced_and_only_if_asked(exported, tmp_path):
+    path = tmp_path / "ensemble.onnx"
+    path.symlink_to(exported.path)
+    card = tmp_path / "README.md"
+
+    assert write_card(path, force=False) == card
+    assert MARK in card.read_text().splitlines()
+    card.write_text(f"old\n{MARK}\n")
+    assert write_card(path, force=False) is None
+    assert card.read_text() == f"old\n{MARK}\n"
+    assert write_card(path, force=True) == card
+    assert card.read_text() == model_card(Path(path))
+    card.write_text("My own words.\n")
+    assert write_card(path, force=True) is None
+    assert card.read_text() == "My own words.\n"
