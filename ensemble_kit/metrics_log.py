@@ -6,12 +6,12 @@ Imports ``errors``; TensorBoard, which is an extra, only where it is asked for.
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ensemble_kit.errors import TrainingError
+from ensemble_kit.errors import OutputError, TrainingError
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -40,9 +40,13 @@ class MetricsLog:
             step: The optimisation step that the values are of.
             values: What JSON can hold. Its numbers, those in mappings too, are TensorBoard's
                 scalars: ``validation={"gap": 0.8}`` is ``validation/gap``.
+
+        Raises:
+            OutputError: The disk refuses the line.
         """
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
-        self._lines.flush()
+        with self._named_faults():
+            self._lines.write(json.dumps({"step": step, **values}) + "\n")
+            self._lines.flush()
         if self._scalars is not None:
             for name, value in _numbers(values):
                 self._scalars.add_scalar(name, value, step)
@@ -50,11 +54,23 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Return when the lines so far would outlast a power cut."""
-        os.fsync(self._lines.fileno())
+        with self._named_faults():
+            os.fsync(self._lines.fileno())
+
+    @contextmanager
+    def _named_faults(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(
+                f"{self._lines.name} cannot be written: {error.strerror}.",
+                mend="Free some space; the same command goes on from the last checkpoint.",
+            ) from error
 
     def close(self) -> None:
         """Close all files."""
-        self._lines.close()
+        with self._named_faults():  # a line that could not be written is tried once more
+            self._lines.close()
         if self._scalars is not None:
             self._scalars.close()
 

@@ -1,9 +1,10 @@
 import builtins
 import warnings
+from pathlib import Path
 
 import pytest
 
-from ensemble_kit.errors import TrainingError
+from ensemble_kit.errors import OutputError, TrainingError
 from ensemble_kit.metrics_log import MetricsLog, read_metrics
 
 
@@ -97,3 +98,14 @@ def test_tensorboard_that_is_not_installed_is_named(tmp_path, without_tensorboar
     assert list(tmp_path.iterdir()) == []
 
     MetricsLog(tmp_path / "metrics.jsonl").close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_line_that_finds_no_room_is_a_fault_of_the_disk():
+    with pytest.raises(OutputError) as caught, MetricsLog(Path("/dev/full")) as log:
+        log.write(step=1, loss=2.5)
+
+    assert str(caught.value) == (
+        "/dev/full cannot be written: No space left on device.\n"
+        "Free some space; the same command goes on from the last checkpoint."
+    )

@@ -16,6 +16,7 @@ from ensemble_kit.metrics import Metrics
 from ensemble_kit.metrics_log import MetricsLog
 from ensemble_kit.progress import Progress
 from ensemble_kit.provenance import CheckpointRecord, MeasuredRecord
+from ensemble_kit.storage import is_finite
 from ensemble_kit.submodel import SubModel
 from ensemble_kit.training.gradients import Differentiator
 from ensemble_kit.training.interrupts import interrupts_wait
@@ -180,7 +181,8 @@ class Trainer:
             return
         tensors = self.model.state_dict()
         for name, tensor in tensors.items():
-            if not tensor.isfinite().all():
+            if not is_finite(tensor):
+                self._write(state="failed")
                 raise self._diverged(f"{name} is no longer finite at step {self.position.step}")
         record = CheckpointRecord(
             kit_version=ensemble_kit.__version__,

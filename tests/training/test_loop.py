@@ -28,6 +28,7 @@ from ensemble_kit.errors import (
 )
 from ensemble_kit.layers.frame_preparation import prepare_frames
 from ensemble_kit.loading import load, to_torch
+from ensemble_kit.metrics_log import read_metrics
 from ensemble_kit.prediction import predict
 from ensemble_kit.provenance import CheckpointRecord
 from ensemble_kit.submodel import SubModel
@@ -429,6 +430,7 @@ def test_weights_that_are_not_finite_become_no_checkpoint(folder, records, monke
         "Train it under another --name with --set training.learning_rate=LOWER."
     )
     assert not (folder / "checkpoints").exists()
+    assert read_metrics(folder / "metrics.jsonl")[-1]["state"] == "failed"
 
 
 @pytest.mark.parametrize("name", ["-tiny", "ti ny", "ti.ny", "tïny"])
