@@ -125,9 +125,9 @@ def test_the_result_says_what_was_written_and_what_rounding_changed(fused):
         assert 0 <= file.loss.mean_change <= file.loss.worst_change
         assert (file.loss.gap_before, file.coarse) == (None, ())
     changes = [fused[dtype].loss.worst_change for dtype in DTYPES]
-    assert changes == sorted(changes)
+    assert changes[:3] == sorted(changes[:3])  # int8 may be finer than bf16 or coarser
     assert changes[0] == 0 < changes[1]
-    assert changes[-1] < 0.01
+    assert max(changes) < 0.01
 
 
 def test_the_record_tells_where_everything_came_from(fused, selection, workspace):
