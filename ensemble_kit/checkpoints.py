@@ -219,10 +219,23 @@ def write_tensors(
     Raises:
         OutputError: ``path`` exists and ``force`` is False, or the disk refuses the file.
     """
+    with written_aside(path, force=force) as aside:
+        stream_tensors(aside, specs, produce, record, final_record=final_record)
+
+
+def stream_tensors(
+    aside: Path,
+    specs: Mapping[str, TensorSpec],
+    produce: "Callable[[str], Array | Iterator[Array]]",
+    record: Record,
+    *,
+    final_record: "Callable[[], Record] | None" = None,
+) -> None:
+    """Write a tensor file into one that ``written_aside`` has made; see ``write_tensors``."""
     # wide types first, so that every tensor is aligned
     ordered = sorted(specs.items(), key=lambda item: (-ITEM_SIZES[item[1].dtype], item[0]))
     header = _header(ordered, record)
-    with written_aside(path, force=force) as aside, aside.open("wb") as file:
+    with aside.open("wb") as file:
         file.write(header)
         for name, spec in ordered:
             produced = produce(name)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import ensemble_kit
-from ensemble_kit.checkpoints import TensorFile, open_tensors, write_tensors
+from ensemble_kit.checkpoints import TensorFile, open_tensors, stream_tensors
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.ensemble import example_frames
@@ -130,7 +130,7 @@ def fuse(
         refuse_size("fused", counted, max_size, selection=chosen, dtype=dtype)
         weights = FusedWeights(members, dtype)
         with written_aside(output, force=force) as aside:
-            write_tensors(aside, weights.specs, weights.produce, record, force=True)
+            stream_tensors(aside, weights.specs, weights.produce, record)
             num_bytes = aside.stat().st_size
             refuse_size(
                 "fused",
