@@ -90,7 +90,7 @@ def main() -> None:
     described, (packages, _) = machine(), versions("onnxruntime-gpu", "torch", "numpy")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "system"
-        alone(build, folder, "nonlocal", SYSTEM, options.quick)
+        alone(build, folder, "nonlocal", SYSTEM, options.quick, False)
         fused = folder / "fused.safetensors"
         alone(fuse, folder / "selection.json", fused)
         exports = {
