@@ -10,8 +10,8 @@ import onnx
 
 import ensemble_kit
 from ensemble_kit.checkpoints import TensorFile, open_tensors
-from ensemble_kit.errors import ExportError, ProviderError, SizeLimitError
-from ensemble_kit.files import GIB, format_size, refuse_overwrite, sha256_of, written_aside
+from ensemble_kit.errors import ExportError, ProviderError
+from ensemble_kit.files import GIB, refuse_overwrite, sha256_of, written_aside
 from ensemble_kit.loading import member_prefix
 from ensemble_kit.model_card import write_card
 from ensemble_kit.onnx_file import Weight, needed_files, read_tensors, write_beside, write_onnx
@@ -20,6 +20,8 @@ from ensemble_kit.onnx_record import properties_of
 from ensemble_kit.parity import STORED_TYPES, TOLERANCE, largest_difference
 from ensemble_kit.provenance import FileRecord, FusedRecord, InputType, OnnxRecord, Sampling
 from ensemble_kit.runtime import OnnxEnsemble
+from ensemble_kit.selections import SelectionRecord, read_selection
+from ensemble_kit.size_gate import refuse_size
 from ensemble_kit.storage import SCALE
 from ensemble_kit.triton import refuse_repository, write_repository
 
@@ -110,17 +112,28 @@ def export_onnx(
             references, digest = stack.enter_context(_written_beside(beside, graph.weights))
             weights_file = FileRecord(path=beside.name, sha256=digest)
             record = record.model_copy(update={"weights_file": weights_file})
+        selection = _selection_of(fused, fused_record)
         shown = graph.showing_draws() if sampling == "random" else graph
-        num_bytes = _write(aside, shown, references, record, max_size, output)
+        num_bytes = _write(aside, shown, references, record, max_size, selection, output)
         _check_weights(aside, record, output)
         worst = _prove(aside, record, file, output)
         if shown is not graph:
-            num_bytes = _write(aside, graph, references, record, max_size, output)
+            num_bytes = _write(aside, graph, references, record, max_size, selection, output)
     _drop_stale(output)
     if triton is not None:
         write_repository(output, triton, force=force)
     card = write_card(output, force=force)
     return ExportedFile(output, num_bytes, max_size, repeats, worst, card)
+
+
+def _selection_of(fused: Path, record: FusedRecord) -> SelectionRecord | None:
+    """Return the selection that a file was fused from, if it still lies where it lay."""
+    if record.selection is None:
+        return None
+    path = fused.parent / record.selection.path
+    if not path.is_file() or sha256_of(path) != record.selection.sha256:
+        return None
+    return read_selection(path)
 
 
 def _describe(
@@ -182,19 +195,21 @@ def _write(
     references: list[bytes] | None,
     record: OnnxRecord,
     max_size: int,
+    selection: SelectionRecord | None,
     output: Path,
 ) -> int:
     """Write the model; return the bytes of all files needed to run it, or raise if too many."""
     properties = properties_of(record)
     write_onnx(aside, *graph.parts(), graph.weights, properties, references=references)
     num_bytes = sum(path.stat().st_size for path in needed_files(aside))
-    if num_bytes > max_size:
-        excess = num_bytes - max_size
-        raise SizeLimitError(
-            f"The ONNX file has {num_bytes:,} bytes ({format_size(num_bytes)}), {excess:,} bytes "
-            f"({format_size(excess)}) over the limit of {format_size(max_size)}.",
-            mend="Select and fuse again with a smaller --max-size, or raise --max-size here.",
-        )
+    refuse_size(
+        "ONNX",
+        num_bytes,
+        max_size,
+        selection=selection,
+        dtype=record.dtype,
+        overhead=num_bytes - sum(weight.num_bytes for weight in graph.weights),
+    )
     if aside.stat().st_size > LARGEST_FILE:
         raise ExportError(
             f"{output} would have {num_bytes:,} bytes; ONNX Runtime reads at most "

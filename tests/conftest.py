@@ -13,6 +13,7 @@ from workspace_fixture import (  # noqa: F401 - fixtures
     ensemble,
     exported,
     fused,
+    own_ensemble,
     own_workspace,
     selection,
     workspace,

@@ -19,7 +19,7 @@ from ensemble_kit.data.schema import Schema
 from ensemble_kit.ensemble import FusedEnsemble, example_frames
 from ensemble_kit.errors import CheckpointError, ExportError, OutputError, SizeLimitError
 from ensemble_kit.export import export_onnx
-from ensemble_kit.files import sha256_of
+from ensemble_kit.files import format_size, sha256_of
 from ensemble_kit.fusion import fuse
 from ensemble_kit.layers.frame_preparation import PreparedFrames, prepare_frames
 from ensemble_kit.layers.frame_sampling import AllFrames, draw_table
@@ -27,6 +27,7 @@ from ensemble_kit.loading import load_fused
 from ensemble_kit.onnx_file import read_tensors
 from ensemble_kit.provenance import FusedRecord, OnnxRecord
 from ensemble_kit.runtime import OnnxEnsemble
+from ensemble_kit.selections import FrontierRecord, read_selection
 from ensemble_kit.storage import SCALE
 
 ORDER = 1e-6  # float32 sums in another order: some eps of a probability
@@ -422,17 +423,44 @@ def test_the_result_says_what_was_written(exported):
 # What is refused
 
 
-def test_a_file_over_the_limit_is_refused(graph, exported, fused, tmp_path):
-    size = exported.num_bytes
+def test_a_file_over_the_limit_is_refused_with_what_would_fit(
+    graph, built, exported, fused, tmp_path
+):
+    size, limit = exported.num_bytes, 800 * 2**10
+    folder = fused["bf16"].path.parent
+    moved = tmp_path / "bf16.safetensors"
+    moved.write_bytes(fused["bf16"].path.read_bytes())
+    chosen = read_selection(folder / "selection.json")
+    smallest = min(chosen.members, key=lambda member: member.bytes)
+    best = FrontierRecord(
+        members=(smallest.name,), gap=0.25, confirmed_gap=None, bytes=smallest.bytes
+    )
+    fault = (
+        f"The ONNX file has {size:,} bytes ({size / 2**10:.1f} KiB), {size - limit:,} bytes "
+        f"({(size - limit) / 2**10:.1f} KiB) over the limit of 800.0 KiB."
+    )
 
-    message = refused(SizeLimitError, fused["bf16"].path, tmp_path / "e.onnx", max_size=800 * 2**10)
+    unknown = refused(SizeLimitError, moved, tmp_path / "e.onnx", max_size=limit)
+    nothing = refused(SizeLimitError, fused["bf16"].path, tmp_path / "e.onnx", max_size=limit)
+    with pytest.MonkeyPatch.context() as patch:
+        larger = chosen.model_copy(update={"frontier": (best,)})
+        patch.setattr("ensemble_kit.export.read_selection", lambda _: larger)
+        found = refused(SizeLimitError, fused["bf16"].path, tmp_path / "e.onnx", max_size=limit)
     kept = export_onnx(fused["bf16"].path, tmp_path / "e.onnx", repeats=REPEATS, max_size=size)
 
     assert kept.num_bytes == size
-    assert message == (
-        f"The ONNX file has {size:,} bytes ({size / 2**10:.1f} KiB), {size - 819_200:,} bytes "
-        f"({(size - 819_200) / 2**10:.1f} KiB) over the limit of 800.0 KiB.\n"
-        "Select and fuse again with a smaller --max-size, or raise --max-size here."
+    assert unknown == (
+        f"{fault}\nSelect and fuse again with a smaller --max-size, or raise --max-size here."
+    )
+    assert nothing == (
+        f"{fault} Nothing that selection measured would fit in bf16.\n"
+        "Train smaller members, fuse in a smaller --dtype, or raise --max-size here."
+    )
+    room = limit - (size - sum(weight.num_bytes for weight in built.weights))
+    assert found == (
+        f"{fault} Of what selection measured, {smallest.name} would fit and score best: GAP@20 "
+        f"0.2500 in {format_size(smallest.bytes)}.\n"
+        f"Select and fuse again with --dtype bf16 --max-size {room}, or raise --max-size here."
     )
 
 

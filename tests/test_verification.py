@@ -253,8 +253,10 @@ def test_a_weight_of_another_type_in_a_fused_file_is_named(fused, tmp_path):
     assert found(path)["weights"] == ("fails", f"{NAME} is F32; the file claims bf16")
 
 
-def test_a_parent_that_has_changed_fails_and_one_that_has_gone_is_not_checked(fused, own_workspace):
-    path = Path(shutil.copy(fused["bf16"].path, own_workspace.path / "ensemble"))
+def test_a_parent_that_has_changed_fails_and_one_that_has_gone_is_not_checked(
+    fused, own_workspace, own_ensemble
+):
+    path = own_ensemble / fused["bf16"].path.name
     checkpoint = own_workspace.averaged("vlad")
     shutil.copy(own_workspace.averaged("bag"), checkpoint)
 

@@ -75,10 +75,17 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 def own_workspace(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Workspace:
-    """A copy to write into, which is the current folder too."""
-    shutil.copytree(workspace.path, tmp_path / "workspace")
+    """A copy to write into, which is the current folder too: trained, with nothing selected."""
+    ignored = shutil.ignore_patterns("ensemble")  # other tests' fixtures, if they came before
+    shutil.copytree(workspace.path, tmp_path / "workspace", ignore=ignored)
     monkeypatch.chdir(tmp_path / "workspace")
     return Workspace(tmp_path / "workspace", workspace.trained)
+
+
+@pytest.fixture
+def own_ensemble(selection: Path, own_workspace: Workspace) -> Path:
+    """The copy's folder of what is selected, with what other fixtures have fused and exported."""
+    return Path(shutil.copytree(selection.parent, own_workspace.path / "ensemble"))
 
 
 @pytest.fixture(scope="session")

@@ -21,14 +21,14 @@ OLD = b"what was there before"
 
 
 @pytest.fixture
-def files(fused, exported, own_workspace):
+def files(fused, exported, own_workspace, own_ensemble):
     """A file of each kind that commands read, in a folder to write into."""
     folder = own_workspace.path
     write_foreign(folder / "foreign.onnx")
     return {
         "checkpoint": own_workspace.averaged("bag"),
-        "fused": folder / "ensemble" / fused["bf16"].path.name,
-        "onnx": folder / "ensemble" / exported.path.name,
+        "fused": own_ensemble / fused["bf16"].path.name,
+        "onnx": own_ensemble / exported.path.name,
         "foreign": folder / "foreign.onnx",
     }
 
@@ -173,7 +173,7 @@ def full_disk(num_bytes):
     ],
 )
 def test_a_disk_that_is_full_half_way_is_one_error(
-    command, name, runner, files, built, selection, own_workspace, monkeypatch
+    command, name, runner, files, built, own_workspace, monkeypatch
 ):
     monkeypatch.setattr("ensemble_kit.export.build_graph", lambda *_, **__: built)
     output = own_workspace.path / name

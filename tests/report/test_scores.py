@@ -1,5 +1,3 @@
-import shutil
-
 import pytest
 from workspace_fixture import MEMBERS, REPEATS
 
@@ -15,7 +13,7 @@ def records(own_workspace):
     return Records([own_workspace.path / "data" / "test"])
 
 
-def test_every_model_of_a_workspace_has_its_line(exported, own_workspace, records):
+def test_every_model_of_a_workspace_has_its_line(exported, own_workspace, own_ensemble, records):
     rows = score_models(own_workspace.path, records)
 
     forms = [(row.model, row.form, row.repeats) for row in rows]
@@ -30,7 +28,7 @@ def test_every_model_of_a_workspace_has_its_line(exported, own_workspace, record
     ]
 
 
-def test_a_line_is_the_score_of_its_file(exported, own_workspace, records):
+def test_a_line_is_the_score_of_its_file(exported, own_workspace, own_ensemble, records):
     rows = {
         (row.model, row.form, row.repeats): row for row in score_models(own_workspace.path, records)
     }
@@ -53,8 +51,6 @@ def test_a_line_is_the_score_of_its_file(exported, own_workspace, records):
 
 
 def test_the_k_of_gap_is_an_argument(own_workspace, records):
-    shutil.rmtree(own_workspace.path / "ensemble", ignore_errors=True)
-
     one, twenty = (score_models(own_workspace.path, records, k=k) for k in (1, 20))
 
     assert [row.gap for row in one] != [row.gap for row in twenty]
@@ -63,7 +59,6 @@ def test_the_k_of_gap_is_an_argument(own_workspace, records):
 
 
 def test_a_stopped_run_has_its_last_checkpoint(own_workspace, records):
-    shutil.rmtree(own_workspace.path / "ensemble", ignore_errors=True)
     own_workspace.averaged("rnn").unlink()
 
     rows = score_models(own_workspace.path, records)
@@ -71,10 +66,11 @@ def test_a_stopped_run_has_its_last_checkpoint(own_workspace, records):
     assert [row.form for row in rows if row.model == "rnn"] == ["last checkpoint"]
 
 
-def test_predictions_in_the_ensembles_folder_are_passed_over(fused, own_workspace, records):
-    folder = own_workspace.path / "ensemble"
+def test_predictions_in_the_ensembles_folder_are_passed_over(
+    fused, own_workspace, own_ensemble, records
+):
     before = score_models(own_workspace.path, records)
-    predict(folder / "bf16.safetensors", records, folder / "test.safetensors")
+    predict(own_ensemble / "bf16.safetensors", records, own_ensemble / "test.safetensors")
 
     after = score_models(own_workspace.path, records)
     assert [(row.form, row.gap) for row in after] == [(row.form, row.gap) for row in before]
