@@ -4,7 +4,7 @@ import pytest
 from ensemble_kit.data.batch import BatchLayout, Collator, Memory, collate
 from ensemble_kit.data.decode import Video
 from ensemble_kit.data.frame_choice import Chosen
-from ensemble_kit.data.schema import Modality, Schema
+from ensemble_kit.data.schema import Modality
 
 CHOSEN = [
     Chosen(np.array(rows), np.arange(1.0, 1 + len(rows)))
@@ -13,18 +13,10 @@ CHOSEN = [
 
 
 @pytest.fixture
-def mixed():
+def mixed(schema):
     """Bytes 3 wide and floats 2 wide."""
-    return Schema(
-        level="frame",
-        modalities=[
-            Modality(name="rgb", key="rgb", width=3, value_type="uint8"),
-            Modality(name="flow", key="flow", width=2, value_type="float32"),
-        ],
-        id_key="id",
-        labels_key="labels",
-        num_classes=6,
-    )
+    flow = Modality(name="flow", key="flow", width=2, value_type="float32")
+    return schema.model_copy(update={"modalities": (schema.modalities[0], flow)})
 
 
 def videos_of(lengths):
