@@ -35,12 +35,11 @@ from ensemble_kit.provenance import (
     MemberRecord,
     ValidationRecord,
 )
-from ensemble_kit.rounding import Forms, Loss, loss_on
+from ensemble_kit.rounding import MAX_GAP_LOSS, Forms, Loss, loss_on
 from ensemble_kit.selections import SelectionRecord, read_selection
 from ensemble_kit.size_gate import refuse_size
 
 TOLERANCE = 1e-6  # float32 sums of the same numbers in the same order; 8 eps of a probability
-MAX_GAP_LOSS = 0.001
 FUSIBLE = ("checkpoint", "imported")
 
 

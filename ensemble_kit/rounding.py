@@ -15,6 +15,7 @@ from ensemble_kit.loading import BATCH_SIZE, runner
 from ensemble_kit.metrics import MetricsAccumulator
 from ensemble_kit.progress import progress
 
+MAX_GAP_LOSS = 0.001  # what may be lost unless the caller allows more
 BLOCK_BYTES = 2**28  # of records and probabilities that wait while members are loaded in turn
 Rows = NDArray[np.float32]
 

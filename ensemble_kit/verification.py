@@ -28,10 +28,10 @@ from ensemble_kit.provenance import (
     OnnxRecord,
     ValidationRecord,
 )
+from ensemble_kit.rounding import MAX_GAP_LOSS
 from ensemble_kit.runtime import OnnxEnsemble
 from ensemble_kit.storage import SCALE
 
-MAX_GAP_LOSS = 0.001
 Verdict = Literal["holds", "fails", "not checked"]
 
 

@@ -9,6 +9,7 @@ from ensemble_kit.cli.options import (
     FILE,
     echo_skipped,
     force_option,
+    max_gap_loss_option,
     max_size_option,
     records_options,
 )
@@ -28,13 +29,7 @@ from ensemble_kit.workspace import FUSED, SELECTION
 @click.option(
     "--data", multiple=True, help="Validation records to measure GAP on before and after rounding."
 )
-@click.option(
-    "--max-gap-loss",
-    type=click.FloatRange(min=0),
-    default=0.001,
-    show_default=True,
-    help="The most GAP that rounding may cost on --data.",
-)
+@max_gap_loss_option("The most GAP that rounding may cost on --data.")
 @max_size_option
 @records_options
 @force_option

@@ -52,6 +52,17 @@ max_size_option = click.option(
 )
 
 
+def max_gap_loss_option(help: str) -> Callable[[F], F]:  # noqa: A002 - click's word
+    """Return the option of commands that compare GAP with what it was, explained by ``help``."""
+    return click.option(
+        "--max-gap-loss",
+        type=click.FloatRange(min=0),
+        default=0.001,
+        show_default=True,
+        help=help,
+    )
+
+
 def records_options(command: F) -> F:
     """Add the options of commands that read records, named as the arguments of ``Records``."""
     for option in (

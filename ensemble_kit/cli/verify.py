@@ -11,6 +11,7 @@ from ensemble_kit.cli.options import (
     EXISTING_FILE,
     echo_skipped,
     json_option,
+    max_gap_loss_option,
     max_size_option,
     records_options,
 )
@@ -25,13 +26,7 @@ from ensemble_kit.errors import VerificationError
     type=EXISTING_FILE,
     help="The fused file that an ONNX file was exported from  [default: the one beside it].",
 )
-@click.option(
-    "--max-gap-loss",
-    type=click.FloatRange(min=0),
-    default=0.001,
-    show_default=True,
-    help="How far GAP on DATA may fall short of the claim.",
-)
+@max_gap_loss_option("How far GAP on DATA may fall short of the claim.")
 @max_size_option
 @records_options
 @json_option
