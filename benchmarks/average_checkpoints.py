@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 from common import (
+    MIB,
     Figures,
     alone,
     copy_bandwidth,
@@ -57,7 +58,6 @@ SCHEMA = Schema(
     labels_key="labels",
     num_classes=3862,
 )
-MIB = 2**20
 BLOCK = 2**20  # bytes the floor reads at a time
 SECONDS_BETWEEN_LOOKS = 0.002
 

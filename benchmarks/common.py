@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 Figures = dict[str, float]
+MIB = 2**20
 
 
 def parser_of(doc: str) -> argparse.ArgumentParser:
@@ -109,6 +110,18 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     print(f"|---|{'---:|' * (len(columns) - 1)}")
     for row in rows:
         print(f"| {' | '.join(row)} |")
+
+
+def print_steps(steps: Mapping[str, Figures]) -> None:
+    """Print seconds, bytes written and peak memory of steps that were done once each."""
+    print_table(
+        ["step", "s", "MiB written", "peak MiB"],
+        [
+            [name, f"{step['seconds']:.1f}", f"{step['bytes'] / MIB:,.1f}",
+             f"{step['peak_bytes'] / MIB:,.0f}"]
+            for name, step in steps.items()
+        ],
+    )  # fmt: skip
 
 
 def print_json(*, ratios: Mapping[str, float], **figures: Any) -> None:

@@ -24,6 +24,7 @@ from statistics import median
 
 import numpy as np
 from common import (
+    MIB,
     Figures,
     alone,
     copy_bandwidth,
@@ -31,6 +32,7 @@ from common import (
     machine,
     parser_of,
     print_json,
+    print_steps,
     print_table,
     ratio,
     spread,
@@ -53,7 +55,6 @@ REPEATS = (1, 5, MOST)
 BATCHES = (1, 32)
 FRAMES = 300
 PRODUCTS = {"MatMul", "FusedMatMul", "Gemm", "GRU"}
-MIB = 2**20
 
 
 # What the steps work on
@@ -443,14 +444,7 @@ def main() -> None:
         return
     print(f"{described}; {packages}")
     print(f"one product {found['limit'] / 1e9:.0f} GFLOP/s, copy {bandwidth / 1e9:.1f} GB/s")
-    print_table(
-        ["step", "s", "MiB written", "peak MiB"],
-        [
-            [name, f"{step['seconds']:.1f}", f"{step['bytes'] / MIB:,.1f}",
-             f"{step['peak_bytes'] / MIB:,.0f}"]
-            for name, step in steps.items()
-        ],
-    )  # fmt: skip
+    print_steps(steps)
     print_table(
         [
             "run",

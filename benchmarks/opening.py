@@ -17,18 +17,20 @@ from pathlib import Path
 
 import numpy as np
 from common import (
+    MIB,
     Figures,
     alone,
     in_turn,
     machine,
     parser_of,
     print_json,
+    print_steps,
     print_table,
     ratio,
     spread,
     versions,
 )
-from nonlocal_system import FRAMES, MIB, SYSTEM, build, fuse
+from nonlocal_system import FRAMES, SYSTEM, build, fuse
 
 REPEATS = 10
 BATCHES = (1, 8)
@@ -94,7 +96,7 @@ def main() -> None:
         fused = folder / "fused.safetensors"
         alone(fuse, folder / "selection.json", fused)
         exports = {
-            file: alone(export, fused, folder / file, file == "mapped.onnx")
+            f"export {file}": alone(export, fused, folder / file, file == "mapped.onnx")
             for file in ("one.onnx", "mapped.onnx")
         }
         work = {
@@ -116,14 +118,7 @@ def main() -> None:
         )  # fmt: skip
         return
     print(f"{described}; {packages}")
-    print_table(
-        ["export", "s", "MiB written", "peak MiB"],
-        [
-            [file, f"{step['seconds']:.1f}", f"{step['bytes'] / MIB:,.1f}",
-             f"{step['peak_bytes'] / MIB:,.0f}"]
-            for file, step in exports.items()
-        ],
-    )  # fmt: skip
+    print_steps(exports)
     print_table(
         ["opened", "s to open", "own MiB open", "mapped MiB open", "peak MiB",
          *(f"s, batch of {n}" for n in BATCHES)],

@@ -6,8 +6,11 @@
 Each recipe is trained at full size on made-up records of 300 frames of 1,024 and 128 bytes and
 3,862 classes, in float32, in bfloat16 by automatic mixed precision, and compiled, each in a process
 of its own. What is timed is `train` itself, on the last lines of its log: graphs are compiled and
-memory is touched before. FLOPs are those that PyTorch counts of a step's matrix products; the
-ceilings are what this card reaches in one large product, and in copying its own memory.
+memory is touched before. FLOPs are those that PyTorch counts of a step's matrix products. Bytes are
+the least that a step moves: weights read forwards and backwards, gradients written, read and
+written by clipping, then Adam's four tensors read and three written; what layers hand each other
+comes on top. The ceilings are what this card reaches in one large product, and in copying its own
+memory.
 """
 
 import json
@@ -39,11 +42,13 @@ BATCH_SIZES = (80, 1024)
 VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "fp32": {},
+        "fp32, compiled": {"compiled": True},
         "bf16": {"precision": "bf16"},
         "bf16, compiled": {"precision": "bf16", "compiled": True},
     }
 )
 NUM_LINES, NUM_WARM = 8, 3  # of the log, 50 steps each
+STEP_BYTES = 4 * (2 + 1 + 2 + 4 + 3)  # moved for each weight, see above
 SIZE = {"modalities": {"rgb": 1024, "audio": 128}, "num_classes": 3862, "frames": (300, 300)}
 
 
@@ -79,8 +84,8 @@ def train(
     }
 
 
-def flops_of(recipe: str, data: str) -> Figures:
-    """Return the floating-point operations of one example, forwards and backwards."""
+def work_of(recipe: str, data: str) -> Figures:
+    """Return the floating-point operations of one example, forwards and backwards, and weights."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -93,14 +98,15 @@ def flops_of(recipe: str, data: str) -> Figures:
     model = SubModel(load_recipe(recipe), records.schema)
     choice = model.frame_choice
     batch = next(records.training_batches(2, seed=0, choice=choice))
-    weights = batch.frame_weights
+    drawn = batch.frame_weights
     with FlopCounterMode(display=False) as counter:
         probabilities = model(
             *to_torch(batch, "cpu"),
-            frame_weights=None if weights is None else torch.from_numpy(weights),
+            frame_weights=None if drawn is None else torch.from_numpy(drawn),
         )
         probabilities.sum().backward()
-    return {"flops": counter.get_total_flops() / 2}
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    return {"flops": counter.get_total_flops() / 2, "weights": weights}
 
 
 def ceilings(device: str) -> Figures:
@@ -151,7 +157,7 @@ def main() -> int:
             for batch_size in options.batch_size or BATCH_SIZES
             for variant in VARIANTS
         }  # fmt: skip
-        flops = {recipe: alone(flops_of, recipe, data)["flops"] for recipe in options.recipes}
+        needed = {recipe: alone(work_of, recipe, data) for recipe in options.recipes}
         found = in_turn(work, rounds=rounds)
     limits = alone(ceilings, options.device)
     card = torch.cuda.get_device_name() if options.device == "cuda" else "no GPU"
@@ -160,21 +166,25 @@ def main() -> int:
     ratios = {name: ratio(values, speeds[name.rpartition(":")[0] + ": fp32"])
               for name, values in speeds.items()}  # fmt: skip
     if options.as_json:
-        print_json(ratios=ratios, machine=about, figures=found, flops=flops, ceilings=limits)
+        print_json(ratios=ratios, machine=about, figures=found, needed=needed, ceilings=limits)
         return 0
     print(f"{about}\nceilings: {limits['fp32'] / 1e12:.1f} TFLOP/s in fp32, "
           f"{limits['bf16'] / 1e12:.1f} in bf16; {limits['bytes'] / 1e9:,.0f} GB/s")  # fmt: skip
     rows = []
     for name, figures in found.items():
         recipe, variant = name.partition(",")[0], name.rpartition(": ")[2]
-        achieved = median(speeds[name]) * flops[recipe]
+        achieved = median(speeds[name]) * needed[recipe]["flops"]
+        batch_size = int(name.rpartition(":")[0].rpartition(" ")[2])
+        moved = median(speeds[name]) / batch_size * needed[recipe]["weights"] * STEP_BYTES
         rows.append([
             name, spread(speeds[name], digits=0), f"{ratios[name]:.2f}x",
             f"{median(figures['data_wait']):.1%}", f"{achieved / 1e12:.1f}",
             f"{achieved / limits[variant.partition(',')[0]]:.0%}",
+            f"{moved / 1e9:,.0f}", f"{moved / limits['bytes']:.0%}",
             f"{median(figures['gpu_bytes']) / 2**30:.1f}",
         ])  # fmt: skip
-    columns = ["run", "examples/s", "of fp32", "waiting", "TFLOP/s", "of ceiling", "GPU GiB"]
+    columns = ["run", "examples/s", "of fp32", "waiting", "TFLOP/s", "of ceiling",
+               "GB/s at least", "of ceiling", "GPU GiB"]  # fmt: skip
     print_table(columns, rows)
     return 0
 

@@ -11,7 +11,13 @@ from typing import Any
 from ensemble_kit.files import format_size, sha256_of, written_aside
 from ensemble_kit.onnx_file import needed_files
 from ensemble_kit.onnx_record import read_record
-from ensemble_kit.provenance import MemberRecord, OnnxRecord, ValidationRecord
+from ensemble_kit.provenance import (
+    InputRecord,
+    MappingRecord,
+    MemberRecord,
+    OnnxRecord,
+    ValidationRecord,
+)
 from ensemble_kit.signature import Port, inputs_of, outputs_of
 
 CARD = "README.md"
@@ -21,6 +27,11 @@ DRAWS = {
     "fixed": "a table of uniform numbers in the file, so that a video always gets the same tags",
     "random": "fresh in each run; a session that is open cannot be seeded",
     "input": "an input of the file",
+}
+ACTIVATIONS = {
+    "none": "probabilities as they are",
+    "sigmoid": "a sigmoid makes probabilities of it",
+    "softmax": "a softmax makes probabilities of it",
 }
 
 
@@ -67,6 +78,7 @@ def model_card(path: Path) -> str:
         "## Members",
         _members(record),
         *(_recipe(each.name, each.recipe.text) for each in record.members if each.recipe),
+        *(_mapping(each.name, each.mapping) for each in record.members if each.mapping),
         "## Classes",
         _classes(record.label_names),
     ]
@@ -175,6 +187,19 @@ def _origin(member: MemberRecord) -> str:
 def _recipe(name: str, text: str) -> str:
     summary = f"<details><summary>Recipe of {name}</summary>"
     return f"{summary}\n\n```toml\n{text.strip()}\n```\n\n</details>"
+
+
+def _mapping(name: str, mapping: MappingRecord) -> str:
+    """Say what the graph of a member of another framework is given, and what its output is."""
+    rows = [(f"`{each.name}`", _given(each, mapping.frames)) for each in mapping.inputs]
+    rows.append(("its output", ACTIVATIONS[mapping.activation]))
+    return _table((f"input of {name}", "what it is given"), rows)
+
+
+def _given(value: InputRecord, frames: str) -> str:
+    if value.holds == "frames":
+        return f"frames of {' + '.join(value.modalities)}, {frames}"
+    return f"`{value.holds}`"
 
 
 def _classes(names: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ensemble_kit import checkpoints
 from ensemble_kit.checkpoints import open_tensors, save_tensors
 from ensemble_kit.data.dataset import Batch, Records
 from ensemble_kit.data.schema import Modality, Schema
@@ -269,6 +270,19 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, num_batches: int) -> None:
             yield batch
 
     monkeypatch.setattr(Records, "training_batches", training_batches)
+
+
+def interrupt_the_writing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make Ctrl-C come when a file's third tensor is written, once two are in the file."""
+    whole = checkpoints._as_bytes
+    turns = iter(range(3))
+
+    def as_bytes(tensor: Any) -> Any:
+        if next(turns) == 2:
+            raise KeyboardInterrupt
+        return whole(tensor)
+
+    monkeypatch.setattr(checkpoints, "_as_bytes", as_bytes)
 
 
 def _toml(value: bool) -> str:

@@ -3,7 +3,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from builders import tiny_recipe, tiny_schema, write_checkpoint
+from builders import interrupt_the_writing, tiny_recipe, tiny_schema, write_checkpoint
 from workspace_fixture import COEFFICIENTS, MEMBERS, write_selection_of
 
 from ensemble_kit import fusion, rounding
@@ -460,6 +460,18 @@ def test_a_failing_proof_leaves_the_old_file(members, tmp_path, monkeypatch):
         fuse(selection, output, force=True)
 
     assert output.read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_interrupted_fuse_leaves_the_old_file(members, tmp_path, monkeypatch):
+    output = tmp_path / "out.safetensors"
+    output.write_bytes(b"the old file")
+    interrupt_the_writing(monkeypatch)
+
+    with pytest.raises(KeyboardInterrupt):
+        fuse(select(tmp_path, members), output, force=True)
+
+    assert output.read_bytes() == b"the old file"
     assert not list(tmp_path.glob(".*"))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from builders import contents_of, tiny_frames, tiny_schema
+from builders import contents_of, interrupt_the_writing, tiny_frames, tiny_schema
 from foreign_models import (
     CLASSES,
     HIDDEN,
@@ -488,6 +488,18 @@ def test_nothing_is_overwritten_without_force(tmp_path):
     assert str(caught.value).startswith(f"{tmp_path / 'imported.safetensors'} exists already.\n")
     assert (tmp_path / "imported.safetensors").read_text() == "mine"
     imported(tmp_path, force=True)
+
+
+def test_an_interrupted_import_leaves_the_old_file(tmp_path, monkeypatch):
+    file = imported(tmp_path)
+    before = file.path.read_bytes()
+    interrupt_the_writing(monkeypatch)
+
+    with pytest.raises(KeyboardInterrupt):
+        imported(tmp_path, frames="raw", force=True)
+
+    assert file.path.read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from ensemble_kit.cli import main
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.loading import load, load_fused_member
 from ensemble_kit.onnx_file import read_tensors
+from ensemble_kit.onnx_graph import OPSET
 from ensemble_kit.predictions import read_predictions
 from ensemble_kit.provenance import FusedRecord
 from ensemble_kit.runtime import OnnxEnsemble
@@ -107,8 +108,21 @@ def test_one_onnx_file_of_own_and_imported_members_computes_what_the_originals_d
 
     type_in("fuse", "--dtype", "int8", "--force")
     type_in("export-onnx", "--repeats", "2", "--force")
+    claims = json.loads(type_in("verify", "ensemble/ensemble.onnx", "--json"))["claims"]
 
     exported = OnnxEnsemble(ensemble / "ensemble.onnx")
+    assert {each["name"]: each["verdict"] for each in claims} == {
+        "content": "holds",
+        "bytes": "holds",
+        "weights": "holds",
+        "parity": "holds",
+        "gap": "not checked",
+    }
+    card = (ensemble / "README.md").read_text()
+    assert "| `pixels` | frames of rgb, dequantised |\n| `lengths` | `num_frames` |" in card
+    assert "| its output | a sigmoid makes probabilities of it |" in card
+    assert "| `frames` | frames of rgb + audio, raw |\n| `mask` | `is_frame` |" in card
+    assert "| its output | probabilities as they are |" in card
     with open_tensors(ensemble / "fused.safetensors") as file:
         record = file.record(FusedRecord)
         own = load_fused_member(file, record.members[1], record.data_schema)
@@ -136,6 +150,41 @@ def test_one_onnx_file_of_own_and_imported_members_computes_what_the_originals_d
     assert stored["member_recurrent.weights.head.weight"] == "BFLOAT16"
     nodes = {node.name for node in onnx.load(ensemble / "ensemble.onnx").graph.node}
     assert {"tagger/fc1/MatMul", "tagger/fc2", "tagger/Relu", "mixture/TopK"} <= nodes
+
+
+def test_float_inputs_and_newer_operators_compute_the_same(
+    type_in, own_workspace, torch_model, rng
+):
+    opset = OPSET + 2
+    ensemble = own_workspace.path / "ensemble"
+    newer = own_workspace.path / "newer.onnx"
+    onnx.save(onnx.version_converter.convert_version(onnx.load(torch_model), opset), newer)
+    type_in("import-onnx", newer, VALIDATION, *TORCH_MAPPING)
+    files = {
+        "vlad": own_workspace.averaged("vlad"),
+        "newer": own_workspace.path / "runs" / "newer" / "imported.safetensors",
+    }
+    write_selection_of(ensemble / "selection.json", files, {"vlad": 0.75, "newer": 0.25})
+    type_in("fuse")
+
+    found = {}
+    for input_type in ("uint8", "float32"):
+        output = f"ensemble/{input_type}.onnx"
+        type_in("export-onnx", "-o", output, "--input", input_type)
+        assert json.loads(type_in("verify", output, "--json"))["holds"]
+        found[input_type] = OnnxEnsemble(own_workspace.path / output)
+    imports = onnx.load(ensemble / "float32.onnx", load_external_data=False).opset_import
+    schema = Records([VALIDATION]).schema
+    frames, num_frames = tiny_frames(schema, [4, 12, 1], rng)
+    stored = {name: values.numpy() for name, values in frames.items()}
+    fractions = {name: dequantised(values) for name, values in stored.items()}
+
+    assert [each.version for each in imports if not each.domain] == [opset]
+    np.testing.assert_allclose(
+        found["float32"].run(fractions, num_frames.numpy()).probabilities,
+        found["uint8"].run(stored, num_frames.numpy()).probabilities,
+        atol=1e-6,
+    )
 
 
 def test_what_is_not_mapped_is_an_error_and_nothing_is_there(runner, own_workspace):
