@@ -9,7 +9,9 @@ from ensemble_kit.checkpoints import ITEM_SIZES, NUMPY_DTYPES, STATISTICS, Tenso
 from ensemble_kit.loading import not_finite
 from ensemble_kit.storage import is_finite
 
-BLOCK_VALUES = 2**17  # 1 MiB of float64 sums: what a block needs stays in a core's cache
+# What a block needs stays in a core's cache, and torch shares none this small out to its threads,
+# which would wait for one another: hashing keeps the other cores busy.
+BLOCK_VALUES = 2**15
 TORCH_DTYPES = {stored: getattr(torch, name) for name, stored in NUMPY_DTYPES.items()} | {
     "BF16": torch.bfloat16
 }
