@@ -12,6 +12,7 @@ It wants 6 GB of disk for temporary files and 5 GB of memory. ``--quick`` takes 
 import re
 import tempfile
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -34,12 +35,13 @@ from nonlocal_system import FRAMES, SYSTEM, build, fuse
 
 REPEATS = 10
 BATCHES = (1, 8)
-# What is opened, and how: the file, and OnnxEnsemble's low_memory
+# What is opened, and how: the file, and what OnnxEnsemble is told
 WAYS = {
-    "one file": ("one.onnx", None),
-    "one file, low_memory=True": ("one.onnx", True),
-    "--low-memory, low_memory=False": ("mapped.onnx", False),
-    "--low-memory": ("mapped.onnx", None),
+    "one file": ("one.onnx", {}),
+    "one file, low_memory=True": ("one.onnx", {"low_memory": True}),
+    "--low-memory, low_memory=False": ("mapped.onnx", {"low_memory": False}),
+    "--low-memory": ("mapped.onnx", {}),
+    "--low-memory, keep_memory=False": ("mapped.onnx", {"keep_memory": False}),
 }
 
 
@@ -51,13 +53,13 @@ def export(fused: Path, output: Path, low_memory: bool) -> Figures:
     return {"seconds": time.perf_counter() - start, "bytes": exported.num_bytes}
 
 
-def run(path: Path, low_memory: bool | None) -> Figures:
+def run(path: Path, options: Mapping[str, bool]) -> Figures:
     """Open a file, and tag videos in batches of each size, warm."""
     from ensemble_kit.runtime import OnnxEnsemble
 
     before = _resident()
     start = time.perf_counter()
-    ensemble = OnnxEnsemble(path, low_memory=low_memory)
+    ensemble = OnnxEnsemble(path, **options)
     figures = {"open": time.perf_counter() - start}
     figures |= {kind: size - before[kind] for kind, size in _resident().items()}
     random = np.random.default_rng(0)
@@ -72,7 +74,7 @@ def run(path: Path, low_memory: bool | None) -> Figures:
             ensemble.run(frames, np.full(batch_size, FRAMES))
             seconds.append(time.perf_counter() - start)
         figures[f"batch of {batch_size}"] = min(seconds[1:])
-    return figures
+    return figures | {"left": _resident()["own"] - before["own"]}
 
 
 def _resident() -> Figures:
@@ -99,10 +101,7 @@ def main() -> None:
             f"export {file}": alone(export, fused, folder / file, file == "mapped.onnx")
             for file in ("one.onnx", "mapped.onnx")
         }
-        work = {
-            way: partial(alone, run, folder / file, low_memory)
-            for way, (file, low_memory) in WAYS.items()
-        }
+        work = {way: partial(alone, run, folder / file, how) for way, (file, how) in WAYS.items()}
         runs = in_turn(work, rounds=options.rounds)
     one, mapped = runs["one file"], runs["--low-memory"]
     figures = {key: ratio(one[key], mapped[key]) for key in ("open", "peak_bytes")}
@@ -120,14 +119,14 @@ def main() -> None:
     print(f"{described}; {packages}")
     print_steps(exports)
     print_table(
-        ["opened", "s to open", "own MiB open", "mapped MiB open", "peak MiB",
+        ["opened", "s to open", "own MiB open", "mapped MiB open", "own MiB after runs", "peak MiB",
          *(f"s, batch of {n}" for n in BATCHES)],
         [
             [
                 way,
                 spread(values["open"]),
                 *(spread(values[kind], digits=0, unit=MIB)
-                  for kind in ("own", "mapped", "peak_bytes")),
+                  for kind in ("own", "mapped", "left", "peak_bytes")),
                 *(spread(values[f"batch of {n}"]) for n in BATCHES),
             ]
             for way, values in runs.items()

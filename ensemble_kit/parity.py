@@ -1,6 +1,7 @@
 """Whether an ONNX file computes what its fused file does. Imports ``loading`` and ``runtime``."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -40,18 +41,26 @@ class Difference(NamedTuple):
         return self.size <= TOLERANCE
 
 
-def largest_difference(ensemble: OnnxEnsemble, record: OnnxRecord, file: TensorFile) -> Difference:
+def largest_difference(path: Path, record: OnnxRecord, file: TensorFile) -> Difference:
     """Compare ONNX Runtime with PyTorch on batches of several sizes and lengths.
 
+    Only one of the two is in memory at a time.
+
     Args:
-        ensemble: The ONNX file. Its draws are a table in it or an input, or else it must have them
+        path: The ONNX file. Its draws are a table in it or an input, or else it must have them
             among its outputs.
         record: What it says of itself.
         file: The fused file that it was exported from; one member at a time is loaded.
+
+    Raises:
+        ProviderError: ONNX Runtime cannot open the file.
     """
     schema = served_schema(record)
     batches = [example_frames(schema, *size) for size in SIZES]
+    # no float32 copy of every weight, nor room for one
+    ensemble = OnnxEnsemble(path, low_memory=True, keep_memory=False)
     found, drawn = zip(*[_run(ensemble, record, *batch) for batch in batches], strict=True)
+    del ensemble
     expected = _expected(file, batches, drawn)
     differences = [
         Difference(float(np.abs(rows - probabilities.numpy()).max()), *size)

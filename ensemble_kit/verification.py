@@ -29,7 +29,6 @@ from ensemble_kit.provenance import (
     ValidationRecord,
 )
 from ensemble_kit.rounding import MAX_GAP_LOSS
-from ensemble_kit.runtime import OnnxEnsemble
 from ensemble_kit.storage import SCALE
 
 Verdict = Literal["holds", "fails", "not checked"]
@@ -230,7 +229,7 @@ def _onnx_parity(path: Path, record: OnnxRecord, fused: Path | None) -> Claim:
     if record.sampling == "random" and record.draws:
         return Claim("parity", "not checked", "its draws are fresh in each run")
     with open_tensors(found) as file:
-        worst = largest_difference(OnnxEnsemble(path, low_memory=True), record, file)
+        worst = largest_difference(path, record, file)
     finding = f"probabilities differ by {worst.size:.2g} from {found.name}; {TOLERANCE:.0e} may be"
     return Claim("parity", _verdict(worst.is_allowed), finding)
 

@@ -256,7 +256,7 @@ def test_a_changed_byte_of_the_weights_is_seen(with_inputs, fused_pair, tmp_path
 )
 def test_mapped_weights_are_not_folded_unless_asked(asked, disabled, with_inputs, monkeypatch):
     opened = []
-    session = export.OnnxEnsemble(with_inputs.path).session
+    session = OnnxEnsemble(with_inputs.path).session
     monkeypatch.setattr(
         "onnxruntime.InferenceSession", lambda *_, **options: opened.append(options) or session
     )
@@ -264,6 +264,15 @@ def test_mapped_weights_are_not_folded_unless_asked(asked, disabled, with_inputs
     OnnxEnsemble(with_inputs.path, low_memory=asked)
 
     assert [options["disabled_optimizers"] for options in opened] == [disabled]
+
+
+@pytest.mark.parametrize("keep_memory", [True, False])
+def test_memory_is_kept_between_runs_unless_told_and_planned_for_no_shape(keep_memory, with_inputs):
+    ensemble = OnnxEnsemble(with_inputs.path, keep_memory=keep_memory)
+
+    options = ensemble.session.get_session_options()
+    assert options.enable_cpu_mem_arena == keep_memory
+    assert not options.enable_mem_pattern
 
 
 @pytest.fixture
