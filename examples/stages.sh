@@ -41,7 +41,7 @@ ship() { # from trained runs to one scored ONNX file
     checked+=(${QUICK:+--max-gap-loss 1})  # after four steps a GAP is hardly more than chance
     stage "fuse bf16" ensemble-kit fuse --dtype bf16 "${checked[@]}"
     stage "fuse int8" ensemble-kit fuse --dtype int8 -o ensemble/fused-int8.safetensors "${checked[@]}"
+    stage export ensemble-kit export-onnx  # first, so that the model card is of this file
     stage "export once" ensemble-kit export-onnx --repeats 1 -o ensemble/once.onnx
-    stage export ensemble-kit export-onnx
     stage report ensemble-kit report "$records/test" --label-names "$names"
 }

@@ -61,7 +61,7 @@ def test_an_example_ends_with_a_table_of_every_model(
     }
     stages = [line.split("\t")[0] for line in (out / "seconds.tsv").read_text().splitlines()]
     assert stages[-7:] == [
-        "select", "fuse fp32", "fuse bf16", "fuse int8", "export once", "export", "report",
+        "select", "fuse fp32", "fuse bf16", "fuse int8", "export", "export once", "report",
     ]  # fmt: skip
 
 

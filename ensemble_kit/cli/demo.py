@@ -18,8 +18,8 @@ ROAD = (
     "ensemble-kit select",
     "ensemble-kit fuse --dtype fp32 -o ensemble/fused-fp32.safetensors",
     "ensemble-kit fuse --dtype bf16",
-    "ensemble-kit export-onnx --repeats 1 -o ensemble/once.onnx",
     "ensemble-kit export-onnx",
+    "ensemble-kit export-onnx --repeats 1 -o ensemble/once.onnx",
     "ensemble-kit report 'data/test/*.tfrecord'",
 )
 
