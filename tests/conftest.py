@@ -27,8 +27,10 @@ PROJECT_ROOT = Path(__file__).resolve().parents[1]
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each: as many workers as cores already
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A script that runs the tests in the background has it ignored, and so would all that they start.
+# A script that runs the tests in the background has the first ignored and nohup the second, and so
+# would all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture
