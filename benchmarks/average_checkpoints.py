@@ -41,10 +41,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from ensemble_kit import averages
 from ensemble_kit.averaging import average_checkpoints
-from ensemble_kit.checkpoints import save_tensors
 from ensemble_kit.data.schema import Modality, Schema
-from ensemble_kit.provenance import CheckpointRecord
 from ensemble_kit.recipes import load_recipe
+from ensemble_kit.store.provenance import CheckpointRecord
+from ensemble_kit.store.tensor_files import save_tensors
 from ensemble_kit.submodel import SubModel
 
 RECIPES = {False: "dml/bi-gru-projection", True: "demo/netvlad"}  # by --quick: 405 and 79 MB

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import PredictionsError
-from ensemble_kit.row_files import RowFile
+from ensemble_kit.store.row_files import RowFile
 
 ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 LOCAL_HEADER = 30  # bytes before a member's name in a ZIP file; lengths of name and rest end it

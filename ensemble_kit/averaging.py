@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Literal
 
 from ensemble_kit.averages import Average, Statistics
-from ensemble_kit.checkpoints import STATISTICS, TensorFile, TensorSpec, open_tensors
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import AveragingError, CheckpointError, RecordError
 from ensemble_kit.files import refuse_overwrite
 from ensemble_kit.loading import check_fits, load, require_device
 from ensemble_kit.progress import progress
-from ensemble_kit.provenance import CheckpointRecord
+from ensemble_kit.store.provenance import CheckpointRecord
+from ensemble_kit.store.tensor_files import STATISTICS, TensorFile, TensorSpec, open_tensors
 
 Method = Literal["uniform", "greedy", "ema"]
 BatchNormRule = Literal["recalibrate", "average", "last"]

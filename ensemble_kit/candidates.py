@@ -12,7 +12,7 @@ from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import PredictionsError, SelectionError
 from ensemble_kit.files import sha256_of
 from ensemble_kit.predictions import Predictions, aligned, read_labels_csv, read_predictions, taken
-from ensemble_kit.provenance import BYTES_PER_VALUE, Dtype
+from ensemble_kit.store.provenance import BYTES_PER_VALUE, Dtype
 
 NOT_THE_SAME = (
     "Predict all candidates on the same records, or take --intersect to leave out videos."

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 import ensemble_kit
-from ensemble_kit.checkpoints import TensorFile, open_tensors, stream_tensors
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.ensemble import example_frames
@@ -25,7 +24,8 @@ from ensemble_kit.loading import (
     load_member,
     member_file_record,
 )
-from ensemble_kit.provenance import (
+from ensemble_kit.rounding import MAX_GAP_LOSS, Forms, Loss, loss_on
+from ensemble_kit.store.provenance import (
     BYTES_PER_VALUE,
     CheckpointRecord,
     Dtype,
@@ -35,9 +35,9 @@ from ensemble_kit.provenance import (
     MemberRecord,
     ValidationRecord,
 )
-from ensemble_kit.rounding import MAX_GAP_LOSS, Forms, Loss, loss_on
-from ensemble_kit.selections import SelectionRecord, read_selection
-from ensemble_kit.size_gate import refuse_size
+from ensemble_kit.store.selection_file import SelectionRecord, read_selection
+from ensemble_kit.store.size_limit import refuse_size
+from ensemble_kit.store.tensor_files import TensorFile, open_tensors, stream_tensors
 
 TOLERANCE = 1e-6  # float32 sums of the same numbers in the same order; 8 eps of a probability
 FUSIBLE = ("checkpoint", "imported")

@@ -23,8 +23,8 @@ from ensemble_kit.layers.frame_preparation import (
     prepare_frames,
     quantise,
 )
-from ensemble_kit.provenance import InputRecord, MappingRecord
 from ensemble_kit.runtime import PROVIDERS
+from ensemble_kit.store.provenance import InputRecord, MappingRecord
 from ensemble_kit.submodel import SubModel
 
 GRAPH = "graph"  # the tensor that holds the serialised graph, in files

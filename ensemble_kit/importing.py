@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 import ensemble_kit
-from ensemble_kit.checkpoints import save_tensors
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.errors import ForeignModelError
 from ensemble_kit.files import refuse_overwrite, sha256_of
@@ -18,7 +17,8 @@ from ensemble_kit.imported_checks import check_inputs, prove
 from ensemble_kit.loading import not_finite
 from ensemble_kit.onnx_graph import OPSET
 from ensemble_kit.onnx_import import read_foreign
-from ensemble_kit.provenance import (
+from ensemble_kit.storage import is_finite
+from ensemble_kit.store.provenance import (
     Activation,
     FileRecord,
     FrameForm,
@@ -26,7 +26,7 @@ from ensemble_kit.provenance import (
     InputRecord,
     MappingRecord,
 )
-from ensemble_kit.storage import is_finite
+from ensemble_kit.store.tensor_files import save_tensors
 
 
 @dataclass(frozen=True)

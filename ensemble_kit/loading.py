@@ -15,7 +15,6 @@ from google.protobuf.message import DecodeError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ensemble_kit.checkpoints import FLOATING, TensorFile, TensorSpec, open_tensors
 from ensemble_kit.data.dataset import Batch, Records
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.ensemble import FusedEnsemble, module_name
@@ -23,7 +22,9 @@ from ensemble_kit.errors import CheckpointError, PredictionsError, ProviderError
 from ensemble_kit.imported import GRAPH, WEIGHTS, ImportedModel, MemberModel
 from ensemble_kit.metrics import Metrics, MetricsAccumulator
 from ensemble_kit.onnx_model import OnnxModel
-from ensemble_kit.provenance import (
+from ensemble_kit.recipes import parse_recipe
+from ensemble_kit.storage import SCALE, Stored, is_finite
+from ensemble_kit.store.provenance import (
     CheckpointRecord,
     FusedRecord,
     ImportedRecord,
@@ -31,8 +32,7 @@ from ensemble_kit.provenance import (
     MemberRecord,
     ModelKind,
 )
-from ensemble_kit.recipes import parse_recipe
-from ensemble_kit.storage import SCALE, Stored, is_finite
+from ensemble_kit.store.tensor_files import FLOATING, TensorFile, TensorSpec, open_tensors
 from ensemble_kit.submodel import SubModel
 
 BATCH_SIZE = 128  # videos at a time where nothing else is asked for; changes no result

@@ -5,9 +5,15 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ensemble_kit.checkpoints import ITEM_SIZES, NUMPY_DTYPES, STATISTICS, TensorFile, TensorSpec
 from ensemble_kit.loading import not_finite
 from ensemble_kit.storage import is_finite
+from ensemble_kit.store.tensor_files import (
+    ITEM_SIZES,
+    NUMPY_DTYPES,
+    STATISTICS,
+    TensorFile,
+    TensorSpec,
+)
 
 # What a block needs stays in a core's cache, and torch shares none this small out to its threads,
 # which would wait for one another: hashing keeps the other cores busy.

@@ -11,14 +11,14 @@ from typing import Any
 from ensemble_kit.files import format_size, sha256_of, written_aside
 from ensemble_kit.onnx_file import needed_files
 from ensemble_kit.onnx_record import read_record
-from ensemble_kit.provenance import (
+from ensemble_kit.signature import Port, inputs_of, outputs_of
+from ensemble_kit.store.provenance import (
     InputRecord,
     MappingRecord,
     MemberRecord,
     OnnxRecord,
     ValidationRecord,
 )
-from ensemble_kit.signature import Port, inputs_of, outputs_of
 
 CARD = "README.md"
 MARK = "# Written by ensemble-kit export-onnx; without this line it is never replaced."

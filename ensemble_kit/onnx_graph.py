@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ensemble_kit
-from ensemble_kit.checkpoints import TensorFile
 from ensemble_kit.draws import draws_name
 from ensemble_kit.ensemble import FusedEnsemble, module_name
 from ensemble_kit.imported import DOMAIN, WEIGHTS, ImportedModel, opset_of
@@ -29,8 +28,9 @@ from ensemble_kit.onnx_file import Weight
 from ensemble_kit.onnx_imported import inline_imported
 from ensemble_kit.onnx_names import name_nodes
 from ensemble_kit.onnx_weights import attach_weights
-from ensemble_kit.provenance import FusedRecord, InputType, Sampling
 from ensemble_kit.runtime import OUTPUTS
+from ensemble_kit.store.provenance import FusedRecord, InputType, Sampling
+from ensemble_kit.store.tensor_files import TensorFile
 
 OPSET = 20
 PREFIX = "ensemble."  # what the tracer puts before the names of weights

@@ -16,10 +16,10 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from ensemble_kit.checkpoints import TensorFile
 from ensemble_kit.layers.recurrent import ONNX_KINDS, arranged_for_onnx
 from ensemble_kit.onnx_file import Weight
 from ensemble_kit.storage import SCALE
+from ensemble_kit.store.tensor_files import TensorFile
 
 ONNX_TYPES = {"F32": 1, "I8": 3, "F16": 10, "BF16": 16}
 ARRANGED = ".onnx."  # in the name of a recurrent stack's weight that is in ONNX's order

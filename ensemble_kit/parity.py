@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ensemble_kit.checkpoints import TensorFile
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.draws import draws_name
 from ensemble_kit.ensemble import example_frames
 from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.loading import load_fused_member
-from ensemble_kit.provenance import Dtype, FusedRecord, OnnxRecord
 from ensemble_kit.runtime import OUTPUTS, OnnxEnsemble
+from ensemble_kit.store.provenance import Dtype, FusedRecord, OnnxRecord
+from ensemble_kit.store.tensor_files import TensorFile
 
 TOLERANCE = 1e-5  # float32 in another order of sums, over thousands of terms
 SIZES = ((1, 1), (3, 7), (2, 11))  # videos and frames of the batches that are compared

@@ -5,19 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ensemble_kit.averaging import AveragedRun, BatchNormRule, Method, average_checkpoints
-from ensemble_kit.checkpoints import open_tensors
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import CheckpointError
 from ensemble_kit.evaluation import evaluate_predictions
-from ensemble_kit.metrics_log import read_metrics
 from ensemble_kit.prediction import predict
 from ensemble_kit.predictions import read_predictions
-from ensemble_kit.provenance import CheckpointRecord
 from ensemble_kit.recipes import Recipe, parse_recipe
+from ensemble_kit.store.provenance import CheckpointRecord
+from ensemble_kit.store.run_log import read_metrics
+from ensemble_kit.store.tensor_files import open_tensors
+from ensemble_kit.store.workspace import RunFolder
 from ensemble_kit.training import RunPlan, TrainedRun, train_checkpoints
 from ensemble_kit.training.plan import Precision
 from ensemble_kit.training.processes import join
-from ensemble_kit.workspace import RunFolder
 
 
 @dataclass(frozen=True)

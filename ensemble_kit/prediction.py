@@ -11,7 +11,7 @@ from ensemble_kit.files import refuse_overwrite, sha256_of
 from ensemble_kit.loading import BATCH_SIZE, LoadedModel, check_fits, load
 from ensemble_kit.predictions import write_predictions, write_predictions_csv
 from ensemble_kit.progress import progress
-from ensemble_kit.provenance import FileRecord, ModelRecord
+from ensemble_kit.store.provenance import FileRecord, ModelRecord
 
 
 def predict(

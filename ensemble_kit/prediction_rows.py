@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ensemble_kit.challenge_csv import Pairs
 from ensemble_kit.errors import PredictionsError
-from ensemble_kit.row_files import RowFile
+from ensemble_kit.store.row_files import RowFile
 
 SLACK = 1e-6  # a float32 mixture of probabilities may end this far outside [0, 1]
 

@@ -24,7 +24,6 @@ from ensemble_kit.challenge_csv import (
     read_labels_csv,
     read_pairs,
 )
-from ensemble_kit.checkpoints import TensorFile, open_tensors, save_tensors
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.data.schema import vocabulary_sha256
 from ensemble_kit.errors import CheckpointError, PredictionsError
@@ -37,7 +36,8 @@ from ensemble_kit.prediction_rows import (
     TopRows,
     as_probabilities,
 )
-from ensemble_kit.provenance import ModelRecord, PredictionsRecord
+from ensemble_kit.store.provenance import ModelRecord, PredictionsRecord
+from ensemble_kit.store.tensor_files import TensorFile, open_tensors, save_tensors
 
 __all__ = [
     "Predictions",

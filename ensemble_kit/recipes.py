@@ -16,7 +16,6 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, PrivateAttr, ValidationError
 
 from ensemble_kit.errors import RecipeError
-from ensemble_kit.provenance import RecipeRecord
 from ensemble_kit.recipe_tables import (
     Fusion,
     Head,
@@ -30,6 +29,7 @@ from ensemble_kit.recipe_tables import (
     Table,
     Training,
 )
+from ensemble_kit.store.provenance import RecipeRecord
 
 OTHER = "other"  # in a table of modalities: any that the table does not name
 

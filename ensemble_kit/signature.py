@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from ensemble_kit.draws import draws_name
-from ensemble_kit.provenance import OnnxRecord
+from ensemble_kit.store.provenance import OnnxRecord
 
 
 class Port(NamedTuple):

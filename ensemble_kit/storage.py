@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ensemble_kit.provenance import Dtype
+from ensemble_kit.store.provenance import Dtype
 
 TORCH_TYPES: Mapping[str, torch.dtype] = {
     "fp32": torch.float32,

@@ -11,8 +11,8 @@ from pathlib import Path
 from ensemble_kit.files import refuse_overwrite, written_aside
 from ensemble_kit.onnx_file import needed_files
 from ensemble_kit.onnx_record import read_record
-from ensemble_kit.provenance import OnnxRecord
 from ensemble_kit.signature import Port, inputs_of, outputs_of
+from ensemble_kit.store.provenance import OnnxRecord
 
 MODEL = "model.onnx"  # what Triton looks for in the folder of a version
 VERSION, CONFIG, LABELS = "1", "config.pbtxt", "labels.txt"

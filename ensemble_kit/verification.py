@@ -10,7 +10,6 @@ from typing import Literal
 
 import torch
 
-from ensemble_kit.checkpoints import FLOATING, TensorFile, open_tensors
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import CheckpointError, EnsembleKitError, PredictionsError
@@ -21,15 +20,16 @@ from ensemble_kit.onnx_file import is_whole, needed_files, read_tensors
 from ensemble_kit.onnx_record import read_record
 from ensemble_kit.parity import STORED_TYPES, TOLERANCE, largest_difference
 from ensemble_kit.predictions import dataset_sha256
-from ensemble_kit.provenance import (
+from ensemble_kit.rounding import MAX_GAP_LOSS
+from ensemble_kit.storage import SCALE
+from ensemble_kit.store.provenance import (
     Dtype,
     FileRecord,
     FusedRecord,
     OnnxRecord,
     ValidationRecord,
 )
-from ensemble_kit.rounding import MAX_GAP_LOSS
-from ensemble_kit.storage import SCALE
+from ensemble_kit.store.tensor_files import FLOATING, TensorFile, open_tensors
 
 Verdict = Literal["holds", "fails", "not checked"]
 

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from ensemble_kit.selections import SelectionRecord
+    from ensemble_kit.store.selection_file import SelectionRecord
 
 NUM_VIDEOS, NUM_CLASSES = 90, 5
 NAMES = ("mean", "bag", "<script>alert(1)</script>", "rnn")
@@ -51,8 +51,8 @@ def write_chosen(folder: Path, **options: object) -> Chosen:
     """Write predictions of four candidates and select among them; ``options`` are ``select``'s."""
     from ensemble_kit.data.labels import LabelLists
     from ensemble_kit.predictions import write_predictions
-    from ensemble_kit.provenance import FileRecord, ModelRecord
     from ensemble_kit.selection import select
+    from ensemble_kit.store.provenance import FileRecord, ModelRecord
 
     rng = np.random.default_rng(0)
     labels = rng.random((NUM_VIDEOS, NUM_CLASSES)) < 0.35

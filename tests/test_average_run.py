@@ -16,7 +16,7 @@ from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import CheckpointError
 from ensemble_kit.loading import load
 from ensemble_kit.pipeline import average_run
-from ensemble_kit.workspace import RunFolder
+from ensemble_kit.store.workspace import RunFolder
 
 STEPS = (2, 4, 6, 8)
 LOGGED = {2: 0.9, 4: 0.1, 6: 0.2, 8: 0.3}

@@ -13,15 +13,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
-from ensemble_kit.checkpoints import (
+from ensemble_kit.errors import CheckpointError, OutputError
+from ensemble_kit.store.provenance import CheckpointRecord, FusedRecord, Record
+from ensemble_kit.store.tensor_files import (
     TensorSpec,
     open_tensors,
     save_tensors,
     spec_of,
     write_tensors,
 )
-from ensemble_kit.errors import CheckpointError, OutputError
-from ensemble_kit.provenance import CheckpointRecord, FusedRecord, Record
 
 TORCH_TYPES = [
     torch.float64,

@@ -11,7 +11,6 @@ from builders import tiny_recipe, tiny_schema, write_checkpoint
 from workspace_fixture import write_selection_of
 
 from ensemble_kit import export, parity
-from ensemble_kit.checkpoints import open_tensors
 from ensemble_kit.data.dataset import Batch
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.ensemble import example_frames
@@ -24,6 +23,7 @@ from ensemble_kit.loading import load, load_fused
 from ensemble_kit.onnx_file import needed_files, read_tensors
 from ensemble_kit.onnx_record import read_record
 from ensemble_kit.runtime import OUTPUTS, OnnxEnsemble
+from ensemble_kit.store.tensor_files import open_tensors
 from ensemble_kit.verification import verify
 
 SCHEMA = tiny_schema(value_type="uint8")

@@ -14,7 +14,6 @@ from workspace_fixture import COEFFICIENTS, MEMBERS, REPEATS, write_selection_of
 
 import ensemble_kit
 from ensemble_kit import export, parity
-from ensemble_kit.checkpoints import open_tensors
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.ensemble import FusedEnsemble, example_frames
 from ensemble_kit.errors import CheckpointError, ExportError, OutputError, SizeLimitError
@@ -25,10 +24,11 @@ from ensemble_kit.layers.frame_preparation import PreparedFrames, prepare_frames
 from ensemble_kit.layers.frame_sampling import AllFrames, draw_table
 from ensemble_kit.loading import load_fused
 from ensemble_kit.onnx_file import read_tensors
-from ensemble_kit.provenance import FusedRecord, OnnxRecord
 from ensemble_kit.runtime import OnnxEnsemble
-from ensemble_kit.selections import FrontierRecord, read_selection
 from ensemble_kit.storage import SCALE
+from ensemble_kit.store.provenance import FusedRecord, OnnxRecord
+from ensemble_kit.store.selection_file import FrontierRecord, read_selection
+from ensemble_kit.store.tensor_files import open_tensors
 
 ORDER = 1e-6  # float32 sums in another order: some eps of a probability
 REPORT_IT = "Report this as a fault of ensemble-kit; nothing was written."

@@ -7,7 +7,6 @@ from builders import interrupt_the_writing, tiny_recipe, tiny_schema, write_chec
 from workspace_fixture import COEFFICIENTS, MEMBERS, write_selection_of
 
 from ensemble_kit import fusion, rounding
-from ensemble_kit.checkpoints import open_tensors, save_tensors
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.ensemble import example_frames
 from ensemble_kit.errors import (
@@ -22,10 +21,11 @@ from ensemble_kit.files import sha256_of
 from ensemble_kit.fusion import fuse
 from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.loading import load, load_fused, load_sub_model, member_prefix
-from ensemble_kit.provenance import CheckpointRecord, FusedRecord
 from ensemble_kit.rounding import Loss
-from ensemble_kit.selections import read_selection, write_selection
 from ensemble_kit.storage import SCALE, output_axes, round_to
+from ensemble_kit.store.provenance import CheckpointRecord, FusedRecord
+from ensemble_kit.store.selection_file import read_selection, write_selection
+from ensemble_kit.store.tensor_files import open_tensors, save_tensors
 
 DTYPES = ["fp32", "fp16", "bf16", "int8"]
 REPORT_IT = "Report this as a fault of ensemble-kit; nothing was written."

@@ -21,7 +21,6 @@ from foreign_models import (
 from onnx import TensorProto, helper
 
 from ensemble_kit import import_onnx
-from ensemble_kit.checkpoints import open_tensors
 from ensemble_kit.data.dataset import Batch
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import CheckpointError, EnsembleKitError, OutputError, ProviderError
@@ -29,7 +28,8 @@ from ensemble_kit.layers.frame_preparation import dequantise, quantise
 from ensemble_kit.loading import load
 from ensemble_kit.onnx_graph import OPSET
 from ensemble_kit.onnx_import import Foreign
-from ensemble_kit.provenance import ImportedRecord
+from ensemble_kit.store.provenance import ImportedRecord
+from ensemble_kit.store.tensor_files import open_tensors
 
 SCHEMA = tiny_schema(widths={"rgb": WIDTH, "audio": 3}, num_classes=CLASSES, value_type="uint8")
 MAPPED = {"inputs": {"rgb": "pixels"}, "num_frames": "lengths", "activation": "sigmoid"}
@@ -505,7 +505,7 @@ def test_an_interrupted_import_leaves_the_old_file(tmp_path, monkeypatch):
 @pytest.fixture
 def rewritten(tmp_path):
     """Write an imported file again with other tensors."""
-    from ensemble_kit.checkpoints import save_tensors
+    from ensemble_kit.store.tensor_files import save_tensors
 
     file = imported(tmp_path)
 

@@ -3,15 +3,15 @@ import pytest
 import torch
 from builders import POOLINGS, tiny_frames, tiny_model, tiny_recipe, tiny_schema, write_checkpoint
 
-from ensemble_kit.checkpoints import open_tensors, save_tensors
 from ensemble_kit.data.dataset import Batch
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.ensemble import FusedEnsemble
 from ensemble_kit.errors import CheckpointError, PredictionsError, ProviderError
 from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.loading import check_fits, load, load_sub_model, member_prefix
-from ensemble_kit.provenance import CheckpointRecord, FileRecord, FusedRecord, MemberRecord
 from ensemble_kit.storage import round_to
+from ensemble_kit.store.provenance import CheckpointRecord, FileRecord, FusedRecord, MemberRecord
+from ensemble_kit.store.tensor_files import open_tensors, save_tensors
 
 SCHEMA = tiny_schema(value_type="uint8")
 

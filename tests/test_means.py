@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from ensemble_kit import means
-from ensemble_kit.checkpoints import METADATA_KEY, TensorFile, open_tensors
 from ensemble_kit.errors import CheckpointError
 from ensemble_kit.means import MeanOfFiles
+from ensemble_kit.store.tensor_files import METADATA_KEY, TensorFile, open_tensors
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 MANY = settings(max_examples=50, deadline=None)

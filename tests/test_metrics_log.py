@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ensemble_kit.errors import OutputError, TrainingError
-from ensemble_kit.metrics_log import MetricsLog, read_metrics
+from ensemble_kit.store.run_log import MetricsLog, read_metrics
 
 
 @pytest.fixture

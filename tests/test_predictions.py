@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble_kit.checkpoints import open_tensors, save_tensors
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import CheckpointError, OutputError, PredictionsError
 from ensemble_kit.predictions import (
@@ -21,7 +20,8 @@ from ensemble_kit.predictions import (
     write_predictions,
     write_predictions_csv,
 )
-from ensemble_kit.provenance import FileRecord, ModelRecord, PredictionsRecord
+from ensemble_kit.store.provenance import FileRecord, ModelRecord, PredictionsRecord
+from ensemble_kit.store.tensor_files import open_tensors, save_tensors
 
 IDS = ("one", "zwei", "três")
 NAMES = ("Game", "Vehicle", "Car", "Dance, modern")

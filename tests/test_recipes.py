@@ -8,7 +8,6 @@ from pydantic import ValidationError
 
 from ensemble_kit import recipes
 from ensemble_kit.errors import RecipeError
-from ensemble_kit.provenance import RecipeRecord
 from ensemble_kit.recipes import (
     for_modality,
     load_recipe,
@@ -16,6 +15,7 @@ from ensemble_kit.recipes import (
     recipe_json_schema,
     recipe_names,
 )
+from ensemble_kit.store.provenance import RecipeRecord
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 SHIPPED = sorted(MODELS.rglob("*.toml"))

@@ -6,14 +6,14 @@ import pytest
 from builders import rewrite_checkpoint
 from workspace_fixture import MEMBERS
 
-from ensemble_kit.checkpoints import open_tensors
 from ensemble_kit.errors import InputError
 from ensemble_kit.evaluation import evaluate_predictions
 from ensemble_kit.loading import load_sub_model
-from ensemble_kit.metrics_log import read_metrics
 from ensemble_kit.predictions import read_predictions
-from ensemble_kit.runs import list_runs
-from ensemble_kit.workspace import RunFolder
+from ensemble_kit.store.run_log import read_metrics
+from ensemble_kit.store.runs import list_runs
+from ensemble_kit.store.tensor_files import open_tensors
+from ensemble_kit.store.workspace import RunFolder
 
 
 def write_log(folder, *lines):

@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import gap_loops, greedy_loops, mixed_loops
 
-from ensemble_kit.checkpoints import open_tensors
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import OutputError, PredictionsError, SelectionError, SizeLimitError
 from ensemble_kit.evaluation import evaluate_predictions
 from ensemble_kit.files import GIB, sha256_of
 from ensemble_kit.predictions import dataset_sha256, read_predictions, write_predictions
-from ensemble_kit.provenance import FileRecord, ModelRecord, PredictionsRecord
 from ensemble_kit.selection import find_predictions, select
 from ensemble_kit.selection.judging import held_out
-from ensemble_kit.selections import read_selection
+from ensemble_kit.store.provenance import FileRecord, ModelRecord, PredictionsRecord
+from ensemble_kit.store.selection_file import read_selection
+from ensemble_kit.store.tensor_files import open_tensors
 
 MISSING = -np.inf
 VIDEOS = ("a", "b", "c", "d")

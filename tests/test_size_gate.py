@@ -3,8 +3,8 @@ from types import SimpleNamespace
 import pytest
 
 from ensemble_kit.errors import SizeLimitError
-from ensemble_kit.selections import FrontierRecord
-from ensemble_kit.size_gate import best_that_fits, refuse_size
+from ensemble_kit.store.selection_file import FrontierRecord
+from ensemble_kit.store.size_limit import best_that_fits, refuse_size
 
 SIZES = {"a": (100, 50), "b": (60, 30), "c": (80, None)}  # bytes in bf16 and in int8
 

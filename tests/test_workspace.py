@@ -1,7 +1,7 @@
 import pytest
 
 from ensemble_kit.errors import CheckpointError, OutputError, TrainingError
-from ensemble_kit.workspace import RunFolder, check_run_name, run_name
+from ensemble_kit.store.workspace import RunFolder, check_run_name, run_name
 
 
 @pytest.fixture

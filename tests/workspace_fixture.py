@@ -113,9 +113,9 @@ def fused(selection: Path) -> "dict[str, FusedFile]":
 @pytest.fixture(scope="session")
 def built(fused: "dict[str, FusedFile]") -> "Graph":
     """The graph of the four members in bf16, which takes seconds to trace."""
-    from ensemble_kit.checkpoints import open_tensors
     from ensemble_kit.onnx_graph import build_graph
-    from ensemble_kit.provenance import FusedRecord
+    from ensemble_kit.store.provenance import FusedRecord
+    from ensemble_kit.store.tensor_files import open_tensors
 
     with open_tensors(fused["bf16"].path) as file:
         return build_graph(file, file.record(FusedRecord), repeats=REPEATS)
@@ -135,8 +135,8 @@ def exported(fused: "dict[str, FusedFile]", built: "Graph") -> "ExportedFile":
 @pytest.fixture(scope="session")
 def ensemble(fused: "dict[str, FusedFile]") -> "FusedEnsemble":
     """What ``exported`` was made from, in PyTorch, with the same draws."""
-    from ensemble_kit.checkpoints import open_tensors
     from ensemble_kit.loading import load_fused
+    from ensemble_kit.store.tensor_files import open_tensors
 
     with open_tensors(fused["bf16"].path) as file:
         return load_fused(file, repeats=REPEATS)
@@ -153,11 +153,10 @@ def write_selection_of(
 
     Its GAP is 0.75. ``frontier`` says which ensembles were measured beside it, and their GAPs.
     """
-    from ensemble_kit.checkpoints import open_tensors
     from ensemble_kit.files import sha256_of
     from ensemble_kit.loading import count_stored
-    from ensemble_kit.provenance import FileRecord, ModelRecord
-    from ensemble_kit.selections import (
+    from ensemble_kit.store.provenance import FileRecord, ModelRecord
+    from ensemble_kit.store.selection_file import (
         BootstrapRecord,
         FrontierRecord,
         SearchRecord,
@@ -165,6 +164,7 @@ def write_selection_of(
         SelectionRecord,
         write_selection,
     )
+    from ensemble_kit.store.tensor_files import open_tensors
 
     members = []
     for name, checkpoint in checkpoints.items():

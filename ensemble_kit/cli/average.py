@@ -84,7 +84,7 @@ def average(
     from ensemble_kit.averaging import average_checkpoints
     from ensemble_kit.data.dataset import Records
     from ensemble_kit.pipeline import average_run
-    from ensemble_kit.workspace import RunFolder
+    from ensemble_kit.store.workspace import RunFolder
 
     is_run = len(run) == 1 and run[0].is_dir()
     if not is_run and any(path.is_dir() for path in run):

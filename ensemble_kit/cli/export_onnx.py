@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from ensemble_kit.cli.options import FILE, FOLDER, force_option, max_size_option
-from ensemble_kit.workspace import FUSED, ONNX
+from ensemble_kit.store.workspace import FUSED, ONNX
 
 
 @click.command("export-onnx")

@@ -13,7 +13,7 @@ from ensemble_kit.cli.options import (
     max_size_option,
     records_options,
 )
-from ensemble_kit.workspace import FUSED, SELECTION
+from ensemble_kit.store.workspace import FUSED, SELECTION
 
 
 @click.command()

@@ -62,7 +62,7 @@ def import_onnx(
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.data.dataset import Records
     from ensemble_kit.importing import import_onnx as import_model
-    from ensemble_kit.workspace import RUNS, check_run_name, run_name
+    from ensemble_kit.store.workspace import RUNS, check_run_name, run_name
 
     reading = {
         key: options.pop(key) for key in ("schema", "label_names", "check_crc", "skip_bad_records")

@@ -17,7 +17,7 @@ from ensemble_kit.cli.options import (
     records_options,
 )
 from ensemble_kit.files import refuse_overwrite
-from ensemble_kit.workspace import REPORT, SELECTION
+from ensemble_kit.store.workspace import REPORT, SELECTION
 
 if TYPE_CHECKING:
     from ensemble_kit.report import Row

@@ -11,7 +11,7 @@ import click
 from ensemble_kit.cli.options import FOLDER, json_option
 
 if TYPE_CHECKING:
-    from ensemble_kit.runs import RunSummary
+    from ensemble_kit.store.runs import RunSummary
 
 COLOURS = {"running": "cyan", "stopped": "yellow", "failed": "red", "finished": "green"}
 WIDEST = 1000  # where nobody looks at a terminal, nothing is cut off
@@ -31,7 +31,7 @@ def runs(folder: Path, as_json: bool) -> None:
         ensemble-kit runs
         ensemble-kit runs --json | jq '.[] | select(.state == "failed")'
     """  # noqa: D301 - \b is click's mark for "keep these lines"
-    from ensemble_kit.runs import list_runs
+    from ensemble_kit.store.runs import list_runs
 
     found = list_runs(folder)
     if as_json:

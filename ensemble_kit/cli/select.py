@@ -9,10 +9,10 @@ import click
 from ensemble_kit.cli.options import EXISTING_FILE, FILE, force_option, json_option
 from ensemble_kit.errors import SizeLimitError
 from ensemble_kit.files import format_size, parse_size, refuse_overwrite
-from ensemble_kit.workspace import REPORT, SELECTION
+from ensemble_kit.store.workspace import REPORT, SELECTION
 
 if TYPE_CHECKING:
-    from ensemble_kit.selections import SelectionRecord, TruncationRecord
+    from ensemble_kit.store.selection_file import SelectionRecord, TruncationRecord
 
 
 @click.command()

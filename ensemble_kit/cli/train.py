@@ -16,7 +16,7 @@ from ensemble_kit.cli.options import (
     records_options,
     words_of,
 )
-from ensemble_kit.workspace import RUNS
+from ensemble_kit.store.workspace import RUNS
 
 if TYPE_CHECKING:
     from ensemble_kit.jobs import Job, JobEnd
@@ -140,9 +140,9 @@ def train(
     from ensemble_kit.pipeline import finish_run
     from ensemble_kit.progress import quietly
     from ensemble_kit.recipes import load_recipe
+    from ensemble_kit.store.workspace import run_name
     from ensemble_kit.training import RunPlan
     from ensemble_kit.training.processes import num_processes
-    from ensemble_kit.workspace import run_name
 
     if quiet:
         click.get_current_context().with_resource(quietly())

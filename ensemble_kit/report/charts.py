@@ -22,7 +22,7 @@ from bokeh.resources import Resources
 
 from ensemble_kit.files import format_size
 from ensemble_kit.report.evidence import Agreement
-from ensemble_kit.selections import CandidateRecord, FrontierRecord, SelectionRecord
+from ensemble_kit.store.selection_file import CandidateRecord, FrontierRecord, SelectionRecord
 
 MIB = 2**20
 BLUE, ORANGE, GREY = "#3b82f6", "#d97706", "#8590a2"  # told apart on white and on near-black

@@ -12,8 +12,8 @@ from ensemble_kit.errors import SelectionError
 from ensemble_kit.files import sha256_of
 from ensemble_kit.metrics import MetricsAccumulator, top_classes
 from ensemble_kit.progress import progress
-from ensemble_kit.provenance import FileRecord
-from ensemble_kit.selections import CandidateRecord, SelectionRecord
+from ensemble_kit.store.provenance import FileRecord
+from ensemble_kit.store.selection_file import CandidateRecord, SelectionRecord
 
 READ_VALUES = 2**20  # probabilities of a candidate read together: 4 MiB
 FEWEST_POSITIVES = 20  # of a class that is compared: with fewer, chance decides

@@ -8,7 +8,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import ensemble_kit
 from ensemble_kit.files import format_size, refuse_overwrite, written_aside
-from ensemble_kit.provenance import BYTES_PER_VALUE
 from ensemble_kit.report import Row
 from ensemble_kit.report.charts import (
     BLUE,
@@ -21,7 +20,8 @@ from ensemble_kit.report.charts import (
     size_chart,
 )
 from ensemble_kit.report.evidence import FEWEST_POSITIVES, Evidence, gather
-from ensemble_kit.selections import SelectionRecord, read_selection
+from ensemble_kit.store.provenance import BYTES_PER_VALUE
+from ensemble_kit.store.selection_file import SelectionRecord, read_selection
 
 
 def write_report(

@@ -4,14 +4,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ensemble_kit.checkpoints import open_tensors
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import InputError
 from ensemble_kit.loading import load
 from ensemble_kit.progress import progress
-from ensemble_kit.provenance import FusedRecord
 from ensemble_kit.report import Row
-from ensemble_kit.workspace import FUSED, RUNS, RunFolder
+from ensemble_kit.store.provenance import FusedRecord
+from ensemble_kit.store.tensor_files import open_tensors
+from ensemble_kit.store.workspace import FUSED, RUNS, RunFolder
 
 
 def score_models(workspace: Path, records: Records, *, k: int = 20) -> list[Row]:

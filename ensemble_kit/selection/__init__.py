@@ -11,15 +11,21 @@ from numpy.typing import NDArray
 from ensemble_kit.candidates import Candidates, read_candidates, refuse_unknown
 from ensemble_kit.errors import SelectionError
 from ensemble_kit.files import GIB, refuse_overwrite
-from ensemble_kit.provenance import Dtype
 from ensemble_kit.selection.judging import ENOUGH_VIDEOS, Judge, held_out
 from ensemble_kit.selection.mixing import optimised, search_weights
 from ensemble_kit.selection.records import Outcome, Writer, distinct
 from ensemble_kit.selection.scoring import Term
 from ensemble_kit.selection.search import Rules, Search
 from ensemble_kit.selection.table import NUM_THREADS, read_tables
-from ensemble_kit.selections import Criterion, Mixing, SelectionRecord, Strategy, write_selection
-from ensemble_kit.workspace import RUNS
+from ensemble_kit.store.provenance import Dtype
+from ensemble_kit.store.selection_file import (
+    Criterion,
+    Mixing,
+    SelectionRecord,
+    Strategy,
+    write_selection,
+)
+from ensemble_kit.store.workspace import RUNS
 
 MAX_ADDITIONS = 25  # with replacement, where nothing else is asked for; AutoGluon's default
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ensemble_kit.progress import progress
 from ensemble_kit.selection.ranking import ONE, Keys
 from ensemble_kit.selection.table import NUM_THREADS
-from ensemble_kit.selections import Interval
+from ensemble_kit.store.selection_file import Interval
 
 LEVEL = 0.95
 

@@ -13,7 +13,6 @@ import ensemble_kit
 from ensemble_kit.candidates import Candidate, Candidates
 from ensemble_kit.files import format_size, sha256_of
 from ensemble_kit.predictions import dataset_sha256
-from ensemble_kit.provenance import BYTES_PER_VALUE, Dtype, FileRecord, ModelRecord
 from ensemble_kit.selection.bootstrap import LEVEL, interval, resampled_gaps
 from ensemble_kit.selection.judging import Gaps, Judge
 from ensemble_kit.selection.ranking import Keys
@@ -21,7 +20,8 @@ from ensemble_kit.selection.scoring import Scorer, Term
 from ensemble_kit.selection.search import ROUNDING, Ensemble, Rules
 from ensemble_kit.selection.table import NUM_THREADS
 from ensemble_kit.selection.truncation import gap_bounds, is_decided, truncated
-from ensemble_kit.selections import (
+from ensemble_kit.store.provenance import BYTES_PER_VALUE, Dtype, FileRecord, ModelRecord
+from ensemble_kit.store.selection_file import (
     BootstrapRecord,
     CandidateRecord,
     ConfirmRecord,

@@ -16,7 +16,7 @@ from ensemble_kit.metrics import average_precision
 from ensemble_kit.selection.scoring import Scorer, Term, summed
 from ensemble_kit.selection.search import Ensemble, Rules
 from ensemble_kit.selection.table import Block, Table
-from ensemble_kit.selections import Interval
+from ensemble_kit.store.selection_file import Interval
 
 
 class _Pairs(NamedTuple):

@@ -7,15 +7,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from ensemble_kit.checkpoints import open_tensors
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import OutputError, TrainingError
 from ensemble_kit.loading import check_fits, require_device
-from ensemble_kit.metrics_log import require_tensorboard
-from ensemble_kit.provenance import TrainingStateRecord
 from ensemble_kit.recipes import Recipe
+from ensemble_kit.store.provenance import TrainingStateRecord
+from ensemble_kit.store.run_log import require_tensorboard
+from ensemble_kit.store.tensor_files import open_tensors
+from ensemble_kit.store.workspace import RunFolder, check_run_name
 from ensemble_kit.training.teacher import Teacher
-from ensemble_kit.workspace import RunFolder, check_run_name
 
 Precision = Literal["fp32", "bf16"]
 

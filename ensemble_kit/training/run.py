@@ -4,9 +4,9 @@ from contextlib import ExitStack
 
 import torch
 
-from ensemble_kit.metrics_log import MetricsLog
 from ensemble_kit.progress import progress, quietly
-from ensemble_kit.provenance import TrainingStateRecord
+from ensemble_kit.store.provenance import TrainingStateRecord
+from ensemble_kit.store.run_log import MetricsLog
 from ensemble_kit.submodel import SubModel
 from ensemble_kit.training.loop import Trainer
 from ensemble_kit.training.plan import RunPlan, TrainedRun

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 import ensemble_kit
-from ensemble_kit.checkpoints import open_tensors, save_tensors
-from ensemble_kit.provenance import MeasuredRecord, TrainingStateRecord
+from ensemble_kit.store.provenance import MeasuredRecord, TrainingStateRecord
+from ensemble_kit.store.tensor_files import open_tensors, save_tensors
+from ensemble_kit.store.workspace import RunFolder
 from ensemble_kit.training.plan import RunPlan
-from ensemble_kit.workspace import RunFolder
 
 
 @dataclass

@@ -6,9 +6,9 @@ import pytest
 from builders import record_of, rewrite_checkpoint
 from workspace_fixture import TRAINING
 
-from ensemble_kit.checkpoints import open_tensors
 from ensemble_kit.cli import main
 from ensemble_kit.files import sha256_of
+from ensemble_kit.store.tensor_files import open_tensors
 
 
 def average(runner, *words):

@@ -4,12 +4,12 @@ from pathlib import Path
 import pytest
 from workspace_fixture import COEFFICIENTS, MEMBERS, write_selection_of
 
-from ensemble_kit.checkpoints import open_tensors
 from ensemble_kit.cli import main
 from ensemble_kit.fusion import FusedFile
-from ensemble_kit.provenance import FusedRecord
 from ensemble_kit.rounding import Loss
-from ensemble_kit.selections import read_selection
+from ensemble_kit.store.provenance import FusedRecord
+from ensemble_kit.store.selection_file import read_selection
+from ensemble_kit.store.tensor_files import open_tensors
 
 NUMBER = r"\d\.?\d*(e-\d\d)?"
 

@@ -16,17 +16,17 @@ from foreign_models import (
 from onnx import numpy_helper
 from workspace_fixture import write_selection_of
 
-from ensemble_kit.checkpoints import open_tensors
 from ensemble_kit.cli import main
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.loading import load, load_fused_member
 from ensemble_kit.onnx_file import read_tensors
 from ensemble_kit.onnx_graph import OPSET
 from ensemble_kit.predictions import read_predictions
-from ensemble_kit.provenance import FusedRecord
 from ensemble_kit.runtime import OnnxEnsemble
-from ensemble_kit.selections import read_selection
 from ensemble_kit.storage import round_to
+from ensemble_kit.store.provenance import FusedRecord
+from ensemble_kit.store.selection_file import read_selection
+from ensemble_kit.store.tensor_files import open_tensors
 
 VALIDATION = "data/validate/*.tfrecord"
 MAPPING = ["--input", "rgb=pixels", "--num-frames", "lengths", "--activation", "sigmoid"]

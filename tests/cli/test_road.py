@@ -8,7 +8,7 @@ from workspace_fixture import MEMBERS, NUM_VIDEOS, TRAINING
 
 from ensemble_kit.cli import main
 from ensemble_kit.runtime import OnnxEnsemble
-from ensemble_kit.selections import read_selection
+from ensemble_kit.store.selection_file import read_selection
 
 TEST = "data/test/*.tfrecord"
 

@@ -9,8 +9,8 @@ import pytest
 from ensemble_kit.cli import main
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.predictions import write_predictions
-from ensemble_kit.provenance import FileRecord, ModelRecord
-from ensemble_kit.selections import read_selection
+from ensemble_kit.store.provenance import FileRecord, ModelRecord
+from ensemble_kit.store.selection_file import read_selection
 
 LABELS = LabelLists.from_lists([[0], [1], [2]])
 RIGHT = 0.5 * np.eye(3) + 0.125 * np.arange(9).reshape(3, 3) / 8  # the right class, no ties

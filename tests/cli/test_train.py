@@ -10,10 +10,10 @@ import pytest
 import torch
 from workspace_fixture import MEMBERS, TRAINING
 
-from ensemble_kit.checkpoints import open_tensors
 from ensemble_kit.cli import main
 from ensemble_kit.data.dataset import Records
-from ensemble_kit.provenance import CheckpointRecord
+from ensemble_kit.store.provenance import CheckpointRecord
+from ensemble_kit.store.tensor_files import open_tensors
 
 SHORT = ["--set", "training.max_steps=2"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from builders import tiny_recipe, tiny_records
 
-from ensemble_kit import checkpoints
+from ensemble_kit.store import tensor_files as checkpoints
 from ensemble_kit.training import RunPlan, loop, train_checkpoints
 
 ON_DISK = {"open", "os.remove", "os.rename", "os.truncate"}

@@ -17,7 +17,6 @@ from builders import (
 from torch import nn
 
 from ensemble_kit.averaging import average_checkpoints
-from ensemble_kit.checkpoints import open_tensors
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import (
     OutputError,
@@ -28,9 +27,10 @@ from ensemble_kit.errors import (
 )
 from ensemble_kit.layers.frame_preparation import prepare_frames
 from ensemble_kit.loading import load, to_torch
-from ensemble_kit.metrics_log import read_metrics
 from ensemble_kit.prediction import predict
-from ensemble_kit.provenance import CheckpointRecord
+from ensemble_kit.store.provenance import CheckpointRecord
+from ensemble_kit.store.run_log import read_metrics
+from ensemble_kit.store.tensor_files import open_tensors
 from ensemble_kit.submodel import SubModel
 from ensemble_kit.training import gradients, loop, optimisation
 from ensemble_kit.training.loss import cross_entropy

@@ -11,14 +11,14 @@ import pytest
 import torch
 from builders import interrupt_after, lines_of, tiny_recipe, tiny_records, train_tiny
 
-from ensemble_kit import checkpoints
-from ensemble_kit.checkpoints import open_tensors
 from ensemble_kit.errors import OutputError, TrainingError
-from ensemble_kit.provenance import TrainingStateRecord
+from ensemble_kit.store import tensor_files as checkpoints
+from ensemble_kit.store.provenance import TrainingStateRecord
+from ensemble_kit.store.tensor_files import open_tensors
+from ensemble_kit.store.workspace import RunFolder
 from ensemble_kit.submodel import SubModel
 from ensemble_kit.training import gradients, loop
 from ensemble_kit.training.state import seed_step
-from ensemble_kit.workspace import RunFolder
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -168,7 +168,7 @@ def test_force_begins_anew(folder, records, monkeypatch):
 
 def test_a_run_that_is_being_trained_is_left_alone(folder, records):
     code = (
-        "import sys; from pathlib import Path; from ensemble_kit.workspace import RunFolder\n"
+        "import sys; from pathlib import Path; from ensemble_kit.store.workspace import RunFolder\n"
         "with RunFolder(Path(sys.argv[1])).locked(): print(flush=True); input()"
     )
     with subprocess.Popen(

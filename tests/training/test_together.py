@@ -9,8 +9,8 @@ import torch
 from builders import contents_of, interrupt_after, tiny_recipe_text, tiny_records
 from together import RECIPES, train_in_double
 
-from ensemble_kit.metrics_log import read_metrics
-from ensemble_kit.workspace import RunFolder
+from ensemble_kit.store.run_log import read_metrics
+from ensemble_kit.store.workspace import RunFolder
 
 TESTS = Path(__file__).resolve().parents[1]
 

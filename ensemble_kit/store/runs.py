@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ensemble_kit.checkpoints import STATISTICS, open_tensors
 from ensemble_kit.errors import CheckpointError, InputError
-from ensemble_kit.metrics_log import read_metrics
-from ensemble_kit.provenance import CheckpointRecord
-from ensemble_kit.workspace import RUNS, RunFolder
+from ensemble_kit.store.provenance import CheckpointRecord
+from ensemble_kit.store.run_log import read_metrics
+from ensemble_kit.store.tensor_files import STATISTICS, open_tensors
+from ensemble_kit.store.workspace import RUNS, RunFolder
 
 State = Literal["running", "stopped", "failed", "finished"]
 

@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 
 from ensemble_kit.errors import CheckpointError
 from ensemble_kit.files import written_aside
-from ensemble_kit.provenance import Record
-from ensemble_kit.row_files import RowFile
+from ensemble_kit.store.provenance import Record
+from ensemble_kit.store.row_files import RowFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError
 
 from ensemble_kit.errors import SelectionError
 from ensemble_kit.files import written_aside
-from ensemble_kit.provenance import Dtype, FileRecord, ModelRecord, Record
+from ensemble_kit.store.provenance import Dtype, FileRecord, ModelRecord, Record
 
 Mixing = Literal["uniform", "gap", "optimised"]
 Strategy = Literal["greedy", "replacement", "beam", "exhaustive"]

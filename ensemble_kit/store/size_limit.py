@@ -2,8 +2,8 @@
 
 from ensemble_kit.errors import SizeLimitError
 from ensemble_kit.files import format_size
-from ensemble_kit.provenance import Dtype
-from ensemble_kit.selections import FrontierRecord, SelectionRecord
+from ensemble_kit.store.provenance import Dtype
+from ensemble_kit.store.selection_file import FrontierRecord, SelectionRecord
 
 
 def refuse_size(
