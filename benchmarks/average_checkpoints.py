@@ -42,7 +42,7 @@ from torch.optim.swa_utils import AveragedModel
 from ensemble_kit import averages
 from ensemble_kit.averaging import average_checkpoints
 from ensemble_kit.data.schema import Modality, Schema
-from ensemble_kit.recipes import load_recipe
+from ensemble_kit.recipes.reading import load_recipe
 from ensemble_kit.store.provenance import CheckpointRecord
 from ensemble_kit.store.tensor_files import save_tensors
 from ensemble_kit.submodel import SubModel

@@ -70,7 +70,7 @@ def build(
     import torch
 
     from ensemble_kit.data.published import PUBLISHED
-    from ensemble_kit.recipes import load_recipe
+    from ensemble_kit.recipes.reading import load_recipe
     from ensemble_kit.store.provenance import CheckpointRecord
     from ensemble_kit.store.tensor_files import save_tensors
     from ensemble_kit.submodel import SubModel

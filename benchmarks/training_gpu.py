@@ -59,7 +59,7 @@ def train(
     import torch
 
     from ensemble_kit.data.dataset import Records
-    from ensemble_kit.recipes import load_recipe
+    from ensemble_kit.recipes.reading import load_recipe
     from ensemble_kit.training import RunPlan, train_checkpoints
 
     schedule = {"batch_size": batch_size, "max_steps": steps, "checkpoint_every": steps}
@@ -91,7 +91,7 @@ def work_of(recipe: str, data: str) -> Figures:
 
     from ensemble_kit.data.dataset import Records
     from ensemble_kit.loading import to_torch
-    from ensemble_kit.recipes import load_recipe
+    from ensemble_kit.recipes.reading import load_recipe
     from ensemble_kit.submodel import SubModel
 
     records = Records([data])

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ensemble_kit.loading import load
     from ensemble_kit.pipeline import train
     from ensemble_kit.prediction import predict
-    from ensemble_kit.recipes import load_recipe
+    from ensemble_kit.recipes.reading import load_recipe
     from ensemble_kit.selection import select
     from ensemble_kit.submodel import SubModel
 
@@ -42,7 +42,7 @@ _HOMES: Mapping[str, str] = MappingProxyType(
         "fuse": "fusion",
         "import_onnx": "importing",
         "load": "loading",
-        "load_recipe": "recipes",
+        "load_recipe": "recipes.reading",
         "predict": "prediction",
         "select": "selection",
         "train": "pipeline",

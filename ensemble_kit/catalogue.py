@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.errors import RecipeError
-from ensemble_kit.recipes import Recipe, load_recipe, recipe_names
+from ensemble_kit.recipes.reading import Recipe, load_recipe, recipe_names
 from ensemble_kit.submodel import Size, measure_recipe
 
 

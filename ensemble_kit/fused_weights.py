@@ -13,7 +13,7 @@ from ensemble_kit.errors import FusionError
 from ensemble_kit.imported import WEIGHTS
 from ensemble_kit.loading import empty_imported, member_file_record, member_prefix, not_finite
 from ensemble_kit.onnx_imported import product_axes
-from ensemble_kit.recipes import parse_recipe
+from ensemble_kit.recipes.reading import parse_recipe
 from ensemble_kit.storage import SCALE, Stored, is_finite, output_axes, relative_error, round_to
 from ensemble_kit.store.provenance import CheckpointRecord, Dtype, MemberRecord
 from ensemble_kit.store.tensor_files import FLOATING, TensorFile, TensorSpec, spec_of

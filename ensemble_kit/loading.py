@@ -22,7 +22,7 @@ from ensemble_kit.errors import CheckpointError, PredictionsError, ProviderError
 from ensemble_kit.imported import GRAPH, WEIGHTS, ImportedModel, MemberModel
 from ensemble_kit.metrics import Metrics, MetricsAccumulator
 from ensemble_kit.onnx_model import OnnxModel
-from ensemble_kit.recipes import parse_recipe
+from ensemble_kit.recipes.reading import parse_recipe
 from ensemble_kit.storage import SCALE, Stored, is_finite
 from ensemble_kit.store.provenance import (
     CheckpointRecord,

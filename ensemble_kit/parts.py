@@ -35,9 +35,9 @@ from ensemble_kit.layers.recurrent import AttentionBiGRU, RecurrentPooling
 from ensemble_kit.layers.se_gating import SEGating
 from ensemble_kit.layers.second_order import SecondOrder
 from ensemble_kit.layers.soft_bof import SoftBoF
-from ensemble_kit.recipe_tables import NonLocal as NonLocalTable
-from ensemble_kit.recipe_tables import Pooling, Table
-from ensemble_kit.recipes import for_modality
+from ensemble_kit.recipes.reading import for_modality
+from ensemble_kit.recipes.reading.tables import NonLocal as NonLocalTable
+from ensemble_kit.recipes.reading.tables import Pooling, Table
 
 Parts = Mapping[str, Callable[..., nn.Module]]
 

@@ -10,7 +10,7 @@ from ensemble_kit.errors import CheckpointError
 from ensemble_kit.evaluation import evaluate_predictions
 from ensemble_kit.prediction import predict
 from ensemble_kit.predictions import read_predictions
-from ensemble_kit.recipes import Recipe, parse_recipe
+from ensemble_kit.recipes.reading import Recipe, parse_recipe
 from ensemble_kit.store.provenance import CheckpointRecord
 from ensemble_kit.store.run_log import read_metrics
 from ensemble_kit.store.tensor_files import open_tensors

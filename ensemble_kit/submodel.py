@@ -29,8 +29,8 @@ from ensemble_kit.parts import (
     arguments_of,
     build_pooling,
 )
-from ensemble_kit.recipe_tables import Hidden
-from ensemble_kit.recipes import Recipe
+from ensemble_kit.recipes.reading import Recipe
+from ensemble_kit.recipes.reading.tables import Hidden
 
 JOINT = "joint"
 

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.files import written_aside
-from ensemble_kit.recipes import Recipe, load_recipe
+from ensemble_kit.recipes.reading import Recipe, load_recipe
 from ensemble_kit.submodel import measure_recipe
 
 COMMAND = (sys.executable, "-c", "from ensemble_kit.cli import main; main()")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_examples import few_records
 
-from ensemble_kit.recipes import load_recipe
+from ensemble_kit.recipes.reading import load_recipe
 
 SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "paper_tables.py"
 

@@ -5,11 +5,12 @@ import pytest
 import torch
 from builders import POOLINGS, tiny_recipe
 
-from ensemble_kit import parts, recipe_tables
+from ensemble_kit import parts
 from ensemble_kit.errors import RecipeError
 from ensemble_kit.layers.gated_bof import GatedBoF
 from ensemble_kit.layers.soft_bof import SoftBoF
 from ensemble_kit.parts import build_pooling
+from ensemble_kit.recipes.reading import tables as recipe_tables
 
 
 def built(pooling, *overrides, modality="rgb", width=6, num_sampled=8, is_first=True):

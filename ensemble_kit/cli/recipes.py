@@ -89,7 +89,7 @@ def show(recipe: str, overrides: tuple[str, ...], schema: str, as_json: bool) ->
         ensemble-kit recipes show nonlocal/soft-bof-4k --json --schema youtube8m-2018
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.data.published import named_schema
-    from ensemble_kit.recipes import load_recipe
+    from ensemble_kit.recipes.reading import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     if not as_json:
@@ -122,7 +122,7 @@ def copy(recipe: str, output: Path, force: bool) -> None:
         ensemble-kit recipes copy willow/gru my-gru.toml
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.files import written_aside
-    from ensemble_kit.recipes import read_recipe_text
+    from ensemble_kit.recipes.reading import read_recipe_text
 
     with written_aside(output, force=force) as aside:
         aside.write_text(read_recipe_text(recipe).text, encoding="utf-8")
@@ -138,7 +138,7 @@ def check(paths: tuple[Path, ...]) -> None:
     Example:
         ensemble-kit recipes check my-gru.toml
     """  # noqa: D301 - \b is click's mark for "keep these lines"
-    from ensemble_kit.recipes import load_recipe
+    from ensemble_kit.recipes.reading import load_recipe
 
     for path in paths:
         click.echo(f"{path}: {load_recipe(str(path)).title}")
@@ -152,6 +152,6 @@ def schema() -> None:
     Example:
         ensemble-kit recipes schema > recipe.schema.json
     """  # noqa: D301 - \b is click's mark for "keep these lines"
-    from ensemble_kit.recipes import recipe_json_schema
+    from ensemble_kit.recipes.reading import recipe_json_schema
 
     click.echo(recipe_json_schema())

@@ -139,7 +139,7 @@ def train(
     from ensemble_kit.jobs import Job
     from ensemble_kit.pipeline import finish_run
     from ensemble_kit.progress import quietly
-    from ensemble_kit.recipes import load_recipe
+    from ensemble_kit.recipes.reading import load_recipe
     from ensemble_kit.store.workspace import run_name
     from ensemble_kit.training import RunPlan
     from ensemble_kit.training.processes import num_processes

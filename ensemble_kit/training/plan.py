@@ -10,7 +10,7 @@ from typing import Literal
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import OutputError, TrainingError
 from ensemble_kit.loading import check_fits, require_device
-from ensemble_kit.recipes import Recipe
+from ensemble_kit.recipes.reading import Recipe
 from ensemble_kit.store.provenance import TrainingStateRecord
 from ensemble_kit.store.run_log import require_tensorboard
 from ensemble_kit.store.tensor_files import open_tensors

@@ -7,7 +7,7 @@ from builders import tiny_recipe_text, tiny_schema
 
 from ensemble_kit.cli import main
 from ensemble_kit.data.schema import write_schema
-from ensemble_kit.recipes import recipe_names, recipe_root
+from ensemble_kit.recipes.reading import recipe_names, recipe_root
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, PrivateAttr, ValidationError
 
 from ensemble_kit.errors import RecipeError
-from ensemble_kit.recipe_tables import (
+from ensemble_kit.recipes.reading.tables import (
     Fusion,
     Head,
     Hidden,

@@ -1,0 +1,1 @@
+"""Recipes: what is in their TOML, and how they are found, read and checked."""
