@@ -110,7 +110,7 @@ class Scores:
 def write_candidates(folder: Path, case: Case) -> list[Path]:
     """Write the candidates of a case as predictions files of the kit, and return them."""
     from ensemble_kit.data.labels import LabelLists
-    from ensemble_kit.predictions import write_predictions
+    from ensemble_kit.predictions.file import write_predictions
 
     scores = Scores(case.num_videos)
     labels = LabelLists.from_lists(scores.labels)
@@ -157,7 +157,7 @@ def read_dense(paths: Sequence[Path]) -> tuple[list[np.ndarray], np.ndarray]:
 
 
 def select_ours(paths: Sequence[Path], case: Case) -> Figures:
-    from ensemble_kit.candidates import read_candidates
+    from ensemble_kit.predictions.candidates import read_candidates
     from ensemble_kit.selection.scoring import Scorer
     from ensemble_kit.selection.search import Rules, Search
     from ensemble_kit.selection.table import read_tables

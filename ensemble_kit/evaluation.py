@@ -6,7 +6,7 @@ from pathlib import Path
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import PredictionsError
 from ensemble_kit.metrics import Metrics, MetricsAccumulator
-from ensemble_kit.predictions import Predictions, aligned, read_labels_csv, taken
+from ensemble_kit.predictions.file import Predictions, aligned, read_labels_csv, taken
 
 
 def evaluate_predictions(

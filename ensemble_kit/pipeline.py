@@ -9,7 +9,7 @@ from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import CheckpointError
 from ensemble_kit.evaluation import evaluate_predictions
 from ensemble_kit.prediction import predict
-from ensemble_kit.predictions import read_predictions
+from ensemble_kit.predictions.file import read_predictions
 from ensemble_kit.recipes.reading import Recipe, parse_recipe
 from ensemble_kit.store.provenance import CheckpointRecord
 from ensemble_kit.store.run_log import read_metrics

@@ -19,7 +19,7 @@ from ensemble_kit.loading import load, member_prefix
 from ensemble_kit.onnx_file import is_whole, needed_files, read_tensors
 from ensemble_kit.onnx_record import read_record
 from ensemble_kit.parity import STORED_TYPES, TOLERANCE, largest_difference
-from ensemble_kit.predictions import dataset_sha256
+from ensemble_kit.predictions.file import dataset_sha256
 from ensemble_kit.rounding import MAX_GAP_LOSS
 from ensemble_kit.storage import SCALE
 from ensemble_kit.store.provenance import (

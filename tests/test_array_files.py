@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ensemble_kit.errors import PredictionsError
-from ensemble_kit.predictions import is_predictions_file, read_predictions
+from ensemble_kit.predictions.file import is_predictions_file, read_predictions
 
 IDS = ["a", "b", "c"]
 ROWS = np.array([[0.5, 0.25, 0.0, 1.0], [0.1, 0.2, 0.3, 0.4], [0.9, 0.8, 0.7, 0.6]])

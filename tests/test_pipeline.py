@@ -10,7 +10,7 @@ from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import CheckpointError
 from ensemble_kit.loading import load
 from ensemble_kit.pipeline import average_run, train
-from ensemble_kit.predictions import read_predictions
+from ensemble_kit.predictions.file import read_predictions
 from ensemble_kit.store.provenance import CheckpointRecord
 from ensemble_kit.store.tensor_files import open_tensors
 from ensemble_kit.training import loop

@@ -5,7 +5,7 @@ from ensemble_kit.errors import OutputError, PredictionsError
 from ensemble_kit.files import sha256_of
 from ensemble_kit.loading import load
 from ensemble_kit.prediction import predict
-from ensemble_kit.predictions import read_predictions
+from ensemble_kit.predictions.file import read_predictions
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import CheckpointError, OutputError, PredictionsError
-from ensemble_kit.predictions import (
+from ensemble_kit.predictions.file import (
     aligned,
     dataset_sha256,
     is_predictions_file,
@@ -77,7 +77,7 @@ def test_what_is_written_is_read_back(tmp_path):
 
 
 def test_blocks_cover_all_videos_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr("ensemble_kit.predictions.BLOCK_VALUES", 8)
+    monkeypatch.setattr("ensemble_kit.predictions.file.BLOCK_VALUES", 8)
     predictions = read_predictions(write(tmp_path / "p.safetensors"))
 
     blocks = list(predictions.blocks())

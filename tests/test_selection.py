@@ -14,7 +14,7 @@ from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import OutputError, PredictionsError, SelectionError, SizeLimitError
 from ensemble_kit.evaluation import evaluate_predictions
 from ensemble_kit.files import GIB, sha256_of
-from ensemble_kit.predictions import dataset_sha256, read_predictions, write_predictions
+from ensemble_kit.predictions.file import dataset_sha256, read_predictions, write_predictions
 from ensemble_kit.selection import find_predictions, select
 from ensemble_kit.selection.judging import held_out
 from ensemble_kit.store.provenance import FileRecord, ModelRecord, PredictionsRecord

@@ -51,7 +51,7 @@ def evaluate(
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.data.dataset import Records
     from ensemble_kit.evaluation import evaluate_model, evaluate_predictions
-    from ensemble_kit.predictions import is_predictions_file, read_predictions
+    from ensemble_kit.predictions.file import is_predictions_file, read_predictions
 
     if is_predictions_file(model_or_predictions):
         if data:

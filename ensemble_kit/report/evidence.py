@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_kit.candidates import Candidates, read_candidates
 from ensemble_kit.errors import SelectionError
 from ensemble_kit.files import sha256_of
 from ensemble_kit.metrics import MetricsAccumulator, top_classes
+from ensemble_kit.predictions.candidates import Candidates, read_candidates
 from ensemble_kit.progress import progress
 from ensemble_kit.store.provenance import FileRecord
 from ensemble_kit.store.selection_file import CandidateRecord, SelectionRecord

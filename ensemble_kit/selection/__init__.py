@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_kit.candidates import Candidates, read_candidates, refuse_unknown
 from ensemble_kit.errors import SelectionError
 from ensemble_kit.files import GIB, refuse_overwrite
+from ensemble_kit.predictions.candidates import Candidates, read_candidates, refuse_unknown
 from ensemble_kit.selection.judging import ENOUGH_VIDEOS, Judge, held_out
 from ensemble_kit.selection.mixing import optimised, search_weights
 from ensemble_kit.selection.records import Outcome, Writer, distinct

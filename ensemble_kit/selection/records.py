@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import ensemble_kit
-from ensemble_kit.candidates import Candidate, Candidates
 from ensemble_kit.files import format_size, sha256_of
-from ensemble_kit.predictions import dataset_sha256
+from ensemble_kit.predictions.candidates import Candidate, Candidates
+from ensemble_kit.predictions.file import dataset_sha256
 from ensemble_kit.selection.bootstrap import LEVEL, interval, resampled_gaps
 from ensemble_kit.selection.judging import Gaps, Judge
 from ensemble_kit.selection.ranking import Keys

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import comb, inf, isclose, nan
 
-from ensemble_kit.candidates import Candidate
 from ensemble_kit.errors import SelectionError, SizeLimitError
 from ensemble_kit.files import format_size
+from ensemble_kit.predictions.candidates import Candidate
 from ensemble_kit.selection.scoring import Extension, Mixture, Scorer, Spread, Term
 from ensemble_kit.store.selection_file import Criterion, Strategy
 

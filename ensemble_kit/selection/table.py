@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_kit.candidates import Candidate, Candidates
 from ensemble_kit.metrics import group_maxima
+from ensemble_kit.predictions.candidates import Candidate, Candidates
 from ensemble_kit.progress import progress
 
 NUM_THREADS = os.cpu_count() or 1

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.errors import PredictionsError
-from ensemble_kit.predictions import read_predictions
+from ensemble_kit.predictions.file import read_predictions
 
 
 class Teacher:

@@ -8,7 +8,7 @@ from reference import gap_loops, hit_at_one_loops, map_loops, perr_loops
 
 from ensemble_kit.cli import main
 from ensemble_kit.data.labels import LabelLists
-from ensemble_kit.predictions import write_predictions
+from ensemble_kit.predictions.file import write_predictions
 
 POSITIVES = [{0, 2}, {1}, {2}]
 SCORES = [[0.5, 0.25, 0.75, 0.125], [0.875, 0.75, 0.0, 0.5], [0.25, 0.5, 0.125, 1.0]]
@@ -83,7 +83,7 @@ def test_the_labels_in_a_file_of_ours_are_used_unless_others_are_named(runner, o
 def test_many_blocks_give_the_number_of_one(runner, own, monkeypatch):
     once = runner.invoke(main, ["evaluate", str(own), "--json"])
 
-    monkeypatch.setattr("ensemble_kit.predictions.BLOCK_VALUES", 4)
+    monkeypatch.setattr("ensemble_kit.predictions.file.BLOCK_VALUES", 4)
 
     assert runner.invoke(main, ["evaluate", str(own), "--json"]).stdout == once.stdout
 

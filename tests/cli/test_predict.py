@@ -11,7 +11,7 @@ from ensemble_kit.cli import main
 from ensemble_kit.data.tfrecord import read_records, write_records
 from ensemble_kit.export import export_onnx
 from ensemble_kit.fusion import fuse
-from ensemble_kit.predictions import read_predictions
+from ensemble_kit.predictions.file import read_predictions
 
 TEST = "data/test/*.tfrecord"
 ORDER = 1e-6  # float32 sums in another order: some eps of a probability

@@ -8,7 +8,7 @@ import pytest
 
 from ensemble_kit.cli import main
 from ensemble_kit.data.labels import LabelLists
-from ensemble_kit.predictions import write_predictions
+from ensemble_kit.predictions.file import write_predictions
 from ensemble_kit.store.provenance import FileRecord, ModelRecord
 from ensemble_kit.store.selection_file import read_selection
 

@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import PredictionsError, SelectionError
 from ensemble_kit.files import sha256_of
-from ensemble_kit.predictions import Predictions, aligned, read_labels_csv, read_predictions, taken
+from ensemble_kit.predictions.file import (
+    Predictions,
+    aligned,
+    read_labels_csv,
+    read_predictions,
+    taken,
+)
 from ensemble_kit.store.provenance import BYTES_PER_VALUE, Dtype
 
 NOT_THE_SAME = (

@@ -17,25 +17,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 import ensemble_kit
-from ensemble_kit.array_files import ARRAY_SUFFIXES, read_arrays
-from ensemble_kit.challenge_csv import (
-    PREDICTIONS_HEADER,
-    format_line,
-    read_labels_csv,
-    read_pairs,
-)
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.data.schema import vocabulary_sha256
 from ensemble_kit.errors import CheckpointError, PredictionsError
 from ensemble_kit.files import refuse_overwrite, written_aside
 from ensemble_kit.metrics import top_classes
-from ensemble_kit.prediction_rows import (
+from ensemble_kit.predictions.file.challenge_csv import (
+    PREDICTIONS_HEADER,
+    format_line,
+    read_labels_csv,
+    read_pairs,
+)
+from ensemble_kit.predictions.file.rows import (
     DenseRows,
     ListedRows,
     Rows,
     TopRows,
     as_probabilities,
 )
+from ensemble_kit.predictions.numpy_files import ARRAY_SUFFIXES, read_arrays
 from ensemble_kit.store.provenance import ModelRecord, PredictionsRecord
 from ensemble_kit.store.tensor_files import TensorFile, open_tensors, save_tensors
 
