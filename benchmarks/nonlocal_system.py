@@ -327,7 +327,7 @@ def _session(model: Path | bytes, threads: int, *, profile: Path | None = None) 
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # not work
-    options.enable_mem_pattern = False  # as ``ensemble_kit.runtime`` opens files
+    options.enable_mem_pattern = False  # as ``ensemble_kit.serving.session`` opens files
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)

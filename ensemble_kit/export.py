@@ -12,17 +12,23 @@ import ensemble_kit
 from ensemble_kit.errors import ExportError, ProviderError
 from ensemble_kit.files import GIB, refuse_overwrite, sha256_of, written_aside
 from ensemble_kit.loading import member_prefix
-from ensemble_kit.model_card import write_card
-from ensemble_kit.onnx_file import Weight, needed_files, read_tensors, write_beside, write_onnx
 from ensemble_kit.onnx_graph import Graph, build_graph, top_k_of
-from ensemble_kit.onnx_record import properties_of
 from ensemble_kit.parity import STORED_TYPES, TOLERANCE, largest_difference
+from ensemble_kit.serving.metadata import properties_of
+from ensemble_kit.serving.model_card import write_card
+from ensemble_kit.serving.onnx_file import (
+    Weight,
+    needed_files,
+    read_tensors,
+    write_beside,
+    write_onnx,
+)
+from ensemble_kit.serving.triton import refuse_repository, write_repository
 from ensemble_kit.storage import SCALE
 from ensemble_kit.store.provenance import FileRecord, FusedRecord, InputType, OnnxRecord, Sampling
 from ensemble_kit.store.selection_file import SelectionRecord, read_selection
 from ensemble_kit.store.size_limit import refuse_size
 from ensemble_kit.store.tensor_files import TensorFile, open_tensors
-from ensemble_kit.triton import refuse_repository, write_repository
 
 LARGEST_FILE = 2**31 - 1  # protobuf's limit of a message
 REPORT_IT = "Report this as a fault of ensemble-kit; nothing was written."

@@ -23,7 +23,7 @@ from ensemble_kit.layers.frame_preparation import (
     prepare_frames,
     quantise,
 )
-from ensemble_kit.runtime import PROVIDERS
+from ensemble_kit.serving.session import PROVIDERS
 from ensemble_kit.store.provenance import InputRecord, MappingRecord
 from ensemble_kit.submodel import SubModel
 

@@ -12,7 +12,7 @@ from ensemble_kit.ensemble import example_frames
 from ensemble_kit.errors import ForeignModelError
 from ensemble_kit.imported import GraphInput, ImportedModel, opset_of
 from ensemble_kit.layers.frame_preparation import prepare_frames
-from ensemble_kit.runtime import PROVIDERS
+from ensemble_kit.serving.session import PROVIDERS
 
 TOLERANCE = 1e-5  # float32 in another order of sums, over thousands of terms
 PADDING_TOLERANCE = 1e-4  # a graph that reads padding is further off than any order of sums

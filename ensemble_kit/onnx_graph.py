@@ -24,11 +24,11 @@ from ensemble_kit.imported import DOMAIN, WEIGHTS, ImportedModel, opset_of
 from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.layers.recurrent import Recurrence
 from ensemble_kit.loading import empty_member, member_prefix
-from ensemble_kit.onnx_file import Weight
 from ensemble_kit.onnx_imported import inline_imported
 from ensemble_kit.onnx_names import name_nodes
 from ensemble_kit.onnx_weights import attach_weights
-from ensemble_kit.runtime import OUTPUTS
+from ensemble_kit.serving.onnx_file import Weight
+from ensemble_kit.serving.session import OUTPUTS
 from ensemble_kit.store.provenance import FusedRecord, InputType, Sampling
 from ensemble_kit.store.tensor_files import TensorFile
 

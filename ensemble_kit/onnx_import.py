@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ensemble_kit.errors import ForeignModelError
 from ensemble_kit.imported import TORCH_TYPES
-from ensemble_kit.onnx_file import read_tensors
+from ensemble_kit.serving.onnx_file import read_tensors
 
 WEIGHT_TYPES = frozenset(
     {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}

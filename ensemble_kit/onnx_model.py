@@ -13,8 +13,8 @@ from ensemble_kit.data.dataset import Batch
 from ensemble_kit.data.schema import Modality
 from ensemble_kit.errors import CheckpointError
 from ensemble_kit.layers.frame_preparation import dequantise
-from ensemble_kit.onnx_record import record_of
-from ensemble_kit.runtime import OnnxEnsemble
+from ensemble_kit.serving.metadata import record_of
+from ensemble_kit.serving.session import OnnxEnsemble
 
 
 class OnnxModel:

@@ -20,9 +20,9 @@ from ensemble_kit.files import sha256_of
 from ensemble_kit.fusion import fuse
 from ensemble_kit.layers.frame_preparation import dequantise
 from ensemble_kit.loading import load, load_fused
-from ensemble_kit.onnx_file import needed_files, read_tensors
-from ensemble_kit.onnx_record import read_record
-from ensemble_kit.runtime import OUTPUTS, OnnxEnsemble
+from ensemble_kit.serving.metadata import read_record
+from ensemble_kit.serving.onnx_file import needed_files, read_tensors
+from ensemble_kit.serving.session import OUTPUTS, OnnxEnsemble
 from ensemble_kit.store.tensor_files import open_tensors
 from ensemble_kit.verification import verify
 

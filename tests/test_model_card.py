@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from ensemble_kit.files import sha256_of
-from ensemble_kit.model_card import MARK, model_card, six_lines, write_card
-from ensemble_kit.onnx_record import read_record
-from ensemble_kit.runtime import OnnxEnsemble
+from ensemble_kit.serving.metadata import read_record
+from ensemble_kit.serving.model_card import MARK, model_card, six_lines, write_card
+from ensemble_kit.serving.session import OnnxEnsemble
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_what_a_file_does_not_have_is_left_out_of_its_card(exported, monkeypatch
     record = record.model_copy(
         update={"label_names": many, "validation": None, "draws": {}, "members": (foreign,)}
     )
-    monkeypatch.setattr("ensemble_kit.model_card.read_record", lambda _: record)
+    monkeypatch.setattr("ensemble_kit.serving.model_card.read_record", lambda _: record)
 
     card = model_card(exported.path)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from ensemble_kit.errors import ExportError
-from ensemble_kit.onnx_file import (
+from ensemble_kit.serving.onnx_file import (
     CONTENT_SHA256,
     PAGE,
     StoredTensor,

@@ -4,8 +4,8 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
 from ensemble_kit.errors import OutputError
-from ensemble_kit.onnx_record import read_record
-from ensemble_kit.triton import repository_config, write_repository
+from ensemble_kit.serving.metadata import read_record
+from ensemble_kit.serving.triton import repository_config, write_repository
 
 FIELD = descriptor_pb2.FieldDescriptorProto
 # Of model_config.proto in triton-inference-server/common: the fields that are used, their numbers

@@ -9,9 +9,9 @@ import shutil
 from pathlib import Path
 
 from ensemble_kit.files import refuse_overwrite, written_aside
-from ensemble_kit.onnx_file import needed_files
-from ensemble_kit.onnx_record import read_record
-from ensemble_kit.signature import Port, inputs_of, outputs_of
+from ensemble_kit.serving.metadata import read_record
+from ensemble_kit.serving.onnx_file import needed_files
+from ensemble_kit.serving.signature import Port, inputs_of, outputs_of
 from ensemble_kit.store.provenance import OnnxRecord
 
 MODEL = "model.onnx"  # what Triton looks for in the folder of a version

@@ -13,7 +13,7 @@ import onnxruntime
 
 from ensemble_kit.draws import draw_numbers, draws_name
 from ensemble_kit.errors import ExportError, ProviderError
-from ensemble_kit.onnx_file import read_properties
+from ensemble_kit.serving.onnx_file import read_properties
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 METADATA_PREFIX = "ensemble_kit."

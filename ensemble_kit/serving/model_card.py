@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_kit.files import format_size, sha256_of, written_aside
-from ensemble_kit.onnx_file import needed_files
-from ensemble_kit.onnx_record import read_record
-from ensemble_kit.signature import Port, inputs_of, outputs_of
+from ensemble_kit.serving.metadata import read_record
+from ensemble_kit.serving.onnx_file import needed_files
+from ensemble_kit.serving.signature import Port, inputs_of, outputs_of
 from ensemble_kit.store.provenance import (
     InputRecord,
     MappingRecord,

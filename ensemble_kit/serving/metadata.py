@@ -10,8 +10,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ensemble_kit.errors import ExportError
-from ensemble_kit.onnx_file import read_properties
-from ensemble_kit.runtime import METADATA_PREFIX, no_record
+from ensemble_kit.serving.onnx_file import read_properties
+from ensemble_kit.serving.session import METADATA_PREFIX, no_record
 from ensemble_kit.store.provenance import OnnxRecord
 
 TEXTS = frozenset({"kit_version", "dtype", "sampling", "fused_sha256"})  # all others are JSON
