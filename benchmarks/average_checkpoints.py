@@ -42,10 +42,10 @@ from torch.optim.swa_utils import AveragedModel
 from ensemble_kit import averages
 from ensemble_kit.averaging import average_checkpoints
 from ensemble_kit.data.schema import Modality, Schema
+from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.recipes.reading import load_recipe
 from ensemble_kit.store.provenance import CheckpointRecord
 from ensemble_kit.store.tensor_files import save_tensors
-from ensemble_kit.submodel import SubModel
 
 RECIPES = {False: "dml/bi-gru-projection", True: "demo/netvlad"}  # by --quick: 405 and 79 MB
 SCHEMA = Schema(

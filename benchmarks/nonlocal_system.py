@@ -70,10 +70,10 @@ def build(
     import torch
 
     from ensemble_kit.data.published import PUBLISHED
+    from ensemble_kit.networks.sub_model import SubModel
     from ensemble_kit.recipes.reading import load_recipe
     from ensemble_kit.store.provenance import CheckpointRecord
     from ensemble_kit.store.tensor_files import save_tensors
-    from ensemble_kit.submodel import SubModel
 
     folder.mkdir()
     schema = PUBLISHED["youtube8m-2018"]
@@ -103,7 +103,7 @@ def _has(recipe: object, key: str) -> bool:
 def _select(folder: Path, output: str, members: Sequence[str]) -> None:
     """Write a selection as if ``ensemble-kit select`` had chosen the members."""
     from ensemble_kit.files import sha256_of
-    from ensemble_kit.loading import count_stored
+    from ensemble_kit.networks.loading import count_stored
     from ensemble_kit.store.provenance import FileRecord, ModelRecord
     from ensemble_kit.store.selection_file import (
         BootstrapRecord,
@@ -186,11 +186,11 @@ def export_tiled(fused: Path, output: Path, repeats: int) -> Figures:
     import torch
     from torch import Tensor
 
-    from ensemble_kit.ensemble import FusedEnsemble, example_frames
     from ensemble_kit.layers.frame_preparation import PreparedFrames, prepare_frames
     from ensemble_kit.layers.frame_sampling import AllFrames
     from ensemble_kit.layers.recurrent import Recurrence
-    from ensemble_kit.loading import load_fused
+    from ensemble_kit.networks.ensemble import FusedEnsemble, example_frames
+    from ensemble_kit.networks.loading import load_fused
     from ensemble_kit.store.tensor_files import open_tensors
 
     class Tiled(torch.nn.Module):

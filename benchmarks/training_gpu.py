@@ -90,9 +90,9 @@ def work_of(recipe: str, data: str) -> Figures:
     from torch.utils.flop_counter import FlopCounterMode
 
     from ensemble_kit.data.dataset import Records
-    from ensemble_kit.loading import to_torch
+    from ensemble_kit.networks.loading import to_torch
+    from ensemble_kit.networks.sub_model import SubModel
     from ensemble_kit.recipes.reading import load_recipe
-    from ensemble_kit.submodel import SubModel
 
     records = Records([data])
     model = SubModel(load_recipe(recipe), records.schema)

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from ensemble_kit.export import export_onnx
     from ensemble_kit.fusion import fuse
     from ensemble_kit.importing import import_onnx
-    from ensemble_kit.loading import load
+    from ensemble_kit.networks.loading import load
+    from ensemble_kit.networks.sub_model import SubModel
     from ensemble_kit.pipeline import train
     from ensemble_kit.prediction import predict
     from ensemble_kit.recipes.reading import load_recipe
     from ensemble_kit.selection import select
-    from ensemble_kit.submodel import SubModel
 
 __version__ = "0.1.0"
 __all__ = [
@@ -36,12 +36,12 @@ __all__ = [
 
 _HOMES: Mapping[str, str] = MappingProxyType(
     {
-        "SubModel": "submodel",
+        "SubModel": "networks.sub_model",
         "average_checkpoints": "averaging",
         "export_onnx": "export",
         "fuse": "fusion",
         "import_onnx": "importing",
-        "load": "loading",
+        "load": "networks.loading",
         "load_recipe": "recipes.reading",
         "predict": "prediction",
         "select": "selection",

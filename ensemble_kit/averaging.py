@@ -15,7 +15,7 @@ from ensemble_kit.averages import Average, Statistics
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import AveragingError, CheckpointError, RecordError
 from ensemble_kit.files import refuse_overwrite
-from ensemble_kit.loading import check_fits, load, require_device
+from ensemble_kit.networks.loading import check_fits, load, require_device
 from ensemble_kit.progress import progress
 from ensemble_kit.store.provenance import CheckpointRecord
 from ensemble_kit.store.tensor_files import STATISTICS, TensorFile, TensorSpec, open_tensors

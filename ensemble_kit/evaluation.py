@@ -62,6 +62,6 @@ def evaluate_model(
         CheckpointError: The file is missing, damaged or of another kind.
         PredictionsError: The records are not of the model's modalities or vocabulary.
     """
-    from ensemble_kit.loading import load  # here: evaluating a CSV file needs no torch
+    from ensemble_kit.networks.loading import load  # here: evaluating a CSV file needs no torch
 
     return load(model, repeats=repeats, device=device).measure(records, k=k)

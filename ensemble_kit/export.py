@@ -11,7 +11,8 @@ import onnx
 import ensemble_kit
 from ensemble_kit.errors import ExportError, ProviderError
 from ensemble_kit.files import GIB, refuse_overwrite, sha256_of, written_aside
-from ensemble_kit.loading import member_prefix
+from ensemble_kit.networks.loading import member_prefix
+from ensemble_kit.networks.storage import SCALE
 from ensemble_kit.onnx_graph import Graph, build_graph, top_k_of
 from ensemble_kit.parity import STORED_TYPES, TOLERANCE, largest_difference
 from ensemble_kit.serving.metadata import properties_of
@@ -24,7 +25,6 @@ from ensemble_kit.serving.onnx_file import (
     write_onnx,
 )
 from ensemble_kit.serving.triton import refuse_repository, write_repository
-from ensemble_kit.storage import SCALE
 from ensemble_kit.store.provenance import FileRecord, FusedRecord, InputType, OnnxRecord, Sampling
 from ensemble_kit.store.selection_file import SelectionRecord, read_selection
 from ensemble_kit.store.size_limit import refuse_size

@@ -10,14 +10,26 @@ import torch
 from torch import Tensor
 
 from ensemble_kit.errors import FusionError
-from ensemble_kit.imported import WEIGHTS
-from ensemble_kit.loading import empty_imported, member_file_record, member_prefix, not_finite
+from ensemble_kit.networks.foreign import WEIGHTS
+from ensemble_kit.networks.loading import (
+    empty_imported,
+    member_file_record,
+    member_prefix,
+    not_finite,
+)
+from ensemble_kit.networks.storage import (
+    SCALE,
+    Stored,
+    is_finite,
+    output_axes,
+    relative_error,
+    round_to,
+)
+from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.onnx_imported import product_axes
 from ensemble_kit.recipes.reading import parse_recipe
-from ensemble_kit.storage import SCALE, Stored, is_finite, output_axes, relative_error, round_to
 from ensemble_kit.store.provenance import CheckpointRecord, Dtype, MemberRecord
 from ensemble_kit.store.tensor_files import FLOATING, TensorFile, TensorSpec, spec_of
-from ensemble_kit.submodel import SubModel
 
 STORED = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 

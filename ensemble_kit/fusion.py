@@ -12,12 +12,12 @@ import torch
 import ensemble_kit
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import Schema
-from ensemble_kit.ensemble import example_frames
 from ensemble_kit.errors import FusionError
 from ensemble_kit.files import GIB, refuse_overwrite, sha256_of, written_aside
 from ensemble_kit.fused_weights import FusedWeights, Member, RoundedTensors, axes_of
 from ensemble_kit.layers.frame_preparation import prepare_frames
-from ensemble_kit.loading import (
+from ensemble_kit.networks.ensemble import example_frames
+from ensemble_kit.networks.loading import (
     check_fits,
     count_stored,
     load_fused_member,

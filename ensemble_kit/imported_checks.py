@@ -8,10 +8,10 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from ensemble_kit.ensemble import example_frames
 from ensemble_kit.errors import ForeignModelError
-from ensemble_kit.imported import GraphInput, ImportedModel, opset_of
 from ensemble_kit.layers.frame_preparation import prepare_frames
+from ensemble_kit.networks.ensemble import example_frames
+from ensemble_kit.networks.foreign import GraphInput, ImportedModel, opset_of
 from ensemble_kit.serving.session import PROVIDERS
 
 TOLERANCE = 1e-5  # float32 in another order of sums, over thousands of terms

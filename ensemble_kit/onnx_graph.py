@@ -19,11 +19,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ensemble_kit
 from ensemble_kit.draws import draws_name
-from ensemble_kit.ensemble import FusedEnsemble, module_name
-from ensemble_kit.imported import DOMAIN, WEIGHTS, ImportedModel, opset_of
 from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.layers.recurrent import Recurrence
-from ensemble_kit.loading import empty_member, member_prefix
+from ensemble_kit.networks.ensemble import FusedEnsemble, module_name
+from ensemble_kit.networks.foreign import DOMAIN, WEIGHTS, ImportedModel, opset_of
+from ensemble_kit.networks.loading import empty_member, member_prefix
 from ensemble_kit.onnx_imported import inline_imported
 from ensemble_kit.onnx_names import name_nodes
 from ensemble_kit.onnx_weights import attach_weights

@@ -20,7 +20,7 @@ from onnxscript import version_converter
 from torch import Tensor
 
 from ensemble_kit.errors import ForeignModelError
-from ensemble_kit.imported import TORCH_TYPES
+from ensemble_kit.networks.foreign import TORCH_TYPES
 from ensemble_kit.serving.onnx_file import read_tensors
 
 WEIGHT_TYPES = frozenset(

@@ -6,7 +6,7 @@ Imports ``imported``.
 import onnx
 import onnx_ir as ir
 
-from ensemble_kit.imported import DOMAIN, MEMBER, OPERATOR
+from ensemble_kit.networks.foreign import DOMAIN, MEMBER, OPERATOR
 
 
 def product_axes(graph: onnx.ModelProto) -> dict[str, int]:

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from ensemble_kit.layers.recurrent import ONNX_KINDS, arranged_for_onnx
+from ensemble_kit.networks.storage import SCALE
 from ensemble_kit.serving.onnx_file import Weight
-from ensemble_kit.storage import SCALE
 from ensemble_kit.store.tensor_files import TensorFile
 
 ONNX_TYPES = {"F32": 1, "I8": 3, "F16": 10, "BF16": 16}

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.draws import draws_name
-from ensemble_kit.ensemble import example_frames
 from ensemble_kit.layers.frame_sampling import draw_table
-from ensemble_kit.loading import load_fused_member
+from ensemble_kit.networks.ensemble import example_frames
+from ensemble_kit.networks.loading import load_fused_member
 from ensemble_kit.serving.session import OUTPUTS, OnnxEnsemble
 from ensemble_kit.store.provenance import Dtype, FusedRecord, OnnxRecord
 from ensemble_kit.store.tensor_files import TensorFile

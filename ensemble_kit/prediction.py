@@ -8,7 +8,7 @@ import numpy as np
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.files import refuse_overwrite, sha256_of
-from ensemble_kit.loading import BATCH_SIZE, LoadedModel, check_fits, load
+from ensemble_kit.networks.loading import BATCH_SIZE, LoadedModel, check_fits, load
 from ensemble_kit.predictions.file import write_predictions, write_predictions_csv
 from ensemble_kit.progress import progress
 from ensemble_kit.store.provenance import FileRecord, ModelRecord

@@ -14,11 +14,11 @@ from ensemble_kit.data.schema import Modality, Schema
 from ensemble_kit.data.synthetic import synthesize
 from ensemble_kit.layers.normalisation import BatchNorm
 from ensemble_kit.layers.second_order import WhitenedResiduals
+from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.recipes.reading import Recipe, parse_recipe
 from ensemble_kit.store import tensor_files as checkpoints
 from ensemble_kit.store.provenance import CheckpointRecord, RecipeRecord
 from ensemble_kit.store.tensor_files import open_tensors, save_tensors
-from ensemble_kit.submodel import SubModel
 from ensemble_kit.training import RunPlan, TrainedRun, train_checkpoints
 
 Module = TypeVar("Module", bound=nn.Module)

@@ -14,7 +14,7 @@ from builders import (
 from ensemble_kit import averaging
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import CheckpointError
-from ensemble_kit.loading import load
+from ensemble_kit.networks.loading import load
 from ensemble_kit.pipeline import average_run
 from ensemble_kit.store.workspace import RunFolder
 

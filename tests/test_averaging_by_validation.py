@@ -19,7 +19,7 @@ from ensemble_kit import averaging
 from ensemble_kit.averaging import GreedyStep, average_checkpoints
 from ensemble_kit.errors import AveragingError, CheckpointError, PredictionsError
 from ensemble_kit.files import sha256_of
-from ensemble_kit.loading import load
+from ensemble_kit.networks.loading import load
 
 RULES = ["recalibrate", "average", "last"]
 DECAY = 0.9

@@ -13,13 +13,13 @@ from workspace_fixture import write_selection_of
 from ensemble_kit import export, parity
 from ensemble_kit.data.dataset import Batch
 from ensemble_kit.data.labels import LabelLists
-from ensemble_kit.ensemble import example_frames
 from ensemble_kit.errors import CheckpointError, ExportError, OutputError, SizeLimitError
 from ensemble_kit.export import export_onnx
 from ensemble_kit.files import sha256_of
 from ensemble_kit.fusion import fuse
 from ensemble_kit.layers.frame_preparation import dequantise
-from ensemble_kit.loading import load, load_fused
+from ensemble_kit.networks.ensemble import example_frames
+from ensemble_kit.networks.loading import load, load_fused
 from ensemble_kit.serving.metadata import read_record
 from ensemble_kit.serving.onnx_file import needed_files, read_tensors
 from ensemble_kit.serving.session import OUTPUTS, OnnxEnsemble

@@ -2,8 +2,8 @@ import pytest
 import torch
 from builders import tiny_frames, tiny_model, tiny_recipe, tiny_schema
 
-from ensemble_kit.ensemble import FusedEnsemble, example_frames
 from ensemble_kit.layers.frame_sampling import draw_table
+from ensemble_kit.networks.ensemble import FusedEnsemble, example_frames
 
 SCHEMA = tiny_schema(value_type="uint8")
 LENGTHS = [7, 4, 1]

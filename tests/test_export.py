@@ -15,17 +15,17 @@ from workspace_fixture import COEFFICIENTS, MEMBERS, REPEATS, write_selection_of
 import ensemble_kit
 from ensemble_kit import export, parity
 from ensemble_kit.data.schema import Schema
-from ensemble_kit.ensemble import FusedEnsemble, example_frames
 from ensemble_kit.errors import CheckpointError, ExportError, OutputError, SizeLimitError
 from ensemble_kit.export import export_onnx
 from ensemble_kit.files import format_size, sha256_of
 from ensemble_kit.fusion import fuse
 from ensemble_kit.layers.frame_preparation import PreparedFrames, prepare_frames
 from ensemble_kit.layers.frame_sampling import AllFrames, draw_table
-from ensemble_kit.loading import load_fused
+from ensemble_kit.networks.ensemble import FusedEnsemble, example_frames
+from ensemble_kit.networks.loading import load_fused
+from ensemble_kit.networks.storage import SCALE
 from ensemble_kit.serving.onnx_file import read_tensors
 from ensemble_kit.serving.session import OnnxEnsemble
-from ensemble_kit.storage import SCALE
 from ensemble_kit.store.provenance import FusedRecord, OnnxRecord
 from ensemble_kit.store.selection_file import FrontierRecord, read_selection
 from ensemble_kit.store.tensor_files import open_tensors

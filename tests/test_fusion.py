@@ -8,7 +8,6 @@ from workspace_fixture import COEFFICIENTS, MEMBERS, write_selection_of
 
 from ensemble_kit import fusion, rounding
 from ensemble_kit.data.dataset import Records
-from ensemble_kit.ensemble import example_frames
 from ensemble_kit.errors import (
     CheckpointError,
     FusionError,
@@ -20,9 +19,10 @@ from ensemble_kit.errors import (
 from ensemble_kit.files import sha256_of
 from ensemble_kit.fusion import fuse
 from ensemble_kit.layers.frame_sampling import draw_table
-from ensemble_kit.loading import load, load_fused, load_sub_model, member_prefix
+from ensemble_kit.networks.ensemble import example_frames
+from ensemble_kit.networks.loading import load, load_fused, load_sub_model, member_prefix
+from ensemble_kit.networks.storage import SCALE, output_axes, round_to
 from ensemble_kit.rounding import Loss
-from ensemble_kit.storage import SCALE, output_axes, round_to
 from ensemble_kit.store.provenance import CheckpointRecord, FusedRecord
 from ensemble_kit.store.selection_file import read_selection, write_selection
 from ensemble_kit.store.tensor_files import open_tensors, save_tensors

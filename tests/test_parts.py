@@ -5,11 +5,11 @@ import pytest
 import torch
 from builders import POOLINGS, tiny_recipe
 
-from ensemble_kit import parts
 from ensemble_kit.errors import RecipeError
 from ensemble_kit.layers.gated_bof import GatedBoF
 from ensemble_kit.layers.soft_bof import SoftBoF
-from ensemble_kit.parts import build_pooling
+from ensemble_kit.networks import parts
+from ensemble_kit.networks.parts import build_pooling
 from ensemble_kit.recipes.reading import tables as recipe_tables
 
 

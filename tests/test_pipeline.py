@@ -8,7 +8,7 @@ from builders import contents_of, record_of, tiny_recipe, tiny_records
 from ensemble_kit.averages import Average
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import CheckpointError
-from ensemble_kit.loading import load
+from ensemble_kit.networks.loading import load
 from ensemble_kit.pipeline import average_run, train
 from ensemble_kit.predictions.file import read_predictions
 from ensemble_kit.store.provenance import CheckpointRecord

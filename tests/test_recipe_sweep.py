@@ -13,19 +13,19 @@ import torch
 from builders import stir, tiny_frames, tiny_schema
 from workspace_fixture import write_selection_of
 
-from ensemble_kit.catalogue import list_recipes, parts_of
 from ensemble_kit.cli import main
 from ensemble_kit.data.published import PUBLISHED
 from ensemble_kit.export import export_onnx
 from ensemble_kit.fusion import fuse
 from ensemble_kit.layers.frame_sampling import draw_table
-from ensemble_kit.loading import load_fused, load_sub_model
-from ensemble_kit.parts import SEQUENCE_POOLINGS
+from ensemble_kit.networks.catalogue import list_recipes, parts_of
+from ensemble_kit.networks.loading import load_fused, load_sub_model
+from ensemble_kit.networks.parts import SEQUENCE_POOLINGS
+from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.recipes.reading import load_recipe
 from ensemble_kit.serving.session import OnnxEnsemble
 from ensemble_kit.store.provenance import CheckpointRecord
 from ensemble_kit.store.tensor_files import open_tensors, save_tensors
-from ensemble_kit.submodel import SubModel
 from ensemble_kit.training.loss import cross_entropy
 from ensemble_kit.training.optimisation import clip_each
 

@@ -8,8 +8,8 @@ import onnxruntime
 import pytest
 import torch
 
-from ensemble_kit.ensemble import example_frames
 from ensemble_kit.errors import ProviderError
+from ensemble_kit.networks.ensemble import example_frames
 from ensemble_kit.serving.session import OnnxEnsemble
 
 ON_CPU = "Install onnxruntime-gpu with CUDA 13 and cuDNN 9, or ask for the CPU."

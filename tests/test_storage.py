@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ensemble_kit.storage import Stored, output_axes, relative_error, round_to
-from ensemble_kit.submodel import SubModel
+from ensemble_kit.networks.storage import Stored, output_axes, relative_error, round_to
+from ensemble_kit.networks.sub_model import SubModel
 
 ROWS, COLUMNS = 64, 80  # 5,120 numbers: more than the least that int8 takes
 TYPES = [("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)]
@@ -104,7 +104,7 @@ def test_int8_keeps_the_small_the_rest_and_what_it_would_change_much_in_bf16(rng
 
 
 def test_the_error_is_the_mean_change_as_a_share_of_the_mean_size(rng, monkeypatch):
-    monkeypatch.setattr("ensemble_kit.storage.BLOCK_VALUES", 100)  # many blocks
+    monkeypatch.setattr("ensemble_kit.networks.storage.BLOCK_VALUES", 100)  # many blocks
     values = torch.randn(ROWS, COLUMNS, generator=rng)
 
     for dtype, axis in (("bf16", None), ("int8", 0), ("int8", 1)):

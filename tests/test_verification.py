@@ -9,7 +9,7 @@ from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import CheckpointError, ExportError, PredictionsError, ProviderError
 from ensemble_kit.files import format_size
-from ensemble_kit.loading import load
+from ensemble_kit.networks.loading import load
 from ensemble_kit.predictions.file import dataset_sha256
 from ensemble_kit.store.provenance import FusedRecord, ValidationRecord
 from ensemble_kit.store.tensor_files import open_tensors, save_tensors

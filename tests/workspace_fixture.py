@@ -16,9 +16,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 if TYPE_CHECKING:
-    from ensemble_kit.ensemble import FusedEnsemble
     from ensemble_kit.export import ExportedFile
     from ensemble_kit.fusion import FusedFile
+    from ensemble_kit.networks.ensemble import FusedEnsemble
     from ensemble_kit.onnx_graph import Graph
 
 MEMBERS = {"mean": "average", "bag": "soft_bof", "vlad": "netvlad", "rnn": "gru"}
@@ -135,7 +135,7 @@ def exported(fused: "dict[str, FusedFile]", built: "Graph") -> "ExportedFile":
 @pytest.fixture(scope="session")
 def ensemble(fused: "dict[str, FusedFile]") -> "FusedEnsemble":
     """What ``exported`` was made from, in PyTorch, with the same draws."""
-    from ensemble_kit.loading import load_fused
+    from ensemble_kit.networks.loading import load_fused
     from ensemble_kit.store.tensor_files import open_tensors
 
     with open_tensors(fused["bf16"].path) as file:
@@ -154,7 +154,7 @@ def write_selection_of(
     Its GAP is 0.75. ``frontier`` says which ensembles were measured beside it, and their GAPs.
     """
     from ensemble_kit.files import sha256_of
-    from ensemble_kit.loading import count_stored
+    from ensemble_kit.networks.loading import count_stored
     from ensemble_kit.store.provenance import FileRecord, ModelRecord
     from ensemble_kit.store.selection_file import (
         BootstrapRecord,

@@ -9,7 +9,7 @@ import click
 from ensemble_kit.cli.options import EXISTING_FILE, FILE, force_option, json_option
 
 if TYPE_CHECKING:
-    from ensemble_kit.catalogue import Entry
+    from ensemble_kit.networks.catalogue import Entry
 
 
 @click.group()
@@ -35,8 +35,8 @@ def list_recipes(paper: str | None, part: str | None, as_json: bool) -> None:
     Example:
         ensemble-kit recipes list --paper willow --part context_gating
     """  # noqa: D301 - \b is click's mark for "keep these lines"
-    from ensemble_kit.catalogue import list_recipes as list_entries
     from ensemble_kit.data.published import PUBLISHED
+    from ensemble_kit.networks.catalogue import list_recipes as list_entries
 
     entries = list_entries(PUBLISHED["youtube8m-2018"], paper=paper, part=part)
     if as_json:
@@ -95,7 +95,7 @@ def show(recipe: str, overrides: tuple[str, ...], schema: str, as_json: bool) ->
     if not as_json:
         click.echo(loaded.record.text.rstrip())
         return
-    from ensemble_kit.submodel import measure_recipe
+    from ensemble_kit.networks.sub_model import measure_recipe
 
     size = measure_recipe(loaded, named_schema(schema))
     about = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import InputError
-from ensemble_kit.loading import load
+from ensemble_kit.networks.loading import load
 from ensemble_kit.progress import progress
 from ensemble_kit.report import Row
 from ensemble_kit.store.provenance import FusedRecord

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ensemble_kit.data.dataset import Batch
 from ensemble_kit.layers.precision import at_least_float32
-from ensemble_kit.submodel import SubModel
+from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.training.loss import cross_entropy
 from ensemble_kit.training.plan import RunPlan
 from ensemble_kit.training.processes import Processes

@@ -12,12 +12,12 @@ import ensemble_kit
 from ensemble_kit.data.dataset import Batch
 from ensemble_kit.errors import TrainingError
 from ensemble_kit.metrics import Metrics
+from ensemble_kit.networks.storage import is_finite
+from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.progress import Progress
-from ensemble_kit.storage import is_finite
 from ensemble_kit.store.provenance import CheckpointRecord, MeasuredRecord
 from ensemble_kit.store.run_log import MetricsLog
 from ensemble_kit.store.tensor_files import save_tensors
-from ensemble_kit.submodel import SubModel
 from ensemble_kit.training.gradients import Differentiator
 from ensemble_kit.training.interrupts import interrupts_wait
 from ensemble_kit.training.moving_average import MovingAverage

@@ -9,7 +9,7 @@ from typing import Literal
 
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import OutputError, TrainingError
-from ensemble_kit.loading import check_fits, require_device
+from ensemble_kit.networks.loading import check_fits, require_device
 from ensemble_kit.recipes.reading import Recipe
 from ensemble_kit.store.provenance import TrainingStateRecord
 from ensemble_kit.store.run_log import require_tensorboard

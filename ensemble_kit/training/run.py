@@ -4,10 +4,10 @@ from contextlib import ExitStack
 
 import torch
 
+from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.progress import progress, quietly
 from ensemble_kit.store.provenance import TrainingStateRecord
 from ensemble_kit.store.run_log import MetricsLog
-from ensemble_kit.submodel import SubModel
 from ensemble_kit.training.loop import Trainer
 from ensemble_kit.training.plan import RunPlan, TrainedRun
 from ensemble_kit.training.processes import Processes, join

@@ -18,12 +18,12 @@ from workspace_fixture import write_selection_of
 
 from ensemble_kit.cli import main
 from ensemble_kit.data.dataset import Records
-from ensemble_kit.loading import load, load_fused_member
+from ensemble_kit.networks.loading import load, load_fused_member
+from ensemble_kit.networks.storage import round_to
 from ensemble_kit.onnx_graph import OPSET
 from ensemble_kit.predictions.file import read_predictions
 from ensemble_kit.serving.onnx_file import read_tensors
 from ensemble_kit.serving.session import OnnxEnsemble
-from ensemble_kit.storage import round_to
 from ensemble_kit.store.provenance import FusedRecord
 from ensemble_kit.store.selection_file import read_selection
 from ensemble_kit.store.tensor_files import open_tensors

@@ -191,7 +191,7 @@ def test_an_interrupt_ends_any_command_with_130_and_no_traceback(runner, tmp_pat
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ensemble_kit.catalogue.list_recipes", stop)
+    monkeypatch.setattr("ensemble_kit.networks.catalogue.list_recipes", stop)
 
     result = runner.invoke(main, ["recipes", "list"])
 
@@ -202,7 +202,7 @@ def test_a_fault_of_the_kit_itself_is_not_hidden(runner, monkeypatch):
     def fail(*_, **__):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("ensemble_kit.catalogue.list_recipes", fail)
+    monkeypatch.setattr("ensemble_kit.networks.catalogue.list_recipes", fail)
 
     with pytest.raises(ZeroDivisionError):
         runner.invoke(main, ["recipes", "list"], catch_exceptions=False)

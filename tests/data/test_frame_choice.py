@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble_kit.data.frame_choice import Draws, FrameChoice
-from ensemble_kit.parts import SAMPLINGS
+from ensemble_kit.networks.parts import SAMPLINGS
 
 NAMES = ["random", "random_sequence", "uniform"]
 # Those at the ends of an interval too, where float32 rounds a product up to n.

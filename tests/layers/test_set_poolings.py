@@ -7,7 +7,7 @@ from reference import random_indices_loops
 
 from ensemble_kit.layers.frame_preparation import mark_frames
 from ensemble_kit.layers.frame_sampling import AllFrames, RandomSampling
-from ensemble_kit.parts import SET_POOLINGS
+from ensemble_kit.networks.parts import SET_POOLINGS
 
 LEARNING = sorted(POOLINGS.keys() - {"average"})
 NON_LOCAL = ["non_local_netrvlad", "non_local_netvlad"]

@@ -12,11 +12,11 @@ import torch
 from builders import interrupt_after, lines_of, tiny_recipe, tiny_records, train_tiny
 
 from ensemble_kit.errors import OutputError, TrainingError
+from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.store import tensor_files as checkpoints
 from ensemble_kit.store.provenance import TrainingStateRecord
 from ensemble_kit.store.tensor_files import open_tensors
 from ensemble_kit.store.workspace import RunFolder
-from ensemble_kit.submodel import SubModel
 from ensemble_kit.training import gradients, loop
 from ensemble_kit.training.state import seed_step
 

@@ -19,7 +19,7 @@ from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.layers.hidden_projection import HiddenProjection
 from ensemble_kit.layers.modality_fusion import Projection
 from ensemble_kit.layers.normalisation import BatchNorm
-from ensemble_kit.parts import (
+from ensemble_kit.networks.parts import (
     FUSIONS,
     GATINGS,
     HEADS,

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from ensemble_kit.data.dataset import Batch, Records
 from ensemble_kit.data.schema import Schema
-from ensemble_kit.ensemble import FusedEnsemble, module_name
 from ensemble_kit.errors import CheckpointError, PredictionsError, ProviderError
-from ensemble_kit.imported import GRAPH, WEIGHTS, ImportedModel, MemberModel
 from ensemble_kit.metrics import Metrics, MetricsAccumulator
-from ensemble_kit.onnx_model import OnnxModel
+from ensemble_kit.networks.ensemble import FusedEnsemble, module_name
+from ensemble_kit.networks.foreign import GRAPH, WEIGHTS, ImportedModel, MemberModel
+from ensemble_kit.networks.onnx_model import OnnxModel
+from ensemble_kit.networks.storage import SCALE, Stored, is_finite
+from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.recipes.reading import parse_recipe
-from ensemble_kit.storage import SCALE, Stored, is_finite
 from ensemble_kit.store.provenance import (
     CheckpointRecord,
     FusedRecord,
@@ -33,7 +34,6 @@ from ensemble_kit.store.provenance import (
     ModelKind,
 )
 from ensemble_kit.store.tensor_files import FLOATING, TensorFile, TensorSpec, open_tensors
-from ensemble_kit.submodel import SubModel
 
 BATCH_SIZE = 128  # videos at a time where nothing else is asked for; changes no result
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.errors import RecipeError
+from ensemble_kit.networks.sub_model import Size, measure_recipe
 from ensemble_kit.recipes.reading import Recipe, load_recipe, recipe_names
-from ensemble_kit.submodel import Size, measure_recipe
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from ensemble_kit.layers.frame_preparation import (
     prepare_frames,
     quantise,
 )
+from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.serving.session import PROVIDERS
 from ensemble_kit.store.provenance import InputRecord, MappingRecord
-from ensemble_kit.submodel import SubModel
 
 GRAPH = "graph"  # the tensor that holds the serialised graph, in files
 WEIGHTS = "weights."  # what the name of each of its weights follows there

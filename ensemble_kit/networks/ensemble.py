@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.draws import draws_name
-from ensemble_kit.imported import ImportedModel, MemberModel
 from ensemble_kit.layers.frame_preparation import prepare_frames
-from ensemble_kit.submodel import SubModel
+from ensemble_kit.networks.foreign import ImportedModel, MemberModel
+from ensemble_kit.networks.sub_model import SubModel
 
 
 class FusedEnsemble(nn.Module):

@@ -1,0 +1,1 @@
+"""Models: sub-models, foreign models and ensembles, and how they come from files."""
