@@ -39,8 +39,8 @@ from common import (
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel
 
-from ensemble_kit import averages
-from ensemble_kit.averaging import average_checkpoints
+from ensemble_kit.averaging.stage import average as averages
+from ensemble_kit.averaging.stage import average_checkpoints
 from ensemble_kit.data.schema import Modality, Schema
 from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.recipes.reading import load_recipe

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ensemble_kit.averaging import average_checkpoints
+    from ensemble_kit.averaging.stage import average_checkpoints
     from ensemble_kit.export import export_onnx
     from ensemble_kit.fusion import fuse
     from ensemble_kit.importing import import_onnx

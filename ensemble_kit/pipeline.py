@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ensemble_kit.averaging import AveragedRun, BatchNormRule, Method, average_checkpoints
+from ensemble_kit.averaging.stage import AveragedRun, BatchNormRule, Method, average_checkpoints
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import CheckpointError
 from ensemble_kit.evaluation import evaluate_predictions

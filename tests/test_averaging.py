@@ -15,12 +15,12 @@ from builders import (
     tiny_schema,
     write_checkpoint,
 )
+from ensemble_kit.averaging.stage.recalibration import recalibrate
 
-from ensemble_kit import averages
-from ensemble_kit.averaging import AveragedRun, average_checkpoints
+from ensemble_kit.averaging.stage import AveragedRun, average_checkpoints
+from ensemble_kit.averaging.stage import average as averages
 from ensemble_kit.errors import CheckpointError, OutputError, PredictionsError
 from ensemble_kit.files import sha256_of
-from ensemble_kit.recalibration import recalibrate
 
 SCHEMA = tiny_schema()
 STATISTICS = ("running_mean", "running_variance")

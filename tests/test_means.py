@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from ensemble_kit import means
+from ensemble_kit.averaging.mean import MeanOfFiles
+from ensemble_kit.averaging.stage import mean as means
 from ensemble_kit.errors import CheckpointError
-from ensemble_kit.means import MeanOfFiles
 from ensemble_kit.store.tensor_files import METADATA_KEY, TensorFile, open_tensors
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)

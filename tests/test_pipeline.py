@@ -5,7 +5,7 @@ import pytest
 import torch
 from builders import contents_of, record_of, tiny_recipe, tiny_records
 
-from ensemble_kit.averages import Average
+from ensemble_kit.averaging.average import Average
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import CheckpointError
 from ensemble_kit.networks.loading import load

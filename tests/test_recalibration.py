@@ -1,12 +1,12 @@
 import pytest
 import torch
 from builders import tiny_model, tiny_recipe, tiny_records
+from ensemble_kit.averaging.stage.recalibration import recalibrate
 
-from ensemble_kit import recalibration
+from ensemble_kit.averaging.stage import recalibration
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.layers.normalisation import BatchNorm
 from ensemble_kit.layers.second_order import WhitenedResiduals
-from ensemble_kit.recalibration import recalibrate
 
 STATISTICS = ("running_mean", "running_variance")
 

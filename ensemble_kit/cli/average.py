@@ -15,7 +15,7 @@ from ensemble_kit.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from ensemble_kit.averaging import AveragedRun
+    from ensemble_kit.averaging.stage import AveragedRun
 
 
 @click.command()
@@ -81,7 +81,7 @@ def average(
         ensemble-kit average runs/willow-gru --method greedy -o greedy.safetensors
         ensemble-kit average runs/gru/checkpoints/step-*.safetensors -o gru.safetensors
     """  # noqa: D301 - \b is click's mark for "keep these lines"
-    from ensemble_kit.averaging import average_checkpoints
+    from ensemble_kit.averaging.stage import average_checkpoints
     from ensemble_kit.data.dataset import Records
     from ensemble_kit.pipeline import average_run
     from ensemble_kit.store.workspace import RunFolder

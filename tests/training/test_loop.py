@@ -16,7 +16,7 @@ from builders import (
 )
 from torch import nn
 
-from ensemble_kit.averaging import average_checkpoints
+from ensemble_kit.averaging.stage import average_checkpoints
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import (
     OutputError,

@@ -11,13 +11,13 @@ from typing import Literal
 from torch import Tensor
 
 import ensemble_kit
+from ensemble_kit.averaging.mean import MeanOfFiles
+from ensemble_kit.averaging.stage.recalibration import recalibrate
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import CheckpointError
 from ensemble_kit.files import sha256_of
-from ensemble_kit.means import MeanOfFiles
 from ensemble_kit.networks.loading import build_sub_model, measure, runner
 from ensemble_kit.networks.sub_model import SubModel
-from ensemble_kit.recalibration import recalibrate
 from ensemble_kit.store.provenance import CheckpointRecord, FileRecord
 from ensemble_kit.store.tensor_files import TensorFile, TensorSpec, spec_of, write_tensors
 

@@ -11,7 +11,7 @@ from itertools import compress
 from pathlib import Path
 from typing import Literal
 
-from ensemble_kit.averages import Average, Statistics
+from ensemble_kit.averaging.average import Average, Statistics
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import AveragingError, CheckpointError, RecordError
 from ensemble_kit.files import refuse_overwrite
