@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ensemble_kit.averaging.stage import average_checkpoints
     from ensemble_kit.export import export_onnx
-    from ensemble_kit.fusion import fuse
+    from ensemble_kit.fusion.stage import fuse
     from ensemble_kit.importing import import_onnx
     from ensemble_kit.networks.loading import load
     from ensemble_kit.networks.sub_model import SubModel

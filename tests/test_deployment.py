@@ -16,7 +16,7 @@ from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import CheckpointError, ExportError, OutputError, SizeLimitError
 from ensemble_kit.export import export_onnx
 from ensemble_kit.files import sha256_of
-from ensemble_kit.fusion import fuse
+from ensemble_kit.fusion.stage import fuse
 from ensemble_kit.layers.frame_preparation import dequantise
 from ensemble_kit.networks.ensemble import example_frames
 from ensemble_kit.networks.loading import load, load_fused

@@ -18,7 +18,7 @@ from ensemble_kit.data.schema import Schema
 from ensemble_kit.errors import CheckpointError, ExportError, OutputError, SizeLimitError
 from ensemble_kit.export import export_onnx
 from ensemble_kit.files import format_size, sha256_of
-from ensemble_kit.fusion import fuse
+from ensemble_kit.fusion.stage import fuse
 from ensemble_kit.layers.frame_preparation import PreparedFrames, prepare_frames
 from ensemble_kit.layers.frame_sampling import AllFrames, draw_table
 from ensemble_kit.networks.ensemble import FusedEnsemble, example_frames

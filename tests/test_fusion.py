@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from builders import interrupt_the_writing, tiny_recipe, tiny_schema, write_checkpoint
+from ensemble_kit.fusion.stage.gap_loss import Loss
 from workspace_fixture import COEFFICIENTS, MEMBERS, write_selection_of
 
-from ensemble_kit import fusion, rounding
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import (
     CheckpointError,
@@ -17,12 +17,13 @@ from ensemble_kit.errors import (
     SizeLimitError,
 )
 from ensemble_kit.files import sha256_of
-from ensemble_kit.fusion import fuse
+from ensemble_kit.fusion.stage import fuse
+from ensemble_kit.fusion.stage import gap_loss as rounding
+from ensemble_kit.fusion.stage import stage as fusion
 from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.networks.ensemble import example_frames
 from ensemble_kit.networks.loading import load, load_fused, load_sub_model, member_prefix
 from ensemble_kit.networks.storage import SCALE, output_axes, round_to
-from ensemble_kit.rounding import Loss
 from ensemble_kit.store.provenance import CheckpointRecord, FusedRecord
 from ensemble_kit.store.selection_file import read_selection, write_selection
 from ensemble_kit.store.tensor_files import open_tensors, save_tensors

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 if TYPE_CHECKING:
     from ensemble_kit.export import ExportedFile
-    from ensemble_kit.fusion import FusedFile
+    from ensemble_kit.fusion.stage import FusedFile
     from ensemble_kit.networks.ensemble import FusedEnsemble
     from ensemble_kit.onnx_graph import Graph
 
@@ -101,7 +101,7 @@ def selection(workspace: Workspace) -> Path:
 @pytest.fixture(scope="session")
 def fused(selection: Path) -> "dict[str, FusedFile]":
     """The selection fused in each type, by the type's name."""
-    from ensemble_kit.fusion import fuse
+    from ensemble_kit.fusion.stage import fuse
 
     folder = selection.parent
     return {

@@ -55,7 +55,7 @@ def fuse(
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.data.dataset import Records
     from ensemble_kit.files import format_size, parse_size
-    from ensemble_kit.fusion import fuse as fuse_members
+    from ensemble_kit.fusion.stage import fuse as fuse_members
 
     records = Records(data, **reading) if data else None
     fused = fuse_members(

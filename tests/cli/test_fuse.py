@@ -2,11 +2,11 @@ import re
 from pathlib import Path
 
 import pytest
+from ensemble_kit.fusion.stage.gap_loss import Loss
 from workspace_fixture import COEFFICIENTS, MEMBERS, write_selection_of
 
 from ensemble_kit.cli import main
-from ensemble_kit.fusion import FusedFile
-from ensemble_kit.rounding import Loss
+from ensemble_kit.fusion.stage import FusedFile
 from ensemble_kit.store.provenance import FusedRecord
 from ensemble_kit.store.selection_file import read_selection
 from ensemble_kit.store.tensor_files import open_tensors
@@ -67,7 +67,7 @@ def test_what_is_too_near_0_for_fp16_is_said(runner, monkeypatch):
     )
     asked = {}
     monkeypatch.setattr(
-        "ensemble_kit.fusion.fuse", lambda *_, **options: asked.update(options) or found
+        "ensemble_kit.fusion.stage.fuse", lambda *_, **options: asked.update(options) or found
     )
 
     result = runner.invoke(main, ["fuse", "--dtype", "fp16", "--max-gap-loss", "0.25"])

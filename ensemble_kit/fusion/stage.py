@@ -14,7 +14,8 @@ from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.errors import FusionError
 from ensemble_kit.files import GIB, refuse_overwrite, sha256_of, written_aside
-from ensemble_kit.fused_weights import FusedWeights, Member, RoundedTensors, axes_of
+from ensemble_kit.fusion.stage.gap_loss import MAX_GAP_LOSS, Forms, Loss, loss_on
+from ensemble_kit.fusion.stage.weights import FusedWeights, Member, RoundedTensors, axes_of
 from ensemble_kit.layers.frame_preparation import prepare_frames
 from ensemble_kit.networks.ensemble import example_frames
 from ensemble_kit.networks.loading import (
@@ -24,7 +25,6 @@ from ensemble_kit.networks.loading import (
     load_member,
     member_file_record,
 )
-from ensemble_kit.rounding import MAX_GAP_LOSS, Forms, Loss, loss_on
 from ensemble_kit.store.provenance import (
     BYTES_PER_VALUE,
     CheckpointRecord,
