@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ensemble_kit.averaging.stage import average_checkpoints
     from ensemble_kit.export import export_onnx
+    from ensemble_kit.foreign.stage import import_onnx
     from ensemble_kit.fusion.stage import fuse
-    from ensemble_kit.importing import import_onnx
     from ensemble_kit.networks.loading import load
     from ensemble_kit.networks.sub_model import SubModel
     from ensemble_kit.pipeline import train
@@ -40,7 +40,7 @@ _HOMES: Mapping[str, str] = MappingProxyType(
         "average_checkpoints": "averaging",
         "export_onnx": "export",
         "fuse": "fusion",
-        "import_onnx": "importing",
+        "import_onnx": "foreign",
         "load": "networks.loading",
         "load_recipe": "recipes.reading",
         "predict": "prediction",

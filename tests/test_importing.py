@@ -24,10 +24,10 @@ from ensemble_kit import import_onnx
 from ensemble_kit.data.dataset import Batch
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import CheckpointError, EnsembleKitError, OutputError, ProviderError
+from ensemble_kit.foreign.onnx_source import Foreign
 from ensemble_kit.layers.frame_preparation import dequantise, quantise
 from ensemble_kit.networks.loading import load
 from ensemble_kit.onnx_graph import OPSET
-from ensemble_kit.onnx_import import Foreign
 from ensemble_kit.store.provenance import ImportedRecord
 from ensemble_kit.store.tensor_files import open_tensors
 

@@ -61,7 +61,7 @@ def import_onnx(
             --num-frames lengths --activation sigmoid
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.data.dataset import Records
-    from ensemble_kit.importing import import_onnx as import_model
+    from ensemble_kit.foreign.stage import import_onnx as import_model
     from ensemble_kit.store.workspace import RUNS, check_run_name, run_name
 
     reading = {
