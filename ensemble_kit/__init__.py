@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ensemble_kit.averaging.stage import average_checkpoints
-    from ensemble_kit.export import export_onnx
+    from ensemble_kit.export.stage import export_onnx
     from ensemble_kit.foreign.stage import import_onnx
     from ensemble_kit.fusion.stage import fuse
     from ensemble_kit.networks.loading import load

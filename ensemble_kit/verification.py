@@ -13,12 +13,12 @@ import torch
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import CheckpointError, EnsembleKitError, PredictionsError
+from ensemble_kit.export.parity import STORED_TYPES, TOLERANCE, largest_difference
 from ensemble_kit.files import GIB, format_size, sha256_of
 from ensemble_kit.fusion.stage.gap_loss import MAX_GAP_LOSS
 from ensemble_kit.fusion.stage.weights import STORED, FusedWeights, Member, axes_of
 from ensemble_kit.networks.loading import load, member_prefix
 from ensemble_kit.networks.storage import SCALE
-from ensemble_kit.parity import STORED_TYPES, TOLERANCE, largest_difference
 from ensemble_kit.predictions.file import dataset_sha256
 from ensemble_kit.serving.metadata import read_record
 from ensemble_kit.serving.onnx_file import is_whole, needed_files, read_tensors

@@ -13,10 +13,10 @@ from builders import tiny_recipe, tiny_schema, write_checkpoint
 from workspace_fixture import COEFFICIENTS, MEMBERS, REPEATS, write_selection_of
 
 import ensemble_kit
-from ensemble_kit import export, parity
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.errors import CheckpointError, ExportError, OutputError, SizeLimitError
-from ensemble_kit.export import export_onnx
+from ensemble_kit.export.stage import export_onnx, parity
+from ensemble_kit.export.stage import stage as export
 from ensemble_kit.files import format_size, sha256_of
 from ensemble_kit.fusion.stage import fuse
 from ensemble_kit.layers.frame_preparation import PreparedFrames, prepare_frames
@@ -444,7 +444,7 @@ def test_a_file_over_the_limit_is_refused_with_what_would_fit(
     nothing = refused(SizeLimitError, fused["bf16"].path, tmp_path / "e.onnx", max_size=limit)
     with pytest.MonkeyPatch.context() as patch:
         larger = chosen.model_copy(update={"frontier": (best,)})
-        patch.setattr("ensemble_kit.export.read_selection", lambda _: larger)
+        patch.setattr("ensemble_kit.export.stage.read_selection", lambda _: larger)
         found = refused(SizeLimitError, fused["bf16"].path, tmp_path / "e.onnx", max_size=limit)
     kept = export_onnx(fused["bf16"].path, tmp_path / "e.onnx", repeats=REPEATS, max_size=size)
 

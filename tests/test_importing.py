@@ -5,6 +5,7 @@ import onnx
 import pytest
 import torch
 from builders import contents_of, interrupt_the_writing, tiny_frames, tiny_schema
+from ensemble_kit.export.stage.graph import OPSET
 from foreign_models import (
     CLASSES,
     HIDDEN,
@@ -27,7 +28,6 @@ from ensemble_kit.errors import CheckpointError, EnsembleKitError, OutputError, 
 from ensemble_kit.foreign.onnx_source import Foreign
 from ensemble_kit.layers.frame_preparation import dequantise, quantise
 from ensemble_kit.networks.loading import load
-from ensemble_kit.onnx_graph import OPSET
 from ensemble_kit.store.provenance import ImportedRecord
 from ensemble_kit.store.tensor_files import open_tensors
 

@@ -15,7 +15,7 @@ from workspace_fixture import write_selection_of
 
 from ensemble_kit.cli import main
 from ensemble_kit.data.published import PUBLISHED
-from ensemble_kit.export import export_onnx
+from ensemble_kit.export.stage import export_onnx
 from ensemble_kit.fusion.stage import fuse
 from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.networks.catalogue import list_recipes, parts_of

@@ -16,10 +16,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 if TYPE_CHECKING:
-    from ensemble_kit.export import ExportedFile
+    from ensemble_kit.export.stage.graph import Graph
+
+    from ensemble_kit.export.stage import ExportedFile
     from ensemble_kit.fusion.stage import FusedFile
     from ensemble_kit.networks.ensemble import FusedEnsemble
-    from ensemble_kit.onnx_graph import Graph
 
 MEMBERS = {"mean": "average", "bag": "soft_bof", "vlad": "netvlad", "rnn": "gru"}
 COEFFICIENTS = {"mean": 0.1, "bag": 0.4, "vlad": 0.3, "rnn": 0.2}
@@ -113,7 +114,8 @@ def fused(selection: Path) -> "dict[str, FusedFile]":
 @pytest.fixture(scope="session")
 def built(fused: "dict[str, FusedFile]") -> "Graph":
     """The graph of the four members in bf16, which takes seconds to trace."""
-    from ensemble_kit.onnx_graph import build_graph
+    from ensemble_kit.export.stage.graph import build_graph
+
     from ensemble_kit.store.provenance import FusedRecord
     from ensemble_kit.store.tensor_files import open_tensors
 
@@ -124,7 +126,7 @@ def built(fused: "dict[str, FusedFile]") -> "Graph":
 @pytest.fixture(scope="session")
 def exported(fused: "dict[str, FusedFile]", built: "Graph") -> "ExportedFile":
     """The four members in bf16 as one ONNX file that averages REPEATS draws."""
-    from ensemble_kit import export
+    from ensemble_kit.export.stage import stage as export
 
     path = fused["bf16"].path
     with pytest.MonkeyPatch.context() as patch:

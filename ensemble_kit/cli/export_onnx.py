@@ -53,7 +53,7 @@ def export_onnx(fused: Path, output: Path, max_size: str, **options: Any) -> Non
         ensemble-kit export-onnx --sampling input --input float32 -o serving/ensemble.onnx
         ensemble-kit export-onnx --low-memory --triton models
     """  # noqa: D301 - \b is click's mark for "keep these lines"
-    from ensemble_kit.export import export_onnx as export
+    from ensemble_kit.export.stage import export_onnx as export
     from ensemble_kit.files import format_size, parse_size
 
     exported = export(fused, output, max_size=parse_size(max_size), **options)

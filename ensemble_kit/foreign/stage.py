@@ -11,13 +11,13 @@ import torch
 import ensemble_kit
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.errors import ForeignModelError
+from ensemble_kit.export.stage.graph import OPSET
 from ensemble_kit.files import refuse_overwrite, sha256_of
 from ensemble_kit.foreign.checks import check_inputs, prove
 from ensemble_kit.foreign.onnx_source import read_foreign
 from ensemble_kit.networks.foreign import GRAPH, WEIGHTS, ImportedModel
 from ensemble_kit.networks.loading import not_finite
 from ensemble_kit.networks.storage import is_finite
-from ensemble_kit.onnx_graph import OPSET
 from ensemble_kit.store.provenance import (
     Activation,
     FileRecord,

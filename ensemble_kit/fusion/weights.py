@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ensemble_kit.errors import FusionError
+from ensemble_kit.export.stage.inlining import product_axes
 from ensemble_kit.networks.foreign import WEIGHTS
 from ensemble_kit.networks.loading import (
     empty_imported,
@@ -26,7 +27,6 @@ from ensemble_kit.networks.storage import (
     round_to,
 )
 from ensemble_kit.networks.sub_model import SubModel
-from ensemble_kit.onnx_imported import product_axes
 from ensemble_kit.recipes.reading import parse_recipe
 from ensemble_kit.store.provenance import CheckpointRecord, Dtype, MemberRecord
 from ensemble_kit.store.tensor_files import FLOATING, TensorFile, TensorSpec, spec_of

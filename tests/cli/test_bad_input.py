@@ -137,7 +137,7 @@ CASES = [
 def test_a_damaged_model_is_one_error_that_names_it(
     command, kind, damage, runner, files, built, own_workspace, monkeypatch
 ):
-    monkeypatch.setattr("ensemble_kit.export.build_graph", lambda *_, **__: built)
+    monkeypatch.setattr("ensemble_kit.export.stage.build_graph", lambda *_, **__: built)
     output = own_workspace.path / "output.safetensors"
     damage(files[kind])
 
@@ -175,7 +175,7 @@ def full_disk(num_bytes):
 def test_a_disk_that_is_full_half_way_is_one_error(
     command, name, runner, files, built, own_workspace, monkeypatch
 ):
-    monkeypatch.setattr("ensemble_kit.export.build_graph", lambda *_, **__: built)
+    monkeypatch.setattr("ensemble_kit.export.stage.build_graph", lambda *_, **__: built)
     output = own_workspace.path / name
     model = {
         "select": sorted(map(str, own_workspace.path.glob("runs/*/validation.safetensors"))),

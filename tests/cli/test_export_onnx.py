@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ensemble_kit.cli import main
-from ensemble_kit.export import ExportedFile
+from ensemble_kit.export.stage import ExportedFile
 from ensemble_kit.serving.session import OnnxEnsemble
 
 
@@ -19,7 +19,7 @@ def asked(monkeypatch):
         size, repeats = options["max_size"], options["repeats"]
         return ExportedFile(output, 3 * 2**20, size, repeats, 1.2e-7, output.with_name("README.md"))
 
-    monkeypatch.setattr("ensemble_kit.export.export_onnx", note)
+    monkeypatch.setattr("ensemble_kit.export.stage.export_onnx", note)
     return calls
 
 
@@ -55,7 +55,7 @@ def test_all_of_it_is_an_option(runner, asked):
 
 def test_a_readme_that_stays_is_told(runner, monkeypatch):
     kept = ExportedFile(Path("e.onnx"), 1, 1, 1, 0.0, None)
-    monkeypatch.setattr("ensemble_kit.export.export_onnx", lambda *_, **__: kept)
+    monkeypatch.setattr("ensemble_kit.export.stage.export_onnx", lambda *_, **__: kept)
 
     result = runner.invoke(main, ["export-onnx"])
 
@@ -68,7 +68,7 @@ def test_a_file_over_the_limit_is_an_error_and_is_not_there(
     runner, fused, built, tmp_path, monkeypatch
 ):
     output = tmp_path / "e.onnx"
-    monkeypatch.setattr("ensemble_kit.export.build_graph", lambda *_, **__: built)
+    monkeypatch.setattr("ensemble_kit.export.stage.build_graph", lambda *_, **__: built)
 
     result = runner.invoke(
         main, ["export-onnx", str(fused["bf16"].path), "-o", str(output), "--max-size", "1KiB"]

@@ -9,7 +9,7 @@ from workspace_fixture import MEMBERS, NUM_VIDEOS, write_selection_of
 
 from ensemble_kit.cli import main
 from ensemble_kit.data.tfrecord import read_records, write_records
-from ensemble_kit.export import export_onnx
+from ensemble_kit.export.stage import export_onnx
 from ensemble_kit.fusion.stage import fuse
 from ensemble_kit.predictions.file import read_predictions
 

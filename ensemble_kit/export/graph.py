@@ -19,14 +19,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ensemble_kit
 from ensemble_kit.draws import draws_name
+from ensemble_kit.export.stage.inlining import inline_imported
+from ensemble_kit.export.stage.node_names import name_nodes
+from ensemble_kit.export.stage.weights import attach_weights
 from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.layers.recurrent import Recurrence
 from ensemble_kit.networks.ensemble import FusedEnsemble, module_name
 from ensemble_kit.networks.foreign import DOMAIN, WEIGHTS, ImportedModel, opset_of
 from ensemble_kit.networks.loading import empty_member, member_prefix
-from ensemble_kit.onnx_imported import inline_imported
-from ensemble_kit.onnx_names import name_nodes
-from ensemble_kit.onnx_weights import attach_weights
 from ensemble_kit.serving.onnx_file import Weight
 from ensemble_kit.serving.session import OUTPUTS
 from ensemble_kit.store.provenance import FusedRecord, InputType, Sampling

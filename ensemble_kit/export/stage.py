@@ -10,11 +10,11 @@ import onnx
 
 import ensemble_kit
 from ensemble_kit.errors import ExportError, ProviderError
+from ensemble_kit.export.parity import STORED_TYPES, TOLERANCE, largest_difference
+from ensemble_kit.export.stage.graph import Graph, build_graph, top_k_of
 from ensemble_kit.files import GIB, refuse_overwrite, sha256_of, written_aside
 from ensemble_kit.networks.loading import member_prefix
 from ensemble_kit.networks.storage import SCALE
-from ensemble_kit.onnx_graph import Graph, build_graph, top_k_of
-from ensemble_kit.parity import STORED_TYPES, TOLERANCE, largest_difference
 from ensemble_kit.serving.metadata import properties_of
 from ensemble_kit.serving.model_card import write_card
 from ensemble_kit.serving.onnx_file import (
