@@ -8,9 +8,16 @@ import time
 import pytest
 
 import ensemble_kit
-from ensemble_kit import jobs as jobs_module
+from ensemble_kit.engines import jobs as jobs_module
+from ensemble_kit.engines.jobs import (
+    Job,
+    JobEnd,
+    require_finished,
+    run_jobs,
+    start_process,
+    threads_each,
+)
 from ensemble_kit.errors import TrainingError
-from ensemble_kit.jobs import Job, JobEnd, require_finished, run_jobs, start_process, threads_each
 
 PATIENCE = 20  # seconds until a test gives up on a thread or a process
 JOBS = [Job(f"job-{number}", ()) for number in range(5)]

@@ -19,7 +19,7 @@ from ensemble_kit.cli.options import (
 from ensemble_kit.store.workspace import RUNS
 
 if TYPE_CHECKING:
-    from ensemble_kit.jobs import Job, JobEnd
+    from ensemble_kit.engines.jobs import Job, JobEnd
     from ensemble_kit.pipeline import FinishedRun
     from ensemble_kit.training.plan import Precision
 
@@ -136,7 +136,7 @@ def train(
             --train 'train/*.tfrecord' --validation 'validate/*.tfrecord'
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.data.dataset import Records
-    from ensemble_kit.jobs import Job
+    from ensemble_kit.engines.jobs import Job
     from ensemble_kit.pipeline import finish_run
     from ensemble_kit.progress import quietly
     from ensemble_kit.recipes.reading import load_recipe
@@ -203,7 +203,7 @@ def train(
 
 
 def _train_side_by_side(jobs: Sequence["Job"], *, at_once: int) -> None:
-    from ensemble_kit.jobs import require_finished, run_jobs, start_process, threads_each
+    from ensemble_kit.engines.jobs import require_finished, run_jobs, start_process, threads_each
 
     start = partial(start_process, threads=threads_each(at_once))
     ends = run_jobs(jobs, start, at_once=at_once, on_end=_echo_end)

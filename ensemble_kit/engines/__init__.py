@@ -1,0 +1,1 @@
+"""What runs many commands: processes of this machine."""
