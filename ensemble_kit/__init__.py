@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ensemble_kit.pipeline import train
     from ensemble_kit.prediction import predict
     from ensemble_kit.recipes.reading import load_recipe
-    from ensemble_kit.selection import select
+    from ensemble_kit.selection.stage import select
 
 __version__ = "0.1.0"
 __all__ = [

@@ -51,7 +51,7 @@ def write_chosen(folder: Path, **options: object) -> Chosen:
     """Write predictions of four candidates and select among them; ``options`` are ``select``'s."""
     from ensemble_kit.data.labels import LabelLists
     from ensemble_kit.predictions.file import write_predictions
-    from ensemble_kit.selection import select
+    from ensemble_kit.selection.stage import select
     from ensemble_kit.store.provenance import FileRecord, ModelRecord
 
     rng = np.random.default_rng(0)

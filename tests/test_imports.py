@@ -178,7 +178,7 @@ def test_the_package_and_its_help_load_nothing_heavy(code):
 def test_what_reads_data_and_runs_the_artefact_needs_no_torch():
     loaded = loaded_by(
         "import ensemble_kit.data.dataset, ensemble_kit.data.synthetic, ensemble_kit.metrics, "
-        "ensemble_kit.serving.session, ensemble_kit.selection, ensemble_kit.store.tensor_files"
+        "ensemble_kit.serving.session, ensemble_kit.selection.stage, ensemble_kit.store.tensor_files"
     )
 
     assert "numpy" in loaded

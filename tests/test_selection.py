@@ -15,8 +15,8 @@ from ensemble_kit.errors import OutputError, PredictionsError, SelectionError, S
 from ensemble_kit.evaluation import evaluate_predictions
 from ensemble_kit.files import GIB, sha256_of
 from ensemble_kit.predictions.file import dataset_sha256, read_predictions, write_predictions
-from ensemble_kit.selection import find_predictions, select
 from ensemble_kit.selection.judging import held_out
+from ensemble_kit.selection.stage import find_predictions, select
 from ensemble_kit.store.provenance import FileRecord, ModelRecord, PredictionsRecord
 from ensemble_kit.store.selection_file import read_selection
 from ensemble_kit.store.tensor_files import open_tensors
@@ -359,7 +359,7 @@ def test_a_workspace_without_runs_is_refused(tmp_path, monkeypatch):
 
 
 def test_half_of_many_videos_confirm_the_choice(tmp_path, monkeypatch):
-    monkeypatch.setattr("ensemble_kit.selection.ENOUGH_VIDEOS", 40)
+    monkeypatch.setattr("ensemble_kit.selection.stage.ENOUGH_VIDEOS", 40)
     generator = np.random.default_rng(0)
     ids = [f"video{index}" for index in range(40)]
     positives = [set(generator.integers(5, size=2).tolist()) for _ in ids]

@@ -126,8 +126,8 @@ def select(
         ensemble-kit select --criterion gain-per-byte --exclude poor --confirm 0.3
         ensemble-kit select A.csv B.csv --labels Y.csv --size A=4MB --size B=7MB --max-size 10MB
     """  # noqa: D301 - \b is click's mark for "keep these lines"
-    from ensemble_kit.selection import find_predictions
-    from ensemble_kit.selection import select as select_members
+    from ensemble_kit.selection.stage import find_predictions
+    from ensemble_kit.selection.stage import select as select_members
 
     page = output.with_name(REPORT.name)
     if wants_report:

@@ -7,7 +7,7 @@ from chosen_fixture import CLASSES, write_chosen
 from ensemble_kit.metrics import mean_average_precision
 from ensemble_kit.report import evidence
 from ensemble_kit.report.evidence import gather
-from ensemble_kit.selection import select
+from ensemble_kit.selection.stage import select
 
 
 def named_loops(row, num_labels):

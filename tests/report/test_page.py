@@ -10,7 +10,7 @@ from ensemble_kit.errors import OutputError, SelectionError
 from ensemble_kit.report import Row, page
 from ensemble_kit.report.evidence import Evidence, gather
 from ensemble_kit.report.page import write_report
-from ensemble_kit.selection import select
+from ensemble_kit.selection.stage import select
 from ensemble_kit.store.selection_file import TruncationRecord
 
 with warnings.catch_warnings():  # of what Python will drop, at import
