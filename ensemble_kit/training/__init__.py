@@ -6,6 +6,6 @@ itself, cross entropy on probabilities, an L2 penalty on the head's kernels.
 """
 
 from ensemble_kit.training.plan import RunPlan, TrainedRun
-from ensemble_kit.training.run import train_checkpoints
+from ensemble_kit.training.stage import train_checkpoints
 
 __all__ = ["RunPlan", "TrainedRun", "train_checkpoints"]
