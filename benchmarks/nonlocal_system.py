@@ -103,7 +103,7 @@ def _has(recipe: object, key: str) -> bool:
 def _select(folder: Path, output: str, members: Sequence[str]) -> None:
     """Write a selection as if ``ensemble-kit select`` had chosen the members."""
     from ensemble_kit.files import sha256_of
-    from ensemble_kit.networks.loading import count_stored
+    from ensemble_kit.networks.weights import count_stored
     from ensemble_kit.store.provenance import FileRecord, ModelRecord
     from ensemble_kit.store.selection_file import (
         BootstrapRecord,

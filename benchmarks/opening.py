@@ -1,7 +1,7 @@
 """Opening the six-member system of S5 at full size: as one file, and with weights that are mapped.
 
 521 million random weights are fused in bf16 and exported both ways. Each row is a fresh process
-that opens the file with ``ensemble_kit.serving.session``, then tags videos of 300 frames. Files come from
+that opens the file with ``ensemble_kit.runtime``, then tags videos of 300 frames. Files come from
 the page cache: they have just been written.
 
     python benchmarks/opening.py [--quick] [--json] [--rounds N]
@@ -55,7 +55,7 @@ def export(fused: Path, output: Path, low_memory: bool) -> Figures:
 
 def run(path: Path, options: Mapping[str, bool]) -> Figures:
     """Open a file, and tag videos in batches of each size, warm."""
-    from ensemble_kit.serving.session import OnnxEnsemble
+    from ensemble_kit.runtime import OnnxEnsemble
 
     before = _resident()
     start = time.perf_counter()

@@ -60,7 +60,7 @@ def train(
 
     from ensemble_kit.data.dataset import Records
     from ensemble_kit.recipes.reading import load_recipe
-    from ensemble_kit.training import RunPlan, train_checkpoints
+    from ensemble_kit.training.plan import RunPlan, train_checkpoints
 
     schedule = {"batch_size": batch_size, "max_steps": steps, "checkpoint_every": steps}
     overrides = [f"training.{key}={value}" for key, value in schedule.items()]
@@ -90,7 +90,7 @@ def work_of(recipe: str, data: str) -> Figures:
     from torch.utils.flop_counter import FlopCounterMode
 
     from ensemble_kit.data.dataset import Records
-    from ensemble_kit.networks.loading import to_torch
+    from ensemble_kit.networks.running import to_torch
     from ensemble_kit.networks.sub_model import SubModel
     from ensemble_kit.recipes.reading import load_recipe
 

@@ -8,19 +8,20 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from ensemble_kit._version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from ensemble_kit.averaging.stage import average_checkpoints
-    from ensemble_kit.export.stage import export_onnx
-    from ensemble_kit.foreign.stage import import_onnx
-    from ensemble_kit.fusion.stage import fuse
+    from ensemble_kit.averaging import average_checkpoints
+    from ensemble_kit.export import export_onnx
+    from ensemble_kit.foreign import import_onnx
+    from ensemble_kit.fusion import fuse
+    from ensemble_kit.inference import predict
     from ensemble_kit.networks.loading import load
     from ensemble_kit.networks.sub_model import SubModel
     from ensemble_kit.pipeline import train
-    from ensemble_kit.prediction import predict
     from ensemble_kit.recipes.reading import load_recipe
-    from ensemble_kit.selection.stage import select
+    from ensemble_kit.selection import select
 
-__version__ = "0.1.0"
 __all__ = [
     "SubModel",
     "average_checkpoints",
@@ -43,7 +44,7 @@ _HOMES: Mapping[str, str] = MappingProxyType(
         "import_onnx": "foreign",
         "load": "networks.loading",
         "load_recipe": "recipes.reading",
-        "predict": "prediction",
+        "predict": "inference",
         "select": "selection",
         "train": "pipeline",
     }

@@ -7,16 +7,15 @@ from pathlib import Path
 from ensemble_kit.averaging.stage import AveragedRun, BatchNormRule, Method, average_checkpoints
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import CheckpointError
-from ensemble_kit.evaluation import evaluate_predictions
-from ensemble_kit.prediction import predict
+from ensemble_kit.inference import evaluate_predictions, predict
 from ensemble_kit.predictions.file import read_predictions
 from ensemble_kit.recipes.reading import Recipe, parse_recipe
 from ensemble_kit.store.provenance import CheckpointRecord
 from ensemble_kit.store.run_log import read_metrics
 from ensemble_kit.store.tensor_files import open_tensors
 from ensemble_kit.store.workspace import RunFolder
-from ensemble_kit.training import RunPlan, TrainedRun, train_checkpoints
-from ensemble_kit.training.plan import Precision
+from ensemble_kit.training import train_checkpoints
+from ensemble_kit.training.plan import Precision, RunPlan, TrainedRun
 from ensemble_kit.training.processes import join
 
 

@@ -15,8 +15,9 @@ from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import CheckpointError, EnsembleKitError, PredictionsError
 from ensemble_kit.export.parity import STORED_TYPES, TOLERANCE, largest_difference
 from ensemble_kit.files import GIB, format_size, sha256_of
-from ensemble_kit.fusion.stage.gap_loss import MAX_GAP_LOSS
-from ensemble_kit.fusion.stage.weights import STORED, FusedWeights, Member, axes_of
+from ensemble_kit.fusion.gap_loss import MAX_GAP_LOSS
+from ensemble_kit.networks.products import product_axes
+from ensemble_kit.fusion.weights import STORED, FusedWeights, Member
 from ensemble_kit.networks.loading import load, member_prefix
 from ensemble_kit.networks.storage import SCALE
 from ensemble_kit.predictions.file import dataset_sha256
@@ -208,7 +209,7 @@ def _fused_parity(file: TensorFile, record: FusedRecord) -> Claim:
                 finding = f"{member.checkpoint.path} is not there as it was fused"
                 return Claim("parity", "not checked", finding)
             checkpoint = stack.enter_context(open_tensors(path))
-            members.append(Member(member, checkpoint, axes_of(checkpoint)))
+            members.append(Member(member, checkpoint, product_axes(checkpoint)))
         weights = FusedWeights(members, record.dtype)
         for name in sorted(weights.specs.keys() | file.specs.keys()):
             if file.specs.get(name) != weights.specs.get(name) or not torch.equal(

@@ -19,7 +19,8 @@ from ensemble_kit.recipes.reading import Recipe, parse_recipe
 from ensemble_kit.store import tensor_files as checkpoints
 from ensemble_kit.store.provenance import CheckpointRecord, RecipeRecord
 from ensemble_kit.store.tensor_files import open_tensors, save_tensors
-from ensemble_kit.training import RunPlan, TrainedRun, train_checkpoints
+from ensemble_kit.training import train_checkpoints
+from ensemble_kit.training.plan import RunPlan, TrainedRun
 
 Module = TypeVar("Module", bound=nn.Module)
 WIDTHS = {"rgb": 5, "audio": 3}

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import numpy as np
-from ensemble_kit.predictions.file.challenge_csv import Pairs
-from ensemble_kit.predictions.file.rows import DenseRows, ListedRows
 
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.predictions.candidates import Candidate, Candidates
+from ensemble_kit.predictions.challenge_csv import Pairs
 from ensemble_kit.predictions.file import Predictions
+from ensemble_kit.predictions.rows import DenseRows, ListedRows
 
 MISSING = -np.inf
 

@@ -15,8 +15,8 @@ from builders import (
     tiny_schema,
     write_checkpoint,
 )
-from ensemble_kit.averaging.stage.recalibration import recalibrate
 
+from ensemble_kit.averaging.recalibration import recalibrate
 from ensemble_kit.averaging.stage import AveragedRun, average_checkpoints
 from ensemble_kit.averaging.stage import average as averages
 from ensemble_kit.errors import CheckpointError, OutputError, PredictionsError

@@ -24,8 +24,8 @@ from ensemble_kit.layers.frame_sampling import AllFrames, draw_table
 from ensemble_kit.networks.ensemble import FusedEnsemble, example_frames
 from ensemble_kit.networks.loading import load_fused
 from ensemble_kit.networks.storage import SCALE
+from ensemble_kit.runtime import OnnxEnsemble
 from ensemble_kit.serving.onnx_file import read_tensors
-from ensemble_kit.serving.session import OnnxEnsemble
 from ensemble_kit.store.provenance import FusedRecord, OnnxRecord
 from ensemble_kit.store.selection_file import FrontierRecord, read_selection
 from ensemble_kit.store.tensor_files import open_tensors

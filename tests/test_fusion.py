@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from builders import interrupt_the_writing, tiny_recipe, tiny_schema, write_checkpoint
-from ensemble_kit.fusion.stage.gap_loss import Loss
+from ensemble_kit.fusion.gap_loss import Loss
 from workspace_fixture import COEFFICIENTS, MEMBERS, write_selection_of
 
 from ensemble_kit.data.dataset import Records
@@ -23,7 +23,8 @@ from ensemble_kit.fusion.stage import stage as fusion
 from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.networks.ensemble import example_frames
 from ensemble_kit.networks.loading import load, load_fused, load_sub_model, member_prefix
-from ensemble_kit.networks.storage import SCALE, output_axes, round_to
+from ensemble_kit.networks.products import output_axes
+from ensemble_kit.networks.storage import SCALE, round_to
 from ensemble_kit.store.provenance import CheckpointRecord, FusedRecord
 from ensemble_kit.store.selection_file import read_selection, write_selection
 from ensemble_kit.store.tensor_files import open_tensors, save_tensors

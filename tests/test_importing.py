@@ -5,7 +5,7 @@ import onnx
 import pytest
 import torch
 from builders import contents_of, interrupt_the_writing, tiny_frames, tiny_schema
-from ensemble_kit.export.stage.graph import OPSET
+from ensemble_kit.serving.onnx_file import OPSET
 from foreign_models import (
     CLASSES,
     HIDDEN,

@@ -5,10 +5,11 @@ from builders import POOLINGS, tiny_frames, tiny_model, tiny_recipe, tiny_schema
 
 from ensemble_kit.data.dataset import Batch
 from ensemble_kit.data.labels import LabelLists
+from ensemble_kit.data.schema import check_fits
 from ensemble_kit.errors import CheckpointError, PredictionsError, ProviderError
 from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.networks.ensemble import FusedEnsemble
-from ensemble_kit.networks.loading import check_fits, load, load_sub_model, member_prefix
+from ensemble_kit.networks.loading import load, load_sub_model, member_prefix
 from ensemble_kit.networks.storage import round_to
 from ensemble_kit.store.provenance import CheckpointRecord, FileRecord, FusedRecord, MemberRecord
 from ensemble_kit.store.tensor_files import open_tensors, save_tensors

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from ensemble_kit.files import sha256_of
+from ensemble_kit.runtime import OnnxEnsemble
 from ensemble_kit.serving.metadata import read_record
 from ensemble_kit.serving.model_card import MARK, model_card, six_lines, write_card
-from ensemble_kit.serving.session import OnnxEnsemble
 
 
 @pytest.fixture(scope="module")

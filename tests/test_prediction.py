@@ -3,8 +3,8 @@ from builders import POOLINGS, tiny_recipe, tiny_records, tiny_schema, write_che
 
 from ensemble_kit.errors import OutputError, PredictionsError
 from ensemble_kit.files import sha256_of
+from ensemble_kit.inference import predict
 from ensemble_kit.networks.loading import load
-from ensemble_kit.prediction import predict
 from ensemble_kit.predictions.file import read_predictions
 
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 from builders import tiny_model, tiny_recipe, tiny_records
-from ensemble_kit.averaging.stage.recalibration import recalibrate
 
+from ensemble_kit.averaging.recalibration import recalibrate
 from ensemble_kit.averaging.stage import recalibration
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.layers.normalisation import BatchNorm

@@ -23,7 +23,7 @@ from ensemble_kit.networks.loading import load_fused, load_sub_model
 from ensemble_kit.networks.parts import SEQUENCE_POOLINGS
 from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.recipes.reading import load_recipe
-from ensemble_kit.serving.session import OnnxEnsemble
+from ensemble_kit.runtime import OnnxEnsemble
 from ensemble_kit.store.provenance import CheckpointRecord
 from ensemble_kit.store.tensor_files import open_tensors, save_tensors
 from ensemble_kit.training.loss import cross_entropy

@@ -7,7 +7,7 @@ from builders import rewrite_checkpoint
 from workspace_fixture import MEMBERS
 
 from ensemble_kit.errors import InputError
-from ensemble_kit.evaluation import evaluate_predictions
+from ensemble_kit.inference import evaluate_predictions
 from ensemble_kit.networks.loading import load_sub_model
 from ensemble_kit.predictions.file import read_predictions
 from ensemble_kit.store.run_log import read_metrics

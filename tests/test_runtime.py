@@ -10,7 +10,7 @@ import torch
 
 from ensemble_kit.errors import ProviderError
 from ensemble_kit.networks.ensemble import example_frames
-from ensemble_kit.serving.session import OnnxEnsemble
+from ensemble_kit.runtime import OnnxEnsemble
 
 ON_CPU = "Install onnxruntime-gpu with CUDA 13 and cuDNN 9, or ask for the CPU."
 
@@ -29,7 +29,7 @@ def refused(path, **options):
 def test_a_server_needs_no_torch_and_no_more_of_the_kit(exported):
     code = (
         "import sys, numpy as np\n"
-        "from ensemble_kit.serving.session import OnnxEnsemble\n"
+        "from ensemble_kit.runtime import OnnxEnsemble\n"
         f"ensemble = OnnxEnsemble({str(exported.path)!r})\n"
         "frames = {'rgb': np.ones((2, 3, 7), np.uint8), 'audio': np.ones((2, 3, 3), np.uint8)}\n"
         "print(ensemble.run(frames, np.array([3, 1])).labels.shape)\n"

@@ -12,8 +12,8 @@ from reference import gap_loops, greedy_loops, mixed_loops
 
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import OutputError, PredictionsError, SelectionError, SizeLimitError
-from ensemble_kit.evaluation import evaluate_predictions
 from ensemble_kit.files import GIB, sha256_of
+from ensemble_kit.inference import evaluate_predictions
 from ensemble_kit.predictions.file import dataset_sha256, read_predictions, write_predictions
 from ensemble_kit.selection.judging import held_out
 from ensemble_kit.selection.stage import find_predictions, select

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ensemble_kit.networks.storage import Stored, output_axes, relative_error, round_to
+from ensemble_kit.networks.products import output_axes
+from ensemble_kit.networks.storage import Stored, relative_error, round_to
 from ensemble_kit.networks.sub_model import SubModel
 
 ROWS, COLUMNS = 64, 80  # 5,120 numbers: more than the least that int8 takes
@@ -114,10 +115,10 @@ def test_the_error_is_the_mean_change_as_a_share_of_the_mean_size(rng, monkeypat
 
 
 def test_outputs_are_the_rows_of_pytorchs_matrices_and_the_columns_of_the_kits():
-    def axes_of(pooling, **parts):
+    def product_axes(pooling, **parts):
         return output_axes(SubModel(tiny_recipe(pooling=pooling, **parts), tiny_schema()))
 
-    vlad = axes_of("netvlad")
+    vlad = product_axes("netvlad")
     assert vlad == {
         "poolings.stream_rgb.assignment.weight": 1,
         "poolings.stream_audio.assignment.weight": 1,
@@ -126,8 +127,8 @@ def test_outputs_are_the_rows_of_pytorchs_matrices_and_the_columns_of_the_kits()
         "head.gates.weight": 0,
         "head.experts.weight": 0,
     }
-    assert "poolings.stream_rgb.covariances" not in axes_of("net_fv")
-    cells = axes_of("bigru", gating=None)
+    assert "poolings.stream_rgb.covariances" not in product_axes("net_fv")
+    cells = product_axes("bigru", gating=None)
     names = [name.rpartition(".cells.")[2] for name, axis in cells.items() if axis == 0]
     assert {"weight_ih_l0", "weight_hh_l1_reverse"} < set(names)
     assert output_axes(nn.Linear(3, 2)) == {"weight": 0}

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from candidate_builders import candidates_of
-from ensemble_kit.predictions.file.rows import TopRows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import gap_loops, mixed_loops
 
+from ensemble_kit.predictions.rows import TopRows
 from ensemble_kit.selection.scoring import Scorer, Term
 from ensemble_kit.selection.search import Rules, Search
 from ensemble_kit.selection.table import read_tables

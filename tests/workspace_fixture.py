@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 if TYPE_CHECKING:
-    from ensemble_kit.export.stage.graph import Graph
+    from ensemble_kit.export.graph import Graph
 
     from ensemble_kit.export.stage import ExportedFile
     from ensemble_kit.fusion.stage import FusedFile
@@ -114,7 +114,7 @@ def fused(selection: Path) -> "dict[str, FusedFile]":
 @pytest.fixture(scope="session")
 def built(fused: "dict[str, FusedFile]") -> "Graph":
     """The graph of the four members in bf16, which takes seconds to trace."""
-    from ensemble_kit.export.stage.graph import build_graph
+    from ensemble_kit.export.graph import build_graph
 
     from ensemble_kit.store.provenance import FusedRecord
     from ensemble_kit.store.tensor_files import open_tensors
@@ -156,7 +156,7 @@ def write_selection_of(
     Its GAP is 0.75. ``frontier`` says which ensembles were measured beside it, and their GAPs.
     """
     from ensemble_kit.files import sha256_of
-    from ensemble_kit.networks.loading import count_stored
+    from ensemble_kit.networks.weights import count_stored
     from ensemble_kit.store.provenance import FileRecord, ModelRecord
     from ensemble_kit.store.selection_file import (
         BootstrapRecord,

@@ -10,13 +10,14 @@ from typing import Literal
 
 from torch import Tensor
 
-import ensemble_kit
+from ensemble_kit._version import __version__
 from ensemble_kit.averaging.mean import MeanOfFiles
-from ensemble_kit.averaging.stage.recalibration import recalibrate
+from ensemble_kit.averaging.recalibration import recalibrate
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import CheckpointError
 from ensemble_kit.files import sha256_of
-from ensemble_kit.networks.loading import build_sub_model, measure, runner
+from ensemble_kit.networks.loading import build_sub_model
+from ensemble_kit.networks.running import measure, runner
 from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.store.provenance import CheckpointRecord, FileRecord
 from ensemble_kit.store.tensor_files import TensorFile, TensorSpec, spec_of, write_tensors
@@ -96,7 +97,7 @@ class Average:
             )
             return self._record.model_copy(
                 update={
-                    "kit_version": ensemble_kit.__version__,
+                    "kit_version": __version__,
                     "averaged_from": averaged_from,
                     "validation_gap": gap,
                     "batch_norm": self.batch_norm,

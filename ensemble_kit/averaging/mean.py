@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ensemble_kit.networks.loading import not_finite
 from ensemble_kit.networks.storage import is_finite
+from ensemble_kit.networks.weights import not_finite
 from ensemble_kit.store.tensor_files import (
     ITEM_SIZES,
     NUMPY_DTYPES,

@@ -5,7 +5,7 @@ import torch
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.layers.normalisation import BatchNorm
 from ensemble_kit.layers.second_order import WhitenedResiduals
-from ensemble_kit.networks.loading import to_torch
+from ensemble_kit.networks.running import to_torch
 
 BATCH_SIZE = 256
 

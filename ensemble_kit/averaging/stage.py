@@ -13,9 +13,11 @@ from typing import Literal
 
 from ensemble_kit.averaging.average import Average, Statistics
 from ensemble_kit.data.dataset import Records
+from ensemble_kit.data.schema import check_fits
 from ensemble_kit.errors import AveragingError, CheckpointError, RecordError
 from ensemble_kit.files import refuse_overwrite
-from ensemble_kit.networks.loading import check_fits, load, require_device
+from ensemble_kit.networks.loading import load
+from ensemble_kit.networks.running import require_device
 from ensemble_kit.progress import progress
 from ensemble_kit.store.provenance import CheckpointRecord
 from ensemble_kit.store.tensor_files import STATISTICS, TensorFile, TensorSpec, open_tensors

@@ -50,7 +50,7 @@ def evaluate(
         ensemble-kit evaluate predictions.csv --labels labels.csv --top-k 20 --json
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.data.dataset import Records
-    from ensemble_kit.evaluation import evaluate_model, evaluate_predictions
+    from ensemble_kit.inference import evaluate_model, evaluate_predictions
     from ensemble_kit.predictions.file import is_predictions_file, read_predictions
 
     if is_predictions_file(model_or_predictions):

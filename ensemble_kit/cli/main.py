@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-import ensemble_kit
+from ensemble_kit._version import __version__
 from ensemble_kit.errors import EnsembleKitError
 
 # Name -> module; each module's command has the command's name, with _ for -.
@@ -57,7 +57,7 @@ class KitGroup(click.Group):
 
 
 @click.group(cls=KitGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(ensemble_kit.__version__, prog_name="ensemble-kit")
+@click.version_option(__version__, prog_name="ensemble-kit")
 def main() -> None:
     """Train, average, select, fuse and export video-tagging ensembles that fit in one file.
 

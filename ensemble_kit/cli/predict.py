@@ -54,7 +54,7 @@ def predict(
             -o gru-100.safetensors
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.data.dataset import Records
-    from ensemble_kit.prediction import predict as predict_records
+    from ensemble_kit.inference import predict as predict_records
 
     records = Records(data, needs_labels=False, **reading)
     predict_records(

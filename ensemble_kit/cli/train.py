@@ -141,7 +141,7 @@ def train(
     from ensemble_kit.progress import quietly
     from ensemble_kit.recipes.reading import load_recipe
     from ensemble_kit.store.workspace import run_name
-    from ensemble_kit.training import RunPlan
+    from ensemble_kit.training.plan import RunPlan
     from ensemble_kit.training.processes import num_processes
 
     if quiet:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ensemble_kit.errors import RecordError
+from ensemble_kit.errors import PredictionsError, RecordError
 from ensemble_kit.files import written_aside
 
 MAX_FRAMES = 300  # what the starter code of YouTube-8M reads of a video
@@ -234,3 +234,38 @@ def _mendable(error: ValidationError, path: Path) -> RecordError:
     if place:
         fault = f"{place} is {first['input']!r}: {fault}"
     return RecordError(f"{path}: {fault}.", mend="Correct the file.")
+
+
+def check_fits(model: Schema, records: Schema, *, path: Path) -> None:
+    """Raise unless records have the modalities and the vocabulary that a model was made for.
+
+    Raises:
+        PredictionsError: They differ.
+    """
+    if model.interface != records.interface:
+        raise PredictionsError(
+            f"{path} has {_describe(model)}, but these records have {_describe(records)}.",
+            mend="Use records with the same modalities, widths and value types.",
+        )
+    if model.num_classes != records.num_classes:
+        raise PredictionsError(
+            f"{path} has {model.num_classes} classes, but these records have "
+            f"{records.num_classes}.",
+            mend="Use records of the same vocabulary, or give their schema with --schema.",
+        )
+    if None not in (model.label_names, records.label_names) and (
+        model.vocabulary_sha256 != records.vocabulary_sha256
+    ):
+        index = next(
+            i for i, pair in enumerate(zip(model.names, records.names, strict=True))
+            if pair[0] != pair[1]
+        )  # fmt: skip
+        raise PredictionsError(
+            f"{path} calls class {index} {model.names[index]!r}, but these records call it "
+            f"{records.names[index]!r}.",
+            mend="Use records of the same vocabulary, or their own --label-names.",
+        )
+
+
+def _describe(schema: Schema) -> str:
+    return ", ".join(f"{m.name} ({m.width} {m.value_type})" for m in schema.modalities)

@@ -17,11 +17,11 @@ from onnxscript import optimizer, version_converter
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import ensemble_kit
+from ensemble_kit._version import __version__
 from ensemble_kit.draws import draws_name
-from ensemble_kit.export.stage.inlining import inline_imported
-from ensemble_kit.export.stage.node_names import name_nodes
-from ensemble_kit.export.stage.weights import attach_weights
+from ensemble_kit.export.inlining import inline_imported
+from ensemble_kit.export.node_names import name_nodes
+from ensemble_kit.export.weights import attach_weights
 from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.layers.recurrent import Recurrence
 from ensemble_kit.networks.ensemble import FusedEnsemble, module_name
@@ -32,7 +32,6 @@ from ensemble_kit.serving.session import OUTPUTS
 from ensemble_kit.store.provenance import FusedRecord, InputType, Sampling
 from ensemble_kit.store.tensor_files import TensorFile
 
-OPSET = 20
 PREFIX = "ensemble."  # what the tracer puts before the names of weights
 FLOAT = onnx.TensorProto.FLOAT
 
@@ -126,7 +125,7 @@ def build_graph(
         del model.graph.outputs[len(OUTPUTS) :]
         _place_draws(model, ensemble, sampling)
     model.graph.name = "ensemble"
-    model.producer_name, model.producer_version = "ensemble-kit", ensemble_kit.__version__
+    model.producer_name, model.producer_version = "ensemble-kit", __version__
     draws = {name: getattr(ensemble, draws_name(name)).shape[1] for name in ensemble.random_names}
     are_free = sampling == "input" and ensemble.repeats_are_free
     return Graph(ir.to_proto(model), weights, draws, are_free)

@@ -9,34 +9,8 @@ import onnx_ir as ir
 from ensemble_kit.networks.foreign import DOMAIN, MEMBER, OPERATOR
 
 
-def product_axes(graph: onnx.ModelProto) -> dict[str, int]:
-    """Return the matrices of products by name, and which dimension counts a matrix's outputs.
-
-    Args:
-        graph: A graph whose weights are inputs of it.
-    """
-    inputs = ir.from_proto(graph).graph.inputs
-    found = {
-        str(value.name): _output_axis(value)
-        for value in inputs
-        if value.shape is not None and value.shape.rank() == 2
-    }
-    return {name: axis for name, axis in found.items() if axis is not None}
 
 
-def _output_axis(value: ir.Value) -> int | None:
-    """Return the dimension of a matrix that counts the outputs of a product it goes into."""
-    for node, index in value.uses():
-        if node.op_type == "MatMul":
-            return 1 if index == 1 else 0
-        if node.op_type == "Gemm" and index < 2:
-            transposed = node.attributes.get_int(("transA", "transB")[index], 0)
-            return int(index != transposed)
-        if node.op_type in {"Cast", "Identity", "Transpose"}:
-            axis = _output_axis(node.outputs[0])
-            if axis is not None:
-                return 1 - axis if node.op_type == "Transpose" else axis
-    return None
 
 
 def inline_imported(model: ir.Model, imported: ir.Model, member: str, *, prefix: str) -> None:

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import ensemble_kit
+from ensemble_kit._version import __version__
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.errors import ForeignModelError
-from ensemble_kit.export.stage.graph import OPSET
+from ensemble_kit.serving.onnx_file import OPSET
 from ensemble_kit.files import refuse_overwrite, sha256_of
 from ensemble_kit.foreign.checks import check_inputs, prove
 from ensemble_kit.foreign.onnx_source import read_foreign
 from ensemble_kit.networks.foreign import GRAPH, WEIGHTS, ImportedModel
-from ensemble_kit.networks.loading import not_finite
 from ensemble_kit.networks.storage import is_finite
+from ensemble_kit.networks.weights import not_finite
 from ensemble_kit.store.provenance import (
     Activation,
     FileRecord,
@@ -92,7 +92,7 @@ def import_onnx(
     foreign = read_foreign(model, output=probabilities, opset=OPSET)
     mapped = _mapped(model, foreign.inputs, schema, inputs, num_frames, is_frame)
     record = ImportedRecord(
-        kit_version=ensemble_kit.__version__,
+        kit_version=__version__,
         name=name,
         mapping=MappingRecord(frames=frames, inputs=mapped, activation=activation),
         data_schema=schema,

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_kit.data.dataset import Batch, Records
+from ensemble_kit.data.dataset import BATCH_SIZE, Batch, Records
 from ensemble_kit.metrics import MetricsAccumulator
 from ensemble_kit.networks.foreign import MemberModel
-from ensemble_kit.networks.loading import BATCH_SIZE, runner
+from ensemble_kit.networks.running import runner
 from ensemble_kit.progress import progress
 
 MAX_GAP_LOSS = 0.001  # what may be lost unless the caller allows more

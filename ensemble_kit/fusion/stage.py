@@ -9,22 +9,18 @@ from pathlib import Path
 
 import torch
 
-import ensemble_kit
+from ensemble_kit._version import __version__
 from ensemble_kit.data.dataset import Records
-from ensemble_kit.data.schema import Schema
+from ensemble_kit.data.schema import Schema, check_fits
 from ensemble_kit.errors import FusionError
 from ensemble_kit.files import GIB, refuse_overwrite, sha256_of, written_aside
-from ensemble_kit.fusion.stage.gap_loss import MAX_GAP_LOSS, Forms, Loss, loss_on
-from ensemble_kit.fusion.stage.weights import FusedWeights, Member, RoundedTensors, axes_of
+from ensemble_kit.fusion.gap_loss import MAX_GAP_LOSS, Forms, Loss, loss_on
+from ensemble_kit.networks.products import product_axes
+from ensemble_kit.fusion.weights import FusedWeights, Member, RoundedTensors
 from ensemble_kit.layers.frame_preparation import prepare_frames
 from ensemble_kit.networks.ensemble import example_frames
-from ensemble_kit.networks.loading import (
-    check_fits,
-    count_stored,
-    load_fused_member,
-    load_member,
-    member_file_record,
-)
+from ensemble_kit.networks.loading import load_fused_member, load_member, member_file_record
+from ensemble_kit.networks.weights import count_stored
 from ensemble_kit.store.provenance import (
     BYTES_PER_VALUE,
     CheckpointRecord,
@@ -109,7 +105,7 @@ def fuse(
         if records is not None:
             check_fits(schema, records.schema, path=selection)
         record = FusedRecord(
-            kit_version=ensemble_kit.__version__,
+            kit_version=__version__,
             dtype=dtype,
             members=tuple(member.record for member in members),
             data_schema=schema,
@@ -181,7 +177,7 @@ def _open_members(
                 num_values=count_stored(file),
             ),
             file,
-            axes_of(file),
+            product_axes(file),
         )
 
 

@@ -10,23 +10,12 @@ import torch
 from torch import Tensor
 
 from ensemble_kit.errors import FusionError
-from ensemble_kit.export.stage.inlining import product_axes
+from ensemble_kit.networks.products import product_axes
 from ensemble_kit.networks.foreign import WEIGHTS
-from ensemble_kit.networks.loading import (
-    empty_imported,
-    member_file_record,
-    member_prefix,
-    not_finite,
-)
-from ensemble_kit.networks.storage import (
-    SCALE,
-    Stored,
-    is_finite,
-    output_axes,
-    relative_error,
-    round_to,
-)
+from ensemble_kit.networks.loading import empty_imported, member_file_record, member_prefix
+from ensemble_kit.networks.storage import SCALE, Stored, is_finite, relative_error, round_to
 from ensemble_kit.networks.sub_model import SubModel
+from ensemble_kit.networks.weights import not_finite
 from ensemble_kit.recipes.reading import parse_recipe
 from ensemble_kit.store.provenance import CheckpointRecord, Dtype, MemberRecord
 from ensemble_kit.store.tensor_files import FLOATING, TensorFile, TensorSpec, spec_of
@@ -40,7 +29,7 @@ class Member(NamedTuple):
     Attributes:
         record: What the fused file says of it.
         file: Its checkpoint or imported file, open.
-        axes: The matrices of its products, from ``axes_of``.
+        axes: The matrices of its products, from ``product_axes``.
     """
 
     record: MemberRecord
@@ -48,18 +37,6 @@ class Member(NamedTuple):
     axes: Mapping[str, int]
 
 
-def axes_of(file: TensorFile) -> dict[str, int]:
-    """Return the matrices of products in an open checkpoint or imported file, by tensor.
-
-    The numbers are the dimensions that count their outputs, as of ``storage.output_axes``.
-    """
-    record = member_file_record(file)
-    if isinstance(record, CheckpointRecord):
-        with torch.device("meta"):
-            return output_axes(SubModel(parse_recipe(record.recipe), record.data_schema))
-    model = empty_imported(file, record.mapping, record.data_schema, name=record.name)
-    axes = product_axes(model.graph)
-    return {WEIGHTS + name: axes[name] for name in model.weight_specs if name in axes}
 
 
 class RoundedTensors:
@@ -68,7 +45,7 @@ class RoundedTensors:
     Args:
         file: The checkpoint or imported file.
         dtype: The type that they are rounded to.
-        axes: The matrices of products, from ``axes_of``.
+        axes: The matrices of products, from ``product_axes``.
     """
 
     def __init__(self, file: TensorFile, dtype: Dtype, axes: Mapping[str, int]) -> None:

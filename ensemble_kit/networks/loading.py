@@ -1,29 +1,29 @@
-"""Models from files, ready to tag videos. Imports ``checkpoints``, ``submodel``, ``ensemble``.
+"""Models from files, ready to tag videos.
 
 ``load`` opens a checkpoint, an imported model, a fused file or an ONNX file; what it returns turns
 a batch of records into probabilities, whichever it was.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from google.protobuf.message import DecodeError
 from safetensors import SafetensorError
-from torch import Tensor
 
 from ensemble_kit.data.dataset import Batch, Records
-from ensemble_kit.data.schema import Schema
-from ensemble_kit.errors import CheckpointError, PredictionsError, ProviderError
-from ensemble_kit.metrics import Metrics, MetricsAccumulator
+from ensemble_kit.data.schema import Schema, check_fits
+from ensemble_kit.errors import CheckpointError
+from ensemble_kit.metrics import Metrics
 from ensemble_kit.networks.ensemble import FusedEnsemble, module_name
-from ensemble_kit.networks.foreign import GRAPH, WEIGHTS, ImportedModel, MemberModel
+from ensemble_kit.networks.foreign import GRAPH, ImportedModel, MemberModel
 from ensemble_kit.networks.onnx_model import OnnxModel
-from ensemble_kit.networks.storage import SCALE, Stored, is_finite
+from ensemble_kit.networks.running import measure, require_device, runner
 from ensemble_kit.networks.sub_model import SubModel
+from ensemble_kit.networks.weights import Tensors, count_stored, fill, foreign_weights
 from ensemble_kit.recipes.reading import parse_recipe
 from ensemble_kit.store.provenance import (
     CheckpointRecord,
@@ -33,9 +33,7 @@ from ensemble_kit.store.provenance import (
     MemberRecord,
     ModelKind,
 )
-from ensemble_kit.store.tensor_files import FLOATING, TensorFile, TensorSpec, open_tensors
-
-BATCH_SIZE = 128  # videos at a time where nothing else is asked for; changes no result
+from ensemble_kit.store.tensor_files import TensorFile, open_tensors
 
 
 class LoadedModel:
@@ -126,26 +124,6 @@ def load(path: Path, *, repeats: int | None = None, device: str = "cpu") -> Load
     )
 
 
-def require_device(device: str) -> None:
-    """Raise ``ProviderError`` unless PyTorch can run on a device, ``cpu`` or ``cuda``."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ProviderError(
-            "PyTorch finds no CUDA device.",
-            mend="Use --device cpu, or install a driver and a PyTorch built for CUDA.",
-        )
-
-
-class Tensors(Protocol):
-    """Tensors by name: an open file, or what is computed from several."""
-
-    @property
-    def specs(self) -> Mapping[str, TensorSpec]:
-        """The type and shape of every tensor."""
-
-    def tensor(self, name: str) -> Tensor:
-        """Return a tensor of the type that its spec says."""
-
-
 def load_sub_model(file: TensorFile) -> SubModel:
     """Build the sub-model of an open checkpoint, in float32 and evaluation mode."""
     return build_sub_model(file.record(CheckpointRecord), file, path=file.path)
@@ -181,7 +159,7 @@ def load_member(file: TensorFile, tensors: Tensors | None = None) -> MemberModel
     if isinstance(record, CheckpointRecord):
         return build_sub_model(record, tensors or file, path=file.path)
     model = empty_imported(file, record.mapping, record.data_schema, name=record.name)
-    model.weights = _weights_of(model, tensors or file, path=file.path)
+    model.weights = foreign_weights(model, tensors or file, path=file.path)
     return model.eval()
 
 
@@ -199,7 +177,7 @@ def load_fused_member(file: TensorFile, member: MemberRecord, schema: Schema) ->
     with torch.device("meta"):
         model = empty_member(file, member, schema)
     if isinstance(model, ImportedModel):
-        model.weights = _weights_of(model, file, prefix=prefix, path=file.path)
+        model.weights = foreign_weights(model, file, prefix=prefix, path=file.path)
     else:
         fill(model, file, prefix=prefix, path=file.path)
     return model.eval()
@@ -233,144 +211,9 @@ def empty_imported(
     return ImportedModel(graph, mapping, schema, name=name)
 
 
-def _weights_of(
-    model: ImportedModel, tensors: Tensors, *, prefix: str = "", path: Path
-) -> dict[str, Tensor]:
-    """Return an imported model's weights in the types that its graph has them in."""
-    return {
-        name: read_weight(tensors, prefix + WEIGHTS + name, shape, path=path).to(dtype)
-        for name, (dtype, shape) in model.weight_specs.items()
-    }
-
-
 def member_prefix(name: str) -> str:
     """Return what a member's tensor names begin with in a fused file."""
     return f"{module_name(name)}."
-
-
-def fill(model: torch.nn.Module, file: Tensors, *, prefix: str, path: Path) -> None:
-    """Give a model built on the meta device its tensors, floating ones in float32.
-
-    Raises:
-        CheckpointError: A tensor is missing, has another shape, or holds NaN or infinity.
-    """
-    state: dict[str, Tensor] = {}
-    for name, empty in model.state_dict().items():
-        state[name] = read_weight(file, prefix + name, tuple(empty.shape), path=path)
-    model.load_state_dict(state, assign=True)
-
-
-def read_weight(file: Tensors, name: str, shape: tuple[int, ...], *, path: Path) -> Tensor:
-    """Return a tensor of a file, in float32 if it is a floating one or has a scale.
-
-    Raises:
-        CheckpointError: It is missing, has another shape, or holds NaN or infinity.
-    """
-    _require_shape(file, name, [shape], path)
-    tensor, scale = file.tensor(name), None
-    if name + SCALE in file.specs:
-        _require_shape(file, name + SCALE, [(shape[0], 1), (1, shape[-1])], path)
-        scale = file.tensor(name + SCALE)
-    if scale is not None or file.specs[name].dtype in FLOATING:
-        tensor = Stored(tensor, scale).restored()
-        if not is_finite(tensor):
-            raise not_finite(path, name)
-    return tensor
-
-
-def _require_shape(file: Tensors, name: str, shapes: Sequence[tuple[int, ...]], path: Path) -> None:
-    spec = file.specs.get(name)
-    if spec is None or spec.shape not in shapes:
-        found = "is missing" if spec is None else f"has shape {spec.shape}"
-        needed = " or ".join(map(str, shapes))
-        raise CheckpointError(
-            f"{path}: tensor {name} {found}; its recipe needs {needed}.",
-            mend="Make the file again with this version of ensemble-kit.",
-        )
-
-
-def not_finite(path: Path, name: str) -> CheckpointError:
-    """Return the fault of a file one of whose tensors holds NaN or infinity."""
-    return CheckpointError(
-        f"{path}: tensor {name} holds NaN or infinity.",
-        mend="Use a checkpoint from before the run diverged.",
-    )
-
-
-def count_stored(file: TensorFile) -> int:
-    """Return how many numbers a file stores."""
-    return sum(spec.num_values for spec in file.specs.values())
-
-
-def to_torch(batch: Batch, device: str) -> tuple[dict[str, Tensor], Tensor]:
-    """Return a batch's frames and frame counts as tensors on a device."""
-    frames = {name: torch.from_numpy(values).to(device) for name, values in batch.frames.items()}
-    return frames, torch.from_numpy(batch.num_frames).to(device)
-
-
-def runner(
-    model: torch.nn.Module, draws: Tensor | None, device: str
-) -> Callable[[Batch], np.ndarray[Any, Any]]:
-    """Return a function from a batch of records to probabilities ``(B, C)``, float32.
-
-    Args:
-        model: A sub-model or an ensemble, in evaluation mode, on ``device``.
-        draws: A sub-model's uniform numbers ``(R, N)``, or None.
-        device: ``cpu`` or ``cuda``.
-    """
-    extra = () if draws is None else (draws.to(device),)
-
-    @torch.inference_mode()
-    def run(batch: Batch) -> np.ndarray[Any, Any]:
-        probabilities: Tensor = model(*to_torch(batch, device), *extra)
-        return probabilities.float().cpu().numpy()
-
-    return run
-
-
-def measure(
-    run: Callable[[Batch], np.ndarray[Any, Any]], records: Records, *, k: int = 20
-) -> Metrics:
-    """Return the metrics of a model on some records; ties rank by the records' order."""
-    accumulator = MetricsAccumulator(num_classes=records.schema.num_classes, k=k)
-    for batch in records.batches(BATCH_SIZE):
-        accumulator.add(run(batch), batch.labels)
-    return accumulator.result()
-
-
-def check_fits(model: Schema, records: Schema, *, path: Path) -> None:
-    """Raise unless records have the modalities and the vocabulary that a model was made for.
-
-    Raises:
-        PredictionsError: They differ.
-    """
-    if model.interface != records.interface:
-        raise PredictionsError(
-            f"{path} has {_describe(model)}, but these records have {_describe(records)}.",
-            mend="Use records with the same modalities, widths and value types.",
-        )
-    if model.num_classes != records.num_classes:
-        raise PredictionsError(
-            f"{path} has {model.num_classes} classes, but these records have "
-            f"{records.num_classes}.",
-            mend="Use records of the same vocabulary, or give their schema with --schema.",
-        )
-    if None not in (model.label_names, records.label_names) and (
-        model.vocabulary_sha256 != records.vocabulary_sha256
-    ):
-        index = next(
-            i for i, pair in enumerate(zip(model.names, records.names, strict=True))
-            if pair[0] != pair[1]
-        )  # fmt: skip
-        raise PredictionsError(
-            f"{path} calls class {index} {model.names[index]!r}, but these records call it "
-            f"{records.names[index]!r}.",
-            mend="Use records of the same vocabulary, or their own --label-names.",
-        )
-
-
-def _describe(schema: Schema) -> str:
-    return ", ".join(f"{m.name} ({m.width} {m.value_type})" for m in schema.modalities)
 
 
 def _load_onnx(path: Path, repeats: int | None, device: str) -> LoadedModel:

@@ -36,8 +36,8 @@ from ensemble_kit.layers.se_gating import SEGating
 from ensemble_kit.layers.second_order import SecondOrder
 from ensemble_kit.layers.soft_bof import SoftBoF
 from ensemble_kit.recipes.reading import for_modality
-from ensemble_kit.recipes.reading.tables import NonLocal as NonLocalTable
-from ensemble_kit.recipes.reading.tables import Pooling, Table
+from ensemble_kit.recipes.tables import NonLocal as NonLocalTable
+from ensemble_kit.recipes.tables import Pooling, Table
 
 Parts = Mapping[str, Callable[..., nn.Module]]
 

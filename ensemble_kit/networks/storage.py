@@ -19,7 +19,6 @@ TORCH_TYPES: Mapping[str, torch.dtype] = {
     "bf16": torch.bfloat16,
 }
 SCALE = ".int8_scale"  # what follows a matrix's name in its scales'
-NOT_PRODUCTS = frozenset({"centres", "covariances"})  # compared with the data, so kept finer
 MIN_INT8_VALUES = 4096  # a smaller matrix saves less than its risk is worth
 MAX_INT8_ERROR = 0.02  # normal numbers change by 0.01 of their size; few large ones spoil the rest
 LARGEST = 127
@@ -40,18 +39,6 @@ class Stored(NamedTuple):
         return self.values.float() if self.values.is_floating_point() else self.values
 
 
-def output_axes(model: nn.Module) -> dict[str, int]:
-    """Return the matrices of products by name, and which dimension counts a matrix's outputs.
-
-    PyTorch's own layers have outputs by inputs, ``x W^T``; all others of the kit ``x W``.
-    """
-    return {
-        f"{prefix}.{name}" if prefix else name: axis
-        for prefix, module in model.named_modules()
-        for axis in [0 if isinstance(module, nn.Linear | nn.RNNBase) else 1]
-        for name, parameter in module.named_parameters(recurse=False)
-        if parameter.ndim == 2 and name not in NOT_PRODUCTS
-    }
 
 
 def round_to(tensor: Tensor, dtype: Dtype, *, output_axis: int | None = None) -> Stored:

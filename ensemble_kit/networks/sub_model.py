@@ -30,7 +30,7 @@ from ensemble_kit.networks.parts import (
     build_pooling,
 )
 from ensemble_kit.recipes.reading import Recipe
-from ensemble_kit.recipes.reading.tables import Hidden
+from ensemble_kit.recipes.tables import Hidden
 
 JOINT = "joint"
 

@@ -1,1 +1,1 @@
-"""Probabilities in files: the kit's own, challenge CSVs and NumPy files, and candidates made of them."""
+"""Probabilities in files: the kit's own, challenge CSVs, NumPy files; candidates made of them."""

@@ -16,26 +16,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import ensemble_kit
+from ensemble_kit._version import __version__
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.data.schema import vocabulary_sha256
 from ensemble_kit.errors import CheckpointError, PredictionsError
 from ensemble_kit.files import refuse_overwrite, written_aside
 from ensemble_kit.metrics import top_classes
-from ensemble_kit.predictions.file.challenge_csv import (
+from ensemble_kit.predictions.challenge_csv import (
     PREDICTIONS_HEADER,
     format_line,
     read_labels_csv,
     read_pairs,
 )
-from ensemble_kit.predictions.file.rows import (
+from ensemble_kit.predictions.numpy_files import ARRAY_SUFFIXES, read_arrays
+from ensemble_kit.predictions.rows import (
     DenseRows,
     ListedRows,
     Rows,
     TopRows,
     as_probabilities,
 )
-from ensemble_kit.predictions.numpy_files import ARRAY_SUFFIXES, read_arrays
 from ensemble_kit.store.provenance import ModelRecord, PredictionsRecord
 from ensemble_kit.store.tensor_files import TensorFile, open_tensors, save_tensors
 
@@ -212,7 +212,7 @@ def write_predictions(
         "ids": np.frombuffer("\n".join(ids).encode(), np.uint8),
     }
     record = PredictionsRecord(
-        kit_version=ensemble_kit.__version__,
+        kit_version=__version__,
         name=name,
         model=model,
         label_names=tuple(label_names),

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_kit.errors import PredictionsError
-from ensemble_kit.predictions.file.challenge_csv import Pairs
+from ensemble_kit.predictions.challenge_csv import Pairs
 from ensemble_kit.store.row_files import RowFile
 
 SLACK = 1e-6  # a float32 mixture of probabilities may end this far outside [0, 1]

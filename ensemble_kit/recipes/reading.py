@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, PrivateAttr, ValidationError
 
 from ensemble_kit.errors import RecipeError
-from ensemble_kit.recipes.reading.tables import (
+from ensemble_kit.recipes.tables import (
     Fusion,
     Head,
     Hidden,
@@ -64,7 +64,7 @@ class Recipe(Table):
 def recipe_root() -> Traversable:
     """Return the folder of shipped recipes, in an installed wheel or a checkout."""
     packaged = files("ensemble_kit") / "models"
-    checkout = Path(__file__).resolve().parents[1] / "models"
+    checkout = Path(__file__).resolve().parents[2] / "models"
     return packaged if packaged.is_dir() else checkout
 
 

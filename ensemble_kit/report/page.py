@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-import ensemble_kit
+from ensemble_kit._version import __version__
 from ensemble_kit.files import format_size, refuse_overwrite, written_aside
 from ensemble_kit.report import Row
 from ensemble_kit.report.charts import (
@@ -80,7 +80,7 @@ def render(
         dtypes=list(BYTES_PER_VALUE),
         evidence=evidence,
         fewest_positives=FEWEST_POSITIVES,
-        kit_version=ensemble_kit.__version__,
+        kit_version=__version__,
         rows=rows,
         seconds={row.model: row.seconds_per_video for row in rows if row.form == "averaged"},
         selection=selection,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-import ensemble_kit
+from ensemble_kit._version import __version__
 from ensemble_kit.files import format_size, sha256_of
 from ensemble_kit.predictions.candidates import Candidate, Candidates
 from ensemble_kit.predictions.file import dataset_sha256
@@ -115,7 +115,7 @@ class Writer:
         files = self._files()
         gaps = self.judge.gaps(outcome.members)
         return SelectionRecord(
-            kit_version=ensemble_kit.__version__,
+            kit_version=__version__,
             k=self.judge.chosen_by.k,
             dtype=dtype,
             max_size=rules.limit,

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from ensemble_kit.selection.stage.outcome import Outcome, Writer, distinct
 from numpy.typing import NDArray
 
 from ensemble_kit.errors import SelectionError
@@ -14,6 +13,7 @@ from ensemble_kit.files import GIB, refuse_overwrite
 from ensemble_kit.predictions.candidates import Candidates, read_candidates, refuse_unknown
 from ensemble_kit.selection.judging import ENOUGH_VIDEOS, Judge, held_out
 from ensemble_kit.selection.mixing import optimised, search_weights
+from ensemble_kit.selection.outcome import Outcome, Writer, distinct
 from ensemble_kit.selection.scoring import Term
 from ensemble_kit.selection.search import Rules, Search
 from ensemble_kit.selection.table import NUM_THREADS, read_tables

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ensemble_kit.errors import ExportError
 
+OPSET = 20  # of ONNX's operators that exported files are written in
 MODEL_GRAPH, MODEL_PROPERTY, GRAPH_INITIALIZER = 7, 14, 5
 DIMS, DATA_TYPE, NAME, RAW_DATA, EXTERNAL_DATA, DATA_LOCATION = 1, 2, 8, 9, 13, 14
 KEY, VALUE = 1, 2  # of a property, and of an entry of external data

@@ -5,7 +5,6 @@ Adam, a learning rate that falls in stairs of examples seen, each variable's gra
 itself, cross entropy on probabilities, an L2 penalty on the head's kernels.
 """
 
-from ensemble_kit.training.plan import RunPlan, TrainedRun
 from ensemble_kit.training.stage import train_checkpoints
 
-__all__ = ["RunPlan", "TrainedRun", "train_checkpoints"]
+__all__ = ["train_checkpoints"]

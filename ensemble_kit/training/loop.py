@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-import ensemble_kit
+from ensemble_kit._version import __version__
 from ensemble_kit.data.dataset import Batch
 from ensemble_kit.errors import TrainingError
 from ensemble_kit.metrics import Metrics
@@ -185,7 +185,7 @@ class Trainer:
                 self._write(state="failed")
                 raise self._diverged(f"{name} is no longer finite at step {self.position.step}")
         record = CheckpointRecord(
-            kit_version=ensemble_kit.__version__,
+            kit_version=__version__,
             name=self.plan.folder.name,
             run=self.plan.identity,
             recipe=self.plan.recipe.record,

@@ -9,7 +9,7 @@ from math import cos, pi
 import torch
 from torch import Tensor, nn
 
-from ensemble_kit.recipes.reading.tables import Training
+from ensemble_kit.recipes.tables import Training
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 

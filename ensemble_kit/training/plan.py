@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from ensemble_kit.data.dataset import Records
+from ensemble_kit.data.schema import check_fits
 from ensemble_kit.errors import OutputError, TrainingError
-from ensemble_kit.networks.loading import check_fits, require_device
+from ensemble_kit.networks.running import require_device
 from ensemble_kit.recipes.reading import Recipe
 from ensemble_kit.store.provenance import TrainingStateRecord
 from ensemble_kit.store.run_log import require_tensorboard

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import ensemble_kit
+from ensemble_kit._version import __version__
 from ensemble_kit.store.provenance import MeasuredRecord, TrainingStateRecord
 from ensemble_kit.store.tensor_files import open_tensors, save_tensors
 from ensemble_kit.store.workspace import RunFolder
@@ -77,7 +77,7 @@ def save_state(
         OutputError: The disk refuses the file; the state before is still there.
     """
     record = TrainingStateRecord(
-        kit_version=ensemble_kit.__version__,
+        kit_version=__version__,
         name=plan.folder.name,
         settings=dict(plan.settings),
         is_finished=is_finished,

@@ -2,9 +2,9 @@
 
 import torch
 
-from ensemble_kit.data.dataset import Records
+from ensemble_kit.data.dataset import BATCH_SIZE, Records
 from ensemble_kit.metrics import Metrics, MetricsAccumulator
-from ensemble_kit.networks.loading import BATCH_SIZE, measure, runner
+from ensemble_kit.networks.running import measure, runner
 from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.training.processes import Processes
 

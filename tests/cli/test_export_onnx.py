@@ -6,7 +6,7 @@ import pytest
 
 from ensemble_kit.cli import main
 from ensemble_kit.export.stage import ExportedFile
-from ensemble_kit.serving.session import OnnxEnsemble
+from ensemble_kit.runtime import OnnxEnsemble
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import re
 from pathlib import Path
 
 import pytest
-from ensemble_kit.fusion.stage.gap_loss import Loss
+from ensemble_kit.fusion.gap_loss import Loss
 from workspace_fixture import COEFFICIENTS, MEMBERS, write_selection_of
 
 from ensemble_kit.cli import main

@@ -7,7 +7,7 @@ import pytest
 from workspace_fixture import MEMBERS, NUM_VIDEOS, TRAINING
 
 from ensemble_kit.cli import main
-from ensemble_kit.serving.session import OnnxEnsemble
+from ensemble_kit.runtime import OnnxEnsemble
 from ensemble_kit.store.selection_file import read_selection
 
 TEST = "data/test/*.tfrecord"

@@ -3,8 +3,8 @@ from workspace_fixture import MEMBERS, REPEATS
 
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import InputError
+from ensemble_kit.inference import predict
 from ensemble_kit.networks.loading import load
-from ensemble_kit.prediction import predict
 from ensemble_kit.report.scores import score_models
 
 

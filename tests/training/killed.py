@@ -17,7 +17,8 @@ import torch
 from builders import tiny_recipe, tiny_records
 
 from ensemble_kit.store import tensor_files as checkpoints
-from ensemble_kit.training import RunPlan, loop, train_checkpoints
+from ensemble_kit.training import loop, train_checkpoints
+from ensemble_kit.training.plan import RunPlan
 
 ON_DISK = {"open", "os.remove", "os.rename", "os.truncate"}
 RECIPE = tiny_recipe(

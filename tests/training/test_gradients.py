@@ -5,10 +5,10 @@ import pytest
 import torch
 from builders import POOLINGS, tiny_recipe, tiny_records, train_tiny
 
-from ensemble_kit.networks.loading import to_torch
+from ensemble_kit.networks.running import to_torch
 from ensemble_kit.networks.sub_model import SubModel
-from ensemble_kit.training import RunPlan
 from ensemble_kit.training.gradients import Differentiator
+from ensemble_kit.training.plan import RunPlan
 from ensemble_kit.training.processes import Processes
 
 

@@ -25,10 +25,11 @@ from ensemble_kit.errors import (
     RecipeError,
     TrainingError,
 )
+from ensemble_kit.inference import predict
 from ensemble_kit.layers.frame_preparation import prepare_frames
-from ensemble_kit.networks.loading import load, to_torch
+from ensemble_kit.networks.loading import load
+from ensemble_kit.networks.running import to_torch
 from ensemble_kit.networks.sub_model import SubModel
-from ensemble_kit.prediction import predict
 from ensemble_kit.store.provenance import CheckpointRecord
 from ensemble_kit.store.run_log import read_metrics
 from ensemble_kit.store.tensor_files import open_tensors

@@ -1,0 +1,75 @@
+"""Which of a model's matrices are those of products, and which dimension counts their outputs."""
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from ensemble_kit.networks.foreign import WEIGHTS
+from ensemble_kit.networks.loading import empty_imported, member_file_record
+from ensemble_kit.networks.sub_model import SubModel
+from ensemble_kit.recipes.reading import parse_recipe
+from ensemble_kit.store.provenance import CheckpointRecord
+from ensemble_kit.store.tensor_files import TensorFile
+
+NOT_PRODUCTS = frozenset({"centres", "covariances"})  # compared with the data, so kept finer
+
+
+def _graph_axes(graph: onnx.ModelProto) -> dict[str, int]:
+    """Return the matrices of products by name, and which dimension counts a matrix's outputs.
+
+    Args:
+        graph: A graph whose weights are inputs of it.
+    """
+    inputs = ir.from_proto(graph).graph.inputs
+    found = {
+        str(value.name): _output_axis(value)
+        for value in inputs
+        if value.shape is not None and value.shape.rank() == 2
+    }
+    return {name: axis for name, axis in found.items() if axis is not None}
+
+
+def _output_axis(value: ir.Value) -> int | None:
+    """Return the dimension of a matrix that counts the outputs of a product it goes into."""
+    for node, index in value.uses():
+        if node.op_type == "MatMul":
+            return 1 if index == 1 else 0
+        if node.op_type == "Gemm" and index < 2:
+            transposed = node.attributes.get_int(("transA", "transB")[index], 0)
+            return int(index != transposed)
+        if node.op_type in {"Cast", "Identity", "Transpose"}:
+            axis = _output_axis(node.outputs[0])
+            if axis is not None:
+                return 1 - axis if node.op_type == "Transpose" else axis
+    return None
+
+
+
+
+def output_axes(model: nn.Module) -> dict[str, int]:
+    """Return the matrices of products by name, and which dimension counts a matrix's outputs.
+
+    PyTorch's own layers have outputs by inputs, ``x W^T``; all others of the kit ``x W``.
+    """
+    return {
+        f"{prefix}.{name}" if prefix else name: axis
+        for prefix, module in model.named_modules()
+        for axis in [0 if isinstance(module, nn.Linear | nn.RNNBase) else 1]
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 2 and name not in NOT_PRODUCTS
+    }
+
+
+def product_axes(file: TensorFile) -> dict[str, int]:
+    """Return the matrices of products in an open checkpoint or imported file, by tensor.
+
+    The numbers are the dimensions that count their outputs, as of ``product_axes``.
+    """
+    record = member_file_record(file)
+    if isinstance(record, CheckpointRecord):
+        with torch.device("meta"):
+            return output_axes(SubModel(parse_recipe(record.recipe), record.data_schema))
+    model = empty_imported(file, record.mapping, record.data_schema, name=record.name)
+    axes = _graph_axes(model.graph)
+    return {WEIGHTS + name: axes[name] for name in model.weight_specs if name in axes}

@@ -1,0 +1,57 @@
+"""Run a model on batches of records, on a device."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ensemble_kit.data.dataset import BATCH_SIZE, Batch, Records
+from ensemble_kit.errors import ProviderError
+from ensemble_kit.metrics import Metrics, MetricsAccumulator
+
+
+def require_device(device: str) -> None:
+    """Raise ``ProviderError`` unless PyTorch can run on a device, ``cpu`` or ``cuda``."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ProviderError(
+            "PyTorch finds no CUDA device.",
+            mend="Use --device cpu, or install a driver and a PyTorch built for CUDA.",
+        )
+
+
+def to_torch(batch: Batch, device: str) -> tuple[dict[str, Tensor], Tensor]:
+    """Return a batch's frames and frame counts as tensors on a device."""
+    frames = {name: torch.from_numpy(values).to(device) for name, values in batch.frames.items()}
+    return frames, torch.from_numpy(batch.num_frames).to(device)
+
+
+def runner(
+    model: torch.nn.Module, draws: Tensor | None, device: str
+) -> Callable[[Batch], np.ndarray[Any, Any]]:
+    """Return a function from a batch of records to probabilities ``(B, C)``, float32.
+
+    Args:
+        model: A sub-model or an ensemble, in evaluation mode, on ``device``.
+        draws: A sub-model's uniform numbers ``(R, N)``, or None.
+        device: ``cpu`` or ``cuda``.
+    """
+    extra = () if draws is None else (draws.to(device),)
+
+    @torch.inference_mode()
+    def run(batch: Batch) -> np.ndarray[Any, Any]:
+        probabilities: Tensor = model(*to_torch(batch, device), *extra)
+        return probabilities.float().cpu().numpy()
+
+    return run
+
+
+def measure(
+    run: Callable[[Batch], np.ndarray[Any, Any]], records: Records, *, k: int = 20
+) -> Metrics:
+    """Return the metrics of a model on some records; ties rank by the records' order."""
+    accumulator = MetricsAccumulator(num_classes=records.schema.num_classes, k=k)
+    for batch in records.batches(BATCH_SIZE):
+        accumulator.add(run(batch), batch.labels)
+    return accumulator.result()

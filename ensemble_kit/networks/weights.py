@@ -1,0 +1,88 @@
+"""Tensors of a file become the weights of a model, checked one by one."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ensemble_kit.errors import CheckpointError
+from ensemble_kit.networks.foreign import WEIGHTS, ImportedModel
+from ensemble_kit.networks.storage import SCALE, Stored, is_finite
+from ensemble_kit.store.tensor_files import FLOATING, TensorFile, TensorSpec
+
+
+class Tensors(Protocol):
+    """Tensors by name: an open file, or what is computed from several."""
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """The type and shape of every tensor."""
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a tensor of the type that its spec says."""
+
+
+def foreign_weights(
+    model: ImportedModel, tensors: Tensors, *, prefix: str = "", path: Path
+) -> dict[str, Tensor]:
+    """Return an imported model's weights in the types that its graph has them in."""
+    return {
+        name: read_weight(tensors, prefix + WEIGHTS + name, shape, path=path).to(dtype)
+        for name, (dtype, shape) in model.weight_specs.items()
+    }
+
+
+def fill(model: torch.nn.Module, file: Tensors, *, prefix: str, path: Path) -> None:
+    """Give a model built on the meta device its tensors, floating ones in float32.
+
+    Raises:
+        CheckpointError: A tensor is missing, has another shape, or holds NaN or infinity.
+    """
+    state: dict[str, Tensor] = {}
+    for name, empty in model.state_dict().items():
+        state[name] = read_weight(file, prefix + name, tuple(empty.shape), path=path)
+    model.load_state_dict(state, assign=True)
+
+
+def read_weight(file: Tensors, name: str, shape: tuple[int, ...], *, path: Path) -> Tensor:
+    """Return a tensor of a file, in float32 if it is a floating one or has a scale.
+
+    Raises:
+        CheckpointError: It is missing, has another shape, or holds NaN or infinity.
+    """
+    _require_shape(file, name, [shape], path)
+    tensor, scale = file.tensor(name), None
+    if name + SCALE in file.specs:
+        _require_shape(file, name + SCALE, [(shape[0], 1), (1, shape[-1])], path)
+        scale = file.tensor(name + SCALE)
+    if scale is not None or file.specs[name].dtype in FLOATING:
+        tensor = Stored(tensor, scale).restored()
+        if not is_finite(tensor):
+            raise not_finite(path, name)
+    return tensor
+
+
+def _require_shape(file: Tensors, name: str, shapes: Sequence[tuple[int, ...]], path: Path) -> None:
+    spec = file.specs.get(name)
+    if spec is None or spec.shape not in shapes:
+        found = "is missing" if spec is None else f"has shape {spec.shape}"
+        needed = " or ".join(map(str, shapes))
+        raise CheckpointError(
+            f"{path}: tensor {name} {found}; its recipe needs {needed}.",
+            mend="Make the file again with this version of ensemble-kit.",
+        )
+
+
+def not_finite(path: Path, name: str) -> CheckpointError:
+    """Return the fault of a file one of whose tensors holds NaN or infinity."""
+    return CheckpointError(
+        f"{path}: tensor {name} holds NaN or infinity.",
+        mend="Use a checkpoint from before the run diverged.",
+    )
+
+
+def count_stored(file: TensorFile) -> int:
+    """Return how many numbers a file stores."""
+    return sum(spec.num_values for spec in file.specs.values())
