@@ -16,9 +16,9 @@ from ensemble_kit.errors import CheckpointError, EnsembleKitError, PredictionsEr
 from ensemble_kit.export.parity import STORED_TYPES, TOLERANCE, largest_difference
 from ensemble_kit.files import GIB, format_size, sha256_of
 from ensemble_kit.fusion.gap_loss import MAX_GAP_LOSS
-from ensemble_kit.networks.products import product_axes
 from ensemble_kit.fusion.weights import STORED, FusedWeights, Member
 from ensemble_kit.networks.loading import load, member_prefix
+from ensemble_kit.networks.products import product_axes
 from ensemble_kit.networks.storage import SCALE
 from ensemble_kit.predictions.file import dataset_sha256
 from ensemble_kit.serving.metadata import read_record

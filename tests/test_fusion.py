@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from builders import interrupt_the_writing, tiny_recipe, tiny_schema, write_checkpoint
-from ensemble_kit.fusion.gap_loss import Loss
 from workspace_fixture import COEFFICIENTS, MEMBERS, write_selection_of
 
 from ensemble_kit.data.dataset import Records
@@ -17,6 +16,7 @@ from ensemble_kit.errors import (
     SizeLimitError,
 )
 from ensemble_kit.files import sha256_of
+from ensemble_kit.fusion.gap_loss import Loss
 from ensemble_kit.fusion.stage import fuse
 from ensemble_kit.fusion.stage import gap_loss as rounding
 from ensemble_kit.fusion.stage import stage as fusion

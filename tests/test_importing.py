@@ -5,7 +5,6 @@ import onnx
 import pytest
 import torch
 from builders import contents_of, interrupt_the_writing, tiny_frames, tiny_schema
-from ensemble_kit.serving.onnx_file import OPSET
 from foreign_models import (
     CLASSES,
     HIDDEN,
@@ -28,6 +27,7 @@ from ensemble_kit.errors import CheckpointError, EnsembleKitError, OutputError, 
 from ensemble_kit.foreign.onnx_source import Foreign
 from ensemble_kit.layers.frame_preparation import dequantise, quantise
 from ensemble_kit.networks.loading import load
+from ensemble_kit.serving.onnx_file import OPSET
 from ensemble_kit.store.provenance import ImportedRecord
 from ensemble_kit.store.tensor_files import open_tensors
 

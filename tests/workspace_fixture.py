@@ -17,7 +17,6 @@ from click.testing import CliRunner, Result
 
 if TYPE_CHECKING:
     from ensemble_kit.export.graph import Graph
-
     from ensemble_kit.export.stage import ExportedFile
     from ensemble_kit.fusion.stage import FusedFile
     from ensemble_kit.networks.ensemble import FusedEnsemble
@@ -115,7 +114,6 @@ def fused(selection: Path) -> "dict[str, FusedFile]":
 def built(fused: "dict[str, FusedFile]") -> "Graph":
     """The graph of the four members in bf16, which takes seconds to trace."""
     from ensemble_kit.export.graph import build_graph
-
     from ensemble_kit.store.provenance import FusedRecord
     from ensemble_kit.store.tensor_files import open_tensors
 

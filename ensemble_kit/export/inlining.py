@@ -3,14 +3,9 @@
 Imports ``imported``.
 """
 
-import onnx
 import onnx_ir as ir
 
 from ensemble_kit.networks.foreign import DOMAIN, MEMBER, OPERATOR
-
-
-
-
 
 
 def inline_imported(model: ir.Model, imported: ir.Model, member: str, *, prefix: str) -> None:

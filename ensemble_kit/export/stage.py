@@ -10,8 +10,8 @@ import onnx
 
 from ensemble_kit._version import __version__
 from ensemble_kit.errors import ExportError, ProviderError
-from ensemble_kit.export.parity import STORED_TYPES, TOLERANCE, largest_difference
 from ensemble_kit.export.graph import Graph, build_graph, top_k_of
+from ensemble_kit.export.parity import STORED_TYPES, TOLERANCE, largest_difference
 from ensemble_kit.files import GIB, refuse_overwrite, sha256_of, written_aside
 from ensemble_kit.networks.loading import member_prefix
 from ensemble_kit.networks.storage import SCALE

@@ -11,13 +11,13 @@ import torch
 from ensemble_kit._version import __version__
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.errors import ForeignModelError
-from ensemble_kit.serving.onnx_file import OPSET
 from ensemble_kit.files import refuse_overwrite, sha256_of
 from ensemble_kit.foreign.checks import check_inputs, prove
 from ensemble_kit.foreign.onnx_source import read_foreign
 from ensemble_kit.networks.foreign import GRAPH, WEIGHTS, ImportedModel
 from ensemble_kit.networks.storage import is_finite
 from ensemble_kit.networks.weights import not_finite
+from ensemble_kit.serving.onnx_file import OPSET
 from ensemble_kit.store.provenance import (
     Activation,
     FileRecord,

@@ -15,11 +15,11 @@ from ensemble_kit.data.schema import Schema, check_fits
 from ensemble_kit.errors import FusionError
 from ensemble_kit.files import GIB, refuse_overwrite, sha256_of, written_aside
 from ensemble_kit.fusion.gap_loss import MAX_GAP_LOSS, Forms, Loss, loss_on
-from ensemble_kit.networks.products import product_axes
 from ensemble_kit.fusion.weights import FusedWeights, Member, RoundedTensors
 from ensemble_kit.layers.frame_preparation import prepare_frames
 from ensemble_kit.networks.ensemble import example_frames
 from ensemble_kit.networks.loading import load_fused_member, load_member, member_file_record
+from ensemble_kit.networks.products import product_axes
 from ensemble_kit.networks.weights import count_stored
 from ensemble_kit.store.provenance import (
     BYTES_PER_VALUE,

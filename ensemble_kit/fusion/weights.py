@@ -6,18 +6,13 @@ Imports ``loading``, ``onnx_imported`` and ``storage``.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ensemble_kit.errors import FusionError
-from ensemble_kit.networks.products import product_axes
-from ensemble_kit.networks.foreign import WEIGHTS
-from ensemble_kit.networks.loading import empty_imported, member_file_record, member_prefix
+from ensemble_kit.networks.loading import member_prefix
 from ensemble_kit.networks.storage import SCALE, Stored, is_finite, relative_error, round_to
-from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.networks.weights import not_finite
-from ensemble_kit.recipes.reading import parse_recipe
-from ensemble_kit.store.provenance import CheckpointRecord, Dtype, MemberRecord
+from ensemble_kit.store.provenance import Dtype, MemberRecord
 from ensemble_kit.store.tensor_files import FLOATING, TensorFile, TensorSpec, spec_of
 
 STORED = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
@@ -35,8 +30,6 @@ class Member(NamedTuple):
     record: MemberRecord
     file: TensorFile
     axes: Mapping[str, int]
-
-
 
 
 class RoundedTensors:

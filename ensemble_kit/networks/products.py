@@ -45,8 +45,6 @@ def _output_axis(value: ir.Value) -> int | None:
     return None
 
 
-
-
 def output_axes(model: nn.Module) -> dict[str, int]:
     """Return the matrices of products by name, and which dimension counts a matrix's outputs.
 

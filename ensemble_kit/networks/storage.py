@@ -9,7 +9,7 @@ from types import EllipsisType
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ensemble_kit.store.provenance import Dtype
 
@@ -37,8 +37,6 @@ class Stored(NamedTuple):
         if self.scale is not None:
             return self.values.float().mul_(self.scale)
         return self.values.float() if self.values.is_floating_point() else self.values
-
-
 
 
 def round_to(tensor: Tensor, dtype: Dtype, *, output_axis: int | None = None) -> Stored:

@@ -2,10 +2,10 @@ import re
 from pathlib import Path
 
 import pytest
-from ensemble_kit.fusion.gap_loss import Loss
 from workspace_fixture import COEFFICIENTS, MEMBERS, write_selection_of
 
 from ensemble_kit.cli import main
+from ensemble_kit.fusion.gap_loss import Loss
 from ensemble_kit.fusion.stage import FusedFile
 from ensemble_kit.store.provenance import FusedRecord
 from ensemble_kit.store.selection_file import read_selection

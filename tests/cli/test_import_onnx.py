@@ -6,7 +6,6 @@ import onnx
 import pytest
 import torch
 from builders import tiny_frames
-from ensemble_kit.serving.onnx_file import OPSET
 from foreign_models import (
     dequantised,
     foreign_probabilities,
@@ -23,7 +22,7 @@ from ensemble_kit.networks.loading import load, load_fused_member
 from ensemble_kit.networks.storage import round_to
 from ensemble_kit.predictions.file import read_predictions
 from ensemble_kit.runtime import OnnxEnsemble
-from ensemble_kit.serving.onnx_file import read_tensors
+from ensemble_kit.serving.onnx_file import OPSET, read_tensors
 from ensemble_kit.store.provenance import FusedRecord
 from ensemble_kit.store.selection_file import read_selection
 from ensemble_kit.store.tensor_files import open_tensors
