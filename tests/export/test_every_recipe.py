@@ -29,7 +29,7 @@ from ensemble_kit.store.tensor_files import open_tensors, save_tensors
 from ensemble_kit.training.loss import cross_entropy
 from ensemble_kit.training.optimisation import clip_each
 
-MODELS = Path(__file__).resolve().parents[1] / "models"
+MODELS = Path(__file__).resolve().parents[2] / "models"
 ON_DISK = sorted(
     path.relative_to(MODELS).with_suffix("").as_posix() for path in MODELS.rglob("*.toml")
 )

@@ -17,7 +17,7 @@ from ensemble_kit.recipes.reading import (
 from ensemble_kit.recipes.reading import reading as recipes
 from ensemble_kit.store.provenance import RecipeRecord
 
-MODELS = Path(__file__).resolve().parents[1] / "models"
+MODELS = Path(__file__).resolve().parents[2] / "models"
 SHIPPED = sorted(MODELS.rglob("*.toml"))
 TRAINING_KEYS = (
     "batch_size, learning_rate, learning_rate_decay, examples_per_decay, max_steps, clip_norm, "
