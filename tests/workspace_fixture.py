@@ -124,7 +124,7 @@ def built(fused: "dict[str, FusedFile]") -> "Graph":
 @pytest.fixture(scope="session")
 def exported(fused: "dict[str, FusedFile]", built: "Graph") -> "ExportedFile":
     """The four members in bf16 as one ONNX file that averages REPEATS draws."""
-    from ensemble_kit.export.stage import stage as export
+    from ensemble_kit.export import stage as export
 
     path = fused["bf16"].path
     with pytest.MonkeyPatch.context() as patch:

@@ -27,8 +27,7 @@ from ensemble_kit.layers.recurrent import Recurrence
 from ensemble_kit.networks.ensemble import FusedEnsemble, module_name
 from ensemble_kit.networks.foreign import DOMAIN, WEIGHTS, ImportedModel, opset_of
 from ensemble_kit.networks.loading import empty_member, member_prefix
-from ensemble_kit.serving.onnx_file import Weight
-from ensemble_kit.serving.onnx_file import OPSET
+from ensemble_kit.serving.onnx_file import OPSET, Weight
 from ensemble_kit.serving.session import OUTPUTS
 from ensemble_kit.store.provenance import FusedRecord, InputType, Sampling
 from ensemble_kit.store.tensor_files import TensorFile

@@ -11,7 +11,7 @@ from builders import (
     write_checkpoint,
 )
 
-from ensemble_kit.averaging.stage import stage as averaging
+from ensemble_kit.averaging import stage as averaging
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import CheckpointError
 from ensemble_kit.networks.loading import load

@@ -15,8 +15,8 @@ from builders import (
     write_checkpoint,
 )
 
+from ensemble_kit.averaging import stage as averaging
 from ensemble_kit.averaging.stage import GreedyStep, average_checkpoints
-from ensemble_kit.averaging.stage import stage as averaging
 from ensemble_kit.errors import AveragingError, CheckpointError, PredictionsError
 from ensemble_kit.files import sha256_of
 from ensemble_kit.networks.loading import load

@@ -16,10 +16,10 @@ from ensemble_kit.errors import (
     SizeLimitError,
 )
 from ensemble_kit.files import sha256_of
+from ensemble_kit.fusion import stage as fusion
 from ensemble_kit.fusion.gap_loss import Loss
 from ensemble_kit.fusion.stage import fuse
 from ensemble_kit.fusion.stage import gap_loss as rounding
-from ensemble_kit.fusion.stage import stage as fusion
 from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.networks.ensemble import example_frames
 from ensemble_kit.networks.loading import load, load_fused, load_sub_model, member_prefix

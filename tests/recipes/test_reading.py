@@ -7,6 +7,7 @@ from builders import POOLINGS, SAMPLINGS, tiny_recipe, tiny_recipe_text
 from pydantic import ValidationError
 
 from ensemble_kit.errors import RecipeError
+from ensemble_kit.recipes import reading as recipes
 from ensemble_kit.recipes.reading import (
     for_modality,
     load_recipe,
@@ -14,7 +15,6 @@ from ensemble_kit.recipes.reading import (
     recipe_json_schema,
     recipe_names,
 )
-from ensemble_kit.recipes.reading import reading as recipes
 from ensemble_kit.store.provenance import RecipeRecord
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
