@@ -39,12 +39,12 @@ from common import (
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel
 
-from ensemble_kit.averaging.stage import average as averages
+from ensemble_kit.averaging import average as averages
 from ensemble_kit.averaging.stage import average_checkpoints
 from ensemble_kit.data.schema import Modality, Schema
 from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.recipes.reading import load_recipe
-from ensemble_kit.store.provenance import CheckpointRecord
+from ensemble_kit.store.provenance import CheckpointMetadata
 from ensemble_kit.store.tensor_files import save_tensors
 
 RECIPES = {False: "dml/bi-gru-projection", True: "demo/netvlad"}  # by --quick: 405 and 79 MB
@@ -154,7 +154,7 @@ def write_checkpoint(path: Path, recipe_name: str, step: int) -> None:
     """Write the checkpoint of a made-up run."""
     torch.manual_seed(step)
     recipe = load_recipe(recipe_name)
-    record = CheckpointRecord(
+    record = CheckpointMetadata(
         kit_version="0.0",
         name="made-up",
         run="made-up",

@@ -72,7 +72,7 @@ def build(
     from ensemble_kit.data.published import PUBLISHED
     from ensemble_kit.networks.sub_model import SubModel
     from ensemble_kit.recipes.reading import load_recipe
-    from ensemble_kit.store.provenance import CheckpointRecord
+    from ensemble_kit.store.provenance import CheckpointMetadata
     from ensemble_kit.store.tensor_files import save_tensors
 
     folder.mkdir()
@@ -82,7 +82,7 @@ def build(
         if is_quick:
             sizes = [size for size in SMALL if _has(recipe, size.partition("=")[0])]
             recipe = load_recipe(f"{paper}/{name}", sizes)
-        record = CheckpointRecord(
+        record = CheckpointMetadata(
             kit_version="0", name=name, run=name, recipe=recipe.record, data_schema=schema, step=1,
             examples=1, seed=seed, training_files=(),
         )  # fmt: skip
@@ -104,13 +104,13 @@ def _select(folder: Path, output: str, members: Sequence[str]) -> None:
     """Write a selection as if ``ensemble-kit select`` had chosen the members."""
     from ensemble_kit.files import sha256_of
     from ensemble_kit.networks.weights import count_stored
-    from ensemble_kit.store.provenance import FileRecord, ModelRecord
+    from ensemble_kit.store.provenance import FileMetadata, ModelMetadata
     from ensemble_kit.store.selection_file import (
-        BootstrapRecord,
-        FrontierRecord,
-        SearchRecord,
-        SelectedRecord,
-        SelectionRecord,
+        BootstrapMetadata,
+        FrontierMetadata,
+        SearchMetadata,
+        SelectedMetadata,
+        SelectionMetadata,
         write_selection,
     )
     from ensemble_kit.store.tensor_files import open_tensors
@@ -120,31 +120,31 @@ def _select(folder: Path, output: str, members: Sequence[str]) -> None:
         path = folder / f"{name}.safetensors"
         with open_tensors(path) as file:
             count = count_stored(file)
-        found = FileRecord(path=path.name, sha256=sha256_of(path))
+        found = FileMetadata(path=path.name, sha256=sha256_of(path))
         selected.append(
-            SelectedRecord(
+            SelectedMetadata(
                 name=name, coefficient=1 / len(members), bytes=2 * count, gap=0.5, gap_without=0.5,
                 predictions=found,
-                model=ModelRecord(file=found, kind="checkpoint", num_values=count, repeats=1),
+                model=ModelMetadata(file=found, kind="checkpoint", num_values=count, repeats=1),
             )
         )  # fmt: skip
-    record = SelectionRecord(
+    record = SelectionMetadata(
         kit_version="0", k=20, dtype="bf16", max_size=2**30, mixing="uniform", rule="All.",
-        search=SearchRecord(
+        search=SearchMetadata(
             strategy="greedy", criterion="gain", max_members=None, beam_width=None, start=(),
             excluded=(), evaluations=0, greedy_gap=None,
         ),
         dataset_sha256="0" * 64, vocabulary_sha256=None, labels=None, videos=1, positives=1,
         gap=0.5, bytes=sum(member.bytes for member in selected), members=tuple(selected), path=(),
         frontier=tuple(
-            FrontierRecord(
+            FrontierMetadata(
                 members=tuple(members[: count + 1]), gap=0.5 + 0.01 * count, confirmed_gap=None,
                 bytes=sum(member.bytes for member in selected[: count + 1]),
             )
             for count in range(len(members))
         ),
         candidates=(), confirm=None,
-        bootstrap=BootstrapRecord(resamples=0, level=0.95, seed=0), optimised=None,
+        bootstrap=BootstrapMetadata(resamples=0, level=0.95, seed=0), optimised=None,
         truncation=None,
     )  # fmt: skip
     write_selection(folder / output, record, force=False)

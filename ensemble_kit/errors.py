@@ -1,4 +1,4 @@
-"""The faults that a user can mend. This module imports nothing of the kit.
+"""The errors that a user can fix. This module imports nothing of the kit.
 
 EnsembleKitError
 ├── InputError         a file that was named and is not there
@@ -22,20 +22,20 @@ from typing import Any
 
 
 class EnsembleKitError(Exception):
-    """A fault the user can mend; ``mend`` is required, so no fault ships without one.
+    """An error that the user can fix; ``hint`` is required and says how.
 
     Args:
-        fault: What is wrong: the file, the key, the value, what was expected.
-        mend: One imperative sentence.
+        problem: What is wrong: the file, the key, the value, what was expected.
+        hint: One imperative sentence.
     """
 
-    def __init__(self, fault: str, *, mend: str) -> None:
-        super().__init__(f"{fault}\n{mend}")
-        self.fault = fault
-        self.mend = mend
+    def __init__(self, problem: str, *, hint: str) -> None:
+        super().__init__(f"{problem}\n{hint}")
+        self.problem = problem
+        self.hint = hint
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Let a fault cross from one process to another whole; by default its mend is lost."""
+        """Let an error cross from one process to another whole; by default its hint is lost."""
         return _restored, (type(self), self.args, self.__dict__)
 
 

@@ -22,7 +22,7 @@ def refuse_overwrite(path: Path, *, force: bool) -> None:
     """Raise ``OutputError`` if ``path`` exists and may not be replaced."""
     if path.exists() and not force:
         raise OutputError(
-            f"{path} exists already.", mend="Name another output, or replace it with --force."
+            f"{path} exists already.", hint="Name another output, or replace it with --force."
         )
 
 
@@ -49,7 +49,7 @@ def written_aside(path: Path, *, force: bool) -> Iterator[Path]:
         is_blocked = isinstance(error, FileExistsError | NotADirectoryError)
         reason = "a file is in the place of its folder" if is_blocked else error.strerror
         raise OutputError(
-            f"{path} cannot be written: {reason}.", mend="Name a folder you may write to."
+            f"{path} cannot be written: {reason}.", hint="Name a folder you may write to."
         ) from error
     aside = Path(name)
     try:
@@ -62,7 +62,7 @@ def written_aside(path: Path, *, force: bool) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(
             f"{path} cannot be written: {error.strerror or error}.",
-            mend="Free some space or name another folder; nothing was left half-written.",
+            hint="Free some space or name another folder; nothing was left half-written.",
         ) from error
     finally:
         with suppress(FileNotFoundError):
@@ -92,7 +92,7 @@ def parse_size(text: str) -> int:
     if num_bytes < 1:
         raise SizeLimitError(
             f"{text!r} is not a size.",
-            mend="Write a number and a unit: 1GiB (2^30 bytes), 1GB (10^9 bytes), 995MiB.",
+            hint="Write a number and a unit: 1GiB (2^30 bytes), 1GB (10^9 bytes), 995MiB.",
         )
     return num_bytes
 

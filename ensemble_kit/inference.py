@@ -25,7 +25,7 @@ from ensemble_kit.predictions.file import (
     write_predictions_csv,
 )
 from ensemble_kit.progress import progress
-from ensemble_kit.store.provenance import FileRecord, ModelRecord
+from ensemble_kit.store.provenance import FileMetadata, ModelMetadata
 
 if TYPE_CHECKING:
     from ensemble_kit.networks.loading import LoadedModel
@@ -68,8 +68,8 @@ def predict(
     if output.suffix == ".csv":
         write_predictions_csv(output, ids=ids, rows=rows, top_k=top_k or 20, force=force)
         return output
-    record = ModelRecord(
-        file=FileRecord(path=relpath(model, output.parent), sha256=sha256_of(model)),
+    record = ModelMetadata(
+        file=FileMetadata(path=relpath(model, output.parent), sha256=sha256_of(model)),
         kind=loaded.kind,
         num_values=loaded.num_values,
         repeats=loaded.repeats,
@@ -131,7 +131,7 @@ def evaluate_predictions(
     if labels is None or not labels.classes.size:
         raise PredictionsError(
             f"{labels_path or predictions.path} holds no labels.",
-            mend="Name a CSV file of the videos' labels with --labels.",
+            hint="Name a CSV file of the videos' labels with --labels.",
         )
     num_classes = max(predictions.num_classes, int(labels.classes.max()) + 1)
     metrics = MetricsAccumulator(num_classes=num_classes, k=k)

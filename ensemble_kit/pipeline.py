@@ -10,7 +10,7 @@ from ensemble_kit.errors import CheckpointError
 from ensemble_kit.inference import evaluate_predictions, predict
 from ensemble_kit.predictions.file import read_predictions
 from ensemble_kit.recipes.reading import Recipe, parse_recipe
-from ensemble_kit.store.provenance import CheckpointRecord
+from ensemble_kit.store.provenance import CheckpointMetadata
 from ensemble_kit.store.run_log import read_metrics
 from ensemble_kit.store.tensor_files import open_tensors
 from ensemble_kit.store.workspace import RunFolder
@@ -97,7 +97,7 @@ def finish_run(plan: RunPlan, *, force: bool = False) -> FinishedRun:
     if not run.averaged.exists():
         settle_run(plan)
     with open_tensors(run.averaged) as file:
-        averaged = _describe(file.record(CheckpointRecord))
+        averaged = _describe(file.metadata_as(CheckpointMetadata))
     if plan.validation is None:
         return FinishedRun(trained, averaged, None)
     if not run.validation.exists():
@@ -106,7 +106,7 @@ def finish_run(plan: RunPlan, *, force: bool = False) -> FinishedRun:
     return FinishedRun(trained, averaged, metrics.gap)
 
 
-def _describe(record: CheckpointRecord) -> str:
+def _describe(record: CheckpointMetadata) -> str:
     if record.ema_decay is not None:
         return "the moving average"
     if len(record.averaged_from) == 1:
@@ -193,7 +193,7 @@ def average_run(
     """
     paths = run.checkpoint_paths()
     with open_tensors(paths[-1]) as file:
-        record = file.record(CheckpointRecord)
+        record = file.metadata_as(CheckpointMetadata)
     if method == "ema":
         chosen = [_moving_average(run), paths[-1]]
     else:
@@ -203,7 +203,7 @@ def average_run(
     if not chosen:
         raise CheckpointError(
             f"{run.path} has no checkpoint from step {from_step} on; its last is {paths[-1].stem}.",
-            mend="Give --from-step an earlier step.",
+            hint="Give --from-step an earlier step.",
         )
     is_logged = validation is None or validation.patterns == record.validation_files
     return average_checkpoints(
@@ -224,7 +224,7 @@ def _moving_average(run: RunFolder) -> Path:
     if not run.ema.is_file():
         raise CheckpointError(
             f"{run.path} holds no exponential moving average ({run.ema.name}).",
-            mend="Train with --ema 0.999, or average with another --method.",
+            hint="Train with --ema 0.999, or average with another --method.",
         )
     return run.ema
 

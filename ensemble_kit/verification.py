@@ -21,14 +21,14 @@ from ensemble_kit.networks.loading import load, member_prefix
 from ensemble_kit.networks.products import product_axes
 from ensemble_kit.networks.storage import SCALE
 from ensemble_kit.predictions.file import dataset_sha256
-from ensemble_kit.serving.metadata import read_record
+from ensemble_kit.serving.metadata import read_metadata
 from ensemble_kit.serving.onnx_file import is_whole, needed_files, read_tensors
 from ensemble_kit.store.provenance import (
     Dtype,
-    FileRecord,
-    FusedRecord,
-    OnnxRecord,
-    ValidationRecord,
+    FileMetadata,
+    FusedMetadata,
+    OnnxMetadata,
+    ValidationMetadata,
 )
 from ensemble_kit.store.tensor_files import FLOATING, TensorFile, open_tensors
 
@@ -88,7 +88,7 @@ def verify(
 def _verify_onnx(
     path: Path, records: Records | None, fused: Path | None, max_size: int, max_gap_loss: float
 ) -> Iterator[Claim]:
-    record = read_record(path)
+    record = read_metadata(path)
     files = needed_files(path)
     yield _content(path, record)
     yield _bytes(files, max_size)
@@ -100,7 +100,7 @@ def _verify_onnx(
 def _verify_fused(
     file: TensorFile, records: Records | None, max_size: int, max_gap_loss: float
 ) -> Iterator[Claim]:
-    record = file.record(FusedRecord)
+    record = file.metadata_as(FusedMetadata)
     validation = record.validation
     repeats = validation.repeats if validation else None
     yield _bytes([file.path], max_size)
@@ -117,14 +117,14 @@ def _tried(name: str, check: Callable[[], Claim]) -> Claim:
     except PredictionsError:
         raise  # of records that belong to another file
     except EnsembleKitError as error:
-        return Claim(name, "fails", " ".join(error.fault.split()))
+        return Claim(name, "fails", " ".join(error.problem.split()))
 
 
 def _verdict(holds: bool) -> Verdict:
     return "holds" if holds else "fails"
 
 
-def _content(path: Path, record: OnnxRecord) -> Claim:
+def _content(path: Path, record: OnnxMetadata) -> Claim:
     beside = record.weights_file
     holds = is_whole(path)
     what = "the content"
@@ -134,7 +134,7 @@ def _content(path: Path, record: OnnxRecord) -> Claim:
     return Claim("content", _verdict(holds), f"the SHA-256 of {what} is {are}")
 
 
-def _hash_beside(path: Path, beside: FileRecord) -> str:
+def _hash_beside(path: Path, beside: FileMetadata) -> str:
     other = path.with_name(Path(beside.path).name)  # of a name in its own folder only
     return sha256_of(other) if other.is_file() else ""
 
@@ -157,7 +157,7 @@ def _types(dtype: Dtype, types: Mapping[str, str], wanted: Container[str]) -> Cl
     return Claim("weights", "holds", f"all are {dtype} ({found})")
 
 
-def _onnx_types(path: Path, record: OnnxRecord) -> Claim:
+def _onnx_types(path: Path, record: OnnxMetadata) -> Claim:
     prefixes = tuple(member_prefix(member.name) for member in record.members)
     types = {
         tensor.name: tensor.type_name
@@ -167,7 +167,7 @@ def _onnx_types(path: Path, record: OnnxRecord) -> Claim:
     return _types(record.dtype, types, STORED_TYPES[record.dtype])
 
 
-def _fused_types(file: TensorFile, record: FusedRecord) -> Claim:
+def _fused_types(file: TensorFile, record: FusedMetadata) -> Claim:
     wanted = {"I8", "BF16"} if record.dtype == "int8" else {STORED[record.dtype]}
     types = {
         name: spec.dtype
@@ -177,7 +177,7 @@ def _fused_types(file: TensorFile, record: FusedRecord) -> Claim:
     return _types(record.dtype, types, wanted)
 
 
-def _parents(path: Path, record: FusedRecord) -> Claim:
+def _parents(path: Path, record: FusedMetadata) -> Claim:
     """Compare the files that a fused file was made from with the hashes that it names."""
     parents = [member.checkpoint for member in record.members]
     if record.selection is not None:
@@ -195,11 +195,11 @@ def _parents(path: Path, record: FusedRecord) -> Claim:
     return Claim("parents", "holds", f"all {len(parents)} have the SHA-256 that is named")
 
 
-def _parent(path: Path, parent: FileRecord) -> Path:
+def _parent(path: Path, parent: FileMetadata) -> Path:
     return Path(normpath(path.parent / parent.path))
 
 
-def _fused_parity(file: TensorFile, record: FusedRecord) -> Claim:
+def _fused_parity(file: TensorFile, record: FusedMetadata) -> Claim:
     """Compare every stored number with the members' checkpoints, rounded anew."""
     with ExitStack() as stack:
         members = []
@@ -220,7 +220,7 @@ def _fused_parity(file: TensorFile, record: FusedRecord) -> Claim:
     return Claim("parity", "holds", finding)
 
 
-def _onnx_parity(path: Path, record: OnnxRecord, fused: Path | None) -> Claim:
+def _onnx_parity(path: Path, record: OnnxMetadata, fused: Path | None) -> Claim:
     found = _find_fused(path, record, fused)
     if found is None:
         finding = f"no fused file with SHA-256 {record.fused_sha256[:12]}... is beside it"
@@ -235,7 +235,7 @@ def _onnx_parity(path: Path, record: OnnxRecord, fused: Path | None) -> Claim:
     return Claim("parity", _verdict(worst.is_allowed), finding)
 
 
-def _find_fused(path: Path, record: OnnxRecord, named: Path | None) -> Path | None:
+def _find_fused(path: Path, record: OnnxMetadata, named: Path | None) -> Path | None:
     """Return the file named, or the fused file beside that has the hash."""
     if named is not None:
         return named
@@ -248,7 +248,7 @@ def _find_fused(path: Path, record: OnnxRecord, named: Path | None) -> Path | No
 
 def _gap(
     path: Path,
-    claimed: ValidationRecord | None,
+    claimed: ValidationMetadata | None,
     repeats: int | None,
     records: Records | None,
     max_gap_loss: float,
@@ -272,5 +272,5 @@ def _gap(
     return Claim("gap", _verdict(holds), f"{found}; {claimed.gap:.4f} is claimed")
 
 
-def _claim_of(claimed: ValidationRecord) -> str:
+def _claim_of(claimed: ValidationMetadata) -> str:
     return f"GAP@{claimed.k} {claimed.gap:.4f} on {claimed.videos:,} videos"

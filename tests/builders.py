@@ -17,7 +17,7 @@ from ensemble_kit.layers.second_order import WhitenedResiduals
 from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.recipes.reading import Recipe, parse_recipe
 from ensemble_kit.store import tensor_files as checkpoints
-from ensemble_kit.store.provenance import CheckpointRecord, RecipeRecord
+from ensemble_kit.store.provenance import CheckpointMetadata, RecipeMetadata
 from ensemble_kit.store.tensor_files import open_tensors, save_tensors
 from ensemble_kit.training import train_checkpoints
 from ensemble_kit.training.plan import RunPlan, TrainedRun
@@ -110,7 +110,7 @@ def tiny_recipe_text(
 def tiny_recipe(*, name: str = "tiny", overrides: Sequence[str] = (), **parts: object) -> Recipe:
     """Return a recipe; ``parts`` are the arguments of ``tiny_recipe_text``."""
     text = tiny_recipe_text(**parts)
-    return parse_recipe(RecipeRecord(name=name, text=text, overrides=tuple(overrides)))
+    return parse_recipe(RecipeMetadata(name=name, text=text, overrides=tuple(overrides)))
 
 
 def tiny_schema(
@@ -185,7 +185,7 @@ def write_checkpoint(
 ) -> SubModel:
     """Write the checkpoint of a made-up sub-model, and return it; ``seed`` makes its weights."""
     model = tiny_model(recipe, schema, seed=seed)
-    record = CheckpointRecord(
+    record = CheckpointMetadata(
         kit_version="0.0",
         name=name,
         run=run,
@@ -206,10 +206,10 @@ def contents_of(path: Path) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in file.tensors()}
 
 
-def record_of(path: Path) -> CheckpointRecord:
+def record_of(path: Path) -> CheckpointMetadata:
     """Return what a checkpoint says of itself."""
     with open_tensors(path) as file:
-        return file.record(CheckpointRecord)
+        return file.metadata_as(CheckpointMetadata)
 
 
 def rewrite_checkpoint(

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from ensemble_kit.store.selection_file import SelectionRecord
+    from ensemble_kit.store.selection_file import SelectionMetadata
 
 NUM_VIDEOS, NUM_CLASSES = 90, 5
 NAMES = ("mean", "bag", "<script>alert(1)</script>", "rnn")
@@ -29,7 +29,7 @@ class Chosen:
     """
 
     path: Path
-    record: "SelectionRecord"
+    record: "SelectionMetadata"
     labels: NDArray[np.bool_]
     probabilities: dict[str, NDArray[np.float32]]
     files: dict[str, Path]
@@ -52,7 +52,7 @@ def write_chosen(folder: Path, **options: object) -> Chosen:
     from ensemble_kit.data.labels import LabelLists
     from ensemble_kit.predictions.file import write_predictions
     from ensemble_kit.selection.stage import select
-    from ensemble_kit.store.provenance import FileRecord, ModelRecord
+    from ensemble_kit.store.provenance import FileMetadata, ModelMetadata
 
     rng = np.random.default_rng(0)
     labels = rng.random((NUM_VIDEOS, NUM_CLASSES)) < 0.35
@@ -72,8 +72,8 @@ def write_chosen(folder: Path, **options: object) -> Chosen:
             labels=LabelLists.from_lists(np.flatnonzero(labels[video]) for video in order),
             rows=probabilities[name][order],
             name=name,
-            model=ModelRecord(
-                file=FileRecord(path=f"run-{place}/averaged.safetensors", sha256=f"{place:064d}"),
+            model=ModelMetadata(
+                file=FileMetadata(path=f"run-{place}/averaged.safetensors", sha256=f"{place:064d}"),
                 kind="checkpoint",
                 num_values=1_000_000 * (place + 1),
                 repeats=1,

@@ -117,7 +117,7 @@ def test_a_file_that_appears_meanwhile_is_kept(tmp_path):
     with pytest.raises(OutputError) as caught:
         write(path, b"mine", force=False, then=lambda: path.write_bytes(b"theirs"))
 
-    assert caught.value.fault == f"{path} exists already."
+    assert caught.value.problem == f"{path} exists already."
     assert path.read_bytes() == b"theirs"
     assert os.listdir(tmp_path) == ["file.bin"]
 

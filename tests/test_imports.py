@@ -1,6 +1,7 @@
 """Imports point one way; what is light stays light."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,78 +9,26 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "ensemble_kit"
-# A module may import those of its level or below it. Within a level there is no cycle, and stages
-# do not import each other at all: they meet in files.
-LEVELS = [
-    {"errors"},
-    {
-        "array_files",
-        "candidates",
-        "challenge_csv",
-        "checkpoints",
-        "data",
-        "draws",
-        "files",
-        "jobs",
-        "metrics",
-        "metrics_log",
-        "model_card",
-        "onnx_file",
-        "onnx_names",
-        "onnx_record",
-        "prediction_rows",
-        "predictions",
-        "progress",
-        "provenance",
-        "recipe_tables",
-        "recipes",
-        "runs",
-        "row_files",
-        "runtime",
-        "selections",
-        "size_gate",
-        "signature",
-        "triton",
-        "workspace",
-    },
-    {"layers"},
-    {
-        "averages",
-        "catalogue",
-        "ensemble",
-        "fused_weights",
-        "imported",
-        "imported_checks",
-        "loading",
-        "means",
-        "onnx_graph",
-        "onnx_model",
-        "onnx_import",
-        "onnx_imported",
-        "onnx_weights",
-        "parity",
-        "parts",
-        "recalibration",
-        "rounding",
-        "storage",
-        "submodel",
-    },
-    {
-        "averaging",
-        "evaluation",
-        "export",
-        "fusion",
-        "importing",
-        "prediction",
-        "report",
-        "selection",
-        "training",
-        "verification",
-    },
-    {"pipeline"},
-    {"cli", "__main__"},
-]
-STAGES = 4
+CONTRIBUTING = PACKAGE.parent / "CONTRIBUTING.md"
+STAGES = {"averaging", "export", "foreign", "fusion", "inference", "selection", "training"}
+NO_TORCH = {"data", "metrics", "predictions", "recipes", "runtime", "selection", "serving"}
+
+
+def tree():
+    """Return the folders and files of the package as CONTRIBUTING lists them, in its order."""
+    (text,) = re.findall(r"```\nensemble_kit/\n(.*?)```", CONTRIBUTING.read_text("utf-8"), re.S)
+    rooms, files = [], []
+    for line in text.splitlines():
+        name = line.split()[0]
+        if line.startswith("    "):
+            files.append(f"{rooms[-1]}/{name}")
+        else:
+            rooms.append(name.removesuffix("/").removesuffix(".py"))
+            files.append(f"{name}__init__.py" if name.endswith("/") else name)
+    return rooms, files
+
+
+ORDER, FILES = tree()
 
 
 def module_of(path):
@@ -100,31 +49,48 @@ def imports_of(path):
     return found
 
 
-# The package's own __init__ is left out: it holds the version, and lends the names of all levels.
 IMPORTS = {module_of(path): imports_of(path) for path in sorted(PACKAGE.rglob("*.py"))}
 KIT = {
-    module: {name.removeprefix("ensemble_kit.") for name in names} & (IMPORTS.keys() - {""})
+    module or "__init__": {
+        name.removeprefix("ensemble_kit.") for name in names if name.startswith("ensemble_kit.")
+    }
+    & IMPORTS.keys()
     for module, names in IMPORTS.items()
-    if module
 }
 
 
-def level_of(module):
-    (level,) = (number for number, names in enumerate(LEVELS) if module.split(".")[0] in names)
-    return level
+def room(module):
+    return module.split(".")[0]
 
 
-def test_every_module_has_a_level_and_every_level_its_modules():
-    assert len(KIT) >= 50
-    assert {module.split(".")[0] for module in KIT} == set().union(*LEVELS)
+def test_contributing_lists_every_file_once():
+    assert len(FILES) >= 100
+    assert sorted(FILES) == sorted(
+        path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")
+    )
+
+
+def test_a_folder_that_is_no_stage_has_a_docstring_in_its_init_and_a_stage_hands_on_its_verb():
+    stages = [name for name in ORDER if (PACKAGE / name / "stage.py").is_file()]
+    assert set(stages) == STAGES - {"inference"}
+    for name in ORDER:
+        if not (PACKAGE / name).is_dir() or name in {"report", "cli"}:
+            continue
+        body = ast.parse((PACKAGE / name / "__init__.py").read_text(encoding="utf-8")).body
+        kinds = [type(node) for node in body]
+        verb = [ast.Expr, ast.ImportFrom, ast.Assign]
+        assert kinds == (verb if name in stages else [ast.Expr]), name
+        if name in stages:
+            assert body[1].module == f"ensemble_kit.{name}.stage"
 
 
 @pytest.mark.parametrize("module", KIT)
 def test_imports_point_one_way(module):
+    place = ORDER.index(room(module))
     for other in KIT[module]:
-        assert level_of(other) <= level_of(module), f"{module} imports {other}"
-        if level_of(module) == STAGES and other.split(".")[0] != module.split(".")[0]:
-            assert level_of(other) < STAGES, f"the stage {module} imports the stage {other}"
+        assert ORDER.index(room(other)) <= place, f"{module} imports {other}"
+        if room(module) in STAGES and room(other) != room(module):
+            assert room(other) not in STAGES, f"the stage {module} imports the stage {other}"
 
 
 def test_there_is_no_cycle():
@@ -135,10 +101,8 @@ def test_there_is_no_cycle():
         waiting = {module: others for module, others in waiting.items() if module not in free}
 
 
-@pytest.mark.parametrize(
-    "module", [name for name in KIT if name.split(".")[0] in {"data", "metrics"}]
-)
-def test_data_and_metrics_never_import_torch(module):
+@pytest.mark.parametrize("module", [name for name in KIT if room(name) in NO_TORCH])
+def test_rooms_without_torch_never_import_it(module):
     assert not {name for name in IMPORTS[module] if name.split(".")[0] == "torch"}
 
 
@@ -175,11 +139,9 @@ def test_the_package_and_its_help_load_nothing_heavy(code):
     assert not loaded & HEAVY
 
 
-def test_what_reads_data_and_runs_the_artefact_needs_no_torch():
-    loaded = loaded_by(
-        "import ensemble_kit.data.dataset, ensemble_kit.data.synthetic, ensemble_kit.metrics, "
-        "ensemble_kit.serving.session, ensemble_kit.selection.stage, ensemble_kit.store.tensor_files"
-    )
+def test_rooms_without_torch_load_none():
+    modules = [name for name in KIT if room(name) in NO_TORCH | {"inference", "store"}]
+    loaded = loaded_by("import " + ", ".join(f"ensemble_kit.{name}" for name in modules))
 
     assert "numpy" in loaded
     assert "torch" not in loaded

@@ -89,7 +89,7 @@ def test_records_that_do_not_fit_the_model_are_refused(records, tmp_path):
     with pytest.raises(PredictionsError) as caught:
         predict(model, records, tmp_path / "mine.safetensors")
 
-    assert caught.value.fault == (
+    assert caught.value.problem == (
         f"{model} has rgb (5 uint8), audio (3 uint8), but these records have rgb (8 uint8), "
         "audio (4 uint8)."
     )

@@ -85,7 +85,8 @@ def test_an_installed_wheel_finds_its_recipes(direct_wheel, tmp_path):
         archive.extractall(tmp_path / "installed")
 
     code = (
-        "import ensemble_kit, ensemble_kit.recipes.reading as recipes; print(ensemble_kit.__file__); "
+        "import ensemble_kit; from ensemble_kit.recipes import reading as recipes; "
+        "print(ensemble_kit.__file__); "
         "print(*(recipes.load_recipe(name).name for name in recipes.recipe_names()))"
     )
     output = run_python("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "installed"))

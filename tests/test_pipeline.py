@@ -11,7 +11,7 @@ from ensemble_kit.errors import CheckpointError
 from ensemble_kit.networks.loading import load
 from ensemble_kit.pipeline import average_run, train
 from ensemble_kit.predictions.file import read_predictions
-from ensemble_kit.store.provenance import CheckpointRecord
+from ensemble_kit.store.provenance import CheckpointMetadata
 from ensemble_kit.store.tensor_files import open_tensors
 from ensemble_kit.training import loop
 
@@ -137,7 +137,7 @@ def test_the_last_checkpoints_from_a_step_on_are_averaged(options, steps, finish
 
     assert steps_of(outcome.used) == steps
     with open_tensors(output) as file:
-        assert len(file.record(CheckpointRecord).averaged_from) == len(steps)
+        assert len(file.metadata_as(CheckpointMetadata).averaged_from) == len(steps)
 
 
 def test_a_step_behind_the_last_checkpoint_is_refused(finished, tmp_path):

@@ -11,7 +11,7 @@ from ensemble_kit.errors import CheckpointError, ExportError, PredictionsError, 
 from ensemble_kit.files import format_size
 from ensemble_kit.networks.loading import load
 from ensemble_kit.predictions.file import dataset_sha256
-from ensemble_kit.store.provenance import FusedRecord, ValidationRecord
+from ensemble_kit.store.provenance import FusedMetadata, ValidationMetadata
 from ensemble_kit.store.tensor_files import open_tensors, save_tensors
 from ensemble_kit.verification import verify
 
@@ -36,7 +36,7 @@ def found(path, *args, **options):
 def rewritten(path, source, *, change=lambda _: None, **updates):
     """Write a fused file anew: tensors changed in place, and keys of its record."""
     with open_tensors(source) as file:
-        record, tensors = file.record(FusedRecord), dict(file.tensors())
+        record, tensors = file.metadata_as(FusedMetadata), dict(file.tensors())
     change(tensors)
     save_tensors(path, tensors, record.model_copy(update=updates), force=True)
     return path
@@ -47,7 +47,7 @@ def claim_of(records, gap):
     videos = list(records.videos())
     labels = LabelLists.from_lists(video.classes for video in videos)
     digest = dataset_sha256([video.id for video in videos], labels)
-    return ValidationRecord(gap=gap, k=3, videos=len(videos), dataset_sha256=digest, repeats=1)
+    return ValidationMetadata(gap=gap, k=3, videos=len(videos), dataset_sha256=digest, repeats=1)
 
 
 # An ONNX file

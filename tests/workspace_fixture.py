@@ -114,11 +114,11 @@ def fused(selection: Path) -> "dict[str, FusedFile]":
 def built(fused: "dict[str, FusedFile]") -> "Graph":
     """The graph of the four members in bf16, which takes seconds to trace."""
     from ensemble_kit.export.graph import build_graph
-    from ensemble_kit.store.provenance import FusedRecord
+    from ensemble_kit.store.provenance import FusedMetadata
     from ensemble_kit.store.tensor_files import open_tensors
 
     with open_tensors(fused["bf16"].path) as file:
-        return build_graph(file, file.record(FusedRecord), repeats=REPEATS)
+        return build_graph(file, file.metadata_as(FusedMetadata), repeats=REPEATS)
 
 
 @pytest.fixture(scope="session")
@@ -155,13 +155,13 @@ def write_selection_of(
     """
     from ensemble_kit.files import sha256_of
     from ensemble_kit.networks.weights import count_stored
-    from ensemble_kit.store.provenance import FileRecord, ModelRecord
+    from ensemble_kit.store.provenance import FileMetadata, ModelMetadata
     from ensemble_kit.store.selection_file import (
-        BootstrapRecord,
-        FrontierRecord,
-        SearchRecord,
-        SelectedRecord,
-        SelectionRecord,
+        BootstrapMetadata,
+        FrontierMetadata,
+        SearchMetadata,
+        SelectedMetadata,
+        SelectionMetadata,
         write_selection,
     )
     from ensemble_kit.store.tensor_files import open_tensors
@@ -170,27 +170,27 @@ def write_selection_of(
     for name, checkpoint in checkpoints.items():
         with open_tensors(checkpoint) as file:
             num_values = count_stored(file)
-            kind = "imported" if file.kind == "imported" else "checkpoint"
-        record = FileRecord(path=relpath(checkpoint, path.parent), sha256=sha256_of(checkpoint))
+            kind = "foreign" if file.kind == "foreign" else "checkpoint"
+        record = FileMetadata(path=relpath(checkpoint, path.parent), sha256=sha256_of(checkpoint))
         members.append(
-            SelectedRecord(
+            SelectedMetadata(
                 name=name,
                 coefficient=coefficients[name],
                 bytes=2 * num_values,
                 gap=0.25,
                 gap_without=0.5,
-                predictions=FileRecord(path="none.safetensors", sha256="0" * 64),
-                model=ModelRecord(file=record, kind=kind, num_values=num_values, repeats=1),
+                predictions=FileMetadata(path="none.safetensors", sha256="0" * 64),
+                model=ModelMetadata(file=record, kind=kind, num_values=num_values, repeats=1),
             )
         )
-    record = SelectionRecord(
+    record = SelectionMetadata(
         kit_version="0.0",
         k=20,
         dtype="bf16",
         max_size=2**30,
         mixing="uniform",
         rule="Made up.",
-        search=SearchRecord(
+        search=SearchMetadata(
             strategy="greedy",
             criterion="gain",
             max_members=None,
@@ -210,7 +210,7 @@ def write_selection_of(
         members=tuple(members),
         path=(),
         frontier=tuple(
-            FrontierRecord(
+            FrontierMetadata(
                 members=names,
                 gap=gap,
                 confirmed_gap=None,
@@ -220,7 +220,7 @@ def write_selection_of(
         ),
         candidates=(),
         confirm=None,
-        bootstrap=BootstrapRecord(resamples=0, level=0.95, seed=0),
+        bootstrap=BootstrapMetadata(resamples=0, level=0.95, seed=0),
         optimised=None,
         truncation=None,
     )

@@ -19,7 +19,7 @@ from ensemble_kit.files import sha256_of
 from ensemble_kit.networks.loading import build_sub_model
 from ensemble_kit.networks.running import measure, runner
 from ensemble_kit.networks.sub_model import SubModel
-from ensemble_kit.store.provenance import CheckpointRecord, FileRecord
+from ensemble_kit.store.provenance import CheckpointMetadata, FileMetadata
 from ensemble_kit.store.tensor_files import TensorFile, TensorSpec, spec_of, write_tensors
 
 Statistics = Literal["trained", "recalibrate", "average", "last"]
@@ -90,9 +90,9 @@ class Average:
         if self.batch_norm == "last" and self.newest.path not in parents:
             parents.append(self.newest.path)
 
-        def record(hashes: Sequence[str]) -> CheckpointRecord:
+        def record(hashes: Sequence[str]) -> CheckpointMetadata:
             averaged_from = tuple(
-                FileRecord(path=relpath(path, output.parent), sha256=digest)
+                FileMetadata(path=relpath(path, output.parent), sha256=digest)
                 for path, digest in zip(parents, hashes, strict=True)
             )
             return self._record.model_copy(
@@ -127,8 +127,8 @@ class Average:
         return {name: spec_of(tensor) for name, tensor in state.items()}, state.__getitem__
 
     @property
-    def _record(self) -> CheckpointRecord:
-        return self.sources[-1].record(CheckpointRecord)
+    def _record(self) -> CheckpointMetadata:
+        return self.sources[-1].metadata_as(CheckpointMetadata)
 
 
 def _hash_of(path: Path) -> str:
@@ -137,5 +137,5 @@ def _hash_of(path: Path) -> str:
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be read any more: {error.strerror}.",
-            mend="Average again, from the checkpoints that are left.",
+            hint="Average again, from the checkpoints that are left.",
         ) from error

@@ -19,7 +19,7 @@ from ensemble_kit.files import refuse_overwrite
 from ensemble_kit.networks.loading import load
 from ensemble_kit.networks.running import require_device
 from ensemble_kit.progress import progress
-from ensemble_kit.store.provenance import CheckpointRecord
+from ensemble_kit.store.provenance import CheckpointMetadata
 from ensemble_kit.store.tensor_files import STATISTICS, TensorFile, TensorSpec, open_tensors
 
 Method = Literal["uniform", "greedy", "ema"]
@@ -75,7 +75,7 @@ class AveragedRun:
             raise AveragingError(
                 f"{self.description.capitalize()} has a validation GAP@20 of {self.gap:.5f}, but "
                 f"{self.best} alone has {self.best_gap:.5f}; nothing was written.",
-                mend="Use that checkpoint, or keep the average all the same with --even-if-worse.",
+                hint="Use that checkpoint, or keep the average all the same with --even-if-worse.",
             )
 
 
@@ -242,13 +242,13 @@ def _training_records(
     """Return the records to estimate statistics on; None where there are none to estimate."""
     if batch_norm != "recalibrate" or not _has_statistics(file):
         return None
-    record = file.record(CheckpointRecord)
+    record = file.metadata_as(CheckpointMetadata)
     try:
         training = training or Records(record.training_files, schema=record.data_schema)
     except RecordError as error:
         raise CheckpointError(
-            f"{file.path} was trained on records that are gone: {error.fault}",
-            mend="Name training records with --data, or use --batch-norm last.",
+            f"{file.path} was trained on records that are gone: {error.problem}",
+            hint="Name training records with --data, or use --batch-norm last.",
         ) from error
     check_fits(record.data_schema, training.schema, path=file.path)
     return training
@@ -258,7 +258,7 @@ def _validation_records(
     validation: Records | None, file: TensorFile, method: Method
 ) -> Records | None:
     """Return the records to compare on; None where none are named, or those named are gone."""
-    record = file.record(CheckpointRecord)
+    record = file.metadata_as(CheckpointMetadata)
     if validation is None and record.validation_files:
         with suppress(RecordError):
             validation = Records(record.validation_files, schema=record.data_schema)
@@ -267,7 +267,7 @@ def _validation_records(
     elif method == "greedy":
         raise AveragingError(
             f"{file.path} names no validation records that are there; greedy averaging needs some.",
-            mend="Name validation records with --validation, or use --method uniform.",
+            hint="Name validation records with --validation, or use --method uniform.",
         )
     return validation
 
@@ -276,47 +276,47 @@ def _split(
     files: Sequence[TensorFile], method: Method, batch_norm: BatchNormRule
 ) -> tuple[list[TensorFile], list[TensorFile]]:
     """Return the exponential moving average, if the method takes one, and the single steps."""
-    is_moving = [file.record(CheckpointRecord).ema_decay is not None for file in files]
+    is_moving = [file.metadata_as(CheckpointMetadata).ema_decay is not None for file in files]
     moving = list(compress(files, is_moving))
     singles = [file for file in files if file not in moving]
     if method != "ema" and moving:
         raise CheckpointError(
             f"{moving[0].path} is an exponential moving average.",
-            mend="Use it with --method ema, or name checkpoints of single steps.",
+            hint="Use it with --method ema, or name checkpoints of single steps.",
         )
     if method == "ema" and len(moving) != 1:
         raise CheckpointError(
             f"Of the files named, {len(moving)} are exponential moving averages; one must be.",
-            mend="Name the ema.safetensors of one run.",
+            hint="Name the ema.safetensors of one run.",
         )
     if moving and not singles and batch_norm == "last" and _has_statistics(moving[0]):
         raise CheckpointError(
             f"{moving[0].path} holds averages of statistics, not those of the last step.",
-            mend="Name the last checkpoint of its run too, or use another --batch-norm.",
+            hint="Name the last checkpoint of its run too, or use another --batch-norm.",
         )
     return moving, singles
 
 
 def _refuse_mixture(files: Sequence[TensorFile]) -> None:
     first = files[0]
-    run = first.record(CheckpointRecord).run
+    run = first.metadata_as(CheckpointMetadata).run
     for file in files[1:]:
         strangers = _differences(first.specs, file.specs)
         if strangers:
             raise CheckpointError(
                 f"{file.path} and {first.path} hold different tensors ({strangers[0]}, ...).",
-                mend="Average checkpoints of one run only: same recipe, same architecture.",
+                hint="Average checkpoints of one run only: same recipe, same architecture.",
             )
-        if file.record(CheckpointRecord).run != run:
+        if file.metadata_as(CheckpointMetadata).run != run:
             raise CheckpointError(
                 f"{file.path} and {first.path} are of different runs.",
-                mend="Average checkpoints of one run only: same recipe, seed and records.",
+                hint="Average checkpoints of one run only: same recipe, seed and records.",
             )
     for file in files:
-        if file.record(CheckpointRecord).averaged_from:
+        if file.metadata_as(CheckpointMetadata).averaged_from:
             raise CheckpointError(
                 f"{file.path} is an average already.",
-                mend="Name the checkpoints of its steps instead.",
+                hint="Name the checkpoints of its steps instead.",
             )
 
 
@@ -329,4 +329,4 @@ def _has_statistics(file: TensorFile) -> bool:
 
 
 def _step(file: TensorFile) -> int:
-    return file.record(CheckpointRecord).step
+    return file.metadata_as(CheckpointMetadata).step

@@ -1,5 +1,5 @@
 """The command line: one command a file, each of them thin. Imports the rest of the kit late."""
 
-from ensemble_kit.cli import main
+from ensemble_kit.cli.main import main
 
 __all__ = ["main"]

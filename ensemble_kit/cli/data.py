@@ -116,9 +116,9 @@ def check(patterns: tuple[str, ...], **reading: Any) -> None:
     records = Records(patterns, **reading)
     num_good = sum(1 for _ in records.videos())
     click.echo(f"{num_good:,} good records in {len(records.paths):,} files")
-    first = {error.problem: error for error in reversed(records.skipped)}
-    for problem, count in Counter(error.problem for error in records.skipped).most_common():
-        click.echo(f"{count:,} with {problem}; the first: {first[problem].fault}")
+    first = {error.kind: error for error in reversed(records.skipped)}
+    for kind, count in Counter(error.kind for error in records.skipped).most_common():
+        click.echo(f"{count:,} with {kind}; the first: {first[kind].problem}")
     echo_skipped(records)
 
 

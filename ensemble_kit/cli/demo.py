@@ -41,7 +41,7 @@ def demo(ctx: click.Context, folder: Path, force: bool) -> None:
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     if folder.exists() and any(folder.iterdir()) and not force:
         raise OutputError(
-            f"{folder} is not empty.", mend="Name another folder, or replace files with --force."
+            f"{folder} is not empty.", hint="Name another folder, or replace files with --force."
         )
     root = ctx.find_root().command
     folder.mkdir(parents=True, exist_ok=True)

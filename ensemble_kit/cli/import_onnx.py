@@ -12,7 +12,7 @@ from ensemble_kit.cli.options import EXISTING_FILE, FILE, force_option, records_
 @click.argument("model", type=EXISTING_FILE)
 @click.argument("data", nargs=-1, required=True)
 @click.option(
-    "-o", "--output", type=FILE, help="File to write  [default: runs/NAME/imported.safetensors]."
+    "-o", "--output", type=FILE, help="File to write  [default: runs/NAME/foreign.safetensors]."
 )
 @click.option("--name", help="What selections will call it  [default: the file's name].")
 @click.option(
@@ -74,7 +74,7 @@ def import_onnx(
     check_run_name(name)
     imported = import_model(
         model,
-        output or RUNS / name / "imported.safetensors",
+        output or RUNS / name / "foreign.safetensors",
         schema=Records(data, needs_labels=False, **reading).schema,
         name=name,
         inputs=pairs,

@@ -47,7 +47,7 @@ class KitGroup(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; a fault the user can mend becomes ``Error: …`` and exit code 1."""
+        """Run a command; a fault the user can hint becomes ``Error: …`` and exit code 1."""
         try:
             return super().invoke(ctx)
         except EnsembleKitError as error:

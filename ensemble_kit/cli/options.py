@@ -26,7 +26,7 @@ class Existing(click.ParamType[Path]):
         if not path.is_file() and not (self.or_folder and path.is_dir()):
             kind = "is not a file" if path.exists() else "does not exist"
             wanted = "file or folder" if self.or_folder else "file"
-            raise InputError(f"{path} {kind}.", mend=f"Name a {wanted} that exists.")
+            raise InputError(f"{path} {kind}.", hint=f"Name a {wanted} that exists.")
         return path
 
 

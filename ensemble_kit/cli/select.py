@@ -12,7 +12,7 @@ from ensemble_kit.files import format_size, parse_size, refuse_overwrite
 from ensemble_kit.store.workspace import REPORT, SELECTION
 
 if TYPE_CHECKING:
-    from ensemble_kit.store.selection_file import SelectionRecord, TruncationRecord
+    from ensemble_kit.store.selection_file import SelectionMetadata, TruncationMetadata
 
 
 @click.command()
@@ -155,7 +155,7 @@ def select(
         click.echo(f"{page}: open it in a browser.")
 
 
-def _table(selection: "SelectionRecord") -> list[str]:
+def _table(selection: "SelectionMetadata") -> list[str]:
     """Return the path as aligned lines: names to the left, numbers to the right."""
     header = ["step", "added", f"GAP@{selection.k}", "gain"]
     header += ["held out"] if selection.confirm else []
@@ -179,7 +179,7 @@ def _table(selection: "SelectionRecord") -> list[str]:
     ]
 
 
-def _summary(selection: "SelectionRecord", output: Path) -> str:
+def _summary(selection: "SelectionMetadata", output: Path) -> str:
     """Say in a sentence or two what was chosen."""
     text = (
         f"{output}: {len(selection.members)} of {len(selection.candidates)} candidates, "
@@ -203,7 +203,7 @@ def _summary(selection: "SelectionRecord", output: Path) -> str:
     return text
 
 
-def _truncation(truncation: "TruncationRecord") -> str:
+def _truncation(truncation: "TruncationMetadata") -> str:
     """Say what the classes that some files left out could change."""
     says = {
         True: "the same members would be chosen",
@@ -225,7 +225,7 @@ def _named_sizes(texts: Sequence[str]) -> dict[str, int]:
         if not equals or name in sizes:
             raise SizeLimitError(
                 f"{text!r} is {f'a second size of {name}' if equals else 'not a name and a size'}.",
-                mend="Write NAME=SIZE once for each candidate: --size gru=4MB.",
+                hint="Write NAME=SIZE once for each candidate: --size gru=4MB.",
             )
         sizes[name] = parse_size(size)
     return sizes

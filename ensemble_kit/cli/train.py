@@ -218,7 +218,7 @@ def _train_side_by_side(jobs: Sequence["Job"], *, at_once: int) -> None:
 def _echo_end(end: "JobEnd") -> None:
     click.echo(end.printed, nl=False)
     if end.state == "failed":
-        click.echo(f"{end.job.name}: failed: {end.fault}", err=True)
+        click.echo(f"{end.job.name}: failed: {end.problem}", err=True)
 
 
 def _describe(finished: "FinishedRun", max_steps: int) -> str:

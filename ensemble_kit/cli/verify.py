@@ -75,5 +75,5 @@ def verify(
     if failed:
         raise VerificationError(
             f"{file} does not hold {len(failed)} of its {len(claims)} claims: {', '.join(failed)}.",
-            mend="Make the file again, or copy it again from where it is whole.",
+            hint="Make the file again, or copy it again from where it is whole.",
         )

@@ -175,7 +175,7 @@ class Records:
         if batch_size < num_ranks:
             raise RecordError(
                 f"A batch of {batch_size} videos cannot be shared by {num_ranks} processes.",
-                mend=f"Set training.batch_size to {num_ranks} or more, or start fewer processes.",
+                hint=f"Set training.batch_size to {num_ranks} or more, or start fewer processes.",
             )
         source = Source(
             paths=self.paths,
@@ -235,7 +235,7 @@ class Records:
     def _no_record(self) -> RecordError:
         return RecordError(
             f"{self.paths[0]}: no record of the {len(self.paths)} files can be read.",
-            mend="Copy the files again from where they are whole.",
+            hint="Copy the files again from where they are whole.",
         )
 
 
@@ -250,5 +250,5 @@ def _expand(pattern: str) -> list[Path]:
         found = [name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name)]
         what = "matches no file"
     if not found:
-        raise RecordError(f"{pattern} {what}.", mend="Name TFRecord files that exist.")
+        raise RecordError(f"{pattern} {what}.", hint="Name TFRecord files that exist.")
     return [Path(name) for name in sorted(found)]

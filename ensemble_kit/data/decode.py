@@ -46,13 +46,13 @@ class Video:
         return len(next(iter(self.frames.values())))
 
 
-class Fault(Exception):  # noqa: N818 - never leaves this module
+class RecordProblem(Exception):  # noqa: N818 - never leaves this module
     """What is wrong with a record whose place is not known yet."""
 
-    def __init__(self, fault: str, *, problem: str, mend: str = CORRECT_SCHEMA) -> None:
-        super().__init__(fault)
-        self.problem = problem
-        self.mend = mend
+    def __init__(self, problem: str, *, kind: str, hint: str = CORRECT_SCHEMA) -> None:
+        super().__init__(problem)
+        self.kind = kind
+        self.hint = hint
 
 
 class Decoder:
@@ -78,15 +78,15 @@ class Decoder:
         """
         try:
             return self._decode(record)
-        except Fault as fault:
-            problem, text, mend = fault.problem, str(fault), fault.mend
+        except RecordProblem as error:
+            kind, text, hint = error.kind, str(error), error.hint
         except DecodeError:
-            problem, text, mend = (
+            kind, text, hint = (
                 "bytes that are no Example",
                 "it is neither an Example nor a SequenceExample.",
                 MAKE_AGAIN,
             )
-        raise BadRecord(path, number, text, problem=problem, mend=mend)
+        raise BadRecord(path, number, text, kind=kind, hint=hint)
 
     def _decode(self, record: bytes | memoryview) -> Video:
         context, feature_lists = split(record)
@@ -107,13 +107,13 @@ class Decoder:
             lengths.append(length)
         if len(set(lengths)) > 1:
             counts = " and ".join(map("{} of {}".format, lengths, frames))
-            raise Fault(
+            raise RecordProblem(
                 f"its modalities differ in frames: {counts}.",
-                problem="modalities of different lengths",
-                mend=MAKE_AGAIN,
+                kind="modalities of different lengths",
+                hint=MAKE_AGAIN,
             )
         if lengths[0] == 0:
-            raise Fault("it has no frames.", problem="no frames", mend=MAKE_AGAIN)
+            raise RecordProblem("it has no frames.", kind="no frames", hint=MAKE_AGAIN)
         return Video(identity.decode(errors="backslashreplace"), classes, frames)
 
     def _classes(self, feature: Any) -> NDArray[np.int64]:
@@ -123,10 +123,10 @@ class Decoder:
             raise _wrong_kind(repr(self._schema.labels_key), kind, "integers")
         classes = sorted(set(feature.int64_list.value))
         if classes and not 0 <= classes[0] <= classes[-1] < num_classes:
-            raise Fault(
+            raise RecordProblem(
                 f"label {classes[0] if classes[0] < 0 else classes[-1]} is outside the "
                 f"{num_classes} classes (0 to {num_classes - 1}).",
-                problem="a label outside the classes",
+                kind="a label outside the classes",
             )
         return np.array(classes, np.int64)
 
@@ -175,10 +175,10 @@ class Layout:
             num_frames, values = len(features), self.parsed(features[:max_frames])
         if self._dtype.kind == "f" and not np.isfinite(values).all():
             frame, value = np.argwhere(~np.isfinite(values))[0]
-            raise Fault(
+            raise RecordProblem(
                 f"frame {frame + 1} of {self.name} holds {values[frame, value]}.",
-                problem="a value that is not finite",
-                mend=MAKE_AGAIN,
+                kind="a value that is not finite",
+                hint=MAKE_AGAIN,
             )
         return values, num_frames
 
@@ -212,9 +212,9 @@ class Layout:
             else:
                 values = np.frombuffer(_one_bytes(feature, place), np.uint8)
             if len(values) != self._width:
-                raise Fault(
+                raise RecordProblem(
                     f"{place} has {len(values)} features, the schema says {self._width}.",
-                    problem="a frame of another width",
+                    kind="a frame of another width",
                 )
             frames[number - 1] = values
         return frames.astype(frames.dtype.newbyteorder("="), copy=False)
@@ -240,9 +240,9 @@ def _text(key: bytes) -> str:
 def _value(features: Features, key: bytes, found: tuple[Features, Features]) -> bytes | memoryview:
     parts = features.get(key)
     if not parts:
-        raise Fault(
+        raise RecordProblem(
             f"it has no {_text(key)!r} where the schema says (found {describe_keys(found)}).",
-            problem="a missing key",
+            kind="a missing key",
         )
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -253,16 +253,16 @@ def _one_bytes(feature: Any, place: str) -> bytes:
         raise _wrong_kind(place, kind, "bytes")
     values = feature.bytes_list.value
     if len(values) != 1:
-        raise Fault(
+        raise RecordProblem(
             f"{place} holds {len(values)} byte strings, expected 1.",
-            problem="a value of another kind",
+            kind="a value of another kind",
         )
     return values[0]  # type: ignore[no-any-return]
 
 
-def _wrong_kind(place: str, kind: str | None, expected: str) -> Fault:
-    return Fault(
-        f"{place} holds {KINDS[kind]}, expected {expected}.", problem="a value of another kind"
+def _wrong_kind(place: str, kind: str | None, expected: str) -> RecordProblem:
+    return RecordProblem(
+        f"{place} holds {KINDS[kind]}, expected {expected}.", kind="a value of another kind"
     )
 
 

@@ -67,11 +67,11 @@ def find_schema(record: bytes | memoryview, *, path: Path, number: int = 1) -> S
     except (DecodeError, IndexError) as error:
         raise RecordError(
             f"{path}, record {number}: it holds no frame that its schema could be told from.",
-            mend=WRITE_A_SCHEMA,
+            hint=WRITE_A_SCHEMA,
         ) from error
     raise RecordError(
         f"{path}, record {number}: its keys are of no known kind (found {describe_keys(found)}).",
-        mend=WRITE_A_SCHEMA,
+        hint=WRITE_A_SCHEMA,
     )
 
 

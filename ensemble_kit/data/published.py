@@ -44,6 +44,6 @@ def named_schema(name: str) -> Schema:
     if not name.endswith(".toml"):
         raise RecordError(
             f"There is no schema {name!r}.",
-            mend=f"Name one of {', '.join(PUBLISHED)}, or a schema TOML.",
+            hint=f"Name one of {', '.join(PUBLISHED)}, or a schema TOML.",
         )
     return read_schema(Path(name))

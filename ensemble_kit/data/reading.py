@@ -176,13 +176,13 @@ class RecordFiles:
                 done += count
         except OSError as error:
             raise RecordError(
-                f"{path} cannot be read any more: {error.strerror}.", mend=LEAVE_FILES
+                f"{path} cannot be read any more: {error.strerror}.", hint=LEAVE_FILES
             ) from error
         if done < size:
             raise RecordError(
                 f"{path} has become shorter: it ends within record {place.number}, which was whole "
                 "when the reading began.",
-                mend=LEAVE_FILES,
+                hint=LEAVE_FILES,
             )
         if self._check_crc and not matches_crc(framed):
             raise damaged(path, place.number, place.length)

@@ -195,12 +195,12 @@ class Process:
             return RecordError(
                 f"The reading process {self._popen.pid} was ended by "
                 f"{signal.Signals(-status).name}, as happens where memory runs out.",
-                mend="Use fewer --workers, or give the machine more memory.",
+                hint="Use fewer --workers, or give the machine more memory.",
             )
         return RecordError(
             f"The reading process {self._popen.pid} ended with status {status}; what it wrote "
             "stands above.",
-            mend="Read with --workers 0 to see where it fails.",
+            hint="Read with --workers 0 to see where it fails.",
         )
 
 

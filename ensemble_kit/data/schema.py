@@ -119,11 +119,11 @@ def read_schema(path: Path) -> Schema:
         RecordError: The file is missing or is no TOML, a key is unknown or missing, a value is not
             what the schema asks for, or the label names cannot be read.
     """
-    text = _read_text(path, mend="Name a schema TOML that exists.")
+    text = _read_text(path, hint="Name a schema TOML that exists.")
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise RecordError(f"{path} is not TOML: {error}.", mend="Correct the file.") from error
+        raise RecordError(f"{path} is not TOML: {error}.", hint="Correct the file.") from error
     names_file = values.get("label_names")
     if isinstance(names_file, str):
         del values["label_names"]
@@ -180,7 +180,7 @@ def read_label_names(path: Path, num_classes: int) -> tuple[str, ...]:
     Raises:
         RecordError: The file is missing, a row has no index of its own, or a class has no row.
     """
-    text = _read_text(path, mend="Name a CSV file of classes that exists.")
+    text = _read_text(path, hint="Name a CSV file of classes that exists.")
     reader = csv.reader(io.StringIO(text, newline=""))
     width = max(2, len(next(reader, ())))
     names: dict[int, str] = {}
@@ -190,25 +190,25 @@ def read_label_names(path: Path, num_classes: int) -> tuple[str, ...]:
             raise RecordError(
                 f"{path}, line {reader.line_num}: found {','.join(row)!r}, expected an index from "
                 f"0 to {num_classes - 1} that no line above has, and a name.",
-                mend="Write each class once under one header: its index first, its name last.",
+                hint="Write each class once under one header: its index first, its name last.",
             )
         names[index] = ",".join(row[width - 1 :])
     if len(names) < num_classes:
         missing = next(index for index in range(num_classes) if index not in names)
         raise RecordError(
             f"{path} names {len(names)} of {num_classes} classes; class {missing} is missing.",
-            mend="Name the file that belongs to these records, or correct num_classes.",
+            hint="Name the file that belongs to these records, or correct num_classes.",
         )
     return tuple(names[index] for index in range(num_classes))
 
 
-def _read_text(path: Path, *, mend: str) -> str:
+def _read_text(path: Path, *, hint: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise RecordError(f"{path} cannot be read: {error.strerror}.", mend=mend) from error
+        raise RecordError(f"{path} cannot be read: {error.strerror}.", hint=hint) from error
     except UnicodeDecodeError as error:
-        raise RecordError(f"{path} is not text in UTF-8.", mend=mend) from error
+        raise RecordError(f"{path} is not text in UTF-8.", hint=hint) from error
 
 
 def _toml(value: Any) -> str:
@@ -226,14 +226,14 @@ def _mendable(error: ValidationError, path: Path) -> RecordError:
     if first["type"] == "extra_forbidden":
         known = Modality.model_fields if len(first["loc"]) > 1 else Schema.model_fields
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        mend = f"Write {near[0]}." if near else f"Use the keys {', '.join(known)}."
-        return RecordError(f"{path}: {place} is not a key of a schema.", mend=mend)
+        hint = f"Write {near[0]}." if near else f"Use the keys {', '.join(known)}."
+        return RecordError(f"{path}: {place} is not a key of a schema.", hint=hint)
     if first["type"] == "missing":
-        return RecordError(f"{path}: {place} is missing.", mend=f"Add {place}.")
+        return RecordError(f"{path}: {place} is missing.", hint=f"Add {place}.")
     fault = first["msg"].removeprefix("Value error, ")
     if place:
         fault = f"{place} is {first['input']!r}: {fault}"
-    return RecordError(f"{path}: {fault}.", mend="Correct the file.")
+    return RecordError(f"{path}: {fault}.", hint="Correct the file.")
 
 
 def check_fits(model: Schema, records: Schema, *, path: Path) -> None:
@@ -245,13 +245,13 @@ def check_fits(model: Schema, records: Schema, *, path: Path) -> None:
     if model.interface != records.interface:
         raise PredictionsError(
             f"{path} has {_describe(model)}, but these records have {_describe(records)}.",
-            mend="Use records with the same modalities, widths and value types.",
+            hint="Use records with the same modalities, widths and value types.",
         )
     if model.num_classes != records.num_classes:
         raise PredictionsError(
             f"{path} has {model.num_classes} classes, but these records have "
             f"{records.num_classes}.",
-            mend="Use records of the same vocabulary, or give their schema with --schema.",
+            hint="Use records of the same vocabulary, or give their schema with --schema.",
         )
     if None not in (model.label_names, records.label_names) and (
         model.vocabulary_sha256 != records.vocabulary_sha256
@@ -263,7 +263,7 @@ def check_fits(model: Schema, records: Schema, *, path: Path) -> None:
         raise PredictionsError(
             f"{path} calls class {index} {model.names[index]!r}, but these records call it "
             f"{records.names[index]!r}.",
-            mend="Use records of the same vocabulary, or their own --label-names.",
+            hint="Use records of the same vocabulary, or their own --label-names.",
         )
 
 

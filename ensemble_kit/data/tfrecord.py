@@ -31,16 +31,16 @@ class BadRecord(RecordError):  # noqa: N818 - a record that is bad, which may be
     Args:
         path: The file.
         number: Which record of the file, counted from 1.
-        fault: What is wrong with it.
-        problem: What kind of fault it is, to count alike ones together.
-        mend: One imperative sentence.
+        problem: What is wrong with it.
+        kind: What kind of problem it is, to count alike ones together.
+        hint: One imperative sentence.
     """
 
-    def __init__(self, path: Path, number: int, fault: str, *, problem: str, mend: str) -> None:
-        super().__init__(f"{path}, record {number}: {fault}", mend=mend)
+    def __init__(self, path: Path, number: int, problem: str, *, kind: str, hint: str) -> None:
+        super().__init__(f"{path}, record {number}: {problem}", hint=hint)
         self.path = path
         self.number = number
-        self.problem = problem
+        self.kind = kind
 
 
 def refuse(error: BadRecord) -> None:
@@ -188,20 +188,20 @@ def damaged(path: Path, number: int, length: int) -> BadRecord:
         path,
         number,
         f"its {length} bytes differ from their checksum.",
-        problem="bytes that differ from their checksum",
-        mend=COPY_AGAIN,
+        kind="bytes that differ from their checksum",
+        hint=COPY_AGAIN,
     )
 
 
 def _unreadable(path: Path, error: OSError) -> RecordError:
     return RecordError(
-        f"{path} cannot be read: {error.strerror}.", mend="Name files that you may read."
+        f"{path} cannot be read: {error.strerror}.", hint="Name files that you may read."
     )
 
 
 def _empty(path: Path) -> RecordError:
     return RecordError(
-        f"{path} is empty.", mend="Copy the file again from where it is whole, or leave it out."
+        f"{path} is empty.", hint="Copy the file again from where it is whole, or leave it out."
     )
 
 
@@ -210,8 +210,8 @@ def _truncated(path: Path, number: int, expected: int, found: int) -> BadRecord:
         path,
         number,
         f"the file ends within it: {expected} bytes expected, {found} left.",
-        problem="a file that ends within a record",
-        mend=COPY_AGAIN,
+        kind="a file that ends within a record",
+        hint=COPY_AGAIN,
     )
 
 
@@ -221,13 +221,13 @@ def _bad_length(path: Path, number: int) -> BadRecord:
             path,
             number,
             "it does not start like a TFRecord.",
-            problem="a file that is no TFRecord",
-            mend="Name uncompressed TFRecord files.",
+            kind="a file that is no TFRecord",
+            hint="Name uncompressed TFRecord files.",
         )
     return BadRecord(
         path,
         number,
         "its length differs from its checksum; nothing behind it can be read.",
-        problem="a length that differs from its checksum",
-        mend=COPY_AGAIN,
+        kind="a length that differs from its checksum",
+        hint=COPY_AGAIN,
     )

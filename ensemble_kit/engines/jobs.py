@@ -46,13 +46,13 @@ class JobEnd:
         job: The job.
         state: ``stopped`` if it was interrupted, or not begun because of an interrupt.
         printed: What it printed on standard output.
-        fault: Why it failed, in one line; empty if it did not.
+        problem: Why it failed, in one line; empty if it did not.
     """
 
     job: Job
     state: Literal["finished", "stopped", "failed"]
     printed: str = ""
-    fault: str = ""
+    problem: str = ""
 
 
 class RunningJob(Protocol):
@@ -119,10 +119,10 @@ def require_finished(ends: Sequence[JobEnd]) -> None:
     """Raise ``TrainingError`` if a job has failed, with the reason of each that has."""
     failed = [end for end in ends if end.state == "failed"]
     if failed:
-        reasons = "".join(f"\n  {end.job.name}: {end.fault}" for end in failed)
+        reasons = "".join(f"\n  {end.job.name}: {end.problem}" for end in failed)
         raise TrainingError(
             f"{len(failed)} of {len(ends)} jobs failed:{reasons}",
-            mend="Mend that and give the same command again; what has finished is left as it is.",
+            hint="Mend that and give the same command again; what has finished is left as it is.",
         )
 
 
@@ -181,7 +181,7 @@ class JobProcess:
             return JobEnd(self._job, "finished", printed)
         if code in (INTERRUPTED, -signal.SIGINT):
             return JobEnd(self._job, "stopped", printed)
-        return JobEnd(self._job, "failed", printed, _fault(code, self._said))
+        return JobEnd(self._job, "failed", printed, _problem(code, self._said))
 
     def stop(self) -> None:
         """Do as Ctrl-C does."""
@@ -206,7 +206,7 @@ def _wait(running: RunningJob, tell: Callable[[JobEnd], None]) -> None:
     tell(running.wait())
 
 
-def _fault(code: int, said: Sequence[str]) -> str:
+def _problem(code: int, said: Sequence[str]) -> str:
     """Return one line that says why a process has failed: its error, or the last it said."""
     if code == -signal.SIGKILL:
         return "it was killed, as the system does where memory runs out."

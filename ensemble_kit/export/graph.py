@@ -19,17 +19,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ensemble_kit._version import __version__
 from ensemble_kit.draws import draws_name
-from ensemble_kit.export.inlining import inline_imported
+from ensemble_kit.export.inlining import inline_foreign
 from ensemble_kit.export.node_names import name_nodes
 from ensemble_kit.export.weights import attach_weights
 from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.layers.recurrent import Recurrence
 from ensemble_kit.networks.ensemble import FusedEnsemble, module_name
-from ensemble_kit.networks.foreign import DOMAIN, WEIGHTS, ImportedModel, opset_of
+from ensemble_kit.networks.foreign import DOMAIN, WEIGHTS, ForeignModel, opset_of
 from ensemble_kit.networks.loading import empty_member, member_prefix
 from ensemble_kit.serving.onnx_file import OPSET, Weight
 from ensemble_kit.serving.session import OUTPUTS
-from ensemble_kit.store.provenance import FusedRecord, InputType, Sampling
+from ensemble_kit.store.provenance import FusedMetadata, InputType, Sampling
 from ensemble_kit.store.tensor_files import TensorFile
 
 PREFIX = "ensemble."  # what the tracer puts before the names of weights
@@ -94,7 +94,7 @@ class _Traced(nn.Module):
 
 def build_graph(
     file: TensorFile,
-    record: FusedRecord,
+    record: FusedMetadata,
     *,
     repeats: int,
     sampling: Sampling = "fixed",
@@ -117,7 +117,7 @@ def build_graph(
     types = input_types or [modality.value_type for modality in record.data_schema.modalities]
     with _quiet():
         ensemble, model = _trace(file, record, repeats, sampling, types)
-        _place_imported(model, ensemble)
+        _place_foreign(model, ensemble)
         weights = attach_weights(model, file, _cells(ensemble), prefix=PREFIX)
         optimizer.optimize_ir(model)
         shares = model.graph.outputs[len(OUTPUTS) :] or model.graph.outputs[:1]
@@ -131,14 +131,14 @@ def build_graph(
     return Graph(ir.to_proto(model), weights, draws, are_free)
 
 
-def top_k_of(record: FusedRecord) -> int:
+def top_k_of(record: FusedMetadata) -> int:
     """Return how many classes the file lists for a video: the k of its GAP, at most all."""
     return min(record.top_k, record.data_schema.num_classes)
 
 
 def _trace(
     file: TensorFile,
-    record: FusedRecord,
+    record: FusedMetadata,
     repeats: int,
     sampling: Sampling,
     types: Sequence[InputType],
@@ -185,11 +185,11 @@ def _imported(ensemble: FusedEnsemble) -> dict[str, onnx.ModelProto]:
     """Return the graphs of the members that another framework made, by their names."""
     members = {name: ensemble.member(name) for name in ensemble.names}
     return {
-        name: member.graph for name, member in members.items() if isinstance(member, ImportedModel)
+        name: member.graph for name, member in members.items() if isinstance(member, ForeignModel)
     }
 
 
-def _place_imported(model: ir.Model, ensemble: FusedEnsemble) -> None:
+def _place_foreign(model: ir.Model, ensemble: FusedEnsemble) -> None:
     """Put imported graphs in the place of the operators that they were traced as."""
     opset = model.opset_imports[""]
     for name, proto in _imported(ensemble).items():
@@ -197,7 +197,7 @@ def _place_imported(model: ir.Model, ensemble: FusedEnsemble) -> None:
         if imported.opset_imports[""] != opset:
             version_converter.convert_version(imported, opset)
         prefix = f"{PREFIX}{member_prefix(name)}{WEIGHTS}"
-        inline_imported(model, imported, name, prefix=prefix)
+        inline_foreign(model, imported, name, prefix=prefix)
         model.opset_imports.pop(DOMAIN, None)
 
 

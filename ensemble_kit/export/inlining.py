@@ -1,6 +1,6 @@
 """Imported graphs: what their matrices are, and how they become part of another graph.
 
-Imports ``imported``.
+Imports ``foreign``.
 """
 
 import onnx_ir as ir
@@ -8,7 +8,7 @@ import onnx_ir as ir
 from ensemble_kit.networks.foreign import DOMAIN, MEMBER, OPERATOR
 
 
-def inline_imported(model: ir.Model, imported: ir.Model, member: str, *, prefix: str) -> None:
+def inline_foreign(model: ir.Model, imported: ir.Model, member: str, *, prefix: str) -> None:
     """Put an imported graph in the place of the operator that stands for it.
 
     Args:

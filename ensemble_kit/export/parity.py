@@ -14,7 +14,7 @@ from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.networks.ensemble import example_frames
 from ensemble_kit.networks.loading import load_fused_member
 from ensemble_kit.serving.session import OUTPUTS, OnnxEnsemble
-from ensemble_kit.store.provenance import Dtype, FusedRecord, OnnxRecord
+from ensemble_kit.store.provenance import Dtype, FusedMetadata, OnnxMetadata
 from ensemble_kit.store.tensor_files import TensorFile
 
 TOLERANCE = 1e-5  # float32 in another order of sums, over thousands of terms
@@ -41,7 +41,7 @@ class Difference(NamedTuple):
         return self.size <= TOLERANCE
 
 
-def largest_difference(path: Path, record: OnnxRecord, file: TensorFile) -> Difference:
+def largest_difference(path: Path, record: OnnxMetadata, file: TensorFile) -> Difference:
     """Compare ONNX Runtime with PyTorch on batches of several sizes and lengths.
 
     Only one of the two is in memory at a time.
@@ -69,7 +69,7 @@ def largest_difference(path: Path, record: OnnxRecord, file: TensorFile) -> Diff
     return max(differences, key=lambda each: (np.isnan(each.size), each.size))
 
 
-def served_schema(record: OnnxRecord) -> Schema:
+def served_schema(record: OnnxMetadata) -> Schema:
     """Return the schema of a file with the value types of its inputs."""
     modalities = tuple(
         modality.model_copy(update={"value_type": record.input_types[modality.name]})
@@ -79,7 +79,7 @@ def served_schema(record: OnnxRecord) -> Schema:
 
 
 def _run(
-    ensemble: OnnxEnsemble, record: OnnxRecord, frames: Mapping[str, Tensor], num_frames: Tensor
+    ensemble: OnnxEnsemble, record: OnnxMetadata, frames: Mapping[str, Tensor], num_frames: Tensor
 ) -> tuple[np.ndarray, Draws]:
     """Return ONNX Runtime's probabilities, and the draws of each member that they are of."""
     arrays = {name: values.numpy() for name, values in frames.items()}
@@ -101,7 +101,7 @@ def _expected(
     drawn: tuple[Draws, ...],
 ) -> list[Tensor]:
     """Return PyTorch's probabilities for each batch; one member at a time is in memory."""
-    record = file.record(FusedRecord)
+    record = file.metadata_as(FusedMetadata)
     mixed = [torch.zeros(()) for _ in batches]
     with torch.inference_mode():
         for member in record.members:

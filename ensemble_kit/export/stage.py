@@ -25,8 +25,14 @@ from ensemble_kit.serving.onnx_file import (
     write_onnx,
 )
 from ensemble_kit.serving.triton import refuse_repository, write_repository
-from ensemble_kit.store.provenance import FileRecord, FusedRecord, InputType, OnnxRecord, Sampling
-from ensemble_kit.store.selection_file import SelectionRecord, read_selection
+from ensemble_kit.store.provenance import (
+    FileMetadata,
+    FusedMetadata,
+    InputType,
+    OnnxMetadata,
+    Sampling,
+)
+from ensemble_kit.store.selection_file import SelectionMetadata, read_selection
 from ensemble_kit.store.size_limit import refuse_size
 from ensemble_kit.store.tensor_files import TensorFile, open_tensors
 
@@ -103,7 +109,7 @@ def export_onnx(
     with ExitStack() as stack:
         file = stack.enter_context(open_tensors(fused))
         aside = stack.enter_context(written_aside(output, force=force))
-        fused_record = file.record(FusedRecord)
+        fused_record = file.metadata_as(FusedMetadata)
         modalities = fused_record.data_schema.modalities
         types = {modality.name: input_type or modality.value_type for modality in modalities}
         graph = build_graph(
@@ -115,7 +121,7 @@ def export_onnx(
         if low_memory:  # a name that no other export's weights have, unless they are the same
             beside = output.with_name(f"{output.name}.{record.fused_sha256[:12]}.data")
             references, digest = stack.enter_context(_written_beside(beside, graph.weights))
-            weights_file = FileRecord(path=beside.name, sha256=digest)
+            weights_file = FileMetadata(path=beside.name, sha256=digest)
             record = record.model_copy(update={"weights_file": weights_file})
         selection = _selection_of(fused, fused_record)
         shown = graph.showing_draws() if sampling == "random" else graph
@@ -131,7 +137,7 @@ def export_onnx(
     return ExportedFile(output, num_bytes, max_size, repeats, worst, card)
 
 
-def _selection_of(fused: Path, record: FusedRecord) -> SelectionRecord | None:
+def _selection_of(fused: Path, record: FusedMetadata) -> SelectionMetadata | None:
     """Return the selection that a file was fused from, if it still lies where it lay."""
     if record.selection is None:
         return None
@@ -142,15 +148,15 @@ def _selection_of(fused: Path, record: FusedRecord) -> SelectionRecord | None:
 
 
 def _describe(
-    fused: FusedRecord,
+    fused: FusedMetadata,
     fused_sha256: str,
     graph: Graph,
     repeats: int,
     sampling: Sampling,
     input_types: dict[str, InputType],
-) -> OnnxRecord:
+) -> OnnxMetadata:
     """Return what a file of one piece is to say of itself."""
-    return OnnxRecord(
+    return OnnxMetadata(
         kit_version=__version__,
         dtype=fused.dtype,
         members=fused.members,
@@ -198,9 +204,9 @@ def _write(
     aside: Path,
     graph: Graph,
     references: list[bytes] | None,
-    record: OnnxRecord,
+    record: OnnxMetadata,
     max_size: int,
-    selection: SelectionRecord | None,
+    selection: SelectionMetadata | None,
     output: Path,
 ) -> int:
     """Write the model; return the bytes of all files needed to run it, or raise if too many."""
@@ -219,7 +225,7 @@ def _write(
         raise ExportError(
             f"{output} would have {num_bytes:,} bytes; ONNX Runtime reads at most "
             f"{LARGEST_FILE:,} from one file.",
-            mend="Export with --low-memory, or fuse again with --dtype bf16 or --dtype int8.",
+            hint="Export with --low-memory, or fuse again with --dtype bf16 or --dtype int8.",
         )
     return num_bytes
 
@@ -231,11 +237,11 @@ def _check_graph(graph: Graph, output: Path) -> None:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(
             f"{output} fails onnx's checker: {error}.",
-            mend=REPORT_IT,
+            hint=REPORT_IT,
         ) from error
 
 
-def _check_weights(path: Path, record: OnnxRecord, output: Path) -> None:
+def _check_weights(path: Path, record: OnnxMetadata, output: Path) -> None:
     """Look at the type of every stored weight: a Cast computed too early would double the file."""
     prefixes = tuple(member_prefix(member.name) for member in record.members)
     for tensor in read_tensors(path):
@@ -244,23 +250,23 @@ def _check_weights(path: Path, record: OnnxRecord, output: Path) -> None:
             raise ExportError(
                 f"{output}: {tensor.name} is stored as {tensor.type_name}, not "
                 f"{' or '.join(wanted)}.",
-                mend=REPORT_IT,
+                hint=REPORT_IT,
             )
 
 
-def _prove(path: Path, record: OnnxRecord, file: TensorFile, output: Path) -> float:
+def _prove(path: Path, record: OnnxMetadata, file: TensorFile, output: Path) -> float:
     """Compare the file with PyTorch; return the largest difference found."""
     try:
         worst = largest_difference(path, record, file)
     except ProviderError as error:
-        reason = str(error.__cause__ or error.fault).rstrip(".")
+        reason = str(error.__cause__ or error.problem).rstrip(".")
         raise ExportError(
-            f"{output}: ONNX Runtime cannot open it: {reason}.", mend=REPORT_IT
+            f"{output}: ONNX Runtime cannot open it: {reason}.", hint=REPORT_IT
         ) from error
     if not worst.is_allowed:
         raise ExportError(
             f"{output}: ONNX Runtime's probabilities differ by {worst.size:.2g} from PyTorch's on "
             f"{worst.videos} videos of {worst.frames} frames; at most {TOLERANCE:.0e} may be.",
-            mend=REPORT_IT,
+            hint=REPORT_IT,
         )
     return worst.size

@@ -1,4 +1,4 @@
-"""What an imported model must be before it is kept. Imports ``ensemble`` and ``imported``."""
+"""What an imported model must be before it is kept. Imports ``ensemble`` and ``foreign``."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch import Tensor
 from ensemble_kit.errors import ForeignModelError
 from ensemble_kit.layers.frame_preparation import prepare_frames
 from ensemble_kit.networks.ensemble import example_frames
-from ensemble_kit.networks.foreign import GraphInput, ImportedModel, opset_of
+from ensemble_kit.networks.foreign import ForeignModel, GraphInput, opset_of
 from ensemble_kit.serving.session import PROVIDERS
 
 TOLERANCE = 1e-5  # float32 in another order of sums, over thousands of terms
@@ -24,7 +24,7 @@ DIMENSIONS = {
 }
 
 
-def check_inputs(imported: ImportedModel, path: Path) -> None:
+def check_inputs(imported: ForeignModel, path: Path) -> None:
     """Raise ``ForeignModelError`` unless each input can take what it is to be given."""
     for given in imported.inputs:
         name, holds = given.record.name, given.record.holds
@@ -32,44 +32,44 @@ def check_inputs(imported: ImportedModel, path: Path) -> None:
         if given.rank not in _ranks(given, imported):
             raise ForeignModelError(
                 f"{path}: the input {name} is {shown}; {holds} are {DIMENSIONS[holds]}.",
-                mend="Map another input, or export the model with such a one.",
+                hint="Map another input, or export the model with such a one.",
             )
         if given.sizes and given.sizes[0] is not None:
             raise ForeignModelError(
                 f"{path}: the input {name} is {shown}, for {given.sizes[0]} videos at a time and "
                 "no other number.",
-                mend="Export the model with a free number of videos.",
+                hint="Export the model with a free number of videos.",
             )
         if holds == "frames":
             _check_frames(given, imported, path, shown)
 
 
-def _ranks(given: GraphInput, imported: ImportedModel) -> tuple[int, ...]:
+def _ranks(given: GraphInput, imported: ForeignModel) -> tuple[int, ...]:
     """Return how many dimensions an input may have."""
     if given.record.holds == "frames":  # a record of one mean vector has one frame
         return (2, 3) if imported.schema.level == "video" else (3,)
     return (1, 2) if given.record.holds == "num_frames" else (2,)
 
 
-def _check_frames(given: GraphInput, imported: ImportedModel, path: Path, shown: str) -> None:
+def _check_frames(given: GraphInput, imported: ForeignModel, path: Path, shown: str) -> None:
     name, modalities = given.record.name, given.record.modalities
     width = sum(imported.schema.widths[modality] for modality in modalities)
     if given.sizes and given.sizes[-1] not in (None, width):
         raise ForeignModelError(
             f"{path}: the input {name} is {shown}, but {'+'.join(modalities)} has {width} features "
             "in a frame.",
-            mend="Map the modalities that it was trained on, in their order.",
+            hint="Map the modalities that it was trained on, in their order.",
         )
     form = imported.mapping.frames
     if form != "raw" and not given.dtype.is_floating_point:
         raise ForeignModelError(
             f"{path}: the input {name} holds {str(given.dtype).removeprefix('torch.')}, but "
             f"{form} frames are fractions.",
-            mend="Use --frames raw.",
+            hint="Use --frames raw.",
         )
 
 
-def prove(imported: ImportedModel, path: Path, output: str | None) -> float:
+def prove(imported: ForeignModel, path: Path, output: str | None) -> float:
     """Run a model beside the original, and on videos alone; return the largest difference.
 
     Args:
@@ -105,14 +105,14 @@ def prove(imported: ImportedModel, path: Path, output: str | None) -> float:
             raise ForeignModelError(
                 f"{path}: in opset {opset}, its probabilities differ by {difference:.2g} from "
                 f"those of the file on {videos} videos of {length} frames; {TOLERANCE:.0e} may be.",
-                mend=f"Export the model again in opset {opset}.",
+                hint=f"Export the model again in opset {opset}.",
             )
         change = float((torch.cat(alone) - found).abs().max())
         if not change <= PADDING_TOLERANCE:
             raise ForeignModelError(
                 f"{path}: the probabilities of a video change by {change:.2g} when padding follows "
                 "its frames, or other videos lie beside it.",
-                mend="Map what tells frames from padding, with --num-frames or --is-frame.",
+                hint="Map what tells frames from padding, with --num-frames or --is-frame.",
             )
         worst = max(worst, difference)
     return worst
@@ -132,7 +132,7 @@ class _Original:
         except Exception as error:  # ONNX Runtime's exceptions have no common class of their own
             raise ForeignModelError(
                 f"ONNX Runtime cannot open {path}: {str(error).rstrip('.')}.",
-                mend="Export the model again, for an opset that ONNX Runtime reads.",
+                hint="Export the model again, for an opset that ONNX Runtime reads.",
             ) from error
 
     def run(self, feed: Mapping[str, Tensor], videos: int, length: int) -> Tensor:
@@ -155,7 +155,7 @@ class _Original:
             raise ForeignModelError(
                 f"{self.path}: ONNX Runtime cannot run it on {videos} videos of {length} frames: "
                 f"{str(error).rstrip('.')}.",
-                mend="Export the model with a free number of videos and of frames.",
+                hint="Export the model with a free number of videos and of frames.",
             ) from error
         return torch.from_numpy(found)
 
@@ -166,13 +166,13 @@ class _Original:
             raise ForeignModelError(
                 f"{self.path}: its output {self.output} is {found} for {shape[0]} videos and "
                 f"{shape[1]} classes; {shape} was expected.",
-                mend="Name the right output with --probabilities, or the right records.",
+                hint="Name the right output with --probabilities, or the right records.",
             )
         low, high = float(probabilities.min()), float(probabilities.max())
         if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
             raise ForeignModelError(
                 f"{self.path}: its output {self.output} goes from {low:.3g} to {high:.3g}, which "
                 "are no probabilities.",
-                mend="Use --activation sigmoid or --activation softmax, or name another output "
+                hint="Use --activation sigmoid or --activation softmax, or name another output "
                 "with --probabilities.",
             )

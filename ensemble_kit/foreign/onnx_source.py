@@ -1,6 +1,6 @@
 """ONNX files that another framework wrote, made ready to be members.
 
-Imports ``imported`` and below. A graph is cut to one output, raised to the kit's opset, and parted
+Imports ``foreign`` and below. A graph is cut to one output, raised to the kit's opset, and parted
 from its weights, which become inputs of it: floating tensors of more than one number. What is
 small or whole numbers stays, for shapes and constants of arithmetic are told from it.
 """
@@ -82,7 +82,7 @@ def read_foreign(path: Path, *, output: str | None, opset: int) -> Foreign:
         except Exception as error:  # protobuf's, onnx_ir's and NumPy's have no common class
             raise ForeignModelError(
                 f"{path} cannot be read as an ONNX model: {str(error).rstrip('.')}.",
-                mend="Export the model again from the framework that made it.",
+                hint="Export the model again from the framework that made it.",
             ) from error
         _keep_output(model, output, path)
         _refuse_operators(model, path)
@@ -99,12 +99,12 @@ def _keep_output(model: ir.Model, wanted: str | None, path: Path) -> None:
     if wanted is None and len(outputs) != 1:
         raise ForeignModelError(
             f"{path} has {len(outputs)} outputs: {listed}.",
-            mend="Say with --probabilities which of them has a number for each class.",
+            hint="Say with --probabilities which of them has a number for each class.",
         )
     if wanted is not None and wanted not in outputs:
         raise ForeignModelError(
             f"{path} has no output {wanted!r}; it has {listed}.",
-            mend="Name one of them with --probabilities.",
+            hint="Name one of them with --probabilities.",
         )
     kept = outputs[wanted] if wanted is not None else model.graph.outputs[0]
     model.graph.outputs[:] = [kept]
@@ -119,12 +119,12 @@ def _refuse_operators(model: ir.Model, path: Path) -> None:
         if node.domain not in ONNX_DOMAINS:
             raise ForeignModelError(
                 f"{path} uses {node.op_type} of {node.domain}, which is not an operator of ONNX.",
-                mend="Export the model again with ONNX's own operators only.",
+                hint="Export the model again with ONNX's own operators only.",
             )
         if node.op_type in RANDOM:
             raise ForeignModelError(
                 f"{path} draws random numbers afresh in each run ({node.op_type}).",
-                mend="Export the model in its evaluation mode.",
+                hint="Export the model in its evaluation mode.",
             )
     version = max(model.opset_imports.get(domain, 1) for domain in ONNX_DOMAINS)
     model.opset_imports.clear()
@@ -139,7 +139,7 @@ def _raise_opset(model: ir.Model, opset: int, path: Path) -> None:
     if model.opset_imports.get("") != opset:
         raise ForeignModelError(
             f"{path} is of opset {found}, which cannot be raised to {opset}.",
-            mend=f"Export the model again with opset {opset}.",
+            hint=f"Export the model again with opset {opset}.",
         )
 
 

@@ -14,23 +14,23 @@ from ensemble_kit.errors import ForeignModelError
 from ensemble_kit.files import refuse_overwrite, sha256_of
 from ensemble_kit.foreign.checks import check_inputs, prove
 from ensemble_kit.foreign.onnx_source import read_foreign
-from ensemble_kit.networks.foreign import GRAPH, WEIGHTS, ImportedModel
+from ensemble_kit.networks.foreign import GRAPH, WEIGHTS, ForeignModel
 from ensemble_kit.networks.storage import is_finite
 from ensemble_kit.networks.weights import not_finite
 from ensemble_kit.serving.onnx_file import OPSET
 from ensemble_kit.store.provenance import (
     Activation,
-    FileRecord,
+    FileMetadata,
+    ForeignMetadata,
     FrameForm,
-    ImportedRecord,
-    InputRecord,
-    MappingRecord,
+    InputMetadata,
+    MappingMetadata,
 )
 from ensemble_kit.store.tensor_files import save_tensors
 
 
 @dataclass(frozen=True)
-class ImportedFile:
+class ForeignFile:
     """A file that has passed its proofs.
 
     Attributes:
@@ -59,7 +59,7 @@ def import_onnx(
     frames: FrameForm = "dequantised",
     activation: Activation = "none",
     force: bool = False,
-) -> ImportedFile:
+) -> ForeignFile:
     """Write a model that another framework made as a file that ``load`` opens like any other.
 
     The file holds the graph, raised to the kit's opset, its weights as tensors, and the mapping. It
@@ -91,14 +91,14 @@ def import_onnx(
     refuse_overwrite(output, force=force)
     foreign = read_foreign(model, output=probabilities, opset=OPSET)
     mapped = _mapped(model, foreign.inputs, schema, inputs, num_frames, is_frame)
-    record = ImportedRecord(
+    record = ForeignMetadata(
         kit_version=__version__,
         name=name,
-        mapping=MappingRecord(frames=frames, inputs=mapped, activation=activation),
+        mapping=MappingMetadata(frames=frames, inputs=mapped, activation=activation),
         data_schema=schema,
-        onnx=FileRecord(path=relpath(model, output.parent), sha256=sha256_of(model)),
+        onnx=FileMetadata(path=relpath(model, output.parent), sha256=sha256_of(model)),
     )
-    imported = ImportedModel(foreign.graph, record.mapping, schema, name=str(model))
+    imported = ForeignModel(foreign.graph, record.mapping, schema, name=str(model))
     check_inputs(imported, model)
     imported.weights = {each: foreign.tensor(each) for each in foreign.weights}
     tensors = {WEIGHTS + each: tensor for each, tensor in imported.weights.items()}
@@ -109,7 +109,7 @@ def import_onnx(
     graph = np.frombuffer(foreign.graph.SerializeToString(), np.uint8).copy()
     tensors[GRAPH] = torch.from_numpy(graph)
     save_tensors(output, tensors, record, force=force)
-    return ImportedFile(output, name, sum(map(torch.numel, tensors.values())), worst)
+    return ForeignFile(output, name, sum(map(torch.numel, tensors.values())), worst)
 
 
 def _mapped(
@@ -119,7 +119,7 @@ def _mapped(
     inputs: Mapping[str, str],
     num_frames: str | None,
     is_frame: str | None,
-) -> tuple[InputRecord, ...]:
+) -> tuple[InputMetadata, ...]:
     """Return what each input is given; those that are called like a modality need no words."""
     records = {}
     for names, value in inputs.items():
@@ -129,27 +129,27 @@ def _mapped(
                 raise ForeignModelError(
                     f"{modality!r} is not a modality of these records, which hold "
                     f"{', '.join(schema.widths)}.",
-                    mend=f"Use --input MODALITY={value} with one of them, or with several: "
+                    hint=f"Use --input MODALITY={value} with one of them, or with several: "
                     f"{'+'.join(schema.widths)}={value}.",
                 )
-        records[value] = InputRecord(name=value, holds="frames", modalities=modalities)
+        records[value] = InputMetadata(name=value, holds="frames", modalities=modalities)
     if num_frames is not None:
-        records[num_frames] = InputRecord(name=num_frames, holds="num_frames")
+        records[num_frames] = InputMetadata(name=num_frames, holds="num_frames")
     if is_frame is not None:
-        records[is_frame] = InputRecord(name=is_frame, holds="is_frame")
+        records[is_frame] = InputMetadata(name=is_frame, holds="is_frame")
     for name in set(schema.widths) & set(asked) - set(records):
-        records[name] = InputRecord(name=name, holds="frames", modalities=(name,))
+        records[name] = InputMetadata(name=name, holds="frames", modalities=(name,))
     for name in records:
         if name not in asked:
             raise ForeignModelError(
                 f"{path} has no input {name!r} that its output depends on; it has "
                 f"{', '.join(asked)}.",
-                mend="Map these, and no other.",
+                hint="Map these, and no other.",
             )
     for name in asked:
         if name not in records:
             raise ForeignModelError(
                 f"{path} asks for the input {name}, and nothing is mapped to it.",
-                mend=f"Add --input MODALITY={name}, --num-frames {name} or --is-frame {name}.",
+                hint=f"Add --input MODALITY={name}, --num-frames {name} or --is-frame {name}.",
             )
     return tuple(records[name] for name in asked)

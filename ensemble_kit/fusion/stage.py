@@ -18,25 +18,25 @@ from ensemble_kit.fusion.gap_loss import MAX_GAP_LOSS, Forms, Loss, loss_on
 from ensemble_kit.fusion.weights import FusedWeights, Member, RoundedTensors
 from ensemble_kit.layers.frame_preparation import prepare_frames
 from ensemble_kit.networks.ensemble import example_frames
-from ensemble_kit.networks.loading import load_fused_member, load_member, member_file_record
+from ensemble_kit.networks.loading import load_fused_member, load_member, member_file_metadata
 from ensemble_kit.networks.products import product_axes
 from ensemble_kit.networks.weights import count_stored
 from ensemble_kit.store.provenance import (
     BYTES_PER_VALUE,
-    CheckpointRecord,
+    CheckpointMetadata,
     Dtype,
-    FileRecord,
-    FusedRecord,
-    ImportedRecord,
-    MemberRecord,
-    ValidationRecord,
+    FileMetadata,
+    ForeignMetadata,
+    FusedMetadata,
+    MemberMetadata,
+    ValidationMetadata,
 )
-from ensemble_kit.store.selection_file import SelectionRecord, read_selection
+from ensemble_kit.store.selection_file import SelectionMetadata, read_selection
 from ensemble_kit.store.size_limit import refuse_size
 from ensemble_kit.store.tensor_files import TensorFile, open_tensors, stream_tensors
 
 TOLERANCE = 1e-6  # float32 sums of the same numbers in the same order; 8 eps of a probability
-FUSIBLE = ("checkpoint", "imported")
+FUSIBLE = ("checkpoint", "foreign")
 
 
 @dataclass(frozen=True)
@@ -104,15 +104,15 @@ def fuse(
         schema = _common_schema(members)
         if records is not None:
             check_fits(schema, records.schema, path=selection)
-        record = FusedRecord(
+        record = FusedMetadata(
             kit_version=__version__,
             dtype=dtype,
             members=tuple(member.record for member in members),
             data_schema=schema,
-            selection=FileRecord(
+            selection=FileMetadata(
                 path=relpath(selection, output.parent), sha256=sha256_of(selection)
             ),
-            validation=ValidationRecord(
+            validation=ValidationMetadata(
                 gap=chosen.gap,
                 k=chosen.k,
                 videos=chosen.videos,
@@ -143,7 +143,7 @@ def fuse(
 
 
 def _open_members(
-    selection: Path, chosen: SelectionRecord, stack: ExitStack, folder: Path
+    selection: Path, chosen: SelectionMetadata, stack: ExitStack, folder: Path
 ) -> Iterator[Member]:
     for member in chosen.members:
         if member.model is None or member.model.kind not in FUSIBLE:
@@ -151,29 +151,29 @@ def _open_members(
             raise FusionError(
                 f"{selection}: member {member.name} is {kind}; only checkpoints and "
                 "imported models can be fused.",
-                mend="Select again without it.",
+                hint="Select again without it.",
             )
         path = selection.parent / member.model.file.path
         if not path.is_file():
             raise FusionError(
                 f"{selection}: the checkpoint of member {member.name}, {path}, does not exist.",
-                mend="Put it back, or predict and select again.",
+                hint="Put it back, or predict and select again.",
             )
         digest = sha256_of(path)
         if digest != member.model.file.sha256:
             raise FusionError(
                 f"{path} has changed since member {member.name} was selected.",
-                mend="Predict and select again, so that the selection is of what is fused.",
+                hint="Predict and select again, so that the selection is of what is fused.",
             )
         file = stack.enter_context(open_tensors(path))
-        record = member_file_record(file)
+        record = member_file_metadata(file)
         yield Member(
-            MemberRecord(
+            MemberMetadata(
                 name=member.name,
                 coefficient=member.coefficient,
-                recipe=record.recipe if isinstance(record, CheckpointRecord) else None,
-                mapping=record.mapping if isinstance(record, ImportedRecord) else None,
-                checkpoint=FileRecord(path=relpath(path, folder), sha256=digest),
+                recipe=record.recipe if isinstance(record, CheckpointMetadata) else None,
+                mapping=record.mapping if isinstance(record, ForeignMetadata) else None,
+                checkpoint=FileMetadata(path=relpath(path, folder), sha256=digest),
                 num_values=count_stored(file),
             ),
             file,
@@ -182,9 +182,9 @@ def _open_members(
 
 
 def _common_schema(members: list[Member]) -> Schema:
-    first = member_file_record(members[0].file).data_schema
+    first = member_file_metadata(members[0].file).data_schema
     for member in members[1:]:
-        schema = member_file_record(member.file).data_schema
+        schema = member_file_metadata(member.file).data_schema
         for what, same in (
             ("modalities", schema.interface == first.interface),
             ("label names", schema.vocabulary_sha256 == first.vocabulary_sha256),
@@ -192,12 +192,12 @@ def _common_schema(members: list[Member]) -> Schema:
             if not same:
                 raise FusionError(
                     f"{member.file.path} has other {what} than {members[0].file.path}.",
-                    mend="Fuse members that were trained on records of one schema.",
+                    hint="Fuse members that were trained on records of one schema.",
                 )
     return first
 
 
-def _forms(member: Member, file: TensorFile, record: FusedRecord) -> Forms:
+def _forms(member: Member, file: TensorFile, record: FusedMetadata) -> Forms:
     return Forms(
         member.record.name,
         member.record.coefficient,
@@ -206,7 +206,7 @@ def _forms(member: Member, file: TensorFile, record: FusedRecord) -> Forms:
     )
 
 
-def _prove(aside: Path, members: Sequence[Member], record: FusedRecord, output: Path) -> Loss:
+def _prove(aside: Path, members: Sequence[Member], record: FusedMetadata, output: Path) -> Loss:
     """Run each member from both files; return what rounding changed.
 
     One member at a time is in memory, in float32, from its checkpoint or from the fused file.
@@ -230,7 +230,7 @@ def _prove(aside: Path, members: Sequence[Member], record: FusedRecord, output: 
                 raise FusionError(
                     f"{output}: member {name} differs by {difference:.2g} from "
                     f"{member.file.path} rounded to {record.dtype}; {TOLERANCE:.0e} may be.",
-                    mend="Report this as a fault of ensemble-kit; nothing was written.",
+                    hint="Report this as a fault of ensemble-kit; nothing was written.",
                 )
             change = change + coefficient * (again - exact)
     change = change.abs()
@@ -240,7 +240,7 @@ def _prove(aside: Path, members: Sequence[Member], record: FusedRecord, output: 
 def _measure(
     aside: Path,
     members: Sequence[Member],
-    record: FusedRecord,
+    record: FusedMetadata,
     records: Records,
     max_gap_loss: float,
     output: Path,
@@ -260,6 +260,6 @@ def _measure(
             f"{output}: in {record.dtype} GAP@{k} falls by "
             f"{loss.gap_before - loss.gap_after:.4f}, from {loss.gap_before:.4f} to "
             f"{loss.gap_after:.4f} on {loss.num_videos:,} videos; {max_gap_loss:g} may be lost.",
-            mend="Fuse with another --dtype, or raise --max-gap-loss.",
+            hint="Fuse with another --dtype, or raise --max-gap-loss.",
         )
     return loss

@@ -12,7 +12,7 @@ from ensemble_kit.errors import FusionError
 from ensemble_kit.networks.loading import member_prefix
 from ensemble_kit.networks.storage import SCALE, Stored, is_finite, relative_error, round_to
 from ensemble_kit.networks.weights import not_finite
-from ensemble_kit.store.provenance import Dtype, MemberRecord
+from ensemble_kit.store.provenance import Dtype, MemberMetadata
 from ensemble_kit.store.tensor_files import FLOATING, TensorFile, TensorSpec, spec_of
 
 STORED = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
@@ -27,7 +27,7 @@ class Member(NamedTuple):
         axes: The matrices of its products, from ``product_axes``.
     """
 
-    record: MemberRecord
+    record: MemberMetadata
     file: TensorFile
     axes: Mapping[str, int]
 
@@ -97,7 +97,7 @@ class FusedWeights:
             largest = float(tensor.abs().max())
             raise FusionError(
                 f"{member.file.path}: {name} holds {largest:g}, too large for {self._dtype}.",
-                mend="Fuse with --dtype bf16, which has the range of fp32.",
+                hint="Fuse with --dtype bf16, which has the range of fp32.",
             )
         if self._dtype == "fp16" and tensor.is_floating_point():
             as_bf16 = relative_error(tensor, round_to(tensor, "bf16"))

@@ -51,13 +51,13 @@ def list_recipes(
         folders = dict.fromkeys(recipe.name.partition("/")[0] for recipe in recipes)
         raise RecipeError(
             f"No recipe is from {paper!r}.",
-            mend=f"Name a folder ({', '.join(folders)}) or words of a paper's entry.",
+            hint=f"Name a folder ({', '.join(folders)}) or words of a paper's entry.",
         )
     chosen = [recipe for recipe in left if part is None or part in parts_of(recipe)]
     if not chosen:
         among = "" if paper is None else f" from {paper!r}"
         raise RecipeError(
-            f"No recipe{among} has the part {part!r}.", mend=f"Name one of: {_all_parts(left)}."
+            f"No recipe{among} has the part {part!r}.", hint=f"Name one of: {_all_parts(left)}."
         )
     return [Entry(recipe, measure_recipe(recipe, schema)) for recipe in chosen]
 

@@ -1,4 +1,4 @@
-"""Many members in one graph. Imports ``submodel``, ``imported`` and ``layers``."""
+"""Many members in one graph. Imports ``submodel``, ``foreign`` and ``layers``."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.draws import draws_name
 from ensemble_kit.layers.frame_preparation import prepare_frames
-from ensemble_kit.networks.foreign import ImportedModel, MemberModel
+from ensemble_kit.networks.foreign import ForeignModel, MemberModel
 from ensemble_kit.networks.sub_model import SubModel
 
 
@@ -93,7 +93,7 @@ class FusedEnsemble(nn.Module):
     def member(self, name: str) -> MemberModel:
         """Return a member by its name."""
         module = getattr(self, module_name(name))
-        assert isinstance(module, SubModel | ImportedModel)
+        assert isinstance(module, SubModel | ForeignModel)
         return module
 
 

@@ -25,7 +25,7 @@ from ensemble_kit.layers.frame_preparation import (
 )
 from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.serving.session import PROVIDERS
-from ensemble_kit.store.provenance import InputRecord, MappingRecord
+from ensemble_kit.store.provenance import InputMetadata, MappingMetadata
 
 GRAPH = "graph"  # the tensor that holds the serialised graph, in files
 WEIGHTS = "weights."  # what the name of each of its weights follows there
@@ -51,7 +51,7 @@ class GraphInput(NamedTuple):
         sizes: Its dimensions, None where one is free; empty where the graph does not tell.
     """
 
-    record: InputRecord
+    record: InputMetadata
     dtype: torch.dtype
     sizes: tuple[int | None, ...]
 
@@ -67,7 +67,7 @@ class GraphInput(NamedTuple):
         return self.sizes[1] if has_frames else None
 
 
-class ImportedModel(nn.Module):
+class ForeignModel(nn.Module):
     """A graph that another framework made, between the kit's frames and probabilities.
 
     A video without frames is given to the graph as one frame of zeros, for many a graph divides by
@@ -90,7 +90,7 @@ class ImportedModel(nn.Module):
     def __init__(
         self,
         graph: onnx.ModelProto,
-        mapping: MappingRecord,
+        mapping: MappingMetadata,
         schema: Schema,
         *,
         name: str,
@@ -194,7 +194,7 @@ class ImportedModel(nn.Module):
         return self._sessions[device]
 
 
-MemberModel: TypeAlias = SubModel | ImportedModel
+MemberModel: TypeAlias = SubModel | ForeignModel
 
 
 def opset_of(graph: onnx.ModelProto) -> int:
@@ -212,7 +212,7 @@ def _type_of(value: onnx.ValueInfoProto, model: str) -> torch.dtype:
         type_name = TensorProto.DataType.Name(value.type.tensor_type.elem_type)
         raise ForeignModelError(
             f"{model}: the input {value.name} holds {type_name}, which nothing can be mapped to.",
-            mend="Export the model with inputs of float32, uint8 or int64.",
+            hint="Export the model with inputs of float32, uint8 or int64.",
         )
     return dtype
 
@@ -253,13 +253,13 @@ def _open(
     except Exception as error:  # ONNX Runtime's exceptions have no common class of their own
         raise ProviderError(
             f"ONNX Runtime cannot open the graph of {name}: {str(error).rstrip('.')}.",
-            mend="Import the model again from its ONNX file.",
+            hint="Import the model again from its ONNX file.",
         ) from error
     if session.get_providers()[0] != wanted:
         raise ProviderError(
             f"The graph of {name} would not run on {wanted}: the session got "
             f"{session.get_providers()[0]}.",
-            mend="Install onnxruntime-gpu with CUDA 13 and cuDNN 9, or ask for the CPU.",
+            hint="Install onnxruntime-gpu with CUDA 13 and cuDNN 9, or ask for the CPU.",
         )
     return session
 

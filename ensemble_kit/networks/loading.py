@@ -19,18 +19,18 @@ from ensemble_kit.data.schema import Schema, check_fits
 from ensemble_kit.errors import CheckpointError
 from ensemble_kit.metrics import Metrics
 from ensemble_kit.networks.ensemble import FusedEnsemble, module_name
-from ensemble_kit.networks.foreign import GRAPH, ImportedModel, MemberModel
+from ensemble_kit.networks.foreign import GRAPH, ForeignModel, MemberModel
 from ensemble_kit.networks.onnx_model import OnnxModel
 from ensemble_kit.networks.running import measure, require_device, runner
 from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.networks.weights import Tensors, count_stored, fill, foreign_weights
 from ensemble_kit.recipes.reading import parse_recipe
 from ensemble_kit.store.provenance import (
-    CheckpointRecord,
-    FusedRecord,
-    ImportedRecord,
-    MappingRecord,
-    MemberRecord,
+    CheckpointMetadata,
+    ForeignMetadata,
+    FusedMetadata,
+    MappingMetadata,
+    MemberMetadata,
     ModelKind,
 )
 from ensemble_kit.store.tensor_files import TensorFile, open_tensors
@@ -41,7 +41,7 @@ class LoadedModel:
 
     Attributes:
         path: The file.
-        kind: ``checkpoint``, ``imported``, ``fused`` or ``onnx``.
+        kind: ``checkpoint``, ``foreign``, ``fused`` or ``onnx``.
         name: The run's name, or the file's stem.
         schema: What its inputs and classes are.
         repeats: Draws whose probabilities are averaged; 1 where nothing is drawn.
@@ -99,7 +99,7 @@ def load(path: Path, *, repeats: int | None = None, device: str = "cpu") -> Load
     require_device(device)
     with open_tensors(path) as file:
         if file.kind == "fused":
-            fused = file.record(FusedRecord)
+            fused = file.metadata_as(FusedMetadata)
             ensemble = load_fused(file, repeats=repeats or 1).to(device)
             return LoadedModel(
                 path,
@@ -110,7 +110,7 @@ def load(path: Path, *, repeats: int | None = None, device: str = "cpu") -> Load
                 sum(member.num_values for member in fused.members),
                 runner(ensemble, None, device),
             )
-        record = member_file_record(file)
+        record = member_file_metadata(file)
         model: MemberModel = load_member(file).to(device)
     draws = model.draws_for(record.name, repeats=repeats or 1)
     return LoadedModel(
@@ -126,10 +126,10 @@ def load(path: Path, *, repeats: int | None = None, device: str = "cpu") -> Load
 
 def load_sub_model(file: TensorFile) -> SubModel:
     """Build the sub-model of an open checkpoint, in float32 and evaluation mode."""
-    return build_sub_model(file.record(CheckpointRecord), file, path=file.path)
+    return build_sub_model(file.metadata_as(CheckpointMetadata), file, path=file.path)
 
 
-def build_sub_model(record: CheckpointRecord, tensors: Tensors, *, path: Path) -> SubModel:
+def build_sub_model(record: CheckpointMetadata, tensors: Tensors, *, path: Path) -> SubModel:
     """Build the sub-model of a record, in float32 and evaluation mode; faults name ``path``."""
     with torch.device("meta"):
         model = SubModel(parse_recipe(record.recipe), record.data_schema)
@@ -137,15 +137,15 @@ def build_sub_model(record: CheckpointRecord, tensors: Tensors, *, path: Path) -
     return model.eval()
 
 
-def member_file_record(file: TensorFile) -> CheckpointRecord | ImportedRecord:
+def member_file_metadata(file: TensorFile) -> CheckpointMetadata | ForeignMetadata:
     """Return what an open file says of itself that can be a member: trained, or imported.
 
     Raises:
         CheckpointError: The file is of another kind.
     """
-    if file.kind == "imported":
-        return file.record(ImportedRecord)
-    return file.record(CheckpointRecord)
+    if file.kind == "foreign":
+        return file.metadata_as(ForeignMetadata)
+    return file.metadata_as(CheckpointMetadata)
 
 
 def load_member(file: TensorFile, tensors: Tensors | None = None) -> MemberModel:
@@ -155,46 +155,46 @@ def load_member(file: TensorFile, tensors: Tensors | None = None) -> MemberModel
         file: The file.
         tensors: What to take in place of the file's own tensors, if anything.
     """
-    record = member_file_record(file)
-    if isinstance(record, CheckpointRecord):
+    record = member_file_metadata(file)
+    if isinstance(record, CheckpointMetadata):
         return build_sub_model(record, tensors or file, path=file.path)
-    model = empty_imported(file, record.mapping, record.data_schema, name=record.name)
+    model = empty_foreign(file, record.mapping, record.data_schema, name=record.name)
     model.weights = foreign_weights(model, tensors or file, path=file.path)
     return model.eval()
 
 
 def load_fused(file: TensorFile, *, repeats: int) -> FusedEnsemble:
     """Build the ensemble of an open fused file, its weights in float32, in evaluation mode."""
-    record = file.record(FusedRecord)
+    record = file.metadata_as(FusedMetadata)
     members = {m.name: load_fused_member(file, m, record.data_schema) for m in record.members}
     coefficients = [member.coefficient for member in record.members]
     return FusedEnsemble(members, coefficients, record.data_schema, repeats=repeats).eval()
 
 
-def load_fused_member(file: TensorFile, member: MemberRecord, schema: Schema) -> MemberModel:
+def load_fused_member(file: TensorFile, member: MemberMetadata, schema: Schema) -> MemberModel:
     """Build one member of an open fused file, its weights in float32, in evaluation mode."""
     prefix = member_prefix(member.name)
     with torch.device("meta"):
         model = empty_member(file, member, schema)
-    if isinstance(model, ImportedModel):
+    if isinstance(model, ForeignModel):
         model.weights = foreign_weights(model, file, prefix=prefix, path=file.path)
     else:
         fill(model, file, prefix=prefix, path=file.path)
     return model.eval()
 
 
-def empty_member(file: TensorFile, member: MemberRecord, schema: Schema) -> MemberModel:
+def empty_member(file: TensorFile, member: MemberMetadata, schema: Schema) -> MemberModel:
     """Build one member of an open fused file without its weights."""
     if member.mapping is not None:
         prefix = member_prefix(member.name)
-        return empty_imported(file, member.mapping, schema, prefix=prefix, name=member.name)
+        return empty_foreign(file, member.mapping, schema, prefix=prefix, name=member.name)
     assert member.recipe is not None
     return SubModel(parse_recipe(member.recipe), schema)
 
 
-def empty_imported(
-    file: TensorFile, mapping: MappingRecord, schema: Schema, *, prefix: str = "", name: str
-) -> ImportedModel:
+def empty_foreign(
+    file: TensorFile, mapping: MappingMetadata, schema: Schema, *, prefix: str = "", name: str
+) -> ForeignModel:
     """Build an imported model without its weights.
 
     Raises:
@@ -206,9 +206,9 @@ def empty_imported(
     except (SafetensorError, DecodeError) as error:
         raise CheckpointError(
             f"{file.path}: tensor {prefix + GRAPH} is missing or holds no ONNX graph.",
-            mend="Import the model again from its ONNX file.",
+            hint="Import the model again from its ONNX file.",
         ) from error
-    return ImportedModel(graph, mapping, schema, name=name)
+    return ForeignModel(graph, mapping, schema, name=name)
 
 
 def member_prefix(name: str) -> str:
@@ -218,7 +218,7 @@ def member_prefix(name: str) -> str:
 
 def _load_onnx(path: Path, repeats: int | None, device: str) -> LoadedModel:
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist.", mend="Name a file that exists.")
+        raise CheckpointError(f"{path} does not exist.", hint="Name a file that exists.")
     onnx_model = OnnxModel(path, repeats=repeats, device=device)
     schema, repeats = onnx_model.schema, onnx_model.repeats
     return LoadedModel(path, "onnx", path.stem, schema, repeats, 0, onnx_model.probabilities)

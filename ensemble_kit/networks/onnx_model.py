@@ -40,7 +40,7 @@ class OnnxModel:
         if repeats not in {None, record.repeats} and not record.repeats_are_free:
             raise CheckpointError(
                 f"{path} draws as often as it was exported to; --repeats cannot change it.",
-                mend="Leave --repeats out, or export again with another --repeats.",
+                hint="Leave --repeats out, or export again with another --repeats.",
             )
         self.repeats = repeats or record.repeats
         modalities = tuple(self._as_read(modality) for modality in record.data_schema.modalities)

@@ -36,8 +36,7 @@ from ensemble_kit.layers.se_gating import SEGating
 from ensemble_kit.layers.second_order import SecondOrder
 from ensemble_kit.layers.soft_bof import SoftBoF
 from ensemble_kit.recipes.reading import for_modality
-from ensemble_kit.recipes.tables import NonLocal as NonLocalTable
-from ensemble_kit.recipes.tables import Pooling, Table
+from ensemble_kit.recipes.tables import NonLocalTable, Pooling, Table
 
 Parts = Mapping[str, Callable[..., nn.Module]]
 
@@ -143,7 +142,7 @@ def build_pooling(
             raise RecipeError(
                 "pooling.similarity is 'attention', which takes a fixed number of frames, but "
                 "sampling.name is 'all'.",
-                mend="Use --set 'sampling={name=\"uniform\", num_frames=256}'.",
+                hint="Use --set 'sampling={name=\"uniform\", num_frames=256}'.",
             )
         arguments["num_frames"] = num_sampled
     if name == "nextvlad":
@@ -161,7 +160,7 @@ def _require_divisor(key: str, divisor: int, num_features: int, modality: str) -
         raise RecipeError(
             f"pooling.{key} is {divisor} for {modality}, but {num_features} features do not divide "
             f"into {divisor}.",
-            mend=f"Set pooling.{key} of {modality} to a divisor of {num_features}.",
+            hint=f"Set pooling.{key} of {modality} to a divisor of {num_features}.",
         )
 
 

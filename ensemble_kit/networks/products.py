@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from ensemble_kit.networks.foreign import WEIGHTS
-from ensemble_kit.networks.loading import empty_imported, member_file_record
+from ensemble_kit.networks.loading import empty_foreign, member_file_metadata
 from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.recipes.reading import parse_recipe
-from ensemble_kit.store.provenance import CheckpointRecord
+from ensemble_kit.store.provenance import CheckpointMetadata
 from ensemble_kit.store.tensor_files import TensorFile
 
 NOT_PRODUCTS = frozenset({"centres", "covariances"})  # compared with the data, so kept finer
@@ -64,10 +64,10 @@ def product_axes(file: TensorFile) -> dict[str, int]:
 
     The numbers are the dimensions that count their outputs, as of ``product_axes``.
     """
-    record = member_file_record(file)
-    if isinstance(record, CheckpointRecord):
+    record = member_file_metadata(file)
+    if isinstance(record, CheckpointMetadata):
         with torch.device("meta"):
             return output_axes(SubModel(parse_recipe(record.recipe), record.data_schema))
-    model = empty_imported(file, record.mapping, record.data_schema, name=record.name)
+    model = empty_foreign(file, record.mapping, record.data_schema, name=record.name)
     axes = _graph_axes(model.graph)
     return {WEIGHTS + name: axes[name] for name in model.weight_specs if name in axes}

@@ -17,7 +17,7 @@ def require_device(device: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise ProviderError(
             "PyTorch finds no CUDA device.",
-            mend="Use --device cpu, or install a driver and a PyTorch built for CUDA.",
+            hint="Use --device cpu, or install a driver and a PyTorch built for CUDA.",
         )
 
 

@@ -30,7 +30,7 @@ from ensemble_kit.networks.parts import (
     build_pooling,
 )
 from ensemble_kit.recipes.reading import Recipe
-from ensemble_kit.recipes.tables import Hidden
+from ensemble_kit.recipes.tables import HiddenTable
 
 JOINT = "joint"
 
@@ -269,7 +269,7 @@ def _streams(recipe: Recipe, schema: Schema) -> dict[str, tuple[int, int]]:
             raise RecipeError(
                 f"Recipe {recipe.name}: fusion.name is {fusion.name!r}, but the modalities are "
                 "joined before pooling.",
-                mend="Use --set pooling.modality_fusion=late, or leave out the fusion.",
+                hint="Use --set pooling.modality_fusion=late, or leave out the fusion.",
             )
         return {JOINT: (0, start)}
     if fusion is not None and fusion.name == "single":
@@ -277,14 +277,14 @@ def _streams(recipe: Recipe, schema: Schema) -> dict[str, tuple[int, int]]:
             raise RecipeError(
                 f"Recipe {recipe.name}: fusion.modality is {fusion.modality!r}, but these records "
                 f"hold {', '.join(slices)}.",
-                mend=f"Use --set fusion.modality={next(iter(slices))}.",
+                hint=f"Use --set fusion.modality={next(iter(slices))}.",
             )
         return {fusion.modality: slices[fusion.modality]}
     if fusion is not None and fusion.name in OF_TWO and len(slices) != 2:
         raise RecipeError(
             f"Recipe {recipe.name}: fusion.name is {fusion.name!r}, which joins two modalities, "
             f"but these records hold {len(slices)}: {', '.join(slices)}.",
-            mend="Use records of two modalities, or another fusion.",
+            hint="Use records of two modalities, or another fusion.",
         )
     return slices
 
@@ -296,18 +296,18 @@ def _require_diagonals(recipe: Recipe) -> None:
         raise RecipeError(
             f"Recipe {recipe.name}: hidden.remove_diagonal is true, but hidden.gating is "
             f"{hidden.gating!r}.",
-            mend="Use --set hidden.gating=context_gating, or leave out hidden.remove_diagonal.",
+            hint="Use --set hidden.gating=context_gating, or leave out hidden.remove_diagonal.",
         )
     if head.remove_diagonal and not head.probability_gating:
         raise RecipeError(
             f"Recipe {recipe.name}: head.remove_diagonal is true, but head.probability_gating is "
             "false.",
-            mend="Use --set head.probability_gating=true, or leave out head.remove_diagonal.",
+            hint="Use --set head.probability_gating=true, or leave out head.remove_diagonal.",
         )
 
 
 def _hidden_projection(
-    table: Hidden, features: int, fan_in: int, momentum: float
+    table: HiddenTable, features: int, fan_in: int, momentum: float
 ) -> HiddenProjection:
     return HiddenProjection(
         num_features=features,
@@ -319,7 +319,7 @@ def _hidden_projection(
     )
 
 
-def _gating(table: Hidden, momentum: float) -> nn.Module | None:
+def _gating(table: HiddenTable, momentum: float) -> nn.Module | None:
     if table.gating == "none":
         return None
     extra = {"remove_diagonal": True} if table.remove_diagonal else {}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ensemble_kit.errors import CheckpointError
-from ensemble_kit.networks.foreign import WEIGHTS, ImportedModel
+from ensemble_kit.networks.foreign import WEIGHTS, ForeignModel
 from ensemble_kit.networks.storage import SCALE, Stored, is_finite
 from ensemble_kit.store.tensor_files import FLOATING, TensorFile, TensorSpec
 
@@ -25,7 +25,7 @@ class Tensors(Protocol):
 
 
 def foreign_weights(
-    model: ImportedModel, tensors: Tensors, *, prefix: str = "", path: Path
+    model: ForeignModel, tensors: Tensors, *, prefix: str = "", path: Path
 ) -> dict[str, Tensor]:
     """Return an imported model's weights in the types that its graph has them in."""
     return {
@@ -71,7 +71,7 @@ def _require_shape(file: Tensors, name: str, shapes: Sequence[tuple[int, ...]], 
         needed = " or ".join(map(str, shapes))
         raise CheckpointError(
             f"{path}: tensor {name} {found}; its recipe needs {needed}.",
-            mend="Make the file again with this version of ensemble-kit.",
+            hint="Make the file again with this version of ensemble-kit.",
         )
 
 
@@ -79,7 +79,7 @@ def not_finite(path: Path, name: str) -> CheckpointError:
     """Return the fault of a file one of whose tensors holds NaN or infinity."""
     return CheckpointError(
         f"{path}: tensor {name} holds NaN or infinity.",
-        mend="Use a checkpoint from before the run diverged.",
+        hint="Use a checkpoint from before the run diverged.",
     )
 
 

@@ -106,7 +106,7 @@ def read_candidates(
     opened = [one for one in opened if one.name not in exclude]
     if not opened:
         raise SelectionError(
-            "All candidates are left out.", mend="Name fewer of them with --exclude."
+            "All candidates are left out.", hint="Name fewer of them with --exclude."
         )
     num_bytes = [_num_bytes(one, dtype, sizes, has_limit=has_limit) for one in opened]
     num_known = _refuse_classes(opened)
@@ -125,7 +125,7 @@ def read_candidates(
     if not labels.classes.size:
         raise SelectionError(
             f"{labels_path or opened[0].path} holds no labels.",
-            mend="Name a CSV file of the videos' labels with --labels.",
+            hint="Name a CSV file of the videos' labels with --labels.",
         )
     num_classes = max(*(one.num_classes for one in opened), int(labels.classes.max()) + 1)
     candidates = (
@@ -154,13 +154,13 @@ def _aligned(
     first, path = sources[0]
     if not intersect:
         return tuple(first), [
-            aligned(ids, one, to=first, of=path, mend=NOT_THE_SAME) for ids, one in sources
+            aligned(ids, one, to=first, of=path, hint=NOT_THE_SAME) for ids, one in sources
         ]
     common = set(first).intersection(*(ids for ids, _ in sources[1:]))
     if not common:
         raise PredictionsError(
             f"No video is in all of {', '.join(str(one) for _, one in sources)}.",
-            mend="Predict every candidate on the same records.",
+            hint="Predict every candidate on the same records.",
         )
     ids = tuple(video for video in first if video in common)
     places = []
@@ -186,7 +186,7 @@ def refuse_unknown(wanted: Sequence[str], names: Sequence[str], what: str) -> No
             near = difflib.get_close_matches(name, names, n=1)
             raise SelectionError(
                 f"{what} {name!r}, which is not a candidate.",
-                mend=f"Name one of {', '.join(near or names)}.",
+                hint=f"Name one of {', '.join(near or names)}.",
             )
 
 
@@ -196,7 +196,7 @@ def _refuse_names(opened: Sequence[Predictions]) -> None:
         if one.name in paths:
             raise SelectionError(
                 f"{paths[one.name]} and {one.path} are both named {one.name!r}.",
-                mend="Leave one out, or rename one: a CSV file, or a run with `train --name`.",
+                hint="Leave one out, or rename one: a CSV file, or a run with `train --name`.",
             )
         paths[one.name] = one.path
 
@@ -213,14 +213,14 @@ def _num_bytes(
     if has_limit:
         raise SelectionError(
             f"The size of {name} is not known: {predictions.path} tells of no weights.",
-            mend=f"Give the size of every such candidate: --size {name}=4MB.",
+            hint=f"Give the size of every such candidate: --size {name}=4MB.",
         )
     return 0
 
 
 def _refuse_classes(opened: Sequence[Predictions]) -> int | None:
     """Return the number of classes, None if no file tells, or raise if they are not the same."""
-    mend = "Select among predictions of one label vocabulary."
+    hint = "Select among predictions of one label vocabulary."
     knowing = [one for one in opened if one.knows_classes]
     for one in opened if knowing else []:
         num_classes = knowing[0].num_classes
@@ -228,18 +228,18 @@ def _refuse_classes(opened: Sequence[Predictions]) -> int | None:
             raise SelectionError(
                 f"{one.path} lists class {one.num_classes - 1}; {knowing[0].path} has "
                 f"{num_classes} classes.",
-                mend=mend,
+                hint=hint,
             )
         if one.knows_classes and one.num_classes != num_classes:
             raise SelectionError(
                 f"{one.path} has {one.num_classes} classes; {knowing[0].path} has {num_classes}.",
-                mend=mend,
+                hint=hint,
             )
     named = [one for one in opened if one.label_names is not None]
     for one in named:
         if one.label_names != named[0].label_names:
             raise SelectionError(
-                f"{one.path} has other label names than {named[0].path}.", mend=mend
+                f"{one.path} has other label names than {named[0].path}.", hint=hint
             )
     return knowing[0].num_classes if knowing else None
 
@@ -254,7 +254,7 @@ def _refuse_changed_models(opened: Sequence[Predictions]) -> None:
         if path.is_file() and sha256_of(path) != model.file.sha256:
             raise SelectionError(
                 f"{path} has changed since {one.path} was predicted with it.",
-                mend=f"Predict again with `ensemble-kit predict {path} DATA -o {one.path}`.",
+                hint=f"Predict again with `ensemble-kit predict {path} DATA -o {one.path}`.",
             )
 
 
@@ -272,7 +272,7 @@ def _common_labels(
         elif not all(map(np.array_equal, found[1], labels)):
             raise SelectionError(
                 f"{one.path} has other labels than {found[0].path}.",
-                mend="Predict every candidate on the same records, or name the labels with "
+                hint="Predict every candidate on the same records, or name the labels with "
                 "--labels.",
             )
     return found[1] if found else LabelLists.from_lists([])

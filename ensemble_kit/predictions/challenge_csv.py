@@ -53,7 +53,7 @@ def read_pairs(path: Path, *, num_classes: int | None) -> tuple[tuple[str, ...],
         if len(tokens) % 2:
             raise PredictionsError(
                 f"{where}: {len(tokens)} numbers for video {video!r}, expected pairs.",
-                mend="Write `class confidence` pairs, separated by single spaces.",
+                hint="Write `class confidence` pairs, separated by single spaces.",
             )
         _add_classes(classes, tokens[::2], where, num_classes)
         confidences.extend([_confidence(token, where) for token in tokens[1::2]])
@@ -102,7 +102,7 @@ def _lines(path: Path, headers: Sequence[str]) -> Iterator[tuple[str, str, str]]
                 found = f"the first line is {header[:80]!r}" if header else "there is no header"
                 raise PredictionsError(
                     f"{path}: {found}, expected {headers[0]!r}.",
-                    mend=f"Name a file in the challenge's format, with the header {headers[0]}.",
+                    hint=f"Name a file in the challenge's format, with the header {headers[0]}.",
                 )
             for number, line in enumerate(file, start=2):
                 if not line.strip():
@@ -112,25 +112,25 @@ def _lines(path: Path, headers: Sequence[str]) -> Iterator[tuple[str, str, str]]
                 if not comma:
                     raise PredictionsError(
                         f"{where}: there is no comma in {video[:80]!r}.",
-                        mend=f"Write one line for each video: {headers[0]}.",
+                        hint=f"Write one line for each video: {headers[0]}.",
                     )
                 if line_of.setdefault(video, number) != number:
                     raise PredictionsError(
                         f"{where}: video {video!r} is on line {line_of[video]} already.",
-                        mend="Keep one line for each video.",
+                        hint="Keep one line for each video.",
                     )
                 yield where, video, text
     except OSError as error:
         raise PredictionsError(
-            f"{path} cannot be read: {error.strerror}.", mend="Name a file that you may read."
+            f"{path} cannot be read: {error.strerror}.", hint="Name a file that you may read."
         ) from error
     except UnicodeDecodeError as error:
         raise PredictionsError(
-            f"{path} is not text in UTF-8.", mend="Name a CSV file, or save it as UTF-8."
+            f"{path} is not text in UTF-8.", hint="Name a CSV file, or save it as UTF-8."
         ) from error
     if not line_of:
         raise PredictionsError(
-            f"{path} holds no videos.", mend="Write one line for each video under the header."
+            f"{path} holds no videos.", hint="Write one line for each video under the header."
         )
 
 
@@ -143,14 +143,14 @@ def _add_classes(
         if not token.isdecimal() or int(token) >= limit:
             raise PredictionsError(
                 f"{where}: {token!r} is not a class, expected a number from 0 to {limit - 1}.",
-                mend="Number the classes from 0, as the records' labels do.",
+                hint="Number the classes from 0, as the records' labels do.",
             )
         classes.append(int(token))
     if len(set(classes[start:])) < len(tokens):
         twice = next(c for c in classes[start:] if classes[start:].count(c) > 1)
         raise PredictionsError(
             f"{where}: class {twice} is listed twice.",
-            mend="List each class of a video once.",
+            hint="List each class of a video once.",
         )
 
 
@@ -162,7 +162,7 @@ def _confidence(token: str, where: str) -> float:
     if not 0 <= confidence <= 1:  # so is NaN
         raise PredictionsError(
             f"{where}: {token!r} is not a confidence, expected a number from 0 to 1.",
-            mend="Write probabilities, not logits or percentages.",
+            hint="Write probabilities, not logits or percentages.",
         )
     return confidence
 

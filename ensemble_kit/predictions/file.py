@@ -2,9 +2,10 @@
 
 A predictions file of the kit is a tensor file with ``probabilities`` ``(N, C)`` F32, the labels as
 ``label_offsets`` and ``label_classes`` I64 (see ``LabelLists``), and the video ids as ``ids`` U8,
-UTF-8 joined by newlines; its metadata is a ``PredictionsRecord``. One that keeps the K best classes
-of each video has, in place of ``probabilities``, their ``values`` ``(N, K)`` F32 and ``classes``
-``(N, K)`` I32, best first, and ``bounds`` ``(N,)`` F32, the largest probability that was left out.
+UTF-8 joined by newlines; its metadata is a ``PredictionsMetadata``. One that keeps the K best
+classes of each video has, in place of ``probabilities``, their ``values`` ``(N, K)`` F32 and
+``classes`` ``(N, K)`` I32, best first, and ``bounds`` ``(N,)`` F32, the largest probability that
+was left out.
 """
 
 import hashlib
@@ -36,7 +37,7 @@ from ensemble_kit.predictions.rows import (
     TopRows,
     as_probabilities,
 )
-from ensemble_kit.store.provenance import ModelRecord, PredictionsRecord
+from ensemble_kit.store.provenance import ModelMetadata, PredictionsMetadata
 from ensemble_kit.store.tensor_files import TensorFile, open_tensors, save_tensors
 
 __all__ = [
@@ -79,7 +80,7 @@ class Predictions:
     source: Rows
     label_names: tuple[str, ...] | None = None
     labels: LabelLists | None = None
-    record: PredictionsRecord | None = None
+    record: PredictionsMetadata | None = None
 
     @property
     def is_sparse(self) -> bool:
@@ -172,7 +173,7 @@ def write_predictions(
     labels: LabelLists,
     rows: Floats | Iterable[Floats],
     name: str,
-    model: ModelRecord | None,
+    model: ModelMetadata | None,
     top_k: int | None = None,
     force: bool,
 ) -> None:
@@ -211,7 +212,7 @@ def write_predictions(
         "label_classes": labels.classes,
         "ids": np.frombuffer("\n".join(ids).encode(), np.uint8),
     }
-    record = PredictionsRecord(
+    record = PredictionsMetadata(
         kit_version=__version__,
         name=name,
         model=model,
@@ -266,7 +267,7 @@ def aligned(
     *,
     to: Sequence[str],
     of: Path,
-    mend: str = "Make both files from the same videos; their order may differ.",
+    hint: str = "Make both files from the same videos; their order may differ.",
 ) -> NDArray[np.int64]:
     """Return where each video of another file is in this one.
 
@@ -275,7 +276,7 @@ def aligned(
         path: This file, for the message.
         to: The other file's videos, each once.
         of: The other file, for the message.
-        mend: What the message says to do.
+        hint: What the message says to do.
 
     Returns:
         ``(N,)``: ``ids[order[i]] == to[i]``.
@@ -292,7 +293,7 @@ def aligned(
     if missing is not None:
         raise PredictionsError(
             f"{lacking} lacks video {missing!r}, which {having} has.",
-            mend=mend,
+            hint=hint,
         )
     return np.array([place[video] for video in to], np.int64)
 
@@ -313,12 +314,12 @@ def _is_tensor_file(path: Path) -> bool:
             return file.read(9)[8:] == b"{"  # after the header's length, the header's JSON
     except OSError as error:
         raise PredictionsError(
-            f"{path} cannot be read: {error.strerror}.", mend="Name a file that you may read."
+            f"{path} cannot be read: {error.strerror}.", hint="Name a file that you may read."
         ) from error
 
 
 def _open_own(file: TensorFile) -> Predictions:
-    record = file.record(PredictionsRecord)
+    record = file.metadata_as(PredictionsMetadata)
     names = record.label_names
     types = {name: spec.dtype for name, spec in file.specs.items()}
     if types in (ALL, BEST):
@@ -345,7 +346,7 @@ def _open_own(file: TensorFile) -> Predictions:
             )
     raise CheckpointError(
         f"{file.path} does not hold the videos and labels that its record tells of.",
-        mend="Make the file again with `ensemble-kit predict`.",
+        hint="Make the file again with `ensemble-kit predict`.",
     )
 
 
@@ -394,6 +395,6 @@ def refuse_ids(ids: Sequence[str], path: Path, *, forbidden: str) -> None:
             )
             raise PredictionsError(
                 f"{path}: video id {video!r} {fault}.",
-                mend="Give every record an id of its own, without commas or line ends.",
+                hint="Give every record an id of its own, without commas or line ends.",
             )
         seen.add(video)

@@ -49,12 +49,12 @@ def read_arrays(path: Path) -> Arrays:
     except OSError as error:
         raise PredictionsError(
             f"{error.filename or path} cannot be read: {error.strerror}.",
-            mend="Name a file that you may read.",
+            hint="Name a file that you may read.",
         ) from error
     except (ValueError, zipfile.BadZipFile) as error:
         raise PredictionsError(
             f"{path} is not a whole file of NumPy's: {str(error).rstrip('.')}.",
-            mend="Save it again with np.save or np.savez; objects are never unpickled.",
+            hint="Save it again with np.save or np.savez; objects are never unpickled.",
         ) from error
 
 
@@ -65,7 +65,7 @@ def _read_npy(path: Path) -> Arrays:
     if not ids_path.is_file():
         raise PredictionsError(
             f"{path}: there are no video ids, expected {ids_path.name} beside it.",
-            mend="Write them there, one a line, in the order of the rows.",
+            hint="Write them there, one a line, in the order of the rows.",
         )
     ids = tuple(ids_path.read_text(encoding="utf-8").splitlines())
     _refuse_shape(ids_path, "ids", (len(ids),), matrix.shape[:1])
@@ -78,7 +78,7 @@ def _read_npz(path: Path) -> Arrays:
             if name not in arrays.files:
                 raise PredictionsError(
                     f"{path} has no array {name!r}, only {', '.join(arrays.files) or 'nothing'}.",
-                    mend="Save it with np.savez(path, probabilities=..., ids=...).",
+                    hint="Save it with np.savez(path, probabilities=..., ids=...).",
                 )
         member = archive.getinfo("probabilities.npy")
         if member.compress_type == zipfile.ZIP_STORED:
@@ -126,7 +126,7 @@ def _floating(array: NDArray[Any], path: Path) -> NDArray[Any]:
         raise PredictionsError(
             f"{path}: the probabilities are {array.dtype} of shape {array.shape}, expected "
             "floating-point numbers of shape (videos, classes).",
-            mend="Save one row of probabilities for each video.",
+            hint="Save one row of probabilities for each video.",
         )
     return array
 
@@ -135,5 +135,5 @@ def _refuse_shape(path: Path, name: str, found: tuple[int, ...], expected: tuple
     if found != expected:
         raise PredictionsError(
             f"{path}: {name} have shape {found}, expected {expected} as the probabilities have.",
-            mend="Save one row of probabilities for each video, one column for each class.",
+            hint="Save one row of probabilities for each video, one column for each class.",
         )

@@ -81,7 +81,7 @@ class TopRows:
         if classes.size and not (classes.min() >= 0 and classes.max() < num_classes):
             raise PredictionsError(
                 f"{self.classes.path} lists a class outside of its {num_classes} classes.",
-                mend="Make the file again with `ensemble-kit predict`.",
+                hint="Make the file again with `ensemble-kit predict`.",
             )
         np.put_along_axis(rows, classes, self.values.read(places), axis=1)
         return rows
@@ -112,6 +112,6 @@ def as_probabilities(
         raise PredictionsError(
             f"{path}: class {index} of video {ids[video]!r} is {rows[video, index]:g}, expected a "
             "probability from 0 to 1.",
-            mend="Predict again with a model that returns probabilities, not logits.",
+            hint="Predict again with a model that returns probabilities, not logits.",
         )
     return np.where(is_listed, np.clip(rows, 0, 1), rows)

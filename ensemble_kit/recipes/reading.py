@@ -19,17 +19,17 @@ from ensemble_kit.errors import RecipeError
 from ensemble_kit.recipes.tables import (
     Fusion,
     Head,
-    Hidden,
-    Input,
+    HiddenTable,
+    InputTable,
     PerModality,
     Pooling,
-    Reported,
+    ReportedTable,
     Sampling,
-    Source,
+    SourceTable,
     Table,
-    Training,
+    TrainingTable,
 )
-from ensemble_kit.store.provenance import RecipeRecord
+from ensemble_kit.store.provenance import RecipeMetadata
 
 OTHER = "other"  # in a table of modalities: any that the table does not name
 
@@ -38,20 +38,20 @@ class Recipe(Table):
     """A sub-model and its schedule, checked. Made by ``load_recipe`` or ``parse_recipe``."""
 
     title: str
-    source: Source
-    input: Input
+    source: SourceTable
+    input: InputTable
     sampling: Sampling
     pooling: Pooling
     fusion: Fusion | None = None
-    hidden: Hidden | None = None
+    hidden: HiddenTable | None = None
     head: Head
-    training: Training
-    reported: Reported | None = None
+    training: TrainingTable
+    reported: ReportedTable | None = None
 
-    _record: RecipeRecord = PrivateAttr()
+    _record: RecipeMetadata = PrivateAttr()
 
     @property
-    def record(self) -> RecipeRecord:
+    def record(self) -> RecipeMetadata:
         """The recipe's name, text and overrides, as files carry them."""
         return self._record
 
@@ -79,7 +79,7 @@ def recipe_names() -> list[str]:
     )
 
 
-def read_recipe_text(name: str) -> RecipeRecord:
+def read_recipe_text(name: str) -> RecipeMetadata:
     """Find a recipe by its shipped name or by the path of a TOML file, and read its text.
 
     Raises:
@@ -90,23 +90,23 @@ def read_recipe_text(name: str) -> RecipeRecord:
         if not path.is_file():
             raise RecipeError(
                 f"{name} does not exist.",
-                mend="Name a TOML file that exists, or a recipe of `ensemble-kit recipes list`.",
+                hint="Name a TOML file that exists, or a recipe of `ensemble-kit recipes list`.",
             )
         try:
-            return RecipeRecord(name=path.stem, text=path.read_text(encoding="utf-8"))
+            return RecipeMetadata(name=path.stem, text=path.read_text(encoding="utf-8"))
         except UnicodeDecodeError as error:
             raise RecipeError(
-                f"{name} is not text in UTF-8.", mend="Save the file as UTF-8."
+                f"{name} is not text in UTF-8.", hint="Save the file as UTF-8."
             ) from error
     names = recipe_names()
     if name not in names:
         raise RecipeError(
             f"There is no recipe {name!r}{_near(name, names)}.",
-            mend="List the recipes with `ensemble-kit recipes list`, or name a .toml file.",
+            hint="List the recipes with `ensemble-kit recipes list`, or name a .toml file.",
         )
     folder, stem = name.split("/")
     text = (recipe_root() / folder / f"{stem}.toml").read_text(encoding="utf-8")
-    return RecipeRecord(name=name, text=text)
+    return RecipeMetadata(name=name, text=text)
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -123,13 +123,13 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     return parse_recipe(found.model_copy(update={"overrides": tuple(overrides)}))
 
 
-def parse_recipe(record: RecipeRecord) -> Recipe:
+def parse_recipe(record: RecipeMetadata) -> Recipe:
     """Check a recipe's text with its overrides; see ``load_recipe``."""
     try:
         tables = tomllib.loads(record.text)
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(
-            f"Recipe {record.name} is not TOML: {error}.", mend="Correct the file at that place."
+            f"Recipe {record.name} is not TOML: {error}.", hint="Correct the file at that place."
         ) from error
     for override in record.overrides:
         _set(tables, override)
@@ -163,7 +163,7 @@ def for_modality(value: PerModality, modality: str, *, key: str) -> int:
         return value.get(modality, value.get(OTHER, 0))
     raise RecipeError(
         f"{key} has values for {', '.join(value)}, not for {modality}.",
-        mend=f"Give it one with --set {key}.{modality}=NUMBER.",
+        hint=f"Give it one with --set {key}.{modality}=NUMBER.",
     )
 
 
@@ -173,7 +173,7 @@ def _set(tables: dict[str, Any], override: str) -> None:
     if not separator or not last:
         raise RecipeError(
             f"--set {override!r} is not of the form table.key=value.",
-            mend="Write for example --set pooling.num_clusters=16.",
+            hint="Write for example --set pooling.num_clusters=16.",
         )
     try:
         value = tomllib.loads(f"value = {text}")["value"]
@@ -184,13 +184,13 @@ def _set(tables: dict[str, Any], override: str) -> None:
         if not isinstance(tables, dict):
             raise RecipeError(
                 f"--set {override!r}: {parent} is a value, not a table.",
-                mend="Set the value itself, or name a key of a table.",
+                hint="Set the value itself, or name a key of a table.",
             )
     tables[last] = value
 
 
 def _explain(name: str, error: ValidationError) -> RecipeError:
-    """Turn the most telling of pydantic's complaints into one that names the place and the mend."""
+    """Turn the most telling of pydantic's complaints into one that names the place and the hint."""
     worst = min(error.errors(), key=_rank)
     table, place = _walk(worst["loc"])
     kind, value = worst["type"], worst["input"]
@@ -199,21 +199,21 @@ def _explain(name: str, error: ValidationError) -> RecipeError:
         tag = _tag(table)
         owner = f"the part {tag!r}" if tag else "a recipe"
         fault = f"{place} is not a key of {owner}{_near(place.split('.')[-1], known)}"
-        mend = f"Use one of the keys: {', '.join(known)}."
+        hint = f"Use one of the keys: {', '.join(known)}."
     elif kind == "missing":
-        fault, mend = f"{place} is missing", f"Give {place} a value."
+        fault, hint = f"{place} is missing", f"Give {place} a value."
     elif kind == "union_tag_not_found":
-        fault, mend = f"{place}.name is missing", f"Name the part to use as {place}."
+        fault, hint = f"{place}.name is missing", f"Name the part to use as {place}."
     elif kind == "union_tag_invalid":
         expected = [tag.strip("'") for tag in worst["ctx"]["expected_tags"].split(", ")]
         fault = f"{place} has name {value['name']!r}{_near(str(value['name']), expected)}"
-        mend = f"Name one of: {', '.join(expected)}."
+        hint = f"Name one of: {', '.join(expected)}."
     else:
         is_table = kind in {"model_type", "model_attributes_type"}
         wanted = "Input should be a table" if is_table else worst["msg"]
         fault = f"{place} is {value!r}: {wanted}"
-        mend = f"Give {place} a value of the right type and range."
-    return RecipeError(f"Recipe {name}: {fault}.", mend=mend)
+        hint = f"Give {place} a value of the right type and range."
+    return RecipeError(f"Recipe {name}: {fault}.", hint=hint)
 
 
 def _rank(complaint: Any) -> int:

@@ -15,55 +15,55 @@ class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class Source(Table):
+class SourceTable(Table):
     """Where every number of the recipe was read."""
 
     paper: str
     code: str | None = None
 
 
-class Input(Table):
+class InputTable(Table):
     """What happens to the joint frame before it is pooled."""
 
     l2_normalise: bool = True
     batch_norm: bool
 
 
-class RandomSampling(Table):
+class RandomSamplingTable(Table):
     """Frames drawn with replacement."""
 
     name: Literal["random"]
     num_frames: Count
 
 
-class SequenceSampling(Table):
+class SequenceSamplingTable(Table):
     """Consecutive frames from a random start."""
 
     name: Literal["random_sequence"]
     num_frames: Count
 
 
-class UniformSampling(Table):
+class UniformSamplingTable(Table):
     """Frames at equal distances."""
 
     name: Literal["uniform"]
     num_frames: Count
 
 
-class AllFrames(Table):
+class AllFramesTable(Table):
     """Every frame once, in order."""
 
     name: Literal["all"]
 
 
-class AveragePooling(Table):
+class AveragePoolingTable(Table):
     """The mean of the frames."""
 
     name: Literal["average"]
     modality_fusion: ModalityFusion
 
 
-class DBoF(Table):
+class DBoFTable(Table):
     """Units of a projection, pooled over the frames."""
 
     name: Literal["dbof"]
@@ -73,7 +73,7 @@ class DBoF(Table):
     over_frames: Literal["max", "average"]
 
 
-class SoftBoF(Table):
+class SoftBoFTable(Table):
     """Counts of softly assigned frames."""
 
     name: Literal["soft_bof"]
@@ -81,7 +81,7 @@ class SoftBoF(Table):
     num_clusters: PerModality
 
 
-class GatedBoF(Table):
+class GatedBoFTable(Table):
     """Counts of softly assigned frames, those of the first modality gated by its largest."""
 
     name: Literal["gated_bof"]
@@ -90,7 +90,7 @@ class GatedBoF(Table):
     gate_rank: Count
 
 
-class NonLocal(Table):
+class NonLocalTable(Table):
     """The non-local block on residuals.
 
     ``num_clusters`` and ``half_features`` for the inner width are those of the stream, and
@@ -101,25 +101,25 @@ class NonLocal(Table):
     temperature: Literal["rsqrt_features"] | Annotated[float, Field(gt=0)]
 
 
-class NetVLAD(Table):
+class NetVLADTable(Table):
     """Residuals to cluster centres."""
 
     name: Literal["netvlad"]
     modality_fusion: ModalityFusion
     num_clusters: PerModality
-    non_local: NonLocal | None = None
+    non_local: NonLocalTable | None = None
 
 
-class NetRVLAD(Table):
+class NetRVLADTable(Table):
     """Sums of softly assigned frames, with no centres."""
 
     name: Literal["netrvlad"]
     modality_fusion: ModalityFusion
     num_clusters: PerModality
-    non_local: NonLocal | None = None
+    non_local: NonLocalTable | None = None
 
 
-class NetFV(Table):
+class NetFVTable(Table):
     """First- and second-order statistics of each cluster."""
 
     name: Literal["net_fv"]
@@ -127,8 +127,8 @@ class NetFV(Table):
     num_clusters: PerModality
 
 
-class AttentionNetVLAD(Table):
-    """NetVLAD with encoders around it, or in the place of its assignment."""
+class AttentionNetVLADTable(Table):
+    """NetVLADTable with encoders around it, or in the place of its assignment."""
 
     name: Literal["attention_netvlad"]
     modality_fusion: ModalityFusion
@@ -139,7 +139,7 @@ class AttentionNetVLAD(Table):
     similarity: Literal["softmax", "attention"]
 
 
-class SecondOrder(Table):
+class SecondOrderTable(Table):
     """Normalised and whitened residuals of first and second order."""
 
     name: Literal["second_order"]
@@ -148,8 +148,8 @@ class SecondOrder(Table):
     reduced_size: PerModality
 
 
-class NeXtVLAD(Table):
-    """NetVLAD over groups of an expanded frame."""
+class NeXtVLADTable(Table):
+    """NetVLADTable over groups of an expanded frame."""
 
     name: Literal["nextvlad"]
     modality_fusion: ModalityFusion
@@ -158,7 +158,7 @@ class NeXtVLAD(Table):
     num_groups: PerModality
 
 
-class Recurrent(Table):
+class RecurrentTable(Table):
     """What every recurrent stack takes."""
 
     name: str  # first here, so that messages list it first
@@ -168,31 +168,31 @@ class Recurrent(Table):
     state: Literal["all", "last"]
 
 
-class GRU(Recurrent):
+class GRUTable(RecurrentTable):
     """The final state of a stacked GRU."""
 
     name: Literal["gru"]
 
 
-class LSTM(Recurrent):
+class LSTMTable(RecurrentTable):
     """The final state of a stacked LSTM."""
 
     name: Literal["lstm"]
 
 
-class BiGRU(Recurrent):
-    """The final states of a stacked GRU that reads in both directions."""
+class BiGRUTable(RecurrentTable):
+    """The final states of a stacked GRUTable that reads in both directions."""
 
     name: Literal["bigru"]
 
 
-class BiLSTM(Recurrent):
-    """The final states of a stacked LSTM that reads in both directions."""
+class BiLSTMTable(RecurrentTable):
+    """The final states of a stacked LSTMTable that reads in both directions."""
 
     name: Literal["bilstm"]
 
 
-class AttentionBiGRU(Table):
+class AttentionBiGRUTable(Table):
     """Attention over the outputs of a bidirectional GRU."""
 
     name: Literal["attention_bigru"]
@@ -203,20 +203,20 @@ class AttentionBiGRU(Table):
     attention_size: Count
 
 
-class Concat(Table):
+class ConcatTable(Table):
     """The pooled modalities, side by side."""
 
     name: Literal["concat"]
 
 
-class FCConcat(Table):
+class FCConcatTable(Table):
     """Each modality projected, then side by side."""
 
     name: Literal["fc_concat"]
     size: Count
 
 
-class MFB(Table):
+class MFBTable(Table):
     """Factorised bilinear pooling of two modalities."""
 
     name: Literal["mfb"]
@@ -225,14 +225,14 @@ class MFB(Table):
     dropout: Annotated[float, Field(ge=0, lt=1)]
 
 
-class SharedSpace(Table):
+class SharedSpaceTable(Table):
     """All modalities mapped into one space."""
 
     name: Literal["shared"]
     size: Count
 
 
-class Projection(Table):
+class ProjectionTable(Table):
     """Two modalities mapped and drawn together by a penalty."""
 
     name: Literal["projection"]
@@ -240,14 +240,14 @@ class Projection(Table):
     penalty: Annotated[float, Field(ge=0)]
 
 
-class Single(Table):
+class SingleTable(Table):
     """One modality alone."""
 
     name: Literal["single"]
     modality: str
 
 
-class Hidden(Table):
+class HiddenTable(Table):
     """The projection after pooling, and its gating.
 
     With ``batch_norm`` a batch norm takes the place of the bias.
@@ -261,7 +261,7 @@ class Hidden(Table):
     remove_diagonal: bool | None = None
 
 
-class Logistic(Table):
+class LogisticTable(Table):
     """One sigmoid a class."""
 
     name: Literal["logistic"]
@@ -269,7 +269,7 @@ class Logistic(Table):
     remove_diagonal: bool | None = None
 
 
-class MixtureOfExperts(Table):
+class MixtureOfExpertsTable(Table):
     """A gated mixture of sigmoids a class."""
 
     name: Literal["mixture_of_experts"]
@@ -279,7 +279,7 @@ class MixtureOfExperts(Table):
     remove_diagonal: bool | None = None
 
 
-class Training(Table):
+class TrainingTable(Table):
     """The schedule: what is true of the recipe on every machine.
 
     Left out, ``schedule`` is the papers' staircase and ``clip`` each variable by itself. A cosine
@@ -301,7 +301,7 @@ class Training(Table):
     clip: Literal["each", "global"] | None = None
 
 
-class Reported(Table):
+class ReportedTable(Table):
     """What the source claims; never a measurement of the kit."""
 
     gap_at_20: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -310,27 +310,29 @@ class Reported(Table):
 
 
 Sampling: TypeAlias = Annotated[
-    RandomSampling | SequenceSampling | UniformSampling | AllFrames, Field(discriminator="name")
+    RandomSamplingTable | SequenceSamplingTable | UniformSamplingTable | AllFramesTable,
+    Field(discriminator="name"),
 ]
 Pooling: TypeAlias = Annotated[
-    AveragePooling
-    | DBoF
-    | SoftBoF
-    | GatedBoF
-    | NetVLAD
-    | NetRVLAD
-    | NetFV
-    | AttentionNetVLAD
-    | SecondOrder
-    | NeXtVLAD
-    | GRU
-    | LSTM
-    | BiGRU
-    | BiLSTM
-    | AttentionBiGRU,
+    AveragePoolingTable
+    | DBoFTable
+    | SoftBoFTable
+    | GatedBoFTable
+    | NetVLADTable
+    | NetRVLADTable
+    | NetFVTable
+    | AttentionNetVLADTable
+    | SecondOrderTable
+    | NeXtVLADTable
+    | GRUTable
+    | LSTMTable
+    | BiGRUTable
+    | BiLSTMTable
+    | AttentionBiGRUTable,
     Field(discriminator="name"),
 ]
 Fusion: TypeAlias = Annotated[
-    Concat | FCConcat | MFB | SharedSpace | Projection | Single, Field(discriminator="name")
+    ConcatTable | FCConcatTable | MFBTable | SharedSpaceTable | ProjectionTable | SingleTable,
+    Field(discriminator="name"),
 ]
-Head: TypeAlias = Annotated[Logistic | MixtureOfExperts, Field(discriminator="name")]
+Head: TypeAlias = Annotated[LogisticTable | MixtureOfExpertsTable, Field(discriminator="name")]

@@ -22,7 +22,7 @@ from bokeh.resources import Resources
 
 from ensemble_kit.files import format_size
 from ensemble_kit.report.evidence import Agreement
-from ensemble_kit.store.selection_file import CandidateRecord, FrontierRecord, SelectionRecord
+from ensemble_kit.store.selection_file import CandidateMetadata, FrontierMetadata, SelectionMetadata
 
 MIB = 2**20
 BLUE, ORANGE, GREY = "#3b82f6", "#d97706", "#8590a2"  # told apart on white and on near-black
@@ -55,7 +55,7 @@ def chart_json(chart: figure) -> str:
     return json.dumps(json_item(chart)).replace("<", "\\u003c")
 
 
-def path_chart(selection: SelectionRecord) -> figure:
+def path_chart(selection: SelectionMetadata) -> figure:
     """Draw the GAP after each addition, with its interval."""
     chart = _figure(x_axis_label="additions", y_axis_label=f"GAP@{selection.k}")
     steps = selection.path
@@ -91,7 +91,7 @@ def path_chart(selection: SelectionRecord) -> figure:
 
 
 def _steps_source(
-    selection: SelectionRecord, videos: str, gaps: Sequence[float]
+    selection: SelectionMetadata, videos: str, gaps: Sequence[float]
 ) -> ColumnDataSource:
     """Return what the marks of a path show; those of additions that may be noise are hollow."""
     steps = selection.path
@@ -108,7 +108,7 @@ def _steps_source(
     )
 
 
-def size_chart(selection: SelectionRecord) -> figure | None:
+def size_chart(selection: SelectionMetadata) -> figure | None:
     """Draw GAP against bytes: the candidates, the path, the frontier and the limit.
 
     None where no candidate's size is known.
@@ -187,7 +187,7 @@ def _figure(**options: Any) -> figure:
 
 
 def _points(
-    records: Sequence[CandidateRecord | FrontierRecord],
+    records: Sequence[CandidateMetadata | FrontierMetadata],
     names: Sequence[str],
     alpha: Sequence[float],
 ) -> ColumnDataSource:

@@ -12,8 +12,8 @@ from ensemble_kit.files import sha256_of
 from ensemble_kit.metrics import MetricsAccumulator, top_classes
 from ensemble_kit.predictions.candidates import Candidates, read_candidates
 from ensemble_kit.progress import progress
-from ensemble_kit.store.provenance import FileRecord
-from ensemble_kit.store.selection_file import CandidateRecord, SelectionRecord
+from ensemble_kit.store.provenance import FileMetadata
+from ensemble_kit.store.selection_file import CandidateMetadata, SelectionMetadata
 
 READ_VALUES = 2**20  # probabilities of a candidate read together: 4 MiB
 FEWEST_POSITIVES = 20  # of a class that is compared: with fewer, chance decides
@@ -84,7 +84,7 @@ class Evidence:
     num_videos: int = 0
 
 
-def gather(selection: SelectionRecord, folder: Path) -> Evidence:
+def gather(selection: SelectionMetadata, folder: Path) -> Evidence:
     """Read the predictions that a selection was made of, as far as they are unchanged.
 
     Args:
@@ -116,11 +116,11 @@ def gather(selection: SelectionRecord, folder: Path) -> Evidence:
             intersect=selection.left_out > 0,
         )
     except SelectionError as error:  # a model has changed since it predicted
-        return Evidence(None, None, {**missing, "candidates": error.fault})
+        return Evidence(None, None, {**missing, "candidates": error.problem})
     return _Reader(known, selection, there).evidence(missing)
 
 
-def _fault(file: FileRecord, folder: Path) -> str | None:
+def _fault(file: FileMetadata, folder: Path) -> str | None:
     path = folder / file.path
     if not path.is_file():
         return f"{file.path} is not there."
@@ -133,7 +133,7 @@ class _Reader:
     """Reads all candidates once, some videos at a time."""
 
     def __init__(
-        self, known: Candidates, selection: SelectionRecord, there: Sequence[CandidateRecord]
+        self, known: Candidates, selection: SelectionMetadata, there: Sequence[CandidateMetadata]
     ) -> None:
         self.known = known
         self.names = tuple(one.name for one in there)

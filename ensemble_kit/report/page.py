@@ -21,7 +21,7 @@ from ensemble_kit.report.charts import (
 )
 from ensemble_kit.report.evidence import FEWEST_POSITIVES, Evidence, gather
 from ensemble_kit.store.provenance import BYTES_PER_VALUE
-from ensemble_kit.store.selection_file import SelectionRecord, read_selection
+from ensemble_kit.store.selection_file import SelectionMetadata, read_selection
 
 
 def write_report(
@@ -56,7 +56,7 @@ def write_report(
 
 
 def render(
-    selection: SelectionRecord, evidence: Evidence, rows: Sequence[Row], *, selection_name: str
+    selection: SelectionMetadata, evidence: Evidence, rows: Sequence[Row], *, selection_name: str
 ) -> str:
     """Return the page."""
     environment = Environment(
@@ -89,7 +89,7 @@ def render(
     )
 
 
-def _summary(selection: SelectionRecord) -> dict[str, Any]:
+def _summary(selection: SelectionMetadata) -> dict[str, Any]:
     """Return the figures at the top: on the videos held out, where there are any."""
     confirm = selection.confirm
     part = confirm.held_out if confirm else None

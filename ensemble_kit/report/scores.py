@@ -9,7 +9,7 @@ from ensemble_kit.errors import InputError
 from ensemble_kit.networks.loading import load
 from ensemble_kit.progress import progress
 from ensemble_kit.report import Row
-from ensemble_kit.store.provenance import FusedRecord
+from ensemble_kit.store.provenance import FusedMetadata
 from ensemble_kit.store.tensor_files import open_tensors
 from ensemble_kit.store.workspace import FUSED, RUNS, RunFolder
 
@@ -27,7 +27,7 @@ def score_models(workspace: Path, records: Records, *, k: int = 20) -> list[Row]
     models = list(_models(workspace))
     if not models:
         raise InputError(
-            f"{workspace / RUNS} holds no runs.", mend="Train some with `ensemble-kit train` first."
+            f"{workspace / RUNS} holds no runs.", hint="Train some with `ensemble-kit train` first."
         )
     rows = []
     with progress("report", len(models)) as shown:
@@ -58,7 +58,7 @@ def _models(workspace: Path) -> Iterator[tuple[str, str, Path, int | None]]:
         with open_tensors(path) as file:
             if file.kind != "fused":
                 continue  # predictions, which a user may keep there too
-            dtype = file.record(FusedRecord).dtype
+            dtype = file.metadata_as(FusedMetadata).dtype
         for repeats in sorted({1, most}):
             yield "ensemble", f"fused {dtype}", path, repeats
     for _, path in exported:

@@ -20,21 +20,21 @@ from ensemble_kit.selection.scoring import Scorer, Term
 from ensemble_kit.selection.search import ROUNDING, Ensemble, Rules
 from ensemble_kit.selection.table import NUM_THREADS
 from ensemble_kit.selection.truncation import gap_bounds, is_decided, truncated
-from ensemble_kit.store.provenance import BYTES_PER_VALUE, Dtype, FileRecord, ModelRecord
+from ensemble_kit.store.provenance import BYTES_PER_VALUE, Dtype, FileMetadata, ModelMetadata
 from ensemble_kit.store.selection_file import (
-    BootstrapRecord,
-    CandidateRecord,
-    ConfirmRecord,
-    FrontierRecord,
+    BootstrapMetadata,
+    CandidateMetadata,
+    ConfirmMetadata,
+    FrontierMetadata,
     Mixing,
-    OptimisedRecord,
-    PartRecord,
-    SearchRecord,
-    SelectedRecord,
-    SelectionRecord,
-    StepRecord,
+    OptimisedMetadata,
+    PartMetadata,
+    SearchMetadata,
+    SelectedMetadata,
+    SelectionMetadata,
+    StepMetadata,
     Strategy,
-    TruncationRecord,
+    TruncationMetadata,
 )
 
 MEANS: Mapping[Mixing, str] = {
@@ -109,12 +109,12 @@ class Writer:
 
     def selection(
         self, *, dtype: Dtype, confirm: float, labels_path: Path | None, excluded: tuple[str, ...]
-    ) -> SelectionRecord:
+    ) -> SelectionMetadata:
         """Return all of it; the arguments are those of ``select``."""
         rules, outcome = self.outcome.rules, self.outcome
         files = self._files()
         gaps = self.judge.gaps(outcome.members)
-        return SelectionRecord(
+        return SelectionMetadata(
             kit_version=__version__,
             k=self.judge.chosen_by.k,
             dtype=dtype,
@@ -135,14 +135,14 @@ class Writer:
             frontier=self._frontier(),
             candidates=self._candidates(files),
             confirm=self._confirm(gaps, confirm),
-            bootstrap=BootstrapRecord(resamples=self.resamples, level=LEVEL, seed=self.seed),
+            bootstrap=BootstrapMetadata(resamples=self.resamples, level=LEVEL, seed=self.seed),
             optimised=self._optimised(gaps) if outcome.mixing == "optimised" else None,
             truncation=self._truncation(),
         )
 
-    def _search(self, excluded: tuple[str, ...]) -> SearchRecord:
+    def _search(self, excluded: tuple[str, ...]) -> SearchMetadata:
         rules = self.outcome.rules
-        return SearchRecord(
+        return SearchMetadata(
             strategy=rules.strategy,
             criterion=rules.criterion,
             max_members=rules.max_members,
@@ -153,16 +153,16 @@ class Writer:
             greedy_gap=self.outcome.greedy_gap,
         )
 
-    def _optimised(self, gaps: Gaps) -> OptimisedRecord:
+    def _optimised(self, gaps: Gaps) -> OptimisedMetadata:
         uniform = self.judge.gaps(self.outcome.chosen.terms)
-        return OptimisedRecord(
+        return OptimisedMetadata(
             uniform_gap=uniform.chosen_by,
             gap=gaps.chosen_by,
             confirmed_uniform_gap=uniform.held_out,
             confirmed_gap=gaps.held_out,
         )
 
-    def _truncation(self) -> TruncationRecord | None:
+    def _truncation(self) -> TruncationMetadata | None:
         outcome, scorer = self.outcome, self.judge.chosen_by
         places = truncated(scorer.table)
         if not places:
@@ -170,35 +170,35 @@ class Writer:
         decided = None
         if outcome.mixing != "gap":
             decided = is_decided(scorer, outcome.rules, outcome.chosen, outcome.measured)
-        return TruncationRecord(
+        return TruncationMetadata(
             candidates=tuple(self.known.candidates[index].name for index in places),
             gap_bounds=gap_bounds(scorer, outcome.members),
             is_decided=decided,
         )
 
-    def _confirm(self, gaps: Gaps, fraction: float) -> ConfirmRecord | None:
+    def _confirm(self, gaps: Gaps, fraction: float) -> ConfirmMetadata | None:
         if self.judge.held_out is None or gaps.held_out is None:
             return None
-        return ConfirmRecord(
+        return ConfirmMetadata(
             fraction=fraction,
             chosen_by=self._part(self.judge.chosen_by, gaps.chosen_by),
             held_out=self._part(self.judge.held_out, gaps.held_out),
         )
 
-    def _part(self, scorer: Scorer, gap: float) -> PartRecord:
+    def _part(self, scorer: Scorer, gap: float) -> PartMetadata:
         drawn = self._resampled([scorer.pool(self.outcome.members)], scorer)
-        return PartRecord(
+        return PartMetadata(
             videos=scorer.table.num_videos,
             positives=scorer.table.num_positives,
             gap=gap,
             interval=interval(drawn[0]) if self.resamples else None,
         )
 
-    def _members(self, files: Sequence[FileRecord]) -> tuple[SelectedRecord, ...]:
+    def _members(self, files: Sequence[FileMetadata]) -> tuple[SelectedMetadata, ...]:
         terms, singles = self.outcome.members, self.outcome.singles
         total = sum(term.weight for term in terms)
         return tuple(
-            SelectedRecord(
+            SelectedMetadata(
                 name=self.known.candidates[term.candidate].name,
                 coefficient=term.weight / total,
                 bytes=self.known.candidates[term.candidate].num_bytes,
@@ -210,18 +210,18 @@ class Writer:
             for term in terms
         )
 
-    def _path(self) -> tuple[StepRecord, ...]:
+    def _path(self) -> tuple[StepMetadata, ...]:
         ensembles = self.outcome.chosen.additions
         scorer = self.judge.last
         pools = [scorer.pool(one.terms) for one in ensembles]
         drawn = self._resampled(pools, scorer)
-        steps: list[StepRecord] = []
+        steps: list[StepMetadata] = []
         for index, one in enumerate(ensembles):
             before = steps[-1] if steps else None
             confirmed = self._held_out(one.terms)
             gains = interval(np.diff(drawn, axis=0, prepend=0)[index]) if self.resamples else None
             steps.append(
-                StepRecord(
+                StepMetadata(
                     added=self.known.candidates[one.members[-1]].name,
                     gap=one.gap,
                     gain=one.gap - (before.gap if before else 0),
@@ -237,8 +237,8 @@ class Writer:
             )
         return tuple(steps)
 
-    def _frontier(self) -> tuple[FrontierRecord, ...]:
-        records: list[FrontierRecord] = []
+    def _frontier(self) -> tuple[FrontierMetadata, ...]:
+        records: list[FrontierMetadata] = []
         best = 0.0
         names = [one.name for one in self.known.candidates]
         by_bytes = sorted(
@@ -249,7 +249,7 @@ class Writer:
                 continue
             best = one.gap
             records.append(
-                FrontierRecord(
+                FrontierMetadata(
                     members=tuple(names[index] for index in one.members),
                     gap=one.gap,
                     confirmed_gap=self._held_out(one.terms),
@@ -258,14 +258,14 @@ class Writer:
             )
         return tuple(records)
 
-    def _candidates(self, files: Sequence[FileRecord]) -> tuple[CandidateRecord, ...]:
+    def _candidates(self, files: Sequence[FileMetadata]) -> tuple[CandidateMetadata, ...]:
         records, outcome = [], self.outcome
         measured = zip(self.known.candidates, outcome.singles, strict=True)
         for index, (one, gaps) in enumerate(measured):
             model = one.predictions.record.model if one.predictions.record else None
             values = model.num_values or None if model else None
             records.append(
-                CandidateRecord(
+                CandidateMetadata(
                     name=one.name,
                     gap=gaps.chosen_by,
                     confirmed_gap=gaps.held_out,
@@ -283,16 +283,16 @@ class Writer:
             )
         return tuple(sorted(records, key=lambda one: (-one.gap, one.bytes, one.name)))
 
-    def _files(self) -> list[FileRecord]:
+    def _files(self) -> list[FileMetadata]:
         """Return where every candidate's predictions lie, and their hashes."""
         paths = [one.predictions.path for one in self.known.candidates]
         with ThreadPoolExecutor(NUM_THREADS) as threads:
             return list(threads.map(self._file, paths))
 
-    def _file(self, path: Path) -> FileRecord:
+    def _file(self, path: Path) -> FileMetadata:
         """Return where a file lies from the selection, and its hash."""
         where = Path(relpath(path, self.folder)).as_posix()
-        return FileRecord(path=where, sha256=sha256_of(path))
+        return FileMetadata(path=where, sha256=sha256_of(path))
 
     def _held_out(self, terms: Sequence[Term]) -> float | None:
         return None if self.judge.held_out is None else self.judge.held_out.gap(terms)
@@ -301,7 +301,7 @@ class Writer:
         positives = np.diff(self.known.labels.offsets)[scorer.table.videos]
         return resampled_gaps(pools, positives, resamples=self.resamples, seed=self.seed)
 
-    def _model(self, member: Candidate) -> ModelRecord | None:
+    def _model(self, member: Candidate) -> ModelMetadata | None:
         """Return the record of a member's model with its path relative to the selection."""
         record = member.predictions.record
         if record is None or record.model is None:

@@ -21,7 +21,7 @@ MAX_ENSEMBLES = 20_000  # that an exhaustive search measures: minutes
 
 @dataclass(frozen=True)
 class Rules:
-    """What a search may choose; see ``SearchRecord`` and ``select`` for the meaning of each.
+    """What a search may choose; see ``SearchMetadata`` and ``select`` for the meaning of each.
 
     Attributes:
         limit: The most bytes that all members may take.
@@ -124,7 +124,7 @@ class Search:
                 raise SizeLimitError(
                     f"The members to start with ({names}) do not fit in "
                     f"{format_size(self.rules.limit)}.",
-                    mend="Raise --max-size, or start with fewer.",
+                    hint="Raise --max-size, or start with fewer.",
                 )
             (ensemble,) = self._extended(ensemble, self.scorer.mixed(ensemble.terms), [index])
         return ensemble
@@ -135,7 +135,7 @@ class Search:
             raise SizeLimitError(
                 f"No candidate fits in {format_size(self.rules.limit)}: {smallest.name}, the "
                 f"smallest, takes {format_size(smallest.num_bytes)}.",
-                mend="Raise --max-size, or train a smaller sub-model.",
+                hint="Raise --max-size, or train a smaller sub-model.",
             )
 
     def _beam(self, start: Ensemble, width: int) -> Ensemble:
@@ -186,7 +186,7 @@ class Search:
             raise SelectionError(
                 f"There are {number:,} ensembles of {num_choices + num_started} candidates; an "
                 f"exhaustive search measures {MAX_ENSEMBLES:,} at most.",
-                mend="Give --max-members, leave some out with --exclude, or take --strategy beam.",
+                hint="Give --max-members, leave some out with --exclude, or take --strategy beam.",
             )
 
     def _choices(self, ensemble: Ensemble) -> list[int]:

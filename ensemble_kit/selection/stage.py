@@ -21,7 +21,7 @@ from ensemble_kit.store.provenance import Dtype
 from ensemble_kit.store.selection_file import (
     Criterion,
     Mixing,
-    SelectionRecord,
+    SelectionMetadata,
     Strategy,
     write_selection,
 )
@@ -41,7 +41,7 @@ def find_predictions() -> list[Path]:
     if not paths:
         raise SelectionError(
             f"There are no predictions: {RUNS / pattern} matches nothing in {Path.cwd()}.",
-            mend="Name predictions files, or go to a folder where `ensemble-kit train` made runs.",
+            hint="Name predictions files, or go to a folder where `ensemble-kit train` made runs.",
         )
     return paths
 
@@ -67,7 +67,7 @@ def select(
     sizes: Mapping[str, int] | None = None,
     intersect: bool = False,
     force: bool = False,
-) -> SelectionRecord:
+) -> SelectionMetadata:
     """Choose members and write the selection.
 
     The rule is WILLOW's (arXiv:1706.06905) unless another ``strategy`` is named, under a limit:
@@ -89,7 +89,7 @@ def select(
             with no ``sizes`` either, a candidate of unknown size counts 0 bytes.
         dtype: The type that members will be fused in.
         mixing: ``uniform``, ``gap`` or ``optimised``.
-        strategy: See ``SearchRecord``.
+        strategy: See ``SearchMetadata``.
         criterion: What an addition is chosen by: ``gain``, or ``gain-per-byte``, which
             ``greedy`` and ``replacement`` know.
         max_members: The most members; with ``replacement``, the most additions, 25 where None.
@@ -155,7 +155,7 @@ def _refuse_criterion(strategy: Strategy, criterion: Criterion) -> None:
     if criterion == "gain-per-byte" and strategy in ("beam", "exhaustive"):
         raise SelectionError(
             f"The strategy {strategy} compares whole ensembles, and gain-per-byte additions.",
-            mend="Take --strategy greedy or replacement with --criterion gain-per-byte.",
+            hint="Take --strategy greedy or replacement with --criterion gain-per-byte.",
         )
 
 
@@ -175,14 +175,14 @@ def _rules(
     if max_members is not None and len(start) > max_members:
         raise SelectionError(
             f"There are {len(start)} members to start with, and {max_members} at most.",
-            mend="Raise --max-members, or start with fewer.",
+            hint="Raise --max-members, or start with fewer.",
         )
     places = {one.name: index for index, one in enumerate(known.candidates)}
     refuse_unknown(start, list(places), "A member to start with is")
     if len(set(start)) < len(start):
         twice = next(name for name in start if start.count(name) > 1)
         raise SelectionError(
-            f"{twice!r} is named twice as a member to start with.", mend="Name each once."
+            f"{twice!r} is named twice as a member to start with.", hint="Name each once."
         )
     return Rules(
         strategy=strategy,
@@ -205,7 +205,7 @@ def _parts(known: Candidates, confirm: float) -> list[NDArray[np.bool_]]:
             raise SelectionError(
                 f"Of {len(known.ids)} videos, {np.count_nonzero(part)} would be {what} with "
                 f"--confirm {confirm:g}, and none of them has labels.",
-                mend="Predict more videos, or choose by all of them with --confirm 0.",
+                hint="Predict more videos, or choose by all of them with --confirm 0.",
             )
     return [~is_held_out, is_held_out]
 

@@ -11,13 +11,13 @@ from pydantic import ValidationError
 
 from ensemble_kit.errors import ExportError
 from ensemble_kit.serving.onnx_file import read_properties
-from ensemble_kit.serving.session import METADATA_PREFIX, no_record
-from ensemble_kit.store.provenance import OnnxRecord
+from ensemble_kit.serving.session import METADATA_PREFIX, no_metadata
+from ensemble_kit.store.provenance import OnnxMetadata
 
 TEXTS = frozenset({"kit_version", "dtype", "sampling", "fused_sha256"})  # all others are JSON
 
 
-def properties_of(record: OnnxRecord) -> dict[str, str]:
+def properties_of(record: OnnxMetadata) -> dict[str, str]:
     """Return a record as the properties of a model."""
     return {
         METADATA_PREFIX + key: value if key in TEXTS else json.dumps(value)
@@ -25,7 +25,7 @@ def properties_of(record: OnnxRecord) -> dict[str, str]:
     }
 
 
-def read_record(path: Path) -> OnnxRecord:
+def read_metadata(path: Path) -> OnnxMetadata:
     """Return what an ONNX file says of itself; its weights are not read.
 
     Raises:
@@ -36,26 +36,26 @@ def read_record(path: Path) -> OnnxRecord:
     return record_of({key.removeprefix(METADATA_PREFIX): text for key, text in properties}, path)
 
 
-def record_of(metadata: Mapping[str, str], path: Path) -> OnnxRecord:
+def record_of(metadata: Mapping[str, str], path: Path) -> OnnxMetadata:
     """Return the record that is in a model's properties, named without the kit's prefix.
 
     Raises:
         ExportError: It is damaged; the fault names ``path``.
         ProviderError: There is none.
     """
-    found = {key: metadata[key] for key in OnnxRecord.model_fields if key in metadata}
+    found = {key: metadata[key] for key in OnnxMetadata.model_fields if key in metadata}
     if not found:
-        raise no_record(path)
+        raise no_metadata(path)
     try:
         values = ", ".join(
             f"{json.dumps(key)}: {json.dumps(text) if key in TEXTS else text}"
             for key, text in found.items()
         )
-        return OnnxRecord.model_validate_json(f"{{{values}}}", strict=True)
+        return OnnxMetadata.model_validate_json(f"{{{values}}}", strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "a property"
         raise ExportError(
             f"{path}: its metadata is damaged at {place}: {first['msg']}.",
-            mend="Export the file again with this version of ensemble-kit.",
+            hint="Export the file again with this version of ensemble-kit.",
         ) from error

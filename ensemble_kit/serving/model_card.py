@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_kit.files import format_size, sha256_of, written_aside
-from ensemble_kit.serving.metadata import read_record
+from ensemble_kit.serving.metadata import read_metadata
 from ensemble_kit.serving.onnx_file import needed_files
 from ensemble_kit.serving.signature import Port, inputs_of, outputs_of
 from ensemble_kit.store.provenance import (
-    InputRecord,
-    MappingRecord,
-    MemberRecord,
-    OnnxRecord,
-    ValidationRecord,
+    InputMetadata,
+    MappingMetadata,
+    MemberMetadata,
+    OnnxMetadata,
+    ValidationMetadata,
 )
 
 CARD = "README.md"
@@ -59,7 +59,7 @@ def write_card(path: Path, *, force: bool) -> Path | None:
 
 def model_card(path: Path) -> str:
     """Return the card of an ONNX file: what it is, how to run it, where it comes from."""
-    record = read_record(path)
+    record = read_metadata(path)
     parts = [
         _front_matter(path, record),
         f"# {path.stem}",
@@ -85,7 +85,7 @@ def model_card(path: Path) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def six_lines(path: Path, record: OnnxRecord) -> str:
+def six_lines(path: Path, record: OnnxMetadata) -> str:
     """Return Python that runs a file with NumPy and ONNX Runtime alone."""
     feed = ", ".join(f'"{port.name}": {_example(port, record)}' for port in inputs_of(record))
     return "\n".join(
@@ -100,7 +100,7 @@ def six_lines(path: Path, record: OnnxRecord) -> str:
     )
 
 
-def _example(port: Port, record: OnnxRecord) -> str:
+def _example(port: Port, record: OnnxMetadata) -> str:
     shape = (1, *port.example)
     if port.name == "num_frames":
         return f"np.array([{inputs_of(record)[0].example[0]}])"
@@ -109,7 +109,7 @@ def _example(port: Port, record: OnnxRecord) -> str:
     return f"np.random.rand{shape}.astype(np.{port.value_type})"
 
 
-def _front_matter(path: Path, record: OnnxRecord) -> str:
+def _front_matter(path: Path, record: OnnxMetadata) -> str:
     """Return YAML, each value written as JSON, which YAML reads."""
     values: dict[str, Any] = {
         "library_name": "onnxruntime",
@@ -122,7 +122,7 @@ def _front_matter(path: Path, record: OnnxRecord) -> str:
     return "\n".join(["---", MARK, *lines, "---"])
 
 
-def _result(validation: ValidationRecord) -> dict[str, Any]:
+def _result(validation: ValidationMetadata) -> dict[str, Any]:
     return {
         "task": {"type": "video-classification"},
         "dataset": {"name": "validation", "type": f"sha256:{validation.dataset_sha256}"},
@@ -130,7 +130,7 @@ def _result(validation: ValidationRecord) -> dict[str, Any]:
     }
 
 
-def _facts(path: Path, record: OnnxRecord) -> str:
+def _facts(path: Path, record: OnnxMetadata) -> str:
     rows = [
         (f"`{file.name}`", f"{file.stat().st_size:,} bytes, SHA-256 `{sha256_of(file)}`")
         for file in needed_files(path)
@@ -164,7 +164,7 @@ def _ports(ports: Sequence[Port]) -> str:
     return _table(("name", "type", "shape"), rows)
 
 
-def _members(record: OnnxRecord) -> str:
+def _members(record: OnnxMetadata) -> str:
     rows = [
         (
             member.name,
@@ -178,7 +178,7 @@ def _members(record: OnnxRecord) -> str:
     return _table(("member", "coefficient", "recipe", "numbers", "SHA-256 of checkpoint"), rows)
 
 
-def _origin(member: MemberRecord) -> str:
+def _origin(member: MemberMetadata) -> str:
     if member.recipe is None:
         return "made by another framework"
     return " ".join(f"`{each}`" for each in (member.recipe.name, *member.recipe.overrides))
@@ -189,14 +189,14 @@ def _recipe(name: str, text: str) -> str:
     return f"{summary}\n\n```toml\n{text.strip()}\n```\n\n</details>"
 
 
-def _mapping(name: str, mapping: MappingRecord) -> str:
+def _mapping(name: str, mapping: MappingMetadata) -> str:
     """Say what the graph of a member of another framework is given, and what its output is."""
     rows = [(f"`{each.name}`", _given(each, mapping.frames)) for each in mapping.inputs]
     rows.append(("its output", ACTIVATIONS[mapping.activation]))
     return _table((f"input of {name}", "what it is given"), rows)
 
 
-def _given(value: InputRecord, frames: str) -> str:
+def _given(value: InputMetadata, frames: str) -> str:
     if value.holds == "frames":
         return f"frames of {' + '.join(value.modalities)}, {frames}"
     return f"`{value.holds}`"

@@ -256,7 +256,7 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         reason = error.strerror if isinstance(error, OSError) else "its fields do not add up"
         raise ExportError(
             f"{path} is not a whole ONNX file: {reason}.",
-            mend="Export the file again, or copy it again from where it is whole.",
+            hint="Export the file again, or copy it again from where it is whole.",
         ) from error
 
 
@@ -355,5 +355,5 @@ def _require_beside(path: Path, name: str, outside: Mapping[str, str], num_bytes
         return
     raise ExportError(
         f"{path} says that the values of {name} lie {fault}.",
-        mend="Copy both files again from where they are whole, into one folder.",
+        hint="Copy both files again from where they are whole, into one folder.",
     )

@@ -88,7 +88,7 @@ class OnnxEnsemble:
         except Exception as error:  # ONNX Runtime's exceptions have no common class of their own
             raise ProviderError(
                 f"ONNX Runtime cannot open {path}: {str(error).rstrip('.')}.",
-                mend="Export the file again, or copy it again from where it is whole.",
+                hint="Export the file again, or copy it again from where it is whole.",
             ) from error
         self.provider: str = self.session.get_providers()[0]
         if self.provider != wanted:
@@ -100,7 +100,7 @@ class OnnxEnsemble:
             if key.startswith(METADATA_PREFIX)
         }
         if "data_schema" not in self.metadata:
-            raise no_record(path)
+            raise no_metadata(path)
         self.inputs = tuple(value.name for value in self.session.get_inputs())
         self._draws = {  # the member whose numbers an input is, and the shape (batch, R, N)
             value.name: (value.name.removeprefix(draws_name("")), value.shape)
@@ -168,16 +168,16 @@ def _is_low_memory(path: Path) -> bool:
     return False
 
 
-def no_record(path: Path | str) -> ProviderError:
+def no_metadata(path: Path | str) -> ProviderError:
     """Return the fault of an ONNX file that another tool wrote."""
     return ProviderError(
         f"{path} carries no record of ensemble-kit.",
-        mend="Name a file that `ensemble-kit export-onnx` wrote.",
+        hint="Name a file that `ensemble-kit export-onnx` wrote.",
     )
 
 
 def _not_on(path: Path | str, wanted: str, reason: str) -> ProviderError:
     return ProviderError(
         f"{path} would not run on {wanted}: {reason}.",
-        mend="Install onnxruntime-gpu with CUDA 13 and cuDNN 9, or ask for the CPU.",
+        hint="Install onnxruntime-gpu with CUDA 13 and cuDNN 9, or ask for the CPU.",
     )

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from ensemble_kit.draws import draws_name
-from ensemble_kit.store.provenance import OnnxRecord
+from ensemble_kit.store.provenance import OnnxMetadata
 
 
 class Port(NamedTuple):
@@ -22,7 +22,7 @@ class Port(NamedTuple):
     example: tuple[int, ...]
 
 
-def inputs_of(record: OnnxRecord) -> list[Port]:
+def inputs_of(record: OnnxMetadata) -> list[Port]:
     """Return the inputs of a file in the graph's order."""
     schema = record.data_schema
     length = schema.max_frames if schema.level == "frame" else 1
@@ -44,7 +44,7 @@ def inputs_of(record: OnnxRecord) -> list[Port]:
     return ports
 
 
-def outputs_of(record: OnnxRecord) -> list[Port]:
+def outputs_of(record: OnnxMetadata) -> list[Port]:
     """Return the outputs of a file in the graph's order."""
     count, k = record.data_schema.num_classes, record.top_k
     return [

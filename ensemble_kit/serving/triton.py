@@ -9,10 +9,10 @@ import shutil
 from pathlib import Path
 
 from ensemble_kit.files import refuse_overwrite, written_aside
-from ensemble_kit.serving.metadata import read_record
+from ensemble_kit.serving.metadata import read_metadata
 from ensemble_kit.serving.onnx_file import needed_files
 from ensemble_kit.serving.signature import Port, inputs_of, outputs_of
-from ensemble_kit.store.provenance import OnnxRecord
+from ensemble_kit.store.provenance import OnnxMetadata
 
 MODEL = "model.onnx"  # what Triton looks for in the folder of a version
 VERSION, CONFIG, LABELS = "1", "config.pbtxt", "labels.txt"
@@ -42,7 +42,7 @@ def write_repository(path: Path, folder: Path, *, force: bool) -> Path:
         OutputError: A file exists and ``force`` is False, or the disk refuses one.
     """
     refuse_repository(path, folder, force=force)
-    record = read_record(path)
+    record = read_metadata(path)
     home = folder / path.stem
     for source in needed_files(path):
         name = MODEL if source == path else source.name
@@ -57,7 +57,7 @@ def write_repository(path: Path, folder: Path, *, force: bool) -> Path:
     return home / CONFIG
 
 
-def repository_config(record: OnnxRecord, *, name: str) -> str:
+def repository_config(record: OnnxMetadata, *, name: str) -> str:
     """Return ``config.pbtxt``.
 
     Triton may join requests to a batch: each video's output is its own, whatever is beside it. It

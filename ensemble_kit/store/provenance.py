@@ -12,7 +12,7 @@ from ensemble_kit.data.schema import Schema
 Activation = Literal["none", "sigmoid", "softmax"]
 Dtype = Literal["fp32", "fp16", "bf16", "int8"]
 FrameForm = Literal["raw", "dequantised", "normalised"]
-ModelKind = Literal["checkpoint", "imported", "fused", "onnx"]
+ModelKind = Literal["checkpoint", "foreign", "fused", "onnx"]
 Sampling = Literal["fixed", "random", "input"]
 InputType = Literal["uint8", "float32"]
 # int8: the small rest, which is bf16, is not counted
@@ -25,14 +25,14 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class FileRecord(Record):
+class FileMetadata(Record):
     """A file and what it held: ``path`` is relative to the folder of the file that names it."""
 
     path: str
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class RecipeRecord(Record):
+class RecipeMetadata(Record):
     """A recipe as it was run: its name, its text and the ``--set`` values over it."""
 
     name: str
@@ -40,7 +40,7 @@ class RecipeRecord(Record):
     overrides: tuple[str, ...] = ()
 
 
-class CheckpointRecord(Record):
+class CheckpointMetadata(Record):
     """The metadata of a checkpoint, averaged or not.
 
     Attributes:
@@ -61,7 +61,7 @@ class CheckpointRecord(Record):
     kit_version: str
     name: str
     run: str
-    recipe: RecipeRecord
+    recipe: RecipeMetadata
     data_schema: Schema
     step: int
     examples: int
@@ -69,19 +69,19 @@ class CheckpointRecord(Record):
     training_files: tuple[str, ...]
     validation_files: tuple[str, ...] = ()
     ema_decay: float | None = None
-    averaged_from: tuple[FileRecord, ...] = ()
+    averaged_from: tuple[FileMetadata, ...] = ()
     batch_norm: Literal["trained", "recalibrate", "average", "last"] = "trained"
     validation_gap: float | None = None
 
 
-class MeasuredRecord(Record):
+class MeasuredMetadata(Record):
     """A step that a checkpoint was written at; its GAP@20 is None without validation records."""
 
     step: int
     gap: float | None
 
 
-class TrainingStateRecord(Record):
+class TrainingStateMetadata(Record):
     """The metadata of a run's state, from which training goes on.
 
     Attributes:
@@ -103,10 +103,10 @@ class TrainingStateRecord(Record):
     batches: int
     examples: int
     seconds: float
-    measured: tuple[MeasuredRecord, ...]
+    measured: tuple[MeasuredMetadata, ...]
 
 
-class InputRecord(Record):
+class InputMetadata(Record):
     """What an input of an imported graph is given.
 
     Attributes:
@@ -120,7 +120,7 @@ class InputRecord(Record):
     modalities: tuple[str, ...] = ()
 
 
-class MappingRecord(Record):
+class MappingMetadata(Record):
     """How a graph that another framework made is given frames, and what its output is.
 
     Attributes:
@@ -131,11 +131,11 @@ class MappingRecord(Record):
     """
 
     frames: FrameForm
-    inputs: tuple[InputRecord, ...]
+    inputs: tuple[InputMetadata, ...]
     activation: Activation
 
 
-class ImportedRecord(Record):
+class ForeignMetadata(Record):
     """The metadata of a model that another framework made.
 
     Attributes:
@@ -143,15 +143,15 @@ class ImportedRecord(Record):
         onnx: The ONNX file that it was imported from.
     """
 
-    kind: Literal["imported"] = "imported"
+    kind: Literal["foreign"] = "foreign"
     kit_version: str
     name: str
-    mapping: MappingRecord
+    mapping: MappingMetadata
     data_schema: Schema
-    onnx: FileRecord
+    onnx: FileMetadata
 
 
-class ModelRecord(Record):
+class ModelMetadata(Record):
     """The model that made some predictions.
 
     Attributes:
@@ -161,13 +161,13 @@ class ModelRecord(Record):
         repeats: Draws whose probabilities were averaged; 1 where nothing is drawn.
     """
 
-    file: FileRecord
+    file: FileMetadata
     kind: ModelKind
     num_values: int
     repeats: int
 
 
-class PredictionsRecord(Record):
+class PredictionsMetadata(Record):
     """The metadata of a predictions file.
 
     Attributes:
@@ -180,14 +180,14 @@ class PredictionsRecord(Record):
     kind: Literal["predictions"] = "predictions"
     kit_version: str
     name: str
-    model: ModelRecord | None
+    model: ModelMetadata | None
     label_names: tuple[str, ...]
     vocabulary_sha256: str
     dataset_sha256: str
     top_k: int | None = None
 
 
-class MemberRecord(Record):
+class MemberMetadata(Record):
     """One member of a fused graph.
 
     Attributes:
@@ -198,13 +198,13 @@ class MemberRecord(Record):
 
     name: str
     coefficient: float
-    recipe: RecipeRecord | None
-    mapping: MappingRecord | None = None
-    checkpoint: FileRecord
+    recipe: RecipeMetadata | None
+    mapping: MappingMetadata | None = None
+    checkpoint: FileMetadata
     num_values: int
 
 
-class ValidationRecord(Record):
+class ValidationMetadata(Record):
     """The GAP that a selection measured for the members of a fused file.
 
     Attributes:
@@ -222,7 +222,7 @@ class ValidationRecord(Record):
     repeats: int
 
 
-class FusedRecord(Record):
+class FusedMetadata(Record):
     """The metadata of a fused file.
 
     Attributes:
@@ -237,14 +237,14 @@ class FusedRecord(Record):
     kind: Literal["fused"] = "fused"
     kit_version: str
     dtype: Dtype
-    members: tuple[MemberRecord, ...]
+    members: tuple[MemberMetadata, ...]
     data_schema: Schema
-    selection: FileRecord | None
-    validation: ValidationRecord | None
+    selection: FileMetadata | None
+    validation: ValidationMetadata | None
     top_k: int
 
 
-class OnnxRecord(Record):
+class OnnxMetadata(Record):
     """The metadata of an ONNX file, one property a field.
 
     Attributes:
@@ -265,7 +265,7 @@ class OnnxRecord(Record):
 
     kit_version: str
     dtype: Dtype
-    members: tuple[MemberRecord, ...]
+    members: tuple[MemberMetadata, ...]
     data_schema: Schema
     label_names: tuple[str, ...]
     input_types: dict[str, InputType]
@@ -274,6 +274,6 @@ class OnnxRecord(Record):
     repeats_are_free: bool
     draws: dict[str, int]
     top_k: int
-    weights_file: FileRecord | None
+    weights_file: FileMetadata | None
     fused_sha256: str
-    validation: ValidationRecord | None
+    validation: ValidationMetadata | None

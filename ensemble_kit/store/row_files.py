@@ -47,7 +47,7 @@ class RowFile:
                     self._fill(rows[start:stop], file)
         except OSError as error:
             raise PredictionsError(
-                f"{self.path} cannot be read: {error.strerror}.", mend="Name a file that exists."
+                f"{self.path} cannot be read: {error.strerror}.", hint="Name a file that exists."
             ) from error
         return rows
 
@@ -58,6 +58,6 @@ class RowFile:
             if not count:
                 raise PredictionsError(
                     f"{self.path} ends before its last row.",
-                    mend="Make the file again; it was cut short.",
+                    hint="Make the file again; it was cut short.",
                 )
             left = left[count:]

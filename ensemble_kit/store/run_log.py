@@ -64,7 +64,7 @@ class MetricsLog:
         except OSError as error:
             raise OutputError(
                 f"{self._lines.name} cannot be written: {error.strerror}.",
-                mend="Free some space; the same command goes on from the last checkpoint.",
+                hint="Free some space; the same command goes on from the last checkpoint.",
             ) from error
 
     def close(self) -> None:
@@ -104,7 +104,7 @@ def require_tensorboard() -> None:
     except ImportError as error:
         raise TrainingError(
             "TensorBoard is not installed.",
-            mend="Run `pip install 'ensemble-kit[tensorboard]'`, or leave --tensorboard out.",
+            hint="Run `pip install 'ensemble-kit[tensorboard]'`, or leave --tensorboard out.",
         ) from error
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ensemble_kit.errors import CheckpointError, InputError
-from ensemble_kit.store.provenance import CheckpointRecord
+from ensemble_kit.store.provenance import CheckpointMetadata
 from ensemble_kit.store.run_log import read_metrics
 from ensemble_kit.store.tensor_files import STATISTICS, open_tensors
 from ensemble_kit.store.workspace import RUNS, RunFolder
@@ -56,7 +56,7 @@ def list_runs(folder: Path) -> list[RunSummary]:
     if not summaries:
         raise InputError(
             f"{runs.absolute()} holds no runs.",
-            mend="Train some with `ensemble-kit train`, or name a folder of runs.",
+            hint="Train some with `ensemble-kit train`, or name a folder of runs.",
         )
     return summaries
 
@@ -70,7 +70,7 @@ def _summarise(run: RunFolder) -> RunSummary:
         path = run.averaged if run.averaged.exists() else run.checkpoint_paths()[-1]
         num_bytes = path.stat().st_size
         with open_tensors(path) as file:
-            record = file.record(CheckpointRecord)
+            record = file.metadata_as(CheckpointMetadata)
             parameters = sum(
                 spec.num_values
                 for name, spec in file.specs.items()

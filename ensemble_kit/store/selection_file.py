@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError
 
 from ensemble_kit.errors import SelectionError
 from ensemble_kit.files import written_aside
-from ensemble_kit.store.provenance import Dtype, FileRecord, ModelRecord, Record
+from ensemble_kit.store.provenance import Dtype, FileMetadata, ModelMetadata, Record
 
 Mixing = Literal["uniform", "gap", "optimised"]
 Strategy = Literal["greedy", "replacement", "beam", "exhaustive"]
@@ -15,7 +15,7 @@ Criterion = Literal["gain", "gain-per-byte"]
 Interval = tuple[float, float]
 
 
-class SelectedRecord(Record):
+class SelectedMetadata(Record):
     """One member of a selection.
 
     Attributes:
@@ -33,11 +33,11 @@ class SelectedRecord(Record):
     bytes: int
     gap: float
     gap_without: float
-    predictions: FileRecord
-    model: ModelRecord | None
+    predictions: FileMetadata
+    model: ModelMetadata | None
 
 
-class StepRecord(Record):
+class StepMetadata(Record):
     """One addition, and what all members so far have then.
 
     Attributes:
@@ -63,7 +63,7 @@ class StepRecord(Record):
     is_distinguishable: bool | None
 
 
-class FrontierRecord(Record):
+class FrontierMetadata(Record):
     """An ensemble that no other one measured beats with as few bytes.
 
     Attributes:
@@ -79,7 +79,7 @@ class FrontierRecord(Record):
     bytes: int
 
 
-class CandidateRecord(Record):
+class CandidateMetadata(Record):
     """What selection could choose from, best first.
 
     Attributes:
@@ -102,11 +102,11 @@ class CandidateRecord(Record):
     bytes_by_dtype: dict[str, int] | None
     num_values: int | None
     skipped: str | None
-    predictions: FileRecord
+    predictions: FileMetadata
     top_k: int | None
 
 
-class PartRecord(Record):
+class PartMetadata(Record):
     """Some of the videos, and what the members score there.
 
     Attributes:
@@ -121,7 +121,7 @@ class PartRecord(Record):
     interval: Interval | None
 
 
-class ConfirmRecord(Record):
+class ConfirmMetadata(Record):
     """How the videos were split in those to choose by and those held out.
 
     Attributes:
@@ -131,11 +131,11 @@ class ConfirmRecord(Record):
     """
 
     fraction: float
-    chosen_by: PartRecord
-    held_out: PartRecord
+    chosen_by: PartMetadata
+    held_out: PartMetadata
 
 
-class SearchRecord(Record):
+class SearchMetadata(Record):
     """How members were looked for.
 
     Attributes:
@@ -161,7 +161,7 @@ class SearchRecord(Record):
     greedy_gap: float | None
 
 
-class OptimisedRecord(Record):
+class OptimisedMetadata(Record):
     """What optimising the mixing coefficients brought over the uniform mean of the same members.
 
     Attributes:
@@ -177,7 +177,7 @@ class OptimisedRecord(Record):
     confirmed_gap: float | None
 
 
-class BootstrapRecord(Record):
+class BootstrapMetadata(Record):
     """How intervals were made: videos drawn with replacement.
 
     Attributes:
@@ -191,7 +191,7 @@ class BootstrapRecord(Record):
     seed: int
 
 
-class TruncationRecord(Record):
+class TruncationMetadata(Record):
     """What classes that some predictions left out could change.
 
     Attributes:
@@ -207,7 +207,7 @@ class TruncationRecord(Record):
     is_decided: bool | None
 
 
-class SelectionRecord(Record):
+class SelectionMetadata(Record):
     """A selection: what ``selection.json`` holds.
 
     Attributes:
@@ -242,26 +242,26 @@ class SelectionRecord(Record):
     max_size: int
     mixing: Mixing
     rule: str
-    search: SearchRecord
+    search: SearchMetadata
     dataset_sha256: str
     vocabulary_sha256: str | None
-    labels: FileRecord | None
+    labels: FileMetadata | None
     videos: int
     left_out: int = 0
     positives: int
     gap: float
     bytes: int
-    members: Annotated[tuple[SelectedRecord, ...], Field(min_length=1)]
-    path: tuple[StepRecord, ...]
-    frontier: tuple[FrontierRecord, ...]
-    candidates: tuple[CandidateRecord, ...]
-    confirm: ConfirmRecord | None
-    bootstrap: BootstrapRecord
-    optimised: OptimisedRecord | None
-    truncation: TruncationRecord | None
+    members: Annotated[tuple[SelectedMetadata, ...], Field(min_length=1)]
+    path: tuple[StepMetadata, ...]
+    frontier: tuple[FrontierMetadata, ...]
+    candidates: tuple[CandidateMetadata, ...]
+    confirm: ConfirmMetadata | None
+    bootstrap: BootstrapMetadata
+    optimised: OptimisedMetadata | None
+    truncation: TruncationMetadata | None
 
 
-def read_selection(path: Path) -> SelectionRecord:
+def read_selection(path: Path) -> SelectionMetadata:
     """Read a ``selection.json`` strictly.
 
     Raises:
@@ -272,20 +272,20 @@ def read_selection(path: Path) -> SelectionRecord:
     except OSError as error:
         raise SelectionError(
             f"{path} cannot be read: {error.strerror}.",
-            mend="Run `ensemble-kit select` first, or name a selection that exists.",
+            hint="Run `ensemble-kit select` first, or name a selection that exists.",
         ) from error
     try:
-        return SelectionRecord.model_validate_json(text, strict=True)
+        return SelectionMetadata.model_validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise SelectionError(
             f"{path} is not a selection{f', at {place}' if place else ''}: {first['msg']}.",
-            mend="Make it again with `ensemble-kit select`.",
+            hint="Make it again with `ensemble-kit select`.",
         ) from error
 
 
-def write_selection(path: Path, selection: SelectionRecord, *, force: bool) -> None:
+def write_selection(path: Path, selection: SelectionMetadata, *, force: bool) -> None:
     """Write a selection as indented JSON.
 
     Raises:

@@ -3,7 +3,7 @@
 from ensemble_kit.errors import SizeLimitError
 from ensemble_kit.files import format_size
 from ensemble_kit.store.provenance import Dtype
-from ensemble_kit.store.selection_file import FrontierRecord, SelectionRecord
+from ensemble_kit.store.selection_file import FrontierMetadata, SelectionMetadata
 
 
 def refuse_size(
@@ -11,7 +11,7 @@ def refuse_size(
     num_bytes: int,
     max_size: int,
     *,
-    selection: SelectionRecord | None,
+    selection: SelectionMetadata | None,
     dtype: Dtype,
     overhead: int = 0,
 ) -> None:
@@ -37,23 +37,25 @@ def refuse_size(
     )
     if selection is None:
         raise SizeLimitError(
-            fault, mend="Select and fuse again with a smaller --max-size, or raise --max-size here."
+            fault, hint="Select and fuse again with a smaller --max-size, or raise --max-size here."
         )
     fit = best_that_fits(selection, dtype, room)
     if fit is None:
         raise SizeLimitError(
             f"{fault} Nothing that selection measured would fit in {dtype}.",
-            mend="Train smaller members, fuse in a smaller --dtype, or raise --max-size here.",
+            hint="Train smaller members, fuse in a smaller --dtype, or raise --max-size here.",
         )
     raise SizeLimitError(
         f"{fault} Of what selection measured, {' + '.join(fit.members)} would fit and score best: "
         f"GAP@{selection.k} {fit.gap:.4f} in {format_size(fit.bytes)}.",
-        mend=f"Select and fuse again with --dtype {dtype} --max-size {room}, or raise --max-size "
+        hint=f"Select and fuse again with --dtype {dtype} --max-size {room}, or raise --max-size "
         "here.",
     )
 
 
-def best_that_fits(selection: SelectionRecord, dtype: Dtype, room: int) -> FrontierRecord | None:
+def best_that_fits(
+    selection: SelectionMetadata, dtype: Dtype, room: int
+) -> FrontierMetadata | None:
     """Return the best ensemble of a selection's frontier whose members take at most ``room``.
 
     Returns:

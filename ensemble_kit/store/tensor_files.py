@@ -77,26 +77,26 @@ class TensorFile:
         """What kind of file it says it is: ``checkpoint``, ``predictions`` or ``fused``."""
         return str(self.metadata.get("kind"))
 
-    def record(self, record_type: type[R]) -> R:
+    def metadata_as(self, metadata_type: type[R]) -> R:
         """Return the metadata as a strict record.
 
         Raises:
             CheckpointError: The file is of another kind, or its metadata is damaged.
         """
-        expected = record_type.model_fields["kind"].default
+        expected = metadata_type.model_fields["kind"].default
         if self.kind != expected:
             raise CheckpointError(
                 f"{self.path} is a {self.kind} file, not a {expected} file.",
-                mend=f"Name a {expected} file instead.",
+                hint=f"Name a {expected} file instead.",
             )
         try:
-            return record_type.model_validate_json(json.dumps(self.metadata), strict=True)
+            return metadata_type.model_validate_json(json.dumps(self.metadata), strict=True)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
             raise CheckpointError(
                 f"{self.path}: its metadata is damaged at {place}: {first['msg']}.",
-                mend="Make the file again with this version of ensemble-kit.",
+                hint="Make the file again with this version of ensemble-kit.",
             ) from error
 
     def array(self, name: str) -> np.ndarray[Any, Any]:
@@ -129,7 +129,7 @@ class TensorFile:
         if self._stream.readinto(target.data) != target.nbytes:
             raise CheckpointError(
                 f"{self.path} became shorter while it was read.",
-                mend="Make the file again, or copy it again from where it is whole.",
+                hint="Make the file again, or copy it again from where it is whole.",
             )
 
     def tensors(self) -> Iterator[tuple[str, "torch.Tensor"]]:
@@ -148,7 +148,7 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
             by ensemble-kit.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist.", mend="Name a file that exists.")
+        raise CheckpointError(f"{path} does not exist.", hint="Name a file that exists.")
     try:
         with safe_open(path, framework="np") as handle, path.open("rb") as stream:
             slices = {name: handle.get_slice(name) for name in sorted(handle.keys())}
@@ -161,7 +161,7 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
     except SafetensorError as error:
         raise CheckpointError(
             f"{path} is not a whole safetensors file: {error}.",
-            mend="Make the file again, or copy it again from where it is whole.",
+            hint="Make the file again, or copy it again from where it is whole.",
         ) from error
 
 
@@ -181,7 +181,7 @@ def _metadata(path: Path, texts: Mapping[str, str] | None) -> dict[str, Any]:
     if text is None:
         raise CheckpointError(
             f"{path} carries no record of ensemble-kit.",
-            mend="Name a file that ensemble-kit wrote.",
+            hint="Name a file that ensemble-kit wrote.",
         )
     try:
         metadata = json.loads(text)
@@ -190,7 +190,7 @@ def _metadata(path: Path, texts: Mapping[str, str] | None) -> dict[str, Any]:
     if not isinstance(metadata, dict):
         raise CheckpointError(
             f"{path}: its metadata is damaged: {METADATA_KEY} is no JSON object.",
-            mend="Make the file again with this version of ensemble-kit.",
+            hint="Make the file again with this version of ensemble-kit.",
         )
     return metadata
 

@@ -72,7 +72,7 @@ class RunFolder:
         if not paths:
             raise CheckpointError(
                 f"{self.path} holds no checkpoints (checkpoints/step-*.safetensors).",
-                mend="Name the folder of a run that `ensemble-kit train` has made.",
+                hint="Name the folder of a run that `ensemble-kit train` has made.",
             )
         return paths
 
@@ -97,7 +97,7 @@ class RunFolder:
         if existing := self._outputs():
             raise OutputError(
                 f"{self.path} holds a run already ({existing[0].name}).",
-                mend="Give this run another --name, or replace the old one with --force.",
+                hint="Give this run another --name, or replace the old one with --force.",
             )
 
     def claim(self, *, force: bool) -> None:
@@ -127,7 +127,7 @@ class RunFolder:
         except OSError as error:
             raise OutputError(
                 f"{self.path} cannot be written: {error.strerror}.",
-                mend="Name a folder you may write to.",
+                hint="Name a folder you may write to.",
             ) from error
         with file:
             try:
@@ -135,7 +135,7 @@ class RunFolder:
             except BlockingIOError as error:
                 raise TrainingError(
                     f"{self.path} is being trained by another process.",
-                    mend="Wait until that one ends, or give this run another --name.",
+                    hint="Wait until that one ends, or give this run another --name.",
                 ) from error
             yield
 
@@ -169,5 +169,5 @@ def check_run_name(name: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name):
         raise TrainingError(
             f"{name!r} cannot name a run.",
-            mend="Use letters, digits, _ and -, and do not begin with -.",
+            hint="Use letters, digits, _ and -, and do not begin with -.",
         )

@@ -15,7 +15,7 @@ from ensemble_kit.metrics import Metrics
 from ensemble_kit.networks.storage import is_finite
 from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.progress import Progress
-from ensemble_kit.store.provenance import CheckpointRecord, MeasuredRecord
+from ensemble_kit.store.provenance import CheckpointMetadata, MeasuredMetadata
 from ensemble_kit.store.run_log import MetricsLog
 from ensemble_kit.store.tensor_files import save_tensors
 from ensemble_kit.training.gradients import Differentiator
@@ -171,7 +171,7 @@ class Trainer:
             if metrics is not None:
                 self._write(validation=metrics.as_dict())
             gap = None if metrics is None else metrics.gap
-            self.position.measured.append(MeasuredRecord(step=self.position.step, gap=gap))
+            self.position.measured.append(MeasuredMetadata(step=self.position.step, gap=gap))
             if self._is_finished():
                 self._write(state="finished", seconds=round(self._seconds(), 2))
             self._save_state()
@@ -184,7 +184,7 @@ class Trainer:
             if not is_finite(tensor):
                 self._write(state="failed")
                 raise self._diverged(f"{name} is no longer finite at step {self.position.step}")
-        record = CheckpointRecord(
+        record = CheckpointMetadata(
             kit_version=__version__,
             name=self.plan.folder.name,
             run=self.plan.identity,
@@ -235,7 +235,7 @@ class Trainer:
         last = self.plan.run.checkpoint(measured[-1].step) if measured else "none"
         return TrainingError(
             f"{self.plan.folder}: {what}{videos}. Its last good checkpoint: {last}.",
-            mend="Train it under another --name with --set training.learning_rate=LOWER.",
+            hint="Train it under another --name with --set training.learning_rate=LOWER.",
         )
 
     def _seconds(self) -> float:

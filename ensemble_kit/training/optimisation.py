@@ -9,12 +9,12 @@ from math import cos, pi
 import torch
 from torch import Tensor, nn
 
-from ensemble_kit.recipes.tables import Training
+from ensemble_kit.recipes.tables import TrainingTable
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
-def learning_rate_at(schedule: Training, examples: int) -> float:
+def learning_rate_at(schedule: TrainingTable, examples: int) -> float:
     """Return the learning rate of the step that comes after so many examples.
 
     The papers' staircase, ``rate * decay ^ floor(examples / examples_per_decay)``, or half a
@@ -56,7 +56,7 @@ class Optimiser:
         schedule: The recipe's.
     """
 
-    def __init__(self, model: nn.Module, schedule: Training) -> None:
+    def __init__(self, model: nn.Module, schedule: TrainingTable) -> None:
         self._schedule = schedule
         self._parameters = dict(model.named_parameters())
         self._adam = torch.optim.Adam(

@@ -12,7 +12,7 @@ from ensemble_kit.data.schema import check_fits
 from ensemble_kit.errors import OutputError, TrainingError
 from ensemble_kit.networks.running import require_device
 from ensemble_kit.recipes.reading import Recipe
-from ensemble_kit.store.provenance import TrainingStateRecord
+from ensemble_kit.store.provenance import TrainingStateMetadata
 from ensemble_kit.store.run_log import require_tensorboard
 from ensemble_kit.store.tensor_files import open_tensors
 from ensemble_kit.store.workspace import RunFolder, check_run_name
@@ -122,7 +122,7 @@ class RunPlan:
         """A hash of the settings: only the run's own checkpoints share it."""
         return _hash_of(f"{name}: {value}" for name, value in self.settings.items())
 
-    def find(self, *, force: bool) -> TrainingStateRecord | None:
+    def find(self, *, force: bool) -> TrainingStateMetadata | None:
         """Return where the run was left, or None where it is to begin.
 
         Args:
@@ -143,7 +143,7 @@ class RunPlan:
         if self.patience is not None and self.validation is None:
             raise TrainingError(
                 "--patience waits for a better GAP, which takes validation records.",
-                mend="Name them with --validation, or leave --patience out.",
+                hint="Name them with --validation, or leave --patience out.",
             )
         if self.validation is not None:
             check_fits(
@@ -156,13 +156,13 @@ class RunPlan:
             self.run.refuse_run()
             return None
         with open_tensors(self.run.state) as file:
-            record = file.record(TrainingStateRecord)
+            record = file.metadata_as(TrainingStateMetadata)
         names = {**self.settings, **record.settings}
         others = [name for name in names if record.settings.get(name) != self.settings.get(name)]
         if others:
             raise OutputError(
                 f"{self.folder} holds a run with other values of: {', '.join(others)}.",
-                mend="Give this run another --name, or replace the old one with --force.",
+                hint="Give this run another --name, or replace the old one with --force.",
             )
         return record
 

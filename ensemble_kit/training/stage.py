@@ -6,7 +6,7 @@ import torch
 
 from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.progress import progress, quietly
-from ensemble_kit.store.provenance import TrainingStateRecord
+from ensemble_kit.store.provenance import TrainingStateMetadata
 from ensemble_kit.store.run_log import MetricsLog
 from ensemble_kit.training.loop import Trainer
 from ensemble_kit.training.plan import RunPlan, TrainedRun
@@ -76,7 +76,7 @@ def _finished_before(plan: RunPlan, position: Position, processes: Processes) ->
     )
 
 
-def _open_log(plan: RunPlan, found: TrainingStateRecord | None, *, force: bool) -> MetricsLog:
+def _open_log(plan: RunPlan, found: TrainingStateMetadata | None, *, force: bool) -> MetricsLog:
     """Make the run's folder what its state says, and return its log."""
     if found is not None:
         forget_what_came_after(plan.run, position_of(found))
@@ -90,7 +90,9 @@ def _open_log(plan: RunPlan, found: TrainingStateRecord | None, *, force: bool) 
     )
 
 
-def _tell(processes: Processes, found: TrainingStateRecord | None) -> TrainingStateRecord | None:
+def _tell(
+    processes: Processes, found: TrainingStateMetadata | None
+) -> TrainingStateMetadata | None:
     """Return in all processes what the first one has found."""
     told = processes.tell(None if found is None else found.model_dump_json())
-    return None if told is None else TrainingStateRecord.model_validate_json(told, strict=True)
+    return None if told is None else TrainingStateMetadata.model_validate_json(told, strict=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ensemble_kit._version import __version__
-from ensemble_kit.store.provenance import MeasuredRecord, TrainingStateRecord
+from ensemble_kit.store.provenance import MeasuredMetadata, TrainingStateMetadata
 from ensemble_kit.store.tensor_files import open_tensors, save_tensors
 from ensemble_kit.store.workspace import RunFolder
 from ensemble_kit.training.plan import RunPlan
@@ -23,13 +23,13 @@ from ensemble_kit.training.plan import RunPlan
 
 @dataclass
 class Position:
-    """How far a run has come; see ``TrainingStateRecord`` for the fields."""
+    """How far a run has come; see ``TrainingStateMetadata`` for the fields."""
 
     step: int = 0
     batches: int = 0
     examples: int = 0
     seconds: float = 0.0
-    measured: list[MeasuredRecord] = field(default_factory=list)
+    measured: list[MeasuredMetadata] = field(default_factory=list)
 
     @property
     def is_measured(self) -> bool:
@@ -61,7 +61,7 @@ class Position:
         return max(self.gaps, default=None)
 
 
-def position_of(record: TrainingStateRecord) -> Position:
+def position_of(record: TrainingStateMetadata) -> Position:
     """Return the position that a state holds."""
     return Position(
         record.step, record.batches, record.examples, record.seconds, list(record.measured)
@@ -76,7 +76,7 @@ def save_state(
     Raises:
         OutputError: The disk refuses the file; the state before is still there.
     """
-    record = TrainingStateRecord(
+    record = TrainingStateMetadata(
         kit_version=__version__,
         name=plan.folder.name,
         settings=dict(plan.settings),

@@ -39,7 +39,7 @@ class Teacher:
             raise PredictionsError(
                 f"{path} has {self._predictions.num_classes} classes, but the training records "
                 f"have {schema.num_classes}.",
-                mend="Use a teacher of the same vocabulary.",
+                hint="Use a teacher of the same vocabulary.",
             )
         names = self._predictions.label_names
         if names is not None and schema.label_names is not None and names != schema.names:
@@ -48,7 +48,7 @@ class Teacher:
             raise PredictionsError(
                 f"{path} calls class {index} {names[index]!r}, but the training records call it "
                 f"{schema.names[index]!r}.",
-                mend="Use a teacher of the same vocabulary.",
+                hint="Use a teacher of the same vocabulary.",
             )
 
     def mixed(self, ids: Sequence[str], labels: NDArray[np.bool_]) -> NDArray[np.floating[Any]]:
@@ -66,7 +66,7 @@ class Teacher:
             raise PredictionsError(
                 f"{self._predictions.path} lacks video {missing!r}, which the training records "
                 "have.",
-                mend="Predict the training records with the teacher, all of them.",
+                hint="Predict the training records with the teacher, all of them.",
             )
         places = np.array([self._places[video] for video in ids], np.int64)
         soft = np.maximum(self._predictions.taken(places), 0)  # -inf where a class is not listed

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from ensemble_kit.averaging import mean as means
 from ensemble_kit.averaging.mean import MeanOfFiles
-from ensemble_kit.averaging.stage import mean as means
 from ensemble_kit.errors import CheckpointError
 from ensemble_kit.store.tensor_files import METADATA_KEY, TensorFile, open_tensors
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from builders import tiny_model, tiny_recipe, tiny_records
 
+from ensemble_kit.averaging import recalibration
 from ensemble_kit.averaging.recalibration import recalibrate
-from ensemble_kit.averaging.stage import recalibration
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.layers.normalisation import BatchNorm
 from ensemble_kit.layers.second_order import WhitenedResiduals

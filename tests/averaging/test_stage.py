@@ -16,9 +16,9 @@ from builders import (
     write_checkpoint,
 )
 
+from ensemble_kit.averaging import average as averages
 from ensemble_kit.averaging.recalibration import recalibrate
 from ensemble_kit.averaging.stage import AveragedRun, average_checkpoints
-from ensemble_kit.averaging.stage import average as averages
 from ensemble_kit.errors import CheckpointError, OutputError, PredictionsError
 from ensemble_kit.files import sha256_of
 
@@ -238,7 +238,7 @@ def test_records_that_do_not_fit_are_refused_before_anything_is_written(training
     with pytest.raises(PredictionsError) as caught:
         average_checkpoints([path], tmp_path / "averaged.safetensors", training=training)
 
-    assert caught.value.fault == (
+    assert caught.value.problem == (
         f"{path} has rgb (5 float32), audio (3 float32), but these records have rgb (8 uint8), "
         "audio (4 uint8)."
     )

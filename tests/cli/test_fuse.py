@@ -7,7 +7,7 @@ from workspace_fixture import COEFFICIENTS, MEMBERS, write_selection_of
 from ensemble_kit.cli import main
 from ensemble_kit.fusion.gap_loss import Loss
 from ensemble_kit.fusion.stage import FusedFile
-from ensemble_kit.store.provenance import FusedRecord
+from ensemble_kit.store.provenance import FusedMetadata
 from ensemble_kit.store.selection_file import read_selection
 from ensemble_kit.store.tensor_files import open_tensors
 
@@ -42,7 +42,7 @@ def test_the_type_is_an_option(dtype, runner, selected):
         result.stdout,
     )
     with open_tensors(selected.parent / "fused.safetensors") as file:
-        record = file.record(FusedRecord)
+        record = file.metadata_as(FusedMetadata)
     assert (record.dtype, record.selection.path) == (dtype, "selection.json")
 
 
@@ -98,7 +98,7 @@ def test_selection_and_output_may_be_elsewhere(runner, selected, own_workspace):
 
     assert result.exit_code == 0, result.output
     with open_tensors(own_workspace.path / "out" / "f.safetensors") as file:
-        record = file.record(FusedRecord)
+        record = file.metadata_as(FusedMetadata)
     assert record.selection.path == "../else/s.json"
     assert record.members[0].checkpoint.path == "../runs/rnn/averaged.safetensors"
     assert read_selection(other).members[0].model.file.path == "../runs/rnn/averaged.safetensors"
@@ -125,8 +125,8 @@ def test_selecting_as_the_message_says_makes_room(runner, selected):
     limit = selected.with_name("fused.safetensors").stat().st_size - 1
 
     refused = runner.invoke(main, ["fuse", "--force", "--max-size", str(limit)])
-    mend = re.search(r"--dtype bf16 --max-size (\d+), or", refused.stderr)
-    again = runner.invoke(main, ["select", "--dtype", "bf16", "--max-size", mend[1], "--force"])
+    hint = re.search(r"--dtype bf16 --max-size (\d+), or", refused.stderr)
+    again = runner.invoke(main, ["select", "--dtype", "bf16", "--max-size", hint[1], "--force"])
     fused = runner.invoke(main, ["fuse", "--force", "--max-size", str(limit)])
 
     assert (refused.exit_code, again.exit_code, fused.exit_code) == (1, 0, 0), fused.output

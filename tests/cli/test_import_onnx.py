@@ -23,7 +23,7 @@ from ensemble_kit.networks.storage import round_to
 from ensemble_kit.predictions.file import read_predictions
 from ensemble_kit.runtime import OnnxEnsemble
 from ensemble_kit.serving.onnx_file import OPSET, read_tensors
-from ensemble_kit.store.provenance import FusedRecord
+from ensemble_kit.store.provenance import FusedMetadata
 from ensemble_kit.store.selection_file import read_selection
 from ensemble_kit.store.tensor_files import open_tensors
 
@@ -47,10 +47,10 @@ def test_an_imported_model_is_predicted_selected_and_fused_like_any_other(type_i
     original = write_foreign(own_workspace.path / "tagger.onnx")
 
     output = type_in("import-onnx", "tagger.onnx", VALIDATION, *MAPPING)
-    assert output.startswith("runs/tagger/imported.safetensors: 1")
+    assert output.startswith("runs/tagger/foreign.safetensors: 1")
     assert output.splitlines()[1].startswith("Equal to tagger.onnx to ")
     predicted = "runs/tagger/validation.safetensors"
-    type_in("predict", "runs/tagger/imported.safetensors", VALIDATION, "-o", predicted)
+    type_in("predict", "runs/tagger/foreign.safetensors", VALIDATION, "-o", predicted)
     type_in("select", predicted)
     type_in("fuse", "--dtype", "fp32")
 
@@ -60,13 +60,13 @@ def test_an_imported_model_is_predicted_selected_and_fused_like_any_other(type_i
         expected = foreign_probabilities(original, dequantised(video.frames["rgb"]))
         np.testing.assert_allclose(row, expected, atol=1e-5)
     (member,) = read_selection(own_workspace.path / "ensemble" / "selection.json").members
-    assert (member.name, member.model.kind) == ("tagger", "imported")
+    assert (member.name, member.model.kind) == ("tagger", "foreign")
     fused = load(own_workspace.path / "ensemble" / "fused.safetensors")
     for batch in records.batches(8):
         np.testing.assert_allclose(fused.probabilities(batch), found[: len(batch.ids)], atol=1e-6)
         break
     scores = json.loads(
-        type_in("evaluate", "runs/tagger/imported.safetensors", VALIDATION, "--json")
+        type_in("evaluate", "runs/tagger/foreign.safetensors", VALIDATION, "--json")
     )
     assert scores == json.loads(type_in("evaluate", predicted, "--json"))
 
@@ -98,9 +98,9 @@ def test_one_onnx_file_of_own_and_imported_members_computes_what_the_originals_d
     type_in("import-onnx", recurrent, VALIDATION, *TORCH_MAPPING)
     ensemble = own_workspace.path / "ensemble"
     files = {
-        "tagger": own_workspace.path / "runs" / "tagger" / "imported.safetensors",
+        "tagger": own_workspace.path / "runs" / "tagger" / "foreign.safetensors",
         "vlad": own_workspace.averaged("vlad"),
-        "recurrent": own_workspace.path / "runs" / "recurrent" / "imported.safetensors",
+        "recurrent": own_workspace.path / "runs" / "recurrent" / "foreign.safetensors",
     }
     (ensemble / "selection.json").unlink(missing_ok=True)
     write_selection_of(ensemble / "selection.json", files, COEFFICIENTS)
@@ -123,7 +123,7 @@ def test_one_onnx_file_of_own_and_imported_members_computes_what_the_originals_d
     assert "| `frames` | frames of rgb + audio, raw |\n| `mask` | `is_frame` |" in card
     assert "| its output | probabilities as they are |" in card
     with open_tensors(ensemble / "fused.safetensors") as file:
-        record = file.record(FusedRecord)
+        record = file.metadata_as(FusedMetadata)
         own = load_fused_member(file, record.members[1], record.data_schema)
     assert set(exported.inputs) == {"rgb", "audio", "num_frames"}
     for counts in ([1], [4, 12, 3], [7, 2]):
@@ -161,7 +161,7 @@ def test_float_inputs_and_newer_operators_compute_the_same(
     type_in("import-onnx", newer, VALIDATION, *TORCH_MAPPING)
     files = {
         "vlad": own_workspace.averaged("vlad"),
-        "newer": own_workspace.path / "runs" / "newer" / "imported.safetensors",
+        "newer": own_workspace.path / "runs" / "newer" / "foreign.safetensors",
     }
     write_selection_of(ensemble / "selection.json", files, {"vlad": 0.75, "newer": 0.25})
     type_in("fuse")

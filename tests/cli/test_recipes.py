@@ -233,4 +233,4 @@ def test_schema_is_a_json_schema_that_knows_every_table(recipes):
         "title", "source", "input", "sampling", "pooling", "fusion", "hidden", "head", "training",
         "reported",
     }  # fmt: skip
-    assert schema["$defs"]["NetVLAD"]["properties"]["name"]["const"] == "netvlad"
+    assert schema["$defs"]["NetVLADTable"]["properties"]["name"]["const"] == "netvlad"

@@ -9,7 +9,7 @@ import pytest
 from ensemble_kit.cli import main
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.predictions.file import write_predictions
-from ensemble_kit.store.provenance import FileRecord, ModelRecord
+from ensemble_kit.store.provenance import FileMetadata, ModelMetadata
 from ensemble_kit.store.selection_file import read_selection
 
 LABELS = LabelLists.from_lists([[0], [1], [2]])
@@ -29,8 +29,8 @@ def workspace(tmp_path, monkeypatch):
             labels=LABELS,
             rows=np.where(np.array(is_right)[:, None], RIGHT, 1 / 8 - RIGHT[::-1] / 8),
             name=name,
-            model=ModelRecord(
-                file=FileRecord(path="averaged.safetensors", sha256="a" * 64),
+            model=ModelMetadata(
+                file=FileMetadata(path="averaged.safetensors", sha256="a" * 64),
                 kind="checkpoint",
                 num_values=2**19,
                 repeats=1,

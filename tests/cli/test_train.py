@@ -12,7 +12,7 @@ from workspace_fixture import MEMBERS, TRAINING
 
 from ensemble_kit.cli import main
 from ensemble_kit.data.dataset import Records
-from ensemble_kit.store.provenance import CheckpointRecord
+from ensemble_kit.store.provenance import CheckpointMetadata
 from ensemble_kit.store.tensor_files import open_tensors
 
 SHORT = ["--set", "training.max_steps=2"]
@@ -20,7 +20,7 @@ SHORT = ["--set", "training.max_steps=2"]
 
 def record_of(path):
     with open_tensors(path) as file:
-        return file.record(CheckpointRecord)
+        return file.metadata_as(CheckpointMetadata)
 
 
 def damage(path):

@@ -159,7 +159,7 @@ def test_an_id_that_is_not_text_is_escaped_and_labels_may_be_nothing_at_all():
 
 
 @pytest.mark.parametrize(
-    ("context", "lists", "fault", "problem", "mend"),
+    ("context", "lists", "problem", "kind", "hint"),
     [
         (
             {"labels": integers([3, 6])},
@@ -251,34 +251,34 @@ def test_an_id_that_is_not_text_is_escaped_and_labels_may_be_nothing_at_all():
         ),
     ],
 )
-def test_a_record_that_the_schema_does_not_fit_is_named(context, lists, fault, problem, mend):
+def test_a_record_that_the_schema_does_not_fit_is_named(context, lists, problem, kind, hint):
     context = {k: v for k, v in (CONTEXT | context).items() if v is not None}
     lists = {k: v for k, v in (FRAMES | lists).items() if v is not None}
 
     with pytest.raises(BadRecord) as error:
         decode(record(context, lists), make_schema(rgb=(2, UINT8), audio=(1, UINT8)))
 
-    assert str(error.value) == f"a.tfrecord, record 3: {fault}\n{mend}"
+    assert str(error.value) == f"a.tfrecord, record 3: {problem}\n{hint}"
     assert (error.value.path, error.value.number) == (PATH, 3)
-    assert error.value.problem == problem
+    assert error.value.kind == kind
 
 
 @pytest.mark.parametrize("is_packed", [True, False])
 @pytest.mark.parametrize(
-    ("values", "fault", "mend"),
+    ("values", "problem", "hint"),
     [
         ([1.0, NAN], "frame 2 of rgb holds nan.", MAKE_AGAIN),
         ([-INFINITY, 1.0], "frame 2 of rgb holds -inf.", MAKE_AGAIN),
         ([1.0], "frame 2 of rgb has 1 features, the schema says 2.", CORRECT_SCHEMA),
     ],
 )
-def test_floats_that_are_not_finite_or_too_few_are_named(values, fault, mend, is_packed):
+def test_floats_that_are_not_finite_or_too_few_are_named(values, problem, hint, is_packed):
     rows = [floats([0.0, 0.5]), floats(values, packed=is_packed)]
 
     with pytest.raises(BadRecord) as error:
         decode(record(CONTEXT, {"rgb": rows}), make_schema(rgb=(2, FLOAT32)))
 
-    assert str(error.value) == f"a.tfrecord, record 3: {fault}\n{mend}"
+    assert str(error.value) == f"a.tfrecord, record 3: {problem}\n{hint}"
 
 
 def test_a_vector_in_two_parts_is_one_longer_vector_and_not_two_frames():
@@ -330,4 +330,4 @@ def test_bytes_that_protobuf_cannot_parse_are_named(encoded):
         str(error.value)
         == f"a.tfrecord, record 3: it is neither an Example nor a SequenceExample.\n{MAKE_AGAIN}"
     )
-    assert error.value.problem == "bytes that are no Example"
+    assert error.value.kind == "bytes that are no Example"

@@ -103,8 +103,8 @@ def test_a_fault_in_a_process_is_told_as_if_met_here(folder):
         "Give a schema that says so, or leave the record out with --skip-bad-records."
     )
     assert (error.value.path, error.value.number) == (path, 1)
-    assert error.value.problem == "a label outside the classes"
-    assert error.value.mend.startswith("Give a schema")
+    assert error.value.kind == "a label outside the classes"
+    assert error.value.hint.startswith("Give a schema")
     assert children_of(os.getpid()) == []
 
 

@@ -87,7 +87,7 @@ def test_an_existing_schema_is_kept(path):
 
 
 @pytest.mark.parametrize(
-    ("line", "replacement", "fault", "mend"),
+    ("line", "replacement", "fault", "hint"),
     [
         (
             "width = 4",
@@ -152,7 +152,7 @@ def test_an_existing_schema_is_kept(path):
         ),
     ],
 )
-def test_a_fault_of_a_schema_is_named_with_its_place(path, line, replacement, fault, mend):
+def test_a_fault_of_a_schema_is_named_with_its_place(path, line, replacement, fault, hint):
     assert line in TOML
     path.write_text(TOML.replace(line, replacement, 1))
 
@@ -160,7 +160,7 @@ def test_a_fault_of_a_schema_is_named_with_its_place(path, line, replacement, fa
         read_schema(path)
 
     expected = f"{path.with_name('no.csv')} cannot be read: No such file or directory."
-    assert str(error.value) == f"{expected if fault is None else f'{path}{fault}'}\n{mend}"
+    assert str(error.value) == f"{expected if fault is None else f'{path}{fault}'}\n{hint}"
 
 
 def test_a_missing_schema_is_an_error(tmp_path):

@@ -142,9 +142,9 @@ def test_existing_records_are_kept_without_force_and_all_replaced_with_it(tmp_pa
     with pytest.raises(OutputError) as shard_error:
         write(tmp_path, seed=5)
 
-    mend = "Name another output, or replace it with --force."
-    assert str(error.value) == f"{tmp_path}/schema.toml exists already.\n{mend}"
-    assert str(shard_error.value) == f"{tmp_path}/train/train0000.tfrecord exists already.\n{mend}"
+    hint = "Name another output, or replace it with --force."
+    assert str(error.value) == f"{tmp_path}/schema.toml exists already.\n{hint}"
+    assert str(shard_error.value) == f"{tmp_path}/train/train0000.tfrecord exists already.\n{hint}"
     assert contents(tmp_path).items() < before.items()
 
     write(tmp_path, num_shards=2, force=True)

@@ -114,7 +114,7 @@ def test_reading_goes_on_behind_a_bad_payload_but_not_behind_a_bad_length(path):
 
     assert good == [(2, PAYLOADS[1])]
     assert [error.number for error in bad] == [1, 3]
-    assert [error.problem for error in bad] == [
+    assert [error.kind for error in bad] == [
         "bytes that differ from their checksum",
         "a length that differs from its checksum",
     ]

@@ -147,9 +147,9 @@ def test_the_summary_names_each_job_that_failed_and_why():
     with pytest.raises(TrainingError) as caught:
         require_finished(
             [
-                JobEnd(JOBS[0], "failed", fault="the loss is nan."),
+                JobEnd(JOBS[0], "failed", problem="the loss is nan."),
                 JobEnd(JOBS[1], "finished"),
-                JobEnd(JOBS[2], "failed", fault="the disk is full."),
+                JobEnd(JOBS[2], "failed", problem="the disk is full."),
             ]
         )
 
@@ -177,7 +177,7 @@ def test_a_job_is_a_command_of_the_kit(capfd):
 def test_the_fault_of_a_command_is_one_line_and_its_stderr_is_passed_on(capsys):
     end = start_process(Job("gru", ("evaluate", "no.csv")), threads=1).wait()
 
-    assert (end.state, end.fault) == ("failed", "no.csv does not exist.")
+    assert (end.state, end.problem) == ("failed", "no.csv does not exist.")
     assert capsys.readouterr().err == (
         "gru: Error: no.csv does not exist.\ngru: Name a file that exists.\n"
     )
@@ -232,19 +232,19 @@ def test_nobody_listening_does_not_keep_a_job_from_its_end(started, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("script", "fault"),
+    ("script", "problem"),
     [
         ("echo 'Traceback ...' >&2; echo 'ValueError: wrong' >&2; echo >&2; exit 1",
          "ValueError: wrong"),
-        ("echo 'Error: first' >&2; echo 'Error: last' >&2; echo mend >&2; exit 1", "last"),
+        ("echo 'Error: first' >&2; echo 'Error: last' >&2; echo hint >&2; exit 1", "last"),
         ("exit 7", "it ended with exit code 7."),
         ("kill -KILL $$", "it was killed, as the system does where memory runs out."),
         ("kill -SEGV $$", "it was ended by SIGSEGV."),
     ],
 )  # fmt: skip
-def test_a_fault_is_told_in_one_line(script, fault, started):
+def test_a_fault_is_told_in_one_line(script, problem, started):
     assert started(script).wait() == JobEnd(
-        Job("gru", ("train", "willow/gru")), "failed", fault=fault
+        Job("gru", ("train", "willow/gru")), "failed", problem=problem
     )
 
 

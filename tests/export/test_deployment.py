@@ -14,13 +14,13 @@ from ensemble_kit.data.dataset import Batch
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import CheckpointError, ExportError, OutputError, SizeLimitError
 from ensemble_kit.export import stage as export
-from ensemble_kit.export.stage import export_onnx, parity
+from ensemble_kit.export import export_onnx, parity
 from ensemble_kit.files import sha256_of
 from ensemble_kit.fusion.stage import fuse
 from ensemble_kit.layers.frame_preparation import dequantise
 from ensemble_kit.networks.ensemble import example_frames
 from ensemble_kit.networks.loading import load, load_fused
-from ensemble_kit.serving.metadata import read_record
+from ensemble_kit.serving.metadata import read_metadata
 from ensemble_kit.serving.onnx_file import needed_files, read_tensors
 from ensemble_kit.serving.session import OUTPUTS, OnnxEnsemble
 from ensemble_kit.store.tensor_files import open_tensors
@@ -141,7 +141,7 @@ def test_a_pooling_that_takes_repeats_one_by_one_fixes_their_number(tmp_path):
     with torch.inference_mode():
         expected = torch_of(fused, 2)(*tensors(frames, num_frames))
     session = OnnxEnsemble(path)
-    assert not read_record(path).repeats_are_free
+    assert not read_metadata(path).repeats_are_free
     np.testing.assert_allclose(
         session.run(frames, num_frames).probabilities, expected, rtol=0, atol=ORDER
     )
@@ -229,7 +229,7 @@ def test_the_weights_lie_beside_the_file_and_count(with_inputs, fused_pair):
     weights = [each for each in read_tensors(path) if each.name.startswith("member_")]
     assert len(weights) > 20
     assert {each.location for each in weights} == {beside.name}
-    assert read_record(path).weights_file.model_dump() == {
+    assert read_metadata(path).weights_file.model_dump() == {
         "path": beside.name, "sha256": sha256_of(beside)
     }  # fmt: skip
 

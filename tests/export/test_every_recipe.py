@@ -24,7 +24,7 @@ from ensemble_kit.networks.parts import SEQUENCE_POOLINGS
 from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.recipes.reading import load_recipe
 from ensemble_kit.runtime import OnnxEnsemble
-from ensemble_kit.store.provenance import CheckpointRecord
+from ensemble_kit.store.provenance import CheckpointMetadata
 from ensemble_kit.store.tensor_files import open_tensors, save_tensors
 from ensemble_kit.training.loss import cross_entropy
 from ensemble_kit.training.optimisation import clip_each
@@ -216,7 +216,7 @@ def fit(model, frames, num_frames, labels):
 
 
 def save(path, model, *, name):
-    record = CheckpointRecord(
+    record = CheckpointMetadata(
         kit_version="0.0", name=name, run=name, recipe=model.recipe.record, step=STEPS,
         data_schema=model.schema, examples=16 * STEPS, seed=0, training_files=(),
     )  # fmt: skip

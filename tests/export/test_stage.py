@@ -16,7 +16,7 @@ import ensemble_kit
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.errors import CheckpointError, ExportError, OutputError, SizeLimitError
 from ensemble_kit.export import stage as export
-from ensemble_kit.export.stage import export_onnx, parity
+from ensemble_kit.export import export_onnx, parity
 from ensemble_kit.files import format_size, sha256_of
 from ensemble_kit.fusion.stage import fuse
 from ensemble_kit.layers.frame_preparation import PreparedFrames, prepare_frames
@@ -26,8 +26,8 @@ from ensemble_kit.networks.loading import load_fused
 from ensemble_kit.networks.storage import SCALE
 from ensemble_kit.runtime import OnnxEnsemble
 from ensemble_kit.serving.onnx_file import read_tensors
-from ensemble_kit.store.provenance import FusedRecord, OnnxRecord
-from ensemble_kit.store.selection_file import FrontierRecord, read_selection
+from ensemble_kit.store.provenance import FusedMetadata, OnnxMetadata
+from ensemble_kit.store.selection_file import FrontierMetadata, read_selection
 from ensemble_kit.store.tensor_files import open_tensors
 
 ORDER = 1e-6  # float32 sums in another order: some eps of a probability
@@ -375,10 +375,10 @@ def test_the_metadata_says_what_the_file_is_and_where_it_comes_from(exported, fu
     metadata = OnnxEnsemble(exported.path).metadata
 
     assert metadata.keys() == {
-        *OnnxRecord.model_fields, "content_sha256"
+        *OnnxMetadata.model_fields, "content_sha256"
     }  # fmt: skip
     with open_tensors(fused["bf16"].path) as file:
-        record = file.record(FusedRecord)
+        record = file.metadata_as(FusedMetadata)
     assert metadata["kit_version"] == ensemble_kit.__version__
     assert Schema.model_validate_json(metadata["data_schema"]) == record.data_schema
     assert json.loads(metadata["label_names"]) == [
@@ -432,7 +432,7 @@ def test_a_file_over_the_limit_is_refused_with_what_would_fit(
     moved.write_bytes(fused["bf16"].path.read_bytes())
     chosen = read_selection(folder / "selection.json")
     smallest = min(chosen.members, key=lambda member: member.bytes)
-    best = FrontierRecord(
+    best = FrontierMetadata(
         members=(smallest.name,), gap=0.25, confirmed_gap=None, bytes=smallest.bytes
     )
     fault = (

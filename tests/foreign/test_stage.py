@@ -28,7 +28,7 @@ from ensemble_kit.foreign.onnx_source import Foreign
 from ensemble_kit.layers.frame_preparation import dequantise, quantise
 from ensemble_kit.networks.loading import load
 from ensemble_kit.serving.onnx_file import OPSET
-from ensemble_kit.store.provenance import ImportedRecord
+from ensemble_kit.store.provenance import ForeignMetadata
 from ensemble_kit.store.tensor_files import open_tensors
 
 SCHEMA = tiny_schema(widths={"rgb": WIDTH, "audio": 3}, num_classes=CLASSES, value_type="uint8")
@@ -39,7 +39,7 @@ COUNTS = ([1], [4, 9, 1], [2, 5])
 def imported(tmp_path, path=None, *, schema=SCHEMA, **options):
     path = path or write_foreign(tmp_path / "m.onnx")
     return import_onnx(
-        path, tmp_path / "imported.safetensors", schema=schema, name="m", **{**MAPPED, **options}
+        path, tmp_path / "foreign.safetensors", schema=schema, name="m", **{**MAPPED, **options}
     )
 
 
@@ -75,7 +75,7 @@ def test_an_imported_model_computes_what_the_original_does_of_each_video_alone(
     model = load(file.path)
     found = model.probabilities(batch)
 
-    assert (model.kind, model.name, model.repeats) == ("imported", "m", 1)
+    assert (model.kind, model.name, model.repeats) == ("foreign", "m", 1)
     assert found.dtype == np.float32
     for row, video in enumerate(videos):
         expected = foreign_probabilities(path, dequantised(video["rgb"]))
@@ -137,7 +137,7 @@ def test_the_file_holds_weights_a_graph_without_them_and_the_mapping(tmp_path):
     assert len(tensors["graph"]) < 1000
     assert file.num_values == sum(map(torch.numel, tensors.values()))
     with open_tensors(file.path) as opened:
-        record = opened.record(ImportedRecord)
+        record = opened.metadata_as(ForeignMetadata)
     assert record.data_schema == SCHEMA
     assert record.mapping.model_dump() == {
         "frames": "dequantised",
@@ -156,7 +156,7 @@ def same_as_plain(tmp_path, rng, path, **options):
     plain = imported(tmp_path / "plain")
     found = load(imported(tmp_path, path, **options).path).probabilities(batch)
     np.testing.assert_allclose(found, load(plain.path).probabilities(batch), atol=1e-5)
-    return contents_of(tmp_path / "imported.safetensors")
+    return contents_of(tmp_path / "foreign.safetensors")
 
 
 def test_weights_that_are_inputs_with_defaults_are_weights(tmp_path, rng):
@@ -280,7 +280,7 @@ def with_input(name, data_type, dims):
 
 
 @pytest.mark.parametrize(
-    ("model", "options", "fault", "mend"),
+    ("model", "options", "fault", "hint"),
     [
         (
             TWO_OUTPUTS,
@@ -379,14 +379,14 @@ def with_input(name, data_type, dims):
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
-def test_what_cannot_be_mapped_is_one_clear_error(model, options, fault, mend, tmp_path):
+def test_what_cannot_be_mapped_is_one_clear_error(model, options, fault, hint, tmp_path):
     if "probabilities" in options and "outputs" not in model:
         model = {**model, "outputs": ("y",)}
     path = write_foreign(tmp_path / "m.onnx", **model)
 
     message = refused(tmp_path, path, **options)
 
-    pattern = re.escape(f"{fault.replace('{path}', str(path))}\n{mend}")
+    pattern = re.escape(f"{fault.replace('{path}', str(path))}\n{hint}")
     for wild in (NUMBER, ANYTHING):
         pattern = pattern.replace(re.escape(wild), wild)
     assert re.fullmatch(pattern, message, flags=re.DOTALL), message
@@ -480,13 +480,13 @@ def test_values_outside_of_the_files_folder_are_never_read(tmp_path):
 
 
 def test_nothing_is_overwritten_without_force(tmp_path):
-    (tmp_path / "imported.safetensors").write_text("mine")
+    (tmp_path / "foreign.safetensors").write_text("mine")
 
     with pytest.raises(OutputError) as caught:
         imported(tmp_path)
 
-    assert str(caught.value).startswith(f"{tmp_path / 'imported.safetensors'} exists already.\n")
-    assert (tmp_path / "imported.safetensors").read_text() == "mine"
+    assert str(caught.value).startswith(f"{tmp_path / 'foreign.safetensors'} exists already.\n")
+    assert (tmp_path / "foreign.safetensors").read_text() == "mine"
     imported(tmp_path, force=True)
 
 
@@ -513,7 +513,7 @@ def rewritten(tmp_path):
         tensors = contents_of(file.path)
         change(tensors)
         with open_tensors(file.path) as opened:
-            record = opened.record(ImportedRecord)
+            record = opened.metadata_as(ForeignMetadata)
         save_tensors(file.path, tensors, record, force=True)
         return file.path
 

@@ -16,16 +16,16 @@ from ensemble_kit.errors import (
     SizeLimitError,
 )
 from ensemble_kit.files import sha256_of
+from ensemble_kit.fusion import gap_loss as rounding
 from ensemble_kit.fusion import stage as fusion
 from ensemble_kit.fusion.gap_loss import Loss
 from ensemble_kit.fusion.stage import fuse
-from ensemble_kit.fusion.stage import gap_loss as rounding
 from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.networks.ensemble import example_frames
 from ensemble_kit.networks.loading import load, load_fused, load_sub_model, member_prefix
 from ensemble_kit.networks.products import output_axes
 from ensemble_kit.networks.storage import SCALE, round_to
-from ensemble_kit.store.provenance import CheckpointRecord, FusedRecord
+from ensemble_kit.store.provenance import CheckpointMetadata, FusedMetadata
 from ensemble_kit.store.selection_file import read_selection, write_selection
 from ensemble_kit.store.tensor_files import open_tensors, save_tensors
 
@@ -134,7 +134,7 @@ def test_the_result_says_what_was_written_and_what_rounding_changed(fused):
 
 def test_the_record_tells_where_everything_came_from(fused, selection, workspace):
     with open_tensors(fused["bf16"].path) as file:
-        record = file.record(FusedRecord)
+        record = file.metadata_as(FusedMetadata)
         num_values = dict.fromkeys(MEMBERS, 0)
         for name, spec in file.specs.items():
             num_values[name.split(".")[0].removeprefix("member_")] += spec.num_values
@@ -152,7 +152,7 @@ def test_the_record_tells_where_everything_came_from(fused, selection, workspace
     for member in record.members:
         path = workspace.averaged(member.name)
         with open_tensors(path) as file:
-            checkpoint = file.record(CheckpointRecord)
+            checkpoint = file.metadata_as(CheckpointMetadata)
         assert member.coefficient == COEFFICIENTS[member.name]
         assert member.recipe == checkpoint.recipe
         assert member.checkpoint.path == f"../runs/{member.name}/averaged.safetensors"
@@ -312,7 +312,7 @@ def test_members_of_different_schemas_are_refused(other, what, members, tmp_path
 def change(path, name, function):
     """Change one tensor of a checkpoint in place."""
     with open_tensors(path) as file:
-        tensors, record = dict(file.tensors()), file.record(CheckpointRecord)
+        tensors, record = dict(file.tensors()), file.metadata_as(CheckpointMetadata)
     tensors[name] = tensors[name].clone()
     function(tensors[name])
     save_tensors(path, tensors, record, force=True)
@@ -442,13 +442,13 @@ def test_a_file_that_differs_from_its_members_is_not_kept(members, tmp_path, mon
 
     message = refused(FusionError, select(tmp_path, members), tmp_path / "out.safetensors")
 
-    fault, mend = message.split("\n")
+    fault, hint = message.split("\n")
     start = f"{tmp_path / 'out.safetensors'}: member rnn differs by 0."
     assert fault.startswith(start)
     assert fault.removeprefix(start).lstrip("0123456789") == (
         f" from {members['rnn']} rounded to bf16; 1e-06 may be."
     )
-    assert mend == REPORT_IT
+    assert hint == REPORT_IT
 
 
 def test_a_failing_proof_leaves_the_old_file(members, tmp_path, monkeypatch):

@@ -11,7 +11,12 @@ from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.networks.ensemble import FusedEnsemble
 from ensemble_kit.networks.loading import load, load_sub_model, member_prefix
 from ensemble_kit.networks.storage import round_to
-from ensemble_kit.store.provenance import CheckpointRecord, FileRecord, FusedRecord, MemberRecord
+from ensemble_kit.store.provenance import (
+    CheckpointMetadata,
+    FileMetadata,
+    FusedMetadata,
+    MemberMetadata,
+)
 from ensemble_kit.store.tensor_files import open_tensors, save_tensors
 
 SCHEMA = tiny_schema(value_type="uint8")
@@ -37,23 +42,23 @@ def as_torch(batch):
 def spoil(path, change):
     """Change the tensors of a checkpoint, and keep its record."""
     with open_tensors(path) as file:
-        record, tensors = file.record(CheckpointRecord), dict(file.tensors())
+        record, tensors = file.metadata_as(CheckpointMetadata), dict(file.tensors())
     change(tensors)
     save_tensors(path, tensors, record, force=True)
 
 
 def write_fused(path, members, dtype):
     records = tuple(
-        MemberRecord(
+        MemberMetadata(
             name=name,
             coefficient=coefficient,
             recipe=model.recipe.record,
-            checkpoint=FileRecord(path="x", sha256="0" * 64),
+            checkpoint=FileMetadata(path="x", sha256="0" * 64),
             num_values=sum(tensor.numel() for tensor in model.state_dict().values()),
         )
         for (name, model), coefficient in zip(members.items(), (0.75, 0.25), strict=True)
     )
-    record = FusedRecord(
+    record = FusedMetadata(
         kit_version="0.0",
         dtype=dtype,
         members=records,
@@ -163,7 +168,7 @@ def test_a_checkpoint_that_its_recipe_cannot_use_is_refused(path, change, fault)
 def test_predictions_are_no_model(path, batch):
     write_checkpoint(path, tiny_recipe(), SCHEMA)
     with open_tensors(path) as file:
-        record = file.record(CheckpointRecord)
+        record = file.metadata_as(CheckpointMetadata)
     save_tensors(path, {}, record.model_copy(update={"kind": "predictions"}), force=True)
 
     with pytest.raises(CheckpointError) as caught:

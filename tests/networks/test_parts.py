@@ -10,7 +10,7 @@ from ensemble_kit.layers.gated_bof import GatedBoF
 from ensemble_kit.layers.soft_bof import SoftBoF
 from ensemble_kit.networks import parts
 from ensemble_kit.networks.parts import build_pooling
-from ensemble_kit.recipes.reading import tables as recipe_tables
+from ensemble_kit.recipes import tables as recipe_tables
 
 
 def built(pooling, *overrides, modality="rgb", width=6, num_sampled=8, is_first=True):
@@ -53,7 +53,7 @@ def test_recipes_can_name_every_part_and_no_other(tables, union):
 
 
 def test_recipes_can_name_every_gating_or_none():
-    gatings = get_args(recipe_tables.Hidden.model_fields["gating"].annotation)
+    gatings = get_args(recipe_tables.HiddenTable.model_fields["gating"].annotation)
 
     assert set(gatings) == {*parts.GATINGS, "none"}
 

@@ -1,4 +1,4 @@
-"""Predictions files: what is written is read back, and what is wrong is named with its mend."""
+"""Predictions files: what is written is read back, and what is wrong is named with its hint."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from ensemble_kit.predictions.file import (
     write_predictions,
     write_predictions_csv,
 )
-from ensemble_kit.store.provenance import FileRecord, ModelRecord, PredictionsRecord
+from ensemble_kit.store.provenance import FileMetadata, ModelMetadata, PredictionsMetadata
 from ensemble_kit.store.tensor_files import open_tensors, save_tensors
 
 IDS = ("one", "zwei", "três")
@@ -29,8 +29,8 @@ LABELS = LabelLists.from_lists([[0, 2], [], [3]])
 ROWS = np.array(
     [[0.5, 0.25, 1.0, 0.0], [0.125, 0.125, 0.75, 0.125], [0.0, 1e-7, 0.1234567, 0.9]], np.float32
 )
-MODEL = ModelRecord(
-    file=FileRecord(path="../model.safetensors", sha256="a" * 64),
+MODEL = ModelMetadata(
+    file=FileMetadata(path="../model.safetensors", sha256="a" * 64),
     kind="checkpoint",
     num_values=7,
     repeats=1,
@@ -123,7 +123,7 @@ def test_the_best_classes_alone_are_read_back_with_what_bounds_the_others(tmp_pa
 def test_a_class_that_a_file_of_the_best_cannot_list_is_named(tmp_path):
     path = write(tmp_path / "p", top_k=2)
     with open_tensors(path) as file:
-        record = file.record(PredictionsRecord)
+        record = file.metadata_as(PredictionsMetadata)
         arrays = {name: file.array(name) for name in file.specs}
     arrays["classes"] = arrays["classes"] + 3
     save_tensors(path, arrays, record, force=True)
@@ -427,7 +427,7 @@ def test_a_value_that_is_no_probability_is_named_when_read(tmp_path):
     path = write(tmp_path / "p.safetensors")
     with open_tensors(path) as file:
         tensors = {name: file.array(name) for name in file.specs}
-        record = file.record(PredictionsRecord)
+        record = file.metadata_as(PredictionsMetadata)
     tensors["probabilities"][2, 1] = -1
     save_tensors(path, tensors, record, force=True)
 
@@ -503,7 +503,7 @@ def test_a_file_that_does_not_hold_what_it_tells_of_is_refused(tmp_path, damage)
     path = write(tmp_path / "p.safetensors")
     with open_tensors(path) as file:
         tensors = {name: file.array(name) for name in file.specs}
-        record = file.record(PredictionsRecord)
+        record = file.metadata_as(PredictionsMetadata)
     damage(tensors)
     save_tensors(path, tensors, record, force=True)
 

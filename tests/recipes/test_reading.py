@@ -15,7 +15,7 @@ from ensemble_kit.recipes.reading import (
     recipe_json_schema,
     recipe_names,
 )
-from ensemble_kit.store.provenance import RecipeRecord
+from ensemble_kit.store.provenance import RecipeMetadata
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 SHIPPED = sorted(MODELS.rglob("*.toml"))
@@ -131,7 +131,7 @@ def test_overrides_are_set_recorded_and_reproduced():
     )
 
     recipe = tiny_recipe(overrides=overrides)
-    again = parse_recipe(RecipeRecord.model_validate_json(recipe.record.model_dump_json()))
+    again = parse_recipe(RecipeMetadata.model_validate_json(recipe.record.model_dump_json()))
 
     assert recipe.pooling.num_clusters == 16
     assert recipe.pooling.modality_fusion == "early"
@@ -266,9 +266,9 @@ def test_a_misspelt_key_says_more_than_the_missing_one():
     text = tiny_recipe_text().replace("max_steps", "max_step")
 
     with pytest.raises(RecipeError) as caught:
-        parse_recipe(RecipeRecord(name="tiny", text=text))
+        parse_recipe(RecipeMetadata(name="tiny", text=text))
 
-    assert caught.value.fault == (
+    assert caught.value.problem == (
         "Recipe tiny: training.max_step is not a key of a recipe (did you mean 'max_steps'?)."
     )
 
@@ -290,7 +290,7 @@ def test_an_override_below_a_value_is_refused():
 
 def test_what_is_not_toml_is_refused_with_the_place():
     with pytest.raises(RecipeError) as caught:
-        parse_recipe(RecipeRecord(name="tiny", text="title = "))
+        parse_recipe(RecipeMetadata(name="tiny", text="title = "))
 
     assert str(caught.value) == (
         "Recipe tiny is not TOML: Invalid value (at end of document).\n"
@@ -312,7 +312,7 @@ def test_an_unknown_recipe_like_no_other_is_refused():
     with pytest.raises(RecipeError) as caught:
         load_recipe("../secrets")
 
-    assert caught.value.fault == "There is no recipe '../secrets'."
+    assert caught.value.problem == "There is no recipe '../secrets'."
 
 
 def test_a_missing_file_is_refused(tmp_path):

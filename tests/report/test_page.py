@@ -11,7 +11,7 @@ from ensemble_kit.report import Row, page
 from ensemble_kit.report.evidence import Evidence, gather
 from ensemble_kit.report.page import write_report
 from ensemble_kit.selection.stage import select
-from ensemble_kit.store.selection_file import TruncationRecord
+from ensemble_kit.store.selection_file import TruncationMetadata
 
 with warnings.catch_warnings():  # of what Python will drop, at import
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -293,7 +293,7 @@ def test_truncated_predictions_are_named_with_what_they_leave_open(
     chosen, without_bokeh, is_decided, words
 ):
     first = chosen.record.candidates[0]
-    truncation = TruncationRecord(
+    truncation = TruncationMetadata(
         candidates=(first.name,), gap_bounds=(0.25, 0.75), is_decided=is_decided
     )
     record = chosen.record.model_copy(

@@ -17,7 +17,7 @@ from ensemble_kit.inference import evaluate_predictions
 from ensemble_kit.predictions.file import dataset_sha256, read_predictions, write_predictions
 from ensemble_kit.selection.judging import held_out
 from ensemble_kit.selection.stage import find_predictions, select
-from ensemble_kit.store.provenance import FileRecord, ModelRecord, PredictionsRecord
+from ensemble_kit.store.provenance import FileMetadata, ModelMetadata, PredictionsMetadata
 from ensemble_kit.store.selection_file import read_selection
 from ensemble_kit.store.tensor_files import open_tensors
 
@@ -28,8 +28,8 @@ POSITIVES = [{0}, {1, 4}, {2}, {0, 3}]
 
 def write_own(path, rows, *, ids=VIDEOS, positives=POSITIVES, name=None, size=100, names="vwxyz"):
     """Write predictions of a model that takes ``size`` bytes in bf16; None for no model."""
-    file = FileRecord(path=f"{path.stem}/averaged.safetensors", sha256="a" * 64)
-    record = ModelRecord(file=file, kind="checkpoint", num_values=(size or 0) // 2, repeats=1)
+    file = FileMetadata(path=f"{path.stem}/averaged.safetensors", sha256="a" * 64)
+    record = ModelMetadata(file=file, kind="checkpoint", num_values=(size or 0) // 2, repeats=1)
     write_predictions(
         path,
         ids=ids,
@@ -252,7 +252,7 @@ def test_the_file_holds_all_of_it_with_paths_from_its_own_folder(tmp_path):
     assert read_selection(output) == selection
     first, second = selection.members
     assert (first.name, first.coefficient, first.bytes) == ("gru", 0.5, 100)
-    assert first.predictions == FileRecord(
+    assert first.predictions == FileMetadata(
         path="../runs/gru/validation.safetensors", sha256=sha256_of(runs["gru"])
     )
     assert first.model.file.path == "../runs/gru/validation/averaged.safetensors"
@@ -715,7 +715,7 @@ def test_what_files_of_the_best_classes_could_change_is_told(tmp_path):
     rows = np.random.default_rng(0).random((4, 5)).round(3)
     paths = [write_own(tmp_path / name, one) for name, one in (("x", rows), ("y", rows**2))]
     with open_tensors(paths[1]) as file:
-        record = file.record(PredictionsRecord)
+        record = file.metadata_as(PredictionsMetadata)
     write_predictions(
         paths[1],
         ids=VIDEOS,

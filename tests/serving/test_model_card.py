@@ -8,7 +8,7 @@ import pytest
 
 from ensemble_kit.files import sha256_of
 from ensemble_kit.runtime import OnnxEnsemble
-from ensemble_kit.serving.metadata import read_record
+from ensemble_kit.serving.metadata import read_metadata
 from ensemble_kit.serving.model_card import MARK, model_card, six_lines, write_card
 
 
@@ -67,7 +67,7 @@ def test_six_lines_of_python_run_the_file_without_the_kit(card, exported, tmp_pa
 
 
 def test_the_card_says_what_the_file_is_and_where_it_comes_from(card, exported, fused):
-    record = read_record(exported.path)
+    record = read_metadata(exported.path)
 
     size = exported.num_bytes
     assert row(card, "`ensemble.onnx`") == [
@@ -98,12 +98,12 @@ def test_the_card_says_what_the_file_is_and_where_it_comes_from(card, exported, 
 
 def test_what_a_file_does_not_have_is_left_out_of_its_card(exported, monkeypatch):
     many = tuple(f"class\n{index}" for index in range(1234))
-    record = read_record(exported.path)
+    record = read_metadata(exported.path)
     foreign = record.members[0].model_copy(update={"recipe": None})
     record = record.model_copy(
         update={"label_names": many, "validation": None, "draws": {}, "members": (foreign,)}
     )
-    monkeypatch.setattr("ensemble_kit.serving.model_card.read_record", lambda _: record)
+    monkeypatch.setattr("ensemble_kit.serving.model_card.read_metadata", lambda _: record)
 
     card = model_card(exported.path)
 
@@ -117,7 +117,7 @@ def test_what_a_file_does_not_have_is_left_out_of_its_card(exported, monkeypatch
 
 
 def test_draws_that_are_an_input_are_in_the_six_lines(exported):
-    record = read_record(exported.path).model_copy(update={"sampling": "input"})
+    record = read_metadata(exported.path).model_copy(update={"sampling": "input"})
 
     code = six_lines(exported.path, record).splitlines()
 

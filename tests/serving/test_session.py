@@ -45,7 +45,8 @@ def test_a_server_needs_no_torch_and_no_more_of_the_kit(exported):
     assert result.stdout.splitlines() == [
         "(2, 6)",
         "[]",
-        "['ensemble_kit', 'ensemble_kit.draws', 'ensemble_kit.errors', 'ensemble_kit.serving.onnx_file', "
+        "['ensemble_kit', 'ensemble_kit._version', 'ensemble_kit.draws', 'ensemble_kit.errors', "
+        "'ensemble_kit.runtime', 'ensemble_kit.serving', 'ensemble_kit.serving.onnx_file', "
         "'ensemble_kit.serving.session']",
     ]
 

@@ -4,7 +4,7 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
 from ensemble_kit.errors import OutputError
-from ensemble_kit.serving.metadata import read_record
+from ensemble_kit.serving.metadata import read_metadata
 from ensemble_kit.serving.triton import repository_config, write_repository
 
 FIELD = descriptor_pb2.FieldDescriptorProto
@@ -102,7 +102,7 @@ def test_the_repository_serves_what_its_configuration_says(exported, parse, tmp_
 
 @pytest.mark.parametrize(("are_free", "repeats"), [(True, -1), (False, 3)])
 def test_draws_that_are_an_input_are_in_the_configuration(are_free, repeats, exported, parse):
-    record = read_record(exported.path).model_copy(
+    record = read_metadata(exported.path).model_copy(
         update={"sampling": "input", "repeats_are_free": are_free}
     )
 

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 
 from ensemble_kit.errors import SizeLimitError
-from ensemble_kit.store.selection_file import FrontierRecord
+from ensemble_kit.store.selection_file import FrontierMetadata
 from ensemble_kit.store.size_limit import best_that_fits, refuse_size
 
 SIZES = {"a": (100, 50), "b": (60, 30), "c": (80, None)}  # bytes in bf16 and in int8
@@ -21,7 +21,7 @@ def selection_of(frontier, dtype="bf16"):
             for name, (bf16, int8) in SIZES.items()
         ],
         frontier=[
-            FrontierRecord(
+            FrontierMetadata(
                 members=tuple(letters),
                 gap=gap,
                 confirmed_gap=None,

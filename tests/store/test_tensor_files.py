@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
 from ensemble_kit.errors import CheckpointError, OutputError
-from ensemble_kit.store.provenance import CheckpointRecord, FusedRecord, Record
+from ensemble_kit.store.provenance import CheckpointMetadata, FusedMetadata, Record
 from ensemble_kit.store.tensor_files import (
     TensorSpec,
     open_tensors,
@@ -54,7 +54,7 @@ def message_of(path, record_type=None):
 def read(path, record_type=None):
     with open_tensors(path) as file:
         if record_type is not None:
-            file.record(record_type)
+            file.metadata_as(record_type)
 
 
 def write_raw(path, header, data):
@@ -175,7 +175,7 @@ def test_tensors_are_produced_one_at_a_time_once_each(path):
 
 def test_the_record_comes_back_and_is_the_only_metadata(checkpoint):
     with open_tensors(checkpoint) as file:
-        record = file.record(CheckpointRecord)
+        record = file.metadata_as(CheckpointMetadata)
         assert file.kind == "checkpoint"
     with safe_open(checkpoint, framework="np") as file:
         assert list(file.metadata()) == ["ensemble_kit"]
@@ -234,7 +234,7 @@ def test_a_file_of_safetensors_own_is_not_ours(path):
 
 
 def test_another_kind_of_file_is_named(checkpoint):
-    assert message_of(checkpoint, FusedRecord) == (
+    assert message_of(checkpoint, FusedMetadata) == (
         f"{checkpoint} is a checkpoint file, not a fused file.\nName a fused file instead."
     )
 
@@ -371,7 +371,7 @@ def test_the_record_may_be_completed_when_all_is_written(path):
     )
 
     with open_tensors(path) as file:
-        assert file.record(Note) == Note(count=2, words=("one", "two"))
+        assert file.metadata_as(Note) == Note(count=2, words=("one", "two"))
         assert file.array("b").tolist() == [0, 1, 2]
 
 

@@ -30,7 +30,7 @@ from ensemble_kit.layers.frame_preparation import prepare_frames
 from ensemble_kit.networks.loading import load
 from ensemble_kit.networks.running import to_torch
 from ensemble_kit.networks.sub_model import SubModel
-from ensemble_kit.store.provenance import CheckpointRecord
+from ensemble_kit.store.provenance import CheckpointMetadata
 from ensemble_kit.store.run_log import read_metrics
 from ensemble_kit.store.tensor_files import open_tensors
 from ensemble_kit.training import gradients, loop, optimisation
@@ -232,7 +232,7 @@ def test_a_checkpoint_says_what_it_was_trained_on_and_how(folder, records):
     trained = train_tiny(folder, records, recipe, seed=7)
 
     with open_tensors(trained.folder.checkpoint(2)) as file:
-        record = file.record(CheckpointRecord)
+        record = file.metadata_as(CheckpointMetadata)
     assert record.name == "tiny"
     assert record.recipe == recipe.record
     assert record.data_schema == records[0].schema
@@ -254,7 +254,7 @@ def test_runs_that_differ_have_different_identities(change, tmp_path, records):
     identities = set()
     for trained in (one, other):
         with open_tensors(trained.folder.checkpoint(2)) as file:
-            identities.add(file.record(CheckpointRecord).run)
+            identities.add(file.metadata_as(CheckpointMetadata).run)
     assert len(identities) == 2
 
 
@@ -467,7 +467,7 @@ def test_a_device_that_is_not_there_is_refused(folder, records, monkeypatch):
     with pytest.raises(ProviderError) as caught:
         train_tiny(folder, records, device="cuda")
 
-    assert caught.value.fault == "PyTorch finds no CUDA device."
+    assert caught.value.problem == "PyTorch finds no CUDA device."
     assert not folder.exists()
 
 

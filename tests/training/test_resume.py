@@ -14,7 +14,7 @@ from builders import interrupt_after, lines_of, tiny_recipe, tiny_records, train
 from ensemble_kit.errors import OutputError, TrainingError
 from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.store import tensor_files as checkpoints
-from ensemble_kit.store.provenance import TrainingStateRecord
+from ensemble_kit.store.provenance import TrainingStateMetadata
 from ensemble_kit.store.tensor_files import open_tensors
 from ensemble_kit.store.workspace import RunFolder
 from ensemble_kit.training import gradients, loop
@@ -39,7 +39,7 @@ def bytes_of(run):
 
 def state_of(run):
     with open_tensors(run.state) as file:
-        return file.record(TrainingStateRecord), set(file.specs)
+        return file.metadata_as(TrainingStateMetadata), set(file.specs)
 
 
 def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_path):
