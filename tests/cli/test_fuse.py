@@ -5,7 +5,7 @@ import pytest
 from workspace_fixture import COEFFICIENTS, MEMBERS, write_selection_of
 
 from ensemble_kit.cli import main
-from ensemble_kit.fusion.gap_loss import Loss
+from ensemble_kit.fusion.gap_loss import MAX_GAP_LOSS, Loss
 from ensemble_kit.fusion.stage import FusedFile
 from ensemble_kit.store.provenance import FusedMetadata
 from ensemble_kit.store.selection_file import read_selection
@@ -79,6 +79,18 @@ def test_what_is_too_near_0_for_fp16_is_said(runner, monkeypatch):
         "2 tensors are too near 0 for fp16, member_a.x first; bf16 would lose less of them.\n"
     )
     assert (asked["max_gap_loss"], asked["records"]) == (0.25, None)
+
+
+def test_a_thousandth_of_gap_may_be_lost_unless_another_limit_is_given(runner, monkeypatch):
+    fused = FusedFile(Path("f.safetensors"), 2**20, 2**30, ("a",), Loss(0.0, 0.0), ())
+    asked = {}
+    monkeypatch.setattr(
+        "ensemble_kit.fusion.stage.fuse", lambda *_, **options: asked.update(options) or fused
+    )
+
+    assert runner.invoke(main, ["fuse"]).exit_code == 0
+
+    assert asked["max_gap_loss"] == 0.001 == MAX_GAP_LOSS
 
 
 def test_bf16_is_the_default(runner, selected):

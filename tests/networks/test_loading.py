@@ -260,3 +260,6 @@ def test_records_fit_whatever_their_keys_are_called(names, path):
     )
 
     check_fits(model, records, path=path)
+
+    with pytest.raises(PredictionsError):  # the order of names is more than a key
+        check_fits(model, records.model_copy(update={"label_names": tuple("dcba")}), path=path)

@@ -64,6 +64,12 @@ def test_intervals_lie_about_the_gap_and_pools_are_resampled_alike():
     assert not np.array_equal(again[0], first)
 
 
+def test_an_interval_holds_the_middle_95_percent():
+    low, high = interval(np.arange(1001) / 1000)
+
+    assert (low, high) == (pytest.approx(0.025), pytest.approx(0.975))
+
+
 def test_without_positives_every_resample_is_0():
     gaps = resampled_gaps([pool_of(np.ones((2, 1)), np.zeros((2, 1), bool))],
                           np.zeros(2, np.int64), resamples=2, seed=0)  # fmt: skip

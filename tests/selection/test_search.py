@@ -160,6 +160,17 @@ def test_gain_for_each_byte_decides_after_the_best_single(case):
     assert chosen.members == members
 
 
+def test_of_two_gains_the_one_that_costs_fewer_bytes_for_its_size_is_taken():
+    case = made((0, 1), (2, 3), (2,), sizes=[10, 90, 10])
+
+    by_gain = case.search("greedy", start=(0,)).run()
+    by_bytes = case.search("greedy", start=(0,), criterion="gain-per-byte").run()
+
+    assert case.gap((0, 1)) > case.gap((0, 2)) > case.gap((0,))
+    assert by_gain.members == (0, 1)
+    assert by_bytes.members == (0, 2)
+
+
 # Of the two classes the first video's is the first and the second's the second. Alone and in their
 # mean one of them is taken for the other; not where the first candidate counts twice.
 FIRST_COUNTS_MORE = [[[0.4, 0.1], [0.4, 0.3]], [[0.1, 0.5], [0.1, 0.5]]]
@@ -238,6 +249,18 @@ def test_optimised_coefficients_are_never_worse_and_sum_alike(case):
     assert sum(term.weight for term in terms) == pytest.approx(len(terms))
     assert all(term.weight > 0 for term in terms)
     assert search.scorer.gap(terms) >= chosen.gap - 1e-12
+
+
+def test_coefficients_stay_where_every_step_makes_the_gap_worse_or_no_better():
+    first = [[0.40, 0.0], [0.38, 0.0]]  # equal weights rank both videos right, and so do those
+    second = [[0.0, 0.38], [0.0, 0.40]]  # up to 1.05 times one another
+    case = Case([first, second], [{0}, {1}], [1, 1], 2)
+    scorer = case.search("greedy").scorer
+    terms = [Term(0, 1.0), Term(1, 1.0)]
+
+    assert scorer.gap(terms) == 1
+    assert scorer.gap([Term(0, 1.5), Term(1, 1.0)]) < 1
+    assert optimised(scorer, terms, 1.0) == terms
 
 
 def test_coefficients_move_to_where_both_videos_are_right():

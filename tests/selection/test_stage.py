@@ -358,8 +358,18 @@ def test_a_workspace_without_runs_is_refused(tmp_path, monkeypatch):
     )
 
 
-def test_half_of_many_videos_confirm_the_choice(tmp_path, monkeypatch):
-    monkeypatch.setattr("ensemble_kit.selection.stage.ENOUGH_VIDEOS", 40)
+@pytest.mark.parametrize(("num_videos", "fraction"), [(1999, None), (2000, 0.5)])
+def test_half_are_held_out_from_2000_videos_on(tmp_path, num_videos, fraction):
+    ids = [f"video{index}" for index in range(num_videos)]
+    rows = np.random.default_rng(0).random((num_videos, 5))
+    path = write_own(tmp_path / "p", rows, ids=ids, positives=[{0}] * num_videos)
+
+    confirm = select([path], output=tmp_path / "s.json", resamples=0).confirm
+
+    assert (confirm and confirm.fraction) == fraction
+
+
+def test_the_videos_held_out_confirm_the_choice(tmp_path):
     generator = np.random.default_rng(0)
     ids = [f"video{index}" for index in range(40)]
     positives = [set(generator.integers(5, size=2).tolist()) for _ in ids]
@@ -368,7 +378,7 @@ def test_half_of_many_videos_confirm_the_choice(tmp_path, monkeypatch):
         write_own(tmp_path / name, one, ids=ids, positives=positives) for name, one in rows.items()
     ]
 
-    selection = select(paths, output=tmp_path / "s.json", top_k=3)
+    selection = select(paths, output=tmp_path / "s.json", top_k=3, confirm=0.5)
 
     is_held_out = held_out(ids, 0.5)
     assert selection.confirm.fraction == 0.5

@@ -65,8 +65,11 @@ def test_what_was_added_twice_is_counted_once():
     assert found.bytes == 80
 
 
-def test_nothing_is_refused_up_to_the_limit():
+def test_the_limit_itself_fits_and_one_byte_more_does_not():
     refuse_size("fused", 240, 240, selection=None, dtype="bf16")
+
+    with pytest.raises(SizeLimitError):
+        refuse_size("fused", 241, 240, selection=None, dtype="bf16")
 
 
 def test_the_message_names_what_would_fit_and_leaves_room_for_the_rest():
