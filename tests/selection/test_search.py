@@ -251,16 +251,17 @@ def test_optimised_coefficients_are_never_worse_and_sum_alike(case):
     assert search.scorer.gap(terms) >= chosen.gap - 1e-12
 
 
-def test_coefficients_stay_where_every_step_makes_the_gap_worse_or_no_better():
-    first = [[0.40, 0.0], [0.38, 0.0]]  # equal weights rank both videos right, and so do those
-    second = [[0.0, 0.38], [0.0, 0.40]]  # up to 1.05 times one another
-    case = Case([first, second], [{0}, {1}], [1, 1], 2)
-    scorer = case.search("greedy").scorer
-    terms = [Term(0, 1.0), Term(1, 1.0)]
+def test_coefficients_stay_where_no_step_raises_the_gap():
+    # Three members, for two could come back to equal coefficients by the second one's step.
+    rows = [
+        [[0.875, 0.875, 0.75], [0.625, 0.875, 0.125], [0.0, 0.5, 0.75]],
+        [[0.875, 0.75, 0.75], [0.625, 0.75, 0.5], [0.875, 0.875, 0.25]],
+        [[0.75, 0.125, 0.125], [0.5, 0.875, 0.875], [0.5, 0.0, 0.875]],
+    ]
+    scorer = Case(rows, [{0}, {2}, {2}], [1, 1, 1], 3).search("greedy").scorer
+    terms = [Term(0, 1.0), Term(1, 1.0), Term(2, 1.0)]
 
-    assert scorer.gap(terms) == 1
-    assert scorer.gap([Term(0, 1.5), Term(1, 1.0)]) < 1
-    assert optimised(scorer, terms, 1.0) == terms
+    assert optimised(scorer, terms, scorer.gap(terms)) == terms
 
 
 def test_coefficients_move_to_where_both_videos_are_right():
