@@ -1,0 +1,29 @@
+"""Words for people: numbers with their nouns, and names that cannot steer a terminal."""
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun: ``1 member``, ``2 members``, ``1,234 classes``.
+
+    Args:
+        number: How many there are.
+        noun: The noun in the singular.
+        plural: The noun in the plural, where an s is not enough.
+    """
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def printable(text: str) -> str:
+    r"""Return text with every character that is not printable as its escape: ``\x1b``, ``\u202e``.
+
+    Names come from files that others made, and a terminal obeys what it is sent: it can be told to
+    hide a line, to retitle its window, or to write from right to left. Line ends are kept, for the
+    messages of errors have two lines.
+    """
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(
+        character
+        if character.isprintable() or character == "\n"
+        else character.encode("unicode_escape").decode()
+        for character in text
+    )
