@@ -14,7 +14,7 @@ from ensemble_kit.layers.gated_bof import GatedBoF
 from ensemble_kit.layers.net_fv import NetFV
 from ensemble_kit.layers.netvlad import NetVLAD
 from ensemble_kit.layers.nextvlad import NeXtVLAD
-from ensemble_kit.layers.non_local import NonLocal
+from ensemble_kit.layers.non_local import NonLocalArguments
 from ensemble_kit.layers.normalisation import BatchNorm
 from ensemble_kit.layers.second_order import SecondOrder
 from ensemble_kit.layers.soft_bof import SoftBoF
@@ -23,7 +23,7 @@ CLUSTERS = {"num_clusters": 3, "momentum": 0.1}
 
 
 def _with_non_local(*, has_centres: bool) -> NetVLAD:
-    block = NonLocal(num_features=5, inner_size=4, temperature=0.5)
+    block = NonLocalArguments(inner_size=4, temperature=0.5)
     return NetVLAD(num_features=5, **CLUSTERS, has_centres=has_centres, non_local=block)
 
 

@@ -5,7 +5,7 @@ import torch
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.layers.normalisation import BatchNorm
 from ensemble_kit.layers.second_order import WhitenedResiduals
-from ensemble_kit.networks.running import to_torch
+from ensemble_kit.networks.running import seeded, to_torch
 
 BATCH_SIZE = 256
 
@@ -34,14 +34,14 @@ def recalibrate(
         layer.reset_statistics()
         layer.momentum = None
         layer.train()
-    torch.manual_seed(0)  # the draws of random sampling: the same average for the same files
     seen = 0
-    for batch in records.training_batches(BATCH_SIZE, seed=0, epochs=1):
-        if batch.ids:  # else every record of it was bad, and skipped
-            model(*to_torch(batch, device))
-        seen += len(batch.ids)
-        if seen >= num_videos:
-            break
+    with seeded(0, device):  # random sampling draws the same frames for the same files
+        for batch in records.training_batches(BATCH_SIZE, seed=0, epochs=1):
+            if batch.ids:  # else every record of it was bad, and skipped
+                model(*to_torch(batch, device))
+            seen += len(batch.ids)
+            if seen >= num_videos:
+                break
     model.eval()
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum

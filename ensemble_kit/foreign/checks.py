@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import Tensor
 
@@ -12,7 +11,7 @@ from ensemble_kit.errors import ForeignModelError
 from ensemble_kit.layers.frame_preparation import prepare_frames
 from ensemble_kit.networks.ensemble import example_frames
 from ensemble_kit.networks.foreign import ForeignModel, GraphInput, opset_of
-from ensemble_kit.serving.session import PROVIDERS
+from ensemble_kit.serving.opening import open_session
 
 TOLERANCE = 1e-5  # float32 in another order of sums, over thousands of terms
 PADDING_TOLERANCE = 1e-4  # a graph that reads padding is further off than any order of sums
@@ -123,17 +122,11 @@ class _Original:
 
     def __init__(self, path: Path, output: str) -> None:
         self.path, self.output = path, output
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors come as exceptions; warnings are not the user's
-        try:
-            self._session = onnxruntime.InferenceSession(
-                path, options, providers=[PROVIDERS["cpu"]]
-            )
-        except Exception as error:  # ONNX Runtime's exceptions have no common class of their own
-            raise ForeignModelError(
-                f"ONNX Runtime cannot open {path}: {str(error).rstrip('.')}.",
-                hint="Export the model again, for an opset that ONNX Runtime reads.",
-            ) from error
+        self._session = open_session(
+            path,
+            name=str(path),
+            hint="Export the model again, for an opset that ONNX Runtime reads.",
+        )
 
     def run(self, feed: Mapping[str, Tensor], videos: int, length: int) -> Tensor:
         """Return the output."""

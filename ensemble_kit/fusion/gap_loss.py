@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ensemble_kit.data.dataset import BATCH_SIZE, Batch, Records
 from ensemble_kit.metrics import MetricsAccumulator
-from ensemble_kit.networks.foreign import MemberModel
+from ensemble_kit.networks.member import MemberModel
 from ensemble_kit.networks.running import runner
 from ensemble_kit.progress import progress
 

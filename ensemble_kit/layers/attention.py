@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ensemble_kit.layers.normalisation import BatchNorm, l2_normalise
+from ensemble_kit.layers.protocols import PartError, require_divisor
 from ensemble_kit.layers.soft_assignment import SoftAssignment
 
 MASKED = -1e9  # finite, so that a row of nothing but padding has no NaN
@@ -202,7 +203,8 @@ class AttentionNetVLAD(nn.Module):
         - output: ``(B, K * F)``, cluster-major, L2 norm 1, or 0 with no frame.
 
     Raises:
-        ValueError: ``similarity`` is ``attention`` and ``num_frames`` None.
+        PartError: ``num_heads`` does not divide F, or ``similarity`` is ``attention`` and
+            ``num_frames`` is None.
     """
 
     def __init__(
@@ -218,6 +220,7 @@ class AttentionNetVLAD(nn.Module):
         momentum: float,
     ) -> None:
         super().__init__()
+        require_divisor("num_heads", num_heads, num_features)
         self.output_size = num_clusters * num_features
         self.projection_fan_in = num_clusters
 
@@ -231,7 +234,11 @@ class AttentionNetVLAD(nn.Module):
                 num_features=num_features, num_clusters=num_clusters, momentum=momentum
             )
         elif num_frames is None:
-            raise ValueError("attention similarities need a fixed number of frames")
+            raise PartError(
+                "similarity",
+                "attention over frames needs a fixed number of them, and all are read",
+                advice="'softmax', or sample a fixed number of frames (sampling.num_frames)",
+            )
         else:
             self.assignment = ClusterEncoder(
                 num_features=num_features,

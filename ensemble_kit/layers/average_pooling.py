@@ -18,6 +18,8 @@ class AveragePooling(nn.Module):
         - output: ``(B, R, D)``; zeros for a video of no frames.
     """
 
+    loops_over_repeats = False
+
     def __init__(self, *, num_features: int) -> None:
         super().__init__()
         self.output_size = num_features

@@ -145,6 +145,9 @@ class AllFrames(nn.Module):
         """Return weight 1 for every frame; ``draws`` is not needed."""
         return is_frame.unsqueeze(1).to(torch.float32)
 
+    def indices(self, is_frame: Tensor, draws: Tensor | None = None) -> None:
+        """Return None: the frames are read as they are."""
+
 
 def _drawn(draws: Tensor | None, count: int, is_frame: Tensor) -> Tensor:
     if draws is None:

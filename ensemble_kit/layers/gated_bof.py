@@ -19,13 +19,15 @@ class GatedBoF(nn.Module):
         s[k] = sum_t w_t a_k(x_t),    q = l2(max_t a(x_t))
         output = l2(s * sigmoid(BN(q R Q)))
 
-    R and Q start as N(0, 1 / sqrt(rank)).
+    R and Q start as N(0, 1 / sqrt(rank)). The code gates the first modality only; of the others it
+    returns ``l2(s)``, which is a soft bag of features.
 
     Args:
         num_features: D, the size of one frame's feature vector.
         num_clusters: K, the number of clusters.
         gate_rank: The inner size of the gate; 1,024 in the code.
         momentum: Of the batch norms' running statistics.
+        is_first: Whether these are the frames of the first modality, whose counts are gated.
 
     Shape:
         - frames: ``(B, T, D)``, floating point.
@@ -33,17 +35,24 @@ class GatedBoF(nn.Module):
         - output: ``(B, R, K)``, L2 norm 1, or 0 with no frame.
     """
 
-    loops_over_repeats = True
-
     def __init__(
-        self, *, num_features: int, num_clusters: int, gate_rank: int, momentum: float
+        self,
+        *,
+        num_features: int,
+        num_clusters: int,
+        gate_rank: int,
+        momentum: float,
+        is_first: bool = True,
     ) -> None:
         super().__init__()
+        self.loops_over_repeats = self.is_gated = is_first
         self.output_size = num_clusters
         self.projection_fan_in = num_clusters
         self.assignment = SoftAssignment(
             num_features=num_features, num_clusters=num_clusters, momentum=momentum
         )
+        if not self.is_gated:
+            return
         self.gate_in = nn.Parameter(torch.randn(num_clusters, gate_rank) / sqrt(gate_rank))
         self.gate_out = nn.Parameter(torch.randn(gate_rank, num_clusters) / sqrt(gate_rank))
         self.batch_norm = BatchNorm(num_features=num_clusters, momentum=momentum)
@@ -56,6 +65,8 @@ class GatedBoF(nn.Module):
         """Return one gated histogram for each repeat."""
         (assignment,) = described
         counts = frame_weights.to(assignment.dtype) @ assignment
+        if not self.is_gated:
+            return l2_normalise(counts)
         largest = l2_normalise(max_over_drawn(assignment, frame_weights))
         gate: Tensor = self.batch_norm(largest @ self.gate_in @ self.gate_out)
         return l2_normalise(counts * gate.sigmoid())

@@ -13,16 +13,14 @@ class GLU(nn.Module):
 
     Args:
         num_features: F, the size of the vector.
-        momentum: Not needed; every gating takes it.
 
     Shape:
         - features: ``(..., F)``, floating point.
         - output: as ``features``.
     """
 
-    def __init__(self, *, num_features: int, momentum: float) -> None:
+    def __init__(self, *, num_features: int) -> None:
         super().__init__()
-        del momentum
         shape, deviation = (num_features, num_features), 1 / sqrt(num_features)
         self.gate = nn.Parameter(torch.randn(shape) * deviation)
         self.gate_bias = nn.Parameter(torch.zeros(num_features))

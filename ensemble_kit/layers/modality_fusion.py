@@ -19,6 +19,9 @@ class Concat(nn.Module):
         - output: ``(..., sum of sizes)``.
     """
 
+    num_modalities = None
+    last_penalty = None
+
     def __init__(self, *, sizes: Sequence[int]) -> None:
         super().__init__()
         self.output_size = sum(sizes)
@@ -42,6 +45,9 @@ class FCConcat(nn.Module):
         - pooled: ``(..., size)`` for each modality.
         - output: ``(..., number of modalities * size)``.
     """
+
+    num_modalities = None
+    last_penalty = None
 
     def __init__(self, *, sizes: Sequence[int], size: int) -> None:
         super().__init__()
@@ -76,6 +82,9 @@ class MFB(nn.Module):
         - output: ``(..., o)``, L2 norm 1 or 0.
     """
 
+    num_modalities = 2
+    last_penalty = None
+
     def __init__(self, *, sizes: Sequence[int], size: int, factors: int, dropout: float) -> None:
         super().__init__()
         self.output_size = size
@@ -89,7 +98,7 @@ class MFB(nn.Module):
             projection(values) for projection, values in zip(self.projections, pooled, strict=True)
         )
         products: Tensor = self.dropout(left * right)
-        grouped = products.unflatten(-1, (self.output_size, self.factors))  # type: ignore[no-untyped-call]
+        grouped = torch.unflatten(products, -1, (self.output_size, self.factors))
         return l2_normalise(grouped.sum(dim=-1).relu())
 
 
@@ -107,6 +116,9 @@ class SharedSpace(nn.Module):
         - pooled: ``(..., size)`` for each modality.
         - output: ``(..., size)`` in (-1, 1).
     """
+
+    num_modalities = None
+    last_penalty = None
 
     def __init__(self, *, sizes: Sequence[int], size: int) -> None:
         super().__init__()
@@ -139,12 +151,14 @@ class Projection(nn.Module):
         - output: ``(..., 2 * size)``.
     """
 
+    num_modalities = 2
+    last_penalty: Tensor | None = None
+
     def __init__(self, *, sizes: Sequence[int], size: int, penalty: float) -> None:
         super().__init__()
         self.output_size = size * len(sizes)
         self.penalty = penalty
         self.weights = nn.ParameterList([0.01 * torch.randn(width, size) for width in sizes])
-        self.last_penalty: Tensor | None = None
 
     def forward(self, pooled: Sequence[Tensor]) -> Tensor:
         """Return the mapped modalities, and keep the penalty of their distance in training."""

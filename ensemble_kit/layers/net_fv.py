@@ -33,6 +33,8 @@ class NetFV(nn.Module):
         - output: ``(B, R, 2 * K * D)``, FV1 then FV2, both cluster-major.
     """
 
+    loops_over_repeats = False
+
     def __init__(self, *, num_features: int, num_clusters: int, momentum: float) -> None:
         super().__init__()
         self.output_size = 2 * num_clusters * num_features

@@ -5,7 +5,7 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
-from ensemble_kit.layers.non_local import NonLocal
+from ensemble_kit.layers.non_local import NonLocalArguments, non_local_block
 from ensemble_kit.layers.normalisation import l2_normalise_twice
 from ensemble_kit.layers.soft_assignment import SoftAssignment
 
@@ -28,13 +28,15 @@ class NetVLAD(nn.Module):
         num_clusters: K, the number of cluster centres.
         momentum: Of the batch norm's running statistics.
         has_centres: False is NetRVLAD, equation 7 of arXiv:1810.00207: sums instead of residuals.
-        non_local: A block that the residuals pass before they are normalised, or None.
+        non_local: The block that the residuals pass before they are normalised, or None.
 
     Shape:
         - frames: ``(B, T, D)``, floating point.
         - frame_weights: ``(B, R, T)``; 0 for padding.
         - output: ``(B, R, K * D)``, cluster-major; L2 norm 1, or 0 with no frame.
     """
+
+    loops_over_repeats = False
 
     def __init__(
         self,
@@ -43,9 +45,15 @@ class NetVLAD(nn.Module):
         num_clusters: int,
         momentum: float,
         has_centres: bool = True,
-        non_local: NonLocal | None = None,
+        non_local: NonLocalArguments | None = None,
     ) -> None:
         super().__init__()
+        # first, so that a seed gives every matrix the start that it always gave it
+        block = (
+            non_local_block(non_local, num_features=num_features, num_clusters=num_clusters)
+            if non_local is not None
+            else None
+        )
         self.output_size = num_clusters * num_features
         self.projection_fan_in = num_clusters  # the code's scale, not the true fan-in K * D
         self.assignment = SoftAssignment(
@@ -55,7 +63,7 @@ class NetVLAD(nn.Module):
         if has_centres:
             start = torch.randn(num_clusters, num_features) / sqrt(num_features)
             self.centres = nn.Parameter(start)
-        self.non_local = non_local
+        self.non_local = block
 
     def describe(self, frames: Tensor, row_weights: Tensor) -> tuple[Tensor, ...]:
         """Return the frames and their soft assignments ``(B, T, K)``."""

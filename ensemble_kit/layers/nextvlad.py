@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ensemble_kit.layers.normalisation import BatchNorm, l2_normalise
+from ensemble_kit.layers.protocols import require_divisor
 
 
 class NeXtVLAD(nn.Module):
@@ -32,7 +33,12 @@ class NeXtVLAD(nn.Module):
         - frames: ``(B, T, D)``, floating point.
         - frame_weights: ``(B, R, T)``.
         - output: ``(B, R, K * E * D / G)``.
+
+    Raises:
+        PartError: G does not divide E * D.
     """
+
+    loops_over_repeats = False
 
     def __init__(
         self,
@@ -45,6 +51,7 @@ class NeXtVLAD(nn.Module):
     ) -> None:
         super().__init__()
         wide = expansion * num_features
+        require_divisor("num_groups", num_groups, wide)
         self.group_size = wide // num_groups
         self.num_groups = num_groups
         self.num_clusters = num_clusters

@@ -1,9 +1,21 @@
 """The non-local block on residuals: arXiv:1810.00207, section 2.1, equations 3 to 5."""
 
 from math import sqrt
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
+
+
+class NonLocalArguments(TypedDict):
+    """What a pooling is told of its non-local block.
+
+    ``num_clusters`` and ``half_features`` for the inner size are the pooling's own K and D / 2,
+    ``rsqrt_features`` for the temperature is ``1 / sqrt(D)``.
+    """
+
+    inner_size: Literal["num_clusters", "half_features"] | int
+    temperature: Literal["rsqrt_features"] | float
 
 
 class NonLocal(nn.Module):
@@ -43,3 +55,17 @@ class NonLocal(nn.Module):
         query, key, value = (residuals @ inner).chunk(3, dim=-1)
         attention = (self.temperature * (query @ key.mT)).softmax(dim=-1)
         return residuals + (attention @ value) @ self.output
+
+
+def non_local_block(
+    arguments: NonLocalArguments, *, num_features: int, num_clusters: int
+) -> NonLocal:
+    """Return the block of a pooling with K clusters of D features."""
+    inner_size, temperature = arguments["inner_size"], arguments["temperature"]
+    if inner_size == "num_clusters":
+        inner_size = num_clusters
+    elif inner_size == "half_features":
+        inner_size = num_features // 2
+    if temperature == "rsqrt_features":
+        temperature = 1 / sqrt(num_features)
+    return NonLocal(num_features=num_features, inner_size=inner_size, temperature=temperature)

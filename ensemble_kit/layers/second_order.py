@@ -1,6 +1,7 @@
 """Second-order function approximation: S4 (arXiv:1810.00530), section 3.3, figure 3."""
 
 from math import sqrt
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -174,6 +175,8 @@ class SecondOrder(nn.Module):
         - output: ``(B, R, K * D + K * F' * F')``; every cluster's part of L2 norm 1, or 0.
     """
 
+    loops_over_repeats = False
+
     def __init__(
         self, *, num_features: int, num_clusters: int, reduced_size: int, momentum: float
     ) -> None:
@@ -198,9 +201,9 @@ class SecondOrder(nn.Module):
         with without_autocast(frames):
             frames = at_least_float32(frames)
             for branch, assignment, rows in zip(
-                self.branches, self.assignments, (frames, frames @ self.projection), strict=True
+                self._branches, self.assignments, (frames, frames @ self.projection), strict=True
             ):
-                described += branch.describe(rows, assignment(rows, row_weights), row_weights)  # type: ignore[operator]
+                described += branch.describe(rows, assignment(rows, row_weights), row_weights)
         return tuple(described)
 
     def aggregate(self, described: tuple[Tensor, ...], frame_weights: Tensor) -> Tensor:
@@ -208,12 +211,16 @@ class SecondOrder(nn.Module):
         half = len(described) // 2
         with without_autocast(frame_weights):
             parts = [
-                branch.aggregate(part, frame_weights).flatten(2)  # type: ignore[operator]
+                branch.aggregate(part, frame_weights).flatten(2)
                 for branch, part in zip(
-                    self.branches, (described[:half], described[half:]), strict=True
+                    self._branches, (described[:half], described[half:]), strict=True
                 )
             ]
         return torch.cat(parts, dim=-1)
+
+    @property
+    def _branches(self) -> list[WhitenedResiduals]:
+        return [cast(WhitenedResiduals, branch) for branch in self.branches]
 
 
 def _outer(left: Tensor, right: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ class SoftBoF(nn.Module):
         - output: ``(B, R, K)``, L2 norm 1, or 0 with no frame.
     """
 
+    loops_over_repeats = False
+
     def __init__(self, *, num_features: int, num_clusters: int, momentum: float) -> None:
         super().__init__()
         self.output_size = num_clusters

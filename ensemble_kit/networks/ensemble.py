@@ -1,6 +1,7 @@
 """Many members in one graph. Imports ``submodel``, ``foreign`` and ``layers``."""
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -8,8 +9,7 @@ from torch import Tensor, nn
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.draws import draws_name
 from ensemble_kit.layers.frame_preparation import prepare_frames
-from ensemble_kit.networks.foreign import ForeignModel, MemberModel
-from ensemble_kit.networks.sub_model import SubModel
+from ensemble_kit.networks.member import MemberModel
 
 
 class FusedEnsemble(nn.Module):
@@ -41,7 +41,7 @@ class FusedEnsemble(nn.Module):
         self.repeats = repeats
         self.random_names: list[str] = []
         for name, member in members.items():
-            self.add_module(module_name(name), member)
+            self.add_module(module_name(name), cast(nn.Module, member))
             table = member.draws_for(name, repeats=repeats)
             if table is not None:
                 self.random_names.append(name)
@@ -87,14 +87,12 @@ class FusedEnsemble(nn.Module):
 
     @property
     def repeats_are_free(self) -> bool:
-        """Whether one graph may run any number of repeats: no part loops over them."""
-        return not any(getattr(module, "loops_over_repeats", False) for module in self.modules())
+        """Whether one graph may run any number of repeats: no member loops over them."""
+        return not any(self.member(name).loops_over_repeats for name in self.names)
 
     def member(self, name: str) -> MemberModel:
         """Return a member by its name."""
-        module = getattr(self, module_name(name))
-        assert isinstance(module, SubModel | ForeignModel)
-        return module
+        return cast(MemberModel, self.get_submodule(module_name(name)))
 
 
 def module_name(member: str) -> str:

@@ -7,7 +7,7 @@ graph; there the imported graph itself is one operator, which ``onnx_graph`` rep
 
 from collections.abc import Mapping
 from math import prod
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import onnx
 import onnxruntime
@@ -16,15 +16,14 @@ from onnx import TensorProto
 from torch import Tensor, nn
 
 from ensemble_kit.data.schema import Schema
-from ensemble_kit.errors import ForeignModelError, ProviderError
+from ensemble_kit.errors import ForeignModelError
 from ensemble_kit.layers.frame_preparation import (
     PreparedFrames,
     mark_frames,
     prepare_frames,
     quantise,
 )
-from ensemble_kit.networks.sub_model import SubModel
-from ensemble_kit.serving.session import PROVIDERS
+from ensemble_kit.serving.opening import open_session
 from ensemble_kit.store.provenance import InputMetadata, MappingMetadata
 
 GRAPH = "graph"  # the tensor that holds the serialised graph, in files
@@ -86,6 +85,7 @@ class ForeignModel(nn.Module):
     """
 
     num_draws = None
+    loops_over_repeats = False
 
     def __init__(
         self,
@@ -194,9 +194,6 @@ class ForeignModel(nn.Module):
         return self._sessions[device]
 
 
-MemberModel: TypeAlias = SubModel | ForeignModel
-
-
 def opset_of(graph: onnx.ModelProto) -> int:
     """Return the version of ONNX's operators that a graph is written in."""
     return max(int(each.version) for each in graph.opset_import if each.domain == "")
@@ -241,27 +238,16 @@ def _open(
         if value.name in weights:
             model.graph.initializer.append(_held_elsewhere(value))
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors come as exceptions; warnings are not the user's
     if weights:
         values = [_ort_value(tensor) for tensor in weights.values()]
         options.add_external_initializers(list(weights), values)
-    wanted = PROVIDERS[device]
-    try:
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=[wanted]
-        )
-    except Exception as error:  # ONNX Runtime's exceptions have no common class of their own
-        raise ProviderError(
-            f"ONNX Runtime cannot open the graph of {name}: {str(error).rstrip('.')}.",
-            hint="Import the model again from its ONNX file.",
-        ) from error
-    if session.get_providers()[0] != wanted:
-        raise ProviderError(
-            f"The graph of {name} would not run on {wanted}: the session got "
-            f"{session.get_providers()[0]}.",
-            hint="Install onnxruntime-gpu with CUDA 13 and cuDNN 9, or ask for the CPU.",
-        )
-    return session
+    return open_session(
+        model.SerializeToString(),
+        device="cuda" if device == "cuda" else "cpu",
+        name=f"the graph of {name}",
+        hint="Import the model again from its ONNX file.",
+        options=options,
+    )
 
 
 def _held_elsewhere(value: onnx.ValueInfoProto) -> TensorProto:

@@ -19,7 +19,8 @@ from ensemble_kit.data.schema import Schema, check_fits
 from ensemble_kit.errors import CheckpointError
 from ensemble_kit.metrics import Metrics
 from ensemble_kit.networks.ensemble import FusedEnsemble, module_name
-from ensemble_kit.networks.foreign import GRAPH, ForeignModel, MemberModel
+from ensemble_kit.networks.foreign import GRAPH, ForeignModel
+from ensemble_kit.networks.member import MemberModel
 from ensemble_kit.networks.onnx_model import OnnxModel
 from ensemble_kit.networks.running import measure, require_device, runner
 from ensemble_kit.networks.sub_model import SubModel
@@ -183,7 +184,9 @@ def load_fused_member(file: TensorFile, member: MemberMetadata, schema: Schema) 
     return model.eval()
 
 
-def empty_member(file: TensorFile, member: MemberMetadata, schema: Schema) -> MemberModel:
+def empty_member(
+    file: TensorFile, member: MemberMetadata, schema: Schema
+) -> SubModel | ForeignModel:
     """Build one member of an open fused file without its weights."""
     if member.mapping is not None:
         prefix = member_prefix(member.name)

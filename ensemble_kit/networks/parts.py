@@ -1,16 +1,14 @@
-"""Every part by the name that recipes give it, and how a recipe's table becomes one.
+"""Every part by the name that recipes give it, and how a recipe's table becomes a part.
 
-Literal tables: they grep, they type-check, and no import changes them. Imports ``layers``,
-``recipes`` and ``recipe_tables``.
+The tables are literal: they can be searched for, they are checked against the protocols, and no
+import changes them.
 """
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from math import sqrt
+from inspect import signature
 from types import MappingProxyType
-from typing import Any
-
-from torch import nn
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from ensemble_kit.errors import RecipeError
 from ensemble_kit.layers import modality_fusion
@@ -30,17 +28,28 @@ from ensemble_kit.layers.heads import Logistic, MixtureOfExperts
 from ensemble_kit.layers.net_fv import NetFV
 from ensemble_kit.layers.netvlad import NetVLAD
 from ensemble_kit.layers.nextvlad import NeXtVLAD
-from ensemble_kit.layers.non_local import NonLocal
+from ensemble_kit.layers.protocols import (
+    Fusion,
+    Gating,
+    Head,
+    PartError,
+    Pooling,
+    Sampling,
+    SequencePooling,
+    SetPooling,
+)
 from ensemble_kit.layers.recurrent import AttentionBiGRU, RecurrentPooling
 from ensemble_kit.layers.se_gating import SEGating
 from ensemble_kit.layers.second_order import SecondOrder
 from ensemble_kit.layers.soft_bof import SoftBoF
 from ensemble_kit.recipes.reading import for_modality
-from ensemble_kit.recipes.tables import NonLocalTable, Pooling, Table
+from ensemble_kit.recipes.tables import Pooling as PoolingTable
+from ensemble_kit.recipes.tables import Table
 
-Parts = Mapping[str, Callable[..., nn.Module]]
+Part = TypeVar("Part")
+Parts: TypeAlias = Mapping[str, Callable[..., Part]]
 
-SAMPLINGS: Parts = MappingProxyType(
+SAMPLINGS: Parts[Sampling] = MappingProxyType(
     {
         "all": AllFrames,
         "random": RandomSampling,
@@ -48,8 +57,7 @@ SAMPLINGS: Parts = MappingProxyType(
         "uniform": UniformSampling,
     }
 )
-# Order-free: described once, aggregated for each repeat.
-SET_POOLINGS: Parts = MappingProxyType(
+SET_POOLINGS: Parts[SetPooling] = MappingProxyType(
     {
         "average": AveragePooling,
         "dbof": DBoF,
@@ -62,8 +70,7 @@ SET_POOLINGS: Parts = MappingProxyType(
         "soft_bof": SoftBoF,
     }
 )
-# Run on the frames themselves, once a repeat.
-SEQUENCE_POOLINGS: Parts = MappingProxyType(
+SEQUENCE_POOLINGS: Parts[SequencePooling] = MappingProxyType(
     {
         "attention_bigru": AttentionBiGRU,
         "attention_netvlad": AttentionNetVLAD,
@@ -73,7 +80,7 @@ SEQUENCE_POOLINGS: Parts = MappingProxyType(
         "lstm": partial(RecurrentPooling, cell="lstm", is_bidirectional=False),
     }
 )
-FUSIONS: Parts = MappingProxyType(
+FUSIONS: Parts[Fusion] = MappingProxyType(
     {
         "concat": modality_fusion.Concat,
         "fc_concat": modality_fusion.FCConcat,
@@ -83,89 +90,91 @@ FUSIONS: Parts = MappingProxyType(
         "single": modality_fusion.Concat,
     }
 )
-GATINGS: Parts = MappingProxyType({"context_gating": ContextGating, "glu": GLU, "se": SEGating})
-HEADS: Parts = MappingProxyType({"logistic": Logistic, "mixture_of_experts": MixtureOfExperts})
+GATINGS: Parts[Gating] = MappingProxyType(
+    {"context_gating": ContextGating, "glu": GLU, "se": SEGating}
+)
+HEADS: Parts[Head] = MappingProxyType(
+    {"logistic": Logistic, "mixture_of_experts": MixtureOfExperts}
+)
 
-WITHOUT_BATCH_NORM = frozenset({"average", "attention_bigru", "bigru", "bilstm", "gru", "lstm"})
-OF_TWO = frozenset({"mfb", "projection"})  # fusions of exactly two modalities
-WIRING_KEYS = frozenset({"name", "modality_fusion", "probability_gating", "remove_diagonal"})
+# Keys of recipe tables that SubModel reads itself.
+WIRING_KEYS = frozenset(
+    {"name", "modality", "modality_fusion", "probability_gating", "remove_diagonal"}
+)
+
+
+class Stream(NamedTuple):
+    """The frames that one pooling reads: a modality's, or those of all modalities joined.
+
+    Attributes:
+        name: The modality's name, which picks the values of per-modality arguments.
+        num_features: D, the features of one frame.
+        num_frames: N, the frames that sampling takes; None for all frames.
+        is_first: Whether it is the schema's first.
+    """
+
+    name: str
+    num_features: int
+    num_frames: int | None
+    is_first: bool
 
 
 def arguments_of(table: Table) -> dict[str, Any]:
-    """Return a part's own arguments: the table without what the wiring reads, or leaves out."""
+    """Return a part's own arguments: the table without what the wiring reads or what is left out.
+
+    A table inside it becomes a dictionary.
+    """
     return {
-        key: value
+        key: arguments_of(value) if isinstance(value, Table) else value
         for key, value in dict(table).items()
         if key not in WIRING_KEYS and value is not None
     }
 
 
-def build_pooling(
-    table: Pooling,
-    modality: str,
-    width: int,
-    *,
-    momentum: float,
-    num_sampled: int | None,
-    is_first: bool,
-) -> nn.Module:
+def takes(part: Callable[..., Part], argument: str) -> bool:
+    """Return whether a part's constructor names an argument."""
+    return argument in signature(part).parameters
+
+
+def build_part(
+    part: Callable[..., Part], arguments: Mapping[str, Any], offered: Mapping[str, Any]
+) -> Part:
+    """Build a part from its recipe's arguments and those offered facts that it names."""
+    taken = {name: value for name, value in offered.items() if takes(part, name)}
+    return part(**arguments, **taken)
+
+
+def build_pooling(table: PoolingTable, stream: Stream, *, momentum: float) -> Pooling:
     """Build the pooling of one stream of frames.
 
     Args:
         table: The recipe's pooling.
-        modality: The stream's name, which picks the values of per-modality arguments.
-        width: D, the features of one frame.
-        momentum: Of batch norms.
-        num_sampled: N, the frames that sampling takes; None for all frames.
-        is_first: Whether the stream is the schema's first; gated BoF gates no other.
+        stream: What it reads.
+        momentum: The share of a new batch in the running statistics of batch norms.
 
     Raises:
-        RecipeError: A per-modality argument does not name the modality, features do not divide
-            into heads or groups, or attention similarities have no fixed number of frames.
+        RecipeError: A per-modality argument does not name the modality, or the part refuses an
+            argument for these frames.
     """
-    name = table.name
     arguments: dict[str, Any] = {
-        key: for_modality(value, modality, key=f"pooling.{key}")
-        if isinstance(value, dict)
+        key: for_modality(value, stream.name, key=f"pooling.{key}")
+        if isinstance(getattr(table, key), dict)
         else value
         for key, value in arguments_of(table).items()
     }
-    if name not in WITHOUT_BATCH_NORM:
-        arguments["momentum"] = momentum
-    if "non_local" in arguments:
-        arguments["non_local"] = _non_local(
-            arguments["non_local"], width, arguments["num_clusters"]
-        )
-    if name == "attention_netvlad":
-        _require_divisor("num_heads", arguments["num_heads"], width, modality)
-        if num_sampled is None and arguments["similarity"] == "attention":
-            raise RecipeError(
-                "pooling.similarity is 'attention', which takes a fixed number of frames, but "
-                "sampling.name is 'all'.",
-                hint="Use --set 'sampling={name=\"uniform\", num_frames=256}'.",
-            )
-        arguments["num_frames"] = num_sampled
-    if name == "nextvlad":
-        wide = arguments["expansion"] * width
-        _require_divisor("num_groups", arguments["num_groups"], wide, modality)
-    if name == "gated_bof" and not is_first:
-        del arguments["gate_rank"]
-        name = "soft_bof"
-    part = SET_POOLINGS.get(name) or SEQUENCE_POOLINGS[name]
-    return part(num_features=width, **arguments)
-
-
-def _require_divisor(key: str, divisor: int, num_features: int, modality: str) -> None:
-    if num_features % divisor:
+    offered = {
+        "num_features": stream.num_features,
+        "num_frames": stream.num_frames,
+        "is_first": stream.is_first,
+        "momentum": momentum,
+    }
+    try:
+        if table.name in SET_POOLINGS:
+            return build_part(SET_POOLINGS[table.name], arguments, offered)
+        return build_part(SEQUENCE_POOLINGS[table.name], arguments, offered)
+    except PartError as error:
         raise RecipeError(
-            f"pooling.{key} is {divisor} for {modality}, but {num_features} features do not divide "
-            f"into {divisor}.",
-            hint=f"Set pooling.{key} of {modality} to a divisor of {num_features}.",
-        )
-
-
-def _non_local(table: NonLocalTable, width: int, num_clusters: int) -> NonLocal:
-    inner = {"num_clusters": num_clusters, "half_features": width // 2}
-    size = table.inner_size if isinstance(table.inner_size, int) else inner[table.inner_size]
-    temperature = 1 / sqrt(width) if isinstance(table.temperature, str) else table.temperature
-    return NonLocal(num_features=width, inner_size=size, temperature=temperature)
+            f"pooling.{error.key} is {arguments[error.key]!r} for {stream.name}, but "
+            f"{error.reason}.",
+            hint=f"Set pooling.{error.key} of {stream.name} to {error.advice}.",
+        ) from error

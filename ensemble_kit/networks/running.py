@@ -1,6 +1,7 @@
 """Run a model on batches of records, on a device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,20 @@ def require_device(device: str) -> None:
         )
 
 
+@contextmanager
+def seeded(seed: int, device: str) -> Iterator[None]:
+    """Seed PyTorch's random numbers for a block, and put the caller's own back after it.
+
+    Args:
+        seed: The seed, for the CPU and for ``device``.
+        device: ``cpu`` or ``cuda``.
+    """
+    devices = [torch.cuda.current_device()] if device == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
 def to_torch(batch: Batch, device: str) -> tuple[dict[str, Tensor], Tensor]:
     """Return a batch's frames and frame counts as tensors on a device."""
     frames = {name: torch.from_numpy(values).to(device) for name, values in batch.frames.items()}
@@ -28,7 +43,7 @@ def to_torch(batch: Batch, device: str) -> tuple[dict[str, Tensor], Tensor]:
 
 
 def runner(
-    model: torch.nn.Module, draws: Tensor | None, device: str
+    model: Callable[..., Tensor], draws: Tensor | None, device: str
 ) -> Callable[[Batch], np.ndarray[Any, Any]]:
     """Return a function from a batch of records to probabilities ``(B, C)``, float32.
 

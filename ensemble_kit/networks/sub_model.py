@@ -1,11 +1,7 @@
-"""The one wiring of parts into a sub-model: frames of each modality -> probabilities.
+"""The one wiring of parts into a sub-model: frames of each modality -> probabilities."""
 
-Imports ``parts`` and what they are made of, ``recipes``, ``data.schema`` and
-``data.frame_choice``.
-"""
-
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,17 +13,26 @@ from ensemble_kit.layers.context_gating import ContextGating
 from ensemble_kit.layers.frame_preparation import PreparedFrames, prepare_frames
 from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.layers.hidden_projection import HiddenProjection
-from ensemble_kit.layers.modality_fusion import Projection
 from ensemble_kit.layers.normalisation import BatchNorm
+from ensemble_kit.layers.protocols import (
+    Fusion,
+    Gating,
+    Head,
+    Sampling,
+    SequencePooling,
+    SetPooling,
+)
 from ensemble_kit.networks.parts import (
     FUSIONS,
     GATINGS,
     HEADS,
-    OF_TWO,
     SAMPLINGS,
     SEQUENCE_POOLINGS,
+    Stream,
     arguments_of,
+    build_part,
     build_pooling,
+    takes,
 )
 from ensemble_kit.recipes.reading import Recipe
 from ensemble_kit.recipes.tables import HiddenTable
@@ -76,43 +81,40 @@ class SubModel(nn.Module):
         self.is_sequential = recipe.pooling.name in SEQUENCE_POOLINGS
         self.streams = _streams(recipe, schema)
         momentum = recipe.training.batch_norm_momentum
-        sampling: Any = SAMPLINGS[recipe.sampling.name](**arguments_of(recipe.sampling))
-        self.sampling = sampling
-        widths = {name: stop - start for name, (start, stop) in self.streams.items()}
+        self.sampling: Sampling = SAMPLINGS[recipe.sampling.name](**arguments_of(recipe.sampling))
         self.input_batch_norm = (
-            BatchNorm(num_features=sum(widths.values()), momentum=momentum)
+            BatchNorm(
+                num_features=sum(stop - start for start, stop in self.streams.values()),
+                momentum=momentum,
+            )
             if recipe.input.batch_norm
             else None
         )
-        self.poolings = nn.ModuleDict(
-            {
-                pooling_name(name): build_pooling(
-                    recipe.pooling,
-                    name,
-                    width,
-                    momentum=momentum,
-                    num_sampled=sampling.num_frames,
-                    is_first=index == 0,
-                )
-                for index, (name, width) in enumerate(widths.items())
-            }
+        self.poolings = nn.ModuleDict()
+        sizes, fan_ins = [], []
+        for index, (name, (start, stop)) in enumerate(self.streams.items()):
+            stream = Stream(name, stop - start, self.sampling.num_frames, is_first=index == 0)
+            pooling = build_pooling(recipe.pooling, stream, momentum=momentum)
+            self.poolings[pooling_name(name)] = cast(nn.Module, pooling)
+            sizes.append(pooling.output_size)
+            fan_ins.append(pooling.projection_fan_in)
+        self.fusion: Fusion = build_part(
+            FUSIONS[recipe.fusion.name if recipe.fusion else "concat"],
+            arguments_of(recipe.fusion) if recipe.fusion else {},
+            {"sizes": sizes},
         )
-        parts: list[Any] = list(self.poolings.values())
-        fusion = FUSIONS[recipe.fusion.name if recipe.fusion else "concat"]
-        arguments = arguments_of(recipe.fusion) if recipe.fusion else {}
-        arguments.pop("modality", None)
-        joined: Any = fusion(sizes=[part.output_size for part in parts], **arguments)
-        self.fusion = joined
-        features: int = joined.output_size
+        _require_modalities(recipe, self.fusion, self.streams)
+        features = self.fusion.output_size
         self.hidden: HiddenProjection | None = None
-        self.gating: nn.Module | None = None
+        self.gating: Gating | None = None
         if recipe.hidden is not None:
-            fan_in = parts[0].projection_fan_in
-            self.hidden = _hidden_projection(recipe.hidden, features, fan_in, momentum)
+            self.hidden = _hidden_projection(recipe.hidden, features, fan_ins[0], momentum)
             features = recipe.hidden.size
             self.gating = _gating(recipe.hidden, momentum)
-        self.head: Any = HEADS[recipe.head.name](
-            num_features=features, num_classes=schema.num_classes, **arguments_of(recipe.head)
+        self.head: Head = build_part(
+            HEADS[recipe.head.name],
+            arguments_of(recipe.head),
+            {"num_features": features, "num_classes": schema.num_classes},
         )
         self.probability_gating = (
             ContextGating(
@@ -127,16 +129,21 @@ class SubModel(nn.Module):
     @property
     def num_draws(self) -> int | None:
         """How many uniform numbers one repeat draws; None where nothing is drawn."""
-        draws: int | None = self.sampling.num_draws
-        return draws
+        return self.sampling.num_draws
+
+    @property
+    def loops_over_repeats(self) -> bool:
+        """Whether an exported graph serves one number of repeats only."""
+        return not self.is_sequential and any(part.loops_over_repeats for part in self._sets)
 
     @property
     def frame_choice(self) -> FrameChoice | None:
         """The sampling as a rule to copy frames by while records are read; None reads all."""
         name = self.recipe.sampling.name
-        if name == "all":
+        count = self.sampling.num_frames
+        if name == "all" or count is None:
             return None
-        return FrameChoice(name, self.sampling.num_frames, in_order=self.is_sequential)
+        return FrameChoice(name, count, in_order=self.is_sequential)
 
     def draws_for(self, name: str, *, repeats: int) -> Tensor | None:
         """Return the fixed uniform numbers of a member of this name; None if nothing is drawn."""
@@ -186,13 +193,12 @@ class SubModel(nn.Module):
             values = self.input_batch_norm(values, weights[:, 0])
         sizes = [stop - start for start, stop in self.streams.values()]
         split = torch.split(values, sizes, dim=-1)
-        poolings: list[Any] = list(self.poolings.values())
         if self.is_sequential:
             pooled = self._pool_sequences(split, prepared.is_frame, indices)
         else:
             pooled = [
                 pooling.aggregate(pooling.describe(stream, weights[:, 0]), weights)
-                for pooling, stream in zip(poolings, split, strict=True)
+                for pooling, stream in zip(self._sets, split, strict=True)
             ]
         features = self.fusion(pooled)
         if self.hidden is not None:
@@ -202,15 +208,24 @@ class SubModel(nn.Module):
         probabilities = self.head(features)
         if self.probability_gating is not None:
             probabilities = self.probability_gating(probabilities)
-        return probabilities.mean(dim=1)  # type: ignore[no-any-return]
+        return probabilities.mean(dim=1)
 
     def penalty(self) -> Tensor | None:
         """Return what the modality fusion adds to the loss of the last batch, if anything."""
-        return self.fusion.last_penalty if isinstance(self.fusion, Projection) else None
+        return self.fusion.last_penalty
 
     def regularised(self) -> list[Tensor]:
         """Return the kernels that the L2 penalty applies to: the head's."""
-        return self.head.regularised()  # type: ignore[no-any-return]
+        return self.head.regularised()
+
+    # ModuleDict forgets what its modules are, and a model pools sets or sequences, never both.
+    @property
+    def _sets(self) -> list[SetPooling]:
+        return [cast(SetPooling, pooling) for pooling in self.poolings.values()]
+
+    @property
+    def _sequences(self) -> list[SequencePooling]:
+        return [cast(SequencePooling, pooling) for pooling in self.poolings.values()]
 
     def _sample(
         self, is_frame: Tensor, draws: Tensor | None, frame_weights: Tensor | None
@@ -224,9 +239,7 @@ class SubModel(nn.Module):
         if draws is None and self.num_draws is not None:  # once, for weights and frames alike
             draws = torch.rand(is_frame.shape[0], 1, self.num_draws, device=is_frame.device)
         weights = self.sampling(is_frame, draws)
-        if not self.is_sequential or self.sampling.num_frames is None:
-            return weights, None
-        return weights, self.sampling.indices(is_frame, draws)
+        return weights, self.sampling.indices(is_frame, draws) if self.is_sequential else None
 
     def _pool_sequences(
         self, streams: tuple[Tensor, ...], is_frame: Tensor, indices: Tensor | None
@@ -234,13 +247,13 @@ class SubModel(nn.Module):
         """Run sequence poolings on the sampled frames; each returns ``(B, R, F)``."""
         lengths = is_frame.sum(dim=1)
         if indices is None:
-            pairs = zip(self.poolings.values(), streams, strict=True)
+            pairs = zip(self._sequences, streams, strict=True)
             return [pooling(stream, lengths).unsqueeze(1) for pooling, stream in pairs]
         batch, repeats, count = indices.shape
         flat = indices.flatten(1).unsqueeze(-1)
         lengths = ((lengths > 0) * count).unsqueeze(1).expand(-1, repeats).reshape(-1)
         pooled = []
-        for pooling, stream in zip(self.poolings.values(), streams, strict=True):
+        for pooling, stream in zip(self._sequences, streams, strict=True):
             frames = stream.gather(1, flat.expand(-1, -1, stream.shape[-1]))
             rows = pooling(frames.reshape(batch * repeats, count, stream.shape[-1]), lengths)
             pooled.append(rows.reshape(batch, repeats, -1))
@@ -280,19 +293,24 @@ def _streams(recipe: Recipe, schema: Schema) -> dict[str, tuple[int, int]]:
                 hint=f"Use --set fusion.modality={next(iter(slices))}.",
             )
         return {fusion.modality: slices[fusion.modality]}
-    if fusion is not None and fusion.name in OF_TWO and len(slices) != 2:
-        raise RecipeError(
-            f"Recipe {recipe.name}: fusion.name is {fusion.name!r}, which joins two modalities, "
-            f"but these records hold {len(slices)}: {', '.join(slices)}.",
-            hint="Use records of two modalities, or another fusion.",
-        )
     return slices
+
+
+def _require_modalities(recipe: Recipe, fusion: Fusion, streams: Collection[str]) -> None:
+    """Refuse a modality fusion of another number of modalities than there are."""
+    needed = fusion.num_modalities
+    if recipe.fusion is not None and needed not in {None, len(streams)}:
+        raise RecipeError(
+            f"Recipe {recipe.name}: fusion.name is {recipe.fusion.name!r}, which joins {needed} "
+            f"modalities, but these records hold {len(streams)}: {', '.join(streams)}.",
+            hint=f"Use records of {needed} modalities, or another fusion.",
+        )
 
 
 def _require_diagonals(recipe: Recipe) -> None:
     """Refuse to leave out the diagonal of a gate that the recipe does not have."""
     hidden, head = recipe.hidden, recipe.head
-    if hidden is not None and hidden.remove_diagonal and hidden.gating != "context_gating":
+    if hidden is not None and hidden.remove_diagonal and not _has_diagonal(hidden.gating):
         raise RecipeError(
             f"Recipe {recipe.name}: hidden.remove_diagonal is true, but hidden.gating is "
             f"{hidden.gating!r}.",
@@ -319,11 +337,16 @@ def _hidden_projection(
     )
 
 
-def _gating(table: HiddenTable, momentum: float) -> nn.Module | None:
+def _has_diagonal(gating: str) -> bool:
+    return gating in GATINGS and takes(GATINGS[gating], "remove_diagonal")
+
+
+def _gating(table: HiddenTable, momentum: float) -> Gating | None:
     if table.gating == "none":
         return None
     extra = {"remove_diagonal": True} if table.remove_diagonal else {}
-    return GATINGS[table.gating](num_features=table.size, momentum=momentum, **extra)
+    offered = {"num_features": table.size, "momentum": momentum}
+    return build_part(GATINGS[table.gating], extra, offered)
 
 
 def measure_recipe(recipe: Recipe, schema: Schema) -> Size:

@@ -14,8 +14,8 @@ import onnxruntime
 from ensemble_kit.draws import draw_numbers, draws_name
 from ensemble_kit.errors import ExportError, ProviderError
 from ensemble_kit.serving.onnx_file import read_properties
+from ensemble_kit.serving.opening import open_session
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 METADATA_PREFIX = "ensemble_kit."
 OUTPUTS = ("probabilities", "labels", "confidences")
 
@@ -67,32 +67,22 @@ class OnnxEnsemble:
         low_memory: bool | None = None,
         keep_memory: bool = True,
     ) -> None:
-        wanted = PROVIDERS[device]
-        if wanted not in onnxruntime.get_available_providers():
-            raise _not_on(path, wanted, "this build of ONNX Runtime does not have it")
         if low_memory is None:
             low_memory = _is_low_memory(Path(path))
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors come as exceptions; warnings are not the user's
         options.enable_cpu_mem_arena = keep_memory
         # Batches come in any shape, and a plan of memory is kept for each: half a file's size more
         # at three shapes, and no faster.
         options.enable_mem_pattern = False
-        try:
-            self.session = onnxruntime.InferenceSession(
-                path,
-                options,
-                providers=[wanted],
-                disabled_optimizers=["ConstantFolding"] if low_memory else None,
-            )
-        except Exception as error:  # ONNX Runtime's exceptions have no common class of their own
-            raise ProviderError(
-                f"ONNX Runtime cannot open {path}: {str(error).rstrip('.')}.",
-                hint="Export the file again, or copy it again from where it is whole.",
-            ) from error
+        self.session = open_session(
+            path,
+            device=device,
+            name=str(path),
+            hint="Export the file again, or copy it again from where it is whole.",
+            options=options,
+            is_folding=not low_memory,
+        )
         self.provider: str = self.session.get_providers()[0]
-        if self.provider != wanted:
-            raise _not_on(path, wanted, f"the session got {self.provider}")
         properties = self.session.get_modelmeta().custom_metadata_map
         self.metadata: Mapping[str, str] = {
             key.removeprefix(METADATA_PREFIX): value
@@ -173,11 +163,4 @@ def no_metadata(path: Path | str) -> ProviderError:
     return ProviderError(
         f"{path} carries no record of ensemble-kit.",
         hint="Name a file that `ensemble-kit export-onnx` wrote.",
-    )
-
-
-def _not_on(path: Path | str, wanted: str, reason: str) -> ProviderError:
-    return ProviderError(
-        f"{path} would not run on {wanted}: {reason}.",
-        hint="Install onnxruntime-gpu with CUDA 13 and cuDNN 9, or ask for the CPU.",
     )

@@ -2,8 +2,7 @@
 
 from contextlib import ExitStack
 
-import torch
-
+from ensemble_kit.networks.running import seeded
 from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.progress import progress, quietly
 from ensemble_kit.store.provenance import TrainingStateMetadata
@@ -48,9 +47,9 @@ def train_checkpoints(plan: RunPlan, *, force: bool = False) -> TrainedRun:
     found = _tell(processes, plan.find(force=force) if processes.is_first else None)
     if found is not None and found.is_finished:
         return _finished_before(plan, position_of(found), processes)
-    torch.manual_seed(plan.seed)
-    model = SubModel(plan.recipe, plan.training.schema).to(plan.device)
     with ExitStack() as stack:
+        stack.enter_context(seeded(plan.seed, plan.device))
+        model = SubModel(plan.recipe, plan.training.schema).to(plan.device)
         log = None
         if processes.is_first:
             stack.enter_context(plan.run.locked())

@@ -127,6 +127,9 @@ def _cut_log(path: Path, step: int) -> None:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed all that one process draws in one step, such as dropout, by nothing but these three."""
+    """Seed all that one process draws in one step, such as dropout, by nothing but these three.
+
+    ``train_checkpoints`` calls this within ``seeded``, which puts the caller's own state back.
+    """
     mixed = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
     torch.manual_seed(int(mixed[0]))

@@ -140,3 +140,14 @@ def test_a_batch_of_bad_records_alone_is_not_looked_at(training, tmp_path, monke
 
     assert records.num_skipped == 1
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+
+
+def test_recalibration_leaves_the_callers_random_numbers_alone(training):
+    model = tiny_model(tiny_recipe(sampling="random"), training.schema)
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+
+    recalibrate(model, training, num_videos=8)
+
+    assert torch.equal(torch.rand(3), expected)

@@ -13,8 +13,8 @@ from workspace_fixture import write_selection_of
 from ensemble_kit.data.dataset import Batch
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import CheckpointError, ExportError, OutputError, SizeLimitError
-from ensemble_kit.export import stage as export
 from ensemble_kit.export import export_onnx, parity
+from ensemble_kit.export import stage as export
 from ensemble_kit.files import sha256_of
 from ensemble_kit.fusion.stage import fuse
 from ensemble_kit.layers.frame_preparation import dequantise

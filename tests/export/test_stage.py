@@ -15,8 +15,8 @@ from workspace_fixture import COEFFICIENTS, MEMBERS, REPEATS, write_selection_of
 import ensemble_kit
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.errors import CheckpointError, ExportError, OutputError, SizeLimitError
-from ensemble_kit.export import stage as export
 from ensemble_kit.export import export_onnx, parity
+from ensemble_kit.export import stage as export
 from ensemble_kit.files import format_size, sha256_of
 from ensemble_kit.fusion.stage import fuse
 from ensemble_kit.layers.frame_preparation import PreparedFrames, prepare_frames

@@ -337,7 +337,10 @@ def test_centres_start_on_the_scale_of_unit_frames():
 
 
 def test_attention_similarities_need_a_number_of_frames():
-    with pytest.raises(ValueError, match=r"^attention similarities need a fixed number of frames$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^similarity: attention over frames needs a fixed number of them, and all are read$",
+    ):
         AttentionNetVLAD(
             num_features=FEATURES,
             num_clusters=CLUSTERS,

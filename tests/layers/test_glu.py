@@ -8,7 +8,7 @@ from ensemble_kit.layers.glu import GLU
 
 def build():
     torch.manual_seed(0)
-    layer = GLU(num_features=4, momentum=0.1).double()
+    layer = GLU(num_features=4).double()
     layer.gate_bias.data.normal_()
     layer.value_bias.data.normal_()
     return layer
@@ -37,7 +37,7 @@ def test_gradients_reach_every_parameter(rng):
 
 def test_matrices_start_with_the_scale_of_their_fan_in_and_biases_at_zero():
     torch.manual_seed(0)
-    layer = GLU(num_features=400, momentum=0.1)
+    layer = GLU(num_features=400)
 
     for matrix in (layer.gate, layer.value):
         assert abs(matrix.std().item() * sqrt(400) - 1) < 0.02

@@ -3,24 +3,20 @@ from typing import get_args
 
 import pytest
 import torch
-from builders import POOLINGS, tiny_recipe
+from builders import IN_ORDER, POOLINGS, tiny_recipe
 
 from ensemble_kit.errors import RecipeError
-from ensemble_kit.layers.gated_bof import GatedBoF
-from ensemble_kit.layers.soft_bof import SoftBoF
+from ensemble_kit.layers.normalisation import BatchNorm
 from ensemble_kit.networks import parts
-from ensemble_kit.networks.parts import build_pooling
+from ensemble_kit.networks.parts import Stream, build_pooling
 from ensemble_kit.recipes import tables as recipe_tables
 
 
 def built(pooling, *overrides, modality="rgb", width=6, num_sampled=8, is_first=True):
     return build_pooling(
         tiny_recipe(pooling=pooling, overrides=overrides).pooling,
-        modality,
-        width,
+        Stream(modality, width, num_sampled, is_first),
         momentum=0.25,
-        num_sampled=num_sampled,
-        is_first=is_first,
     )
 
 
@@ -64,9 +60,12 @@ def test_the_tests_build_every_pooling():
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_a_poolings_batch_norms_have_the_recipes_momentum(pooling):
-    momenta = {part.momentum for part in built(pooling).modules() if hasattr(part, "momentum")}
+    parts_of_it = list(built(pooling).modules())
+    momenta = {part.momentum for part in parts_of_it if hasattr(part, "momentum")}
 
-    assert momenta == (set() if pooling in parts.WITHOUT_BATCH_NORM else {0.25})
+    has_batch_norm = pooling not in {"average", *IN_ORDER}
+    assert momenta == ({0.25} if has_batch_norm else set())
+    assert any(isinstance(part, BatchNorm) for part in parts_of_it) == has_batch_norm
 
 
 @pytest.mark.parametrize("pooling", ["netvlad", "netrvlad"])
@@ -94,9 +93,18 @@ def test_the_non_local_block_is_sized_by_its_stream(
     assert (layer.centres is None) == (pooling == "netrvlad")
 
 
-def test_gated_bof_gates_the_first_stream_alone():
-    assert isinstance(built("gated_bof"), GatedBoF)
-    assert isinstance(built("gated_bof", modality="audio", is_first=False), SoftBoF)
+def test_gated_bof_gates_the_first_stream_alone(rng):
+    gated, plain = built("gated_bof"), built("gated_bof", modality="audio", is_first=False)
+    bag = built("soft_bof", modality="audio").eval()
+
+    assert (gated.loops_over_repeats, plain.loops_over_repeats) == (True, False)
+    assert plain.state_dict().keys() == bag.state_dict().keys() != gated.state_dict().keys()
+    bag.load_state_dict(plain.eval().state_dict())
+    frames, weights = torch.randn(3, 7, 6, generator=rng), torch.ones(3, 2, 7)
+    assert torch.equal(
+        plain.aggregate(plain.describe(frames, weights[:, 0]), weights),
+        bag.aggregate(bag.describe(frames, weights[:, 0]), weights),
+    )
 
 
 def test_attention_over_softmax_takes_any_number_of_frames(rng):
@@ -109,9 +117,10 @@ def test_attention_over_softmax_takes_any_number_of_frames(rng):
 
 def test_attention_similarities_without_a_number_of_frames_are_refused():
     assert message_of("attention_netvlad", num_sampled=None) == (
-        "pooling.similarity is 'attention', which takes a fixed number of frames, but "
-        "sampling.name is 'all'.\n"
-        "Use --set 'sampling={name=\"uniform\", num_frames=256}'."
+        "pooling.similarity is 'attention' for rgb, but attention over frames needs a fixed number "
+        "of them, and all are read.\n"
+        "Set pooling.similarity of rgb to 'softmax', or sample a fixed number of frames "
+        "(sampling.num_frames)."
     )
 
 

@@ -469,9 +469,9 @@ def test_a_single_modality_that_is_not_there_is_named():
 def test_a_fusion_of_two_modalities_asks_for_two(table, widths):
     name = table.split("'")[1]
     assert message_of(f"fusion={table}", widths=widths) == (
-        f"Recipe tiny: fusion.name is {name!r}, which joins two modalities, but these records hold "
+        f"Recipe tiny: fusion.name is {name!r}, which joins 2 modalities, but these records hold "
         f"{len(widths)}: {', '.join(widths)}.\n"
-        "Use records of two modalities, or another fusion."
+        "Use records of 2 modalities, or another fusion."
     )
 
 

@@ -47,7 +47,7 @@ def test_a_server_needs_no_torch_and_no_more_of_the_kit(exported):
         "[]",
         "['ensemble_kit', 'ensemble_kit._version', 'ensemble_kit.draws', 'ensemble_kit.errors', "
         "'ensemble_kit.runtime', 'ensemble_kit.serving', 'ensemble_kit.serving.onnx_file', "
-        "'ensemble_kit.serving.session']",
+        "'ensemble_kit.serving.opening', 'ensemble_kit.serving.session']",
     ]
 
 
@@ -144,7 +144,7 @@ def test_a_gpu_that_is_not_there_is_never_replaced_by_the_cpu(exported, capfd):
         else "this build of ONNX Runtime does not have it"
     )
     assert message == (
-        f"{exported.path} would not run on CUDAExecutionProvider: {reason}.\n{ON_CPU}"
+        f"ONNX Runtime cannot run {exported.path} on CUDAExecutionProvider: {reason}.\n{ON_CPU}"
     )
 
 
@@ -152,8 +152,8 @@ def test_a_build_without_cuda_is_named(exported, monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
 
     assert refused(exported.path, device="cuda") == (
-        f"{exported.path} would not run on CUDAExecutionProvider: this build of ONNX Runtime does "
-        f"not have it.\n{ON_CPU}"
+        f"ONNX Runtime cannot run {exported.path} on CUDAExecutionProvider: this build of ONNX "
+        f"Runtime does not have it.\n{ON_CPU}"
     )
 
 
@@ -171,6 +171,6 @@ def test_a_session_that_fell_back_in_silence_is_refused(exported, monkeypatch):
 
     assert asked == [["CUDAExecutionProvider"]]
     assert message == (
-        f"{exported.path} would not run on CUDAExecutionProvider: the session got "
+        f"ONNX Runtime cannot run {exported.path} on CUDAExecutionProvider: the session got "
         f"CPUExecutionProvider.\n{ON_CPU}"
     )

@@ -540,3 +540,13 @@ def test_a_moving_average_is_kept_beside_the_checkpoints(folder, records):
     record = record_of(trained.folder.ema)
     assert (record.step, record.ema_decay) == (3, 0.9)
     assert record.run == record_of(trained.folder.checkpoint(3)).run
+
+
+def test_training_leaves_the_callers_random_numbers_alone(folder, records):
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+
+    train_tiny(folder, records, tiny_recipe())
+
+    assert torch.equal(torch.rand(3), expected)
