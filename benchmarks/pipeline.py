@@ -1,12 +1,12 @@
-"""Seconds of each stage of the whole road, on both examples.
+"""Seconds of each stage of the whole pipeline, on both examples.
 
-There is no peer here: nothing else goes from records to one ONNX file. The table says where the
-time goes, on the machine that its first line names; below it is what the example prints last, and
-what rounding cost.
+There is no peer in this benchmark: nothing else goes from records to one ONNX file. The table shows
+where the time goes, on the machine that its first line names. Below the table stand the GAPs before
+and after rounding, and the table of models that the example prints at its end.
 
-    python benchmarks/road.py DATA [--quick] [--json]
+    python benchmarks/pipeline.py DATA [--quick] [--json]
 
-DATA is the folder that the examples take. ``--quick`` trains a few steps only.
+DATA is the folder that the examples take. ``--quick`` trains for a few steps only.
 """
 
 import os

@@ -87,7 +87,7 @@ def cases_of(data: Path | None, folder: Path, *, is_quick: bool) -> Iterator[Cas
 def timed(
     read: Callable[[Case, int], Iterator[int]], case: Case, cores: list[int], seconds: float
 ) -> Figures:
-    """Return the videos a second behind the first batches, on some cores, for some seconds.
+    """Return the videos a second after the first batches, on some cores, for some seconds.
 
     The CPU time is this process's: where others help it, it says nothing.
     """

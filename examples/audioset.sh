@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The whole road on AudioSet: train five sub-models of four kinds on frame-level records, average,
-# select, fuse in bfloat16, export one ONNX file, and score every step on the test records.
+# The whole pipeline on AudioSet: train five sub-models of four kinds on frame-level records, average
+# their checkpoints, select, fuse, export one ONNX file, and score every step on the test records.
 #
 #   examples/audioset.sh DATA OUT
 #
 # DATA/audioset/frame/{train,validate,test}/*.tfrecord are AudioSet's frame-level records, and
 # DATA/audioset/class_labels_indices.csv its class names. OUT becomes a workspace. The recipes have
-# the papers' parts at sizes that two cores train in minutes; QUICK=1 only tries the road out.
+# the papers' parts at sizes that two cores train in minutes; QUICK=1 is a short trial.
 set -euo pipefail
 source "$(dirname "$0")/stages.sh"
 [ $# -eq 2 ] || usage DATA OUT

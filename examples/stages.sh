@@ -1,21 +1,22 @@
-# What the examples share; sourced by them, with `records` and `names` set: the folder of train,
-# validate and test records, and the CSV file of class names.
+# Functions that the examples share. An example sources this file, then sets `records`, the folder of
+# train, validate and test records, and `names`, the CSV file of class names.
 
 usage() { # usage ARGUMENT...
     echo "usage: $0 $*" >&2
     exit 2
 }
 
-# Two threads that spin while another process works take ten times as long; asleep, a fifth longer.
+# While another process uses the cores, threads that wait by spinning make a run ten times as long;
+# threads that sleep make it a fifth longer.
 export OMP_WAIT_POLICY=passive
 
-workspace() { # workspace FOLDER: work in it, and note every stage's seconds there
+workspace() { # workspace FOLDER: work in it, and write the seconds of every stage to seconds.tsv
     mkdir -p "$1"
     cd "$1"
     : >seconds.tsv
 }
 
-stage() { # stage NAME COMMAND...: print the command, run it, note its seconds
+stage() { # stage NAME COMMAND...: print the command, run it, write down its seconds
     local name=$1 start=$EPOCHREALTIME
     shift
     echo "\$ $*"
@@ -38,10 +39,10 @@ ship() { # from trained runs to one scored ONNX file
     stage select ensemble-kit select
     stage "fuse fp32" ensemble-kit fuse --dtype fp32 -o ensemble/fused-fp32.safetensors
     local checked=(--data "$records/validate" --label-names "$names")
-    checked+=(${QUICK:+--max-gap-loss 1})  # after four steps a GAP is hardly more than chance
+    checked+=(${QUICK:+--max-gap-loss 1})  # after four steps GAP is little better than chance
     stage "fuse bf16" ensemble-kit fuse --dtype bf16 "${checked[@]}"
     stage "fuse int8" ensemble-kit fuse --dtype int8 -o ensemble/fused-int8.safetensors "${checked[@]}"
-    stage export ensemble-kit export-onnx  # first, so that the model card is of this file
+    stage export ensemble-kit export-onnx  # first, so that the model card describes this file
     stage "export once" ensemble-kit export-onnx --repeats 1 -o ensemble/once.onnx
     stage report ensemble-kit report "$records/test" --label-names "$names"
 }

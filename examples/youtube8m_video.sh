@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The whole road on YouTube-8M's video-level records: logistic regression and a mixture of experts,
+# The whole pipeline on YouTube-8M's video-level records: logistic regression and a mixture of experts,
 # each with and without gating of the probabilities, from training to one scored ONNX file.
 #
 #   examples/youtube8m_video.sh DATA OUT
 #
 # DATA/yt8m/video/{train,validate,test}/*.tfrecord are video-level records, and
 # DATA/yt8m/label_names_2018.csv the class names. OUT becomes a workspace. The sub-models have the
-# papers' sizes and a schedule that two cores finish in minutes; QUICK=1 only tries the road out.
+# papers' sizes and a schedule that two cores finish in minutes; QUICK=1 is a short trial.
 set -euo pipefail
 source "$(dirname "$0")/stages.sh"
 [ $# -eq 2 ] || usage DATA OUT
