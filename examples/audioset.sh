@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The whole pipeline on AudioSet: train five sub-models of four kinds on frame-level records, average
-# their checkpoints, select, fuse, export one ONNX file, and score every step on the test records.
+# The whole pipeline on AudioSet: train five sub-models of four kinds on frame-level records,
+# average their checkpoints, select, fuse, export one ONNX file, and score every model on test
+# records.
 #
 #   examples/audioset.sh DATA OUT
 #

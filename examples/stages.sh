@@ -1,5 +1,5 @@
-# Functions that the examples share. An example sources this file, then sets `records`, the folder of
-# train, validate and test records, and `names`, the CSV file of class names.
+# Functions that the examples share. An example sources this file, then sets `records`, the folder
+# of train, validate and test records, and `names`, the CSV file of class names.
 
 usage() { # usage ARGUMENT...
     echo "usage: $0 $*" >&2

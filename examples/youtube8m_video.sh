@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole pipeline on YouTube-8M's video-level records: logistic regression and a mixture of experts,
-# each with and without gating of the probabilities, from training to one scored ONNX file.
+# The whole pipeline on YouTube-8M's video-level records: logistic regression and a mixture of
+# experts, each with and without gating of the probabilities, from training to one scored ONNX file.
 #
 #   examples/youtube8m_video.sh DATA OUT
 #

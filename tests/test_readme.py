@@ -16,7 +16,11 @@ from ensemble_kit.cli.main import COMMANDS
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-PAGES = ["README.md", "benchmarks/README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
+PAGES = [
+    "README.md",
+    "benchmarks/README.md",
+    *(path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("docs/*.md"))),
+]
 SET_UP = [
     "pip install -c constraints.txt -e . && ensemble-kit demo",
     "pip install -c constraints.txt -e '.[test]' && pytest -n auto",
