@@ -8,7 +8,8 @@ the AudioSet records DATA/audioset/frame. Every row of a table sees the same num
 times from different seeds; sizes are scaled down together and learning rates up, as `TABLES` says.
 The papers' GAP comes from the recipes. OUT gets `results/*.json`, `table.md` and `plot.svg`.
 
-Each run is one `ensemble-kit train` on one thread. Ctrl-C stops the script; the same command continues it.
+Each run is one `ensemble-kit train` on one thread. Ctrl-C stops the script, and the same command
+continues it.
 """
 
 import hashlib
@@ -56,7 +57,8 @@ class Table:
     Attributes:
         key: The short name of paper and table.
         title: What it compares, and on which records.
-        records: The folder of train, validate and test records in DATA.
+        records: The folder of train, validate and test records, in DATA.
+        names: The CSV file of class names, in DATA.
         schedule: Set over every row, so that all have the same budget.
         rows: In the paper's order.
     """
