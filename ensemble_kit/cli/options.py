@@ -8,6 +8,7 @@ import click
 from click.core import ParameterSource
 
 from ensemble_kit.errors import InputError
+from ensemble_kit.files import parse_size
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -63,9 +64,21 @@ def max_gap_loss_option(help: str) -> Callable[[F], F]:  # noqa: A002 - click's 
     )
 
 
+def _parsed_size(ctx: click.Context, param: click.Parameter, value: str) -> int:
+    return parse_size(value)
+
+
 def records_options(command: F) -> F:
     """Add the options of commands that read records, named as the arguments of ``Records``."""
     for option in (
+        click.option(
+            "--cache-size", "cache_bytes", default="64GiB", show_default=True, metavar="SIZE",
+            callback=_parsed_size, help="Maximum size of that folder; shards used longest ago go.",
+        ),
+        click.option(
+            "--cache", type=FOLDER,
+            help="Folder for records at URLs  [default: ~/.cache/ensemble-kit].",
+        ),
         click.option("--skip-bad-records", is_flag=True, help="Skip and count what is damaged."),
         click.option(
             "--no-crc", "check_crc", is_flag=True, flag_value=False, default=True,

@@ -4,7 +4,7 @@ import glob
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from itertools import count, islice
+from itertools import chain, count, islice
 from pathlib import Path
 
 from ensemble_kit.data.batch import Batch, Memory, collate
@@ -14,6 +14,7 @@ from ensemble_kit.data.kinds import find_schema
 from ensemble_kit.data.order import BatchPlan, RecordIndex, batch_plans
 from ensemble_kit.data.reading import Source, read
 from ensemble_kit.data.reading_processes import read_in_processes
+from ensemble_kit.data.remote import CACHE_BYTES, ahead, default_cache, find_shards, is_url
 from ensemble_kit.data.schema import Schema, read_schema
 from ensemble_kit.data.tfrecord import BadRecord, numbered_records
 from ensemble_kit.errors import RecordError
@@ -31,8 +32,8 @@ class Records:
 
     Args:
         patterns: Files, globs (``**`` for any depth of folders), or folders, for all
-            ``*.tfrecord`` in them. Files of a glob or folder come sorted; a file that is named
-            twice is read once.
+            ``*.tfrecord`` in them; or URLs of these (``gs://``, ``s3://``, ``https://``). Files of
+            a glob or folder come sorted; a file that is named twice is read once.
         schema: The schema, or the path of its TOML.
         label_names: A CSV file of classes, whose names the schema then carries.
         check_crc: Whether all checksums are compared.
@@ -40,10 +41,13 @@ class Records:
             One whose framing is broken takes the rest of its file with it, and counts as one.
         needs_labels: Whether every record must have its labels key; the challenge's test records
             have none, and models can tag them all the same.
+        cache: The folder that files at URLs are fetched to; None takes ``default_cache``.
+        cache_bytes: The most bytes that the files in it may take; those used longest ago go.
 
     Attributes:
         patterns: The patterns, absolute.
-        paths: The files, absolute.
+        paths: The files, absolute; those at URLs by their places in the cache, which are
+            fetched when they are read.
         schema: What the records hold.
 
     Raises:
@@ -59,9 +63,21 @@ class Records:
         check_crc: bool = True,
         skip_bad_records: bool = False,
         needs_labels: bool = True,
+        cache: Path | None = None,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        self.patterns = tuple(os.path.abspath(pattern) for pattern in patterns)
-        self.paths = tuple(dict.fromkeys(p for pattern in self.patterns for p in _expand(pattern)))
+        self.patterns = tuple(
+            str(pattern) if is_url(pattern) else os.path.abspath(pattern) for pattern in patterns
+        )
+        found = (
+            find_shards(
+                pattern, cache=(cache or default_cache()).absolute(), cache_bytes=cache_bytes
+            )
+            if is_url(pattern)
+            else _expand(pattern)
+            for pattern in self.patterns
+        )
+        self.paths = tuple(dict.fromkeys(chain.from_iterable(found)))
         self._check_crc = check_crc
         self._skip_bad_records = skip_bad_records
         self._needs_labels = needs_labels
@@ -87,7 +103,7 @@ class Records:
         """Return the number of records, from their framing alone."""
         return sum(
             1
-            for path in self.paths
+            for path in ahead(self.paths)
             for _ in numbered_records(path, check_crc=False, on_bad=self._refuse)
         )
 
@@ -104,7 +120,7 @@ class Records:
         """Yield the videos of the records that are wanted, by their index in the order of files."""
         decoder = Decoder(self.schema, needs_labels=self._needs_labels)
         indices = count()
-        for path in self.paths:
+        for path in ahead(self.paths):
             for number, record in numbered_records(
                 path, check_crc=self._check_crc, on_bad=self._refuse
             ):

@@ -17,6 +17,7 @@ from ensemble_kit.data.batch import Batch, BatchLayout, Collator, Contents, Memo
 from ensemble_kit.data.decode import Decoder, frame_bytes
 from ensemble_kit.data.frame_choice import Chosen, Draws, FrameChoice
 from ensemble_kit.data.order import BatchPlan, Place, Turn
+from ensemble_kit.data.remote import ready
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.data.tfrecord import FOOTER, BadRecord, damaged, matches_crc
 from ensemble_kit.errors import RecordError
@@ -194,7 +195,7 @@ class RecordFiles:
             self._files.popitem()[1].close()
 
     def _open(self, shard: int) -> FileIO:
-        file = self._files.pop(shard, None) or FileIO(self._paths[shard])
+        file = self._files.pop(shard, None) or FileIO(ready(self._paths[shard]))
         self._files[shard] = file  # the last one used comes last
         if len(self._files) > OPEN_FILES:
             self._files.pop(next(iter(self._files))).close()

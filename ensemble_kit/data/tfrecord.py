@@ -15,6 +15,7 @@ import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
 
+from ensemble_kit.data.remote import ready
 from ensemble_kit.errors import RecordError
 from ensemble_kit.files import written_aside
 
@@ -100,7 +101,7 @@ def locate_records(
         RecordError: The file is missing or empty.
     """
     try:
-        with path.open("rb") as file:  # not mapped: a file cut short would end the process
+        with ready(path).open("rb") as file:  # not mapped: a file cut short would end the process
             size = os.fstat(file.fileno()).st_size
 
             def header_at(position: int) -> bytes:
@@ -165,7 +166,7 @@ def write_records(path: Path, records: Iterable[bytes], *, force: bool) -> None:
 def _open(path: Path) -> memoryview:
     """Return the bytes of a file that is not empty; the view keeps a mapping alive."""
     try:
-        with path.open("rb", buffering=0) as file:
+        with ready(path).open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             if size > MAPPED_BYTES:
                 return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

@@ -38,7 +38,7 @@ class FCConcat(nn.Module):
 
     Args:
         sizes: The size of each modality's descriptor.
-        size: The width of each projection. In the paper it has as many parameters as MFB, whose
+        size: The width of each projection; the paper gives it as many parameters as MFB, whose
             projections are 5,000 wide.
 
     Shape:
@@ -68,13 +68,13 @@ class MFB(nn.Module):
         z = dropout((U l + b) * (V a + c)),   y[i] = sum_{j < k} z[i * k + j]
         output = l2(relu(y))
 
-    As in S1, a ReLU replaces the signed square root of MFB's authors. S1 gives the dropout, 0.1,
-    but neither k nor the size; the recipes take 5 and 1,000 from yuzcccc/vqa-mfb.
+    ReLU stands where MFB's authors take a signed square root, as S1 has it. The paper gives neither
+    k nor the size; 5 and 1,000 are those of yuzcccc/vqa-mfb, whose dropout of 0.1 it does give.
 
     Args:
         sizes: The sizes of the two modalities' descriptors.
         size: o, the size of the output.
-        factors: k, the number of products summed into one output.
+        factors: k, products summed into one output.
         dropout: The share of z that training drops.
 
     Shape:
@@ -106,7 +106,7 @@ class SharedSpace(nn.Module):
     """Both modalities mapped into one space: ``m = tanh(W1 x1 + W2 x2 + b)`` (S3, section 3.3).
 
     The paper writes ``m = f(x1, x2)`` and gives neither f nor its width; ours is one layer. The
-    mappings start as N(0, 0.01), as the paper says.
+    mappings start as N(0, 0.01), as it says.
 
     Args:
         sizes: The size of each modality's descriptor.
@@ -133,7 +133,7 @@ class SharedSpace(nn.Module):
 
 
 class Projection(nn.Module):
-    """Each modality mapped, side by side, with a penalty on their distance (S3, section 3.3).
+    """Each modality mapped, side by side, and drawn together by a penalty (S3, section 3.3).
 
     The output is ``[W1 x1; W2 x2]``; the loss gains ``penalty * mean_b |W1 x1 - W2 x2|^2``. The
     paper gives neither the width nor the penalty's weight. The mappings start as N(0, 0.01).
@@ -161,7 +161,7 @@ class Projection(nn.Module):
         self.weights = nn.ParameterList([0.01 * torch.randn(width, size) for width in sizes])
 
     def forward(self, pooled: Sequence[Tensor]) -> Tensor:
-        """Return the mapped modalities; in training, keep the penalty on their distance."""
+        """Return the mapped modalities, and keep the penalty of their distance in training."""
         left, right = (values @ weight for values, weight in zip(pooled, self.weights, strict=True))
         if self.training:
             self.last_penalty = self.penalty * (left - right).square().sum(dim=-1).mean()

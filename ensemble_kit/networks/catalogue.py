@@ -15,7 +15,7 @@ class Entry:
 
     Attributes:
         recipe: The recipe.
-        size: Its size when it is built for the requested schema.
+        size: How large it is, built for the schema that was asked for.
     """
 
     recipe: Recipe
@@ -38,13 +38,12 @@ def list_recipes(
     """Return the shipped recipes, sorted by name.
 
     Args:
-        schema: The schema to build them for when they are measured.
-        paper: Only recipes whose source contains this text, in upper or lower case, or whose folder
-            has this name.
+        schema: What to build them for when they are measured.
+        paper: Only recipes whose source holds this text, in any case, or whose folder it is.
         part: Only recipes with this part.
 
     Raises:
-        RecipeError: No recipe matches.
+        RecipeError: No recipe is left.
     """
     recipes = [load_recipe(name) for name in recipe_names()]
     left = [recipe for recipe in recipes if paper is None or _is_from(recipe, paper)]
@@ -52,7 +51,7 @@ def list_recipes(
         folders = dict.fromkeys(recipe.name.partition("/")[0] for recipe in recipes)
         raise RecipeError(
             f"No recipe is from {paper!r}.",
-            hint=f"Name a folder ({', '.join(folders)}) or a part of a paper's reference.",
+            hint=f"Name a folder ({', '.join(folders)}) or words of a paper's entry.",
         )
     chosen = [recipe for recipe in left if part is None or part in parts_of(recipe)]
     if not chosen:

@@ -1,0 +1,312 @@
+"""Records at a URL: whole shards, through a cache on this machine's disk.
+
+A shard is always fetched whole, never by ranges: a training order reads a record here and a record
+there, and a request for each would cost more than the shard. Readers see paths and do not change.
+A shard's place in the cache is a path that says its URL and, by a hash, its version::
+
+    CACHE/s3/bucket/train/train0000.5f1c09ab.tfrecord        the shard, if it is there now
+    CACHE/s3/bucket/train/train0000.5f1c09ab.tfrecord.json   where it comes from, its size
+
+``ready`` fetches what is not there. It needs that second file and no other state, so it also works
+in processes that read ahead. A shard that changes at its URL gets another place, so that two
+versions are never mixed.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, TypeVar
+
+from ensemble_kit.errors import RecordError
+from ensemble_kit.files import format_size, written_aside
+
+CACHE_BYTES = 64 << 30  # of a cache where nothing else is asked for
+ATTEMPTS = 4  # of one request: servers that are busy answer 503 and are well a moment later
+FIRST_WAIT = 0.25  # seconds before the second attempt; each wait is twice the one before
+AHEAD = 2  # shards fetched while one is read
+ORIGIN = ".json"  # suffix of the file that says where a shard comes from
+T = TypeVar("T")
+CHECK_URL = "Check the URL, and that this machine may read it."
+
+
+class Origin(NamedTuple):
+    """Where a shard of the cache comes from.
+
+    Attributes:
+        url: Its URL.
+        version: The server's ETag, else the time of its last change, else its size.
+        num_bytes: Its size.
+        cache: The cache's folder.
+        cache_bytes: The most bytes that all shards of the cache may take.
+    """
+
+    url: str
+    version: str
+    num_bytes: int
+    cache: str
+    cache_bytes: int
+
+    @property
+    def place(self) -> Path:
+        """The shard's path in the cache."""
+        protocol, _, rest = self.url.partition("://")
+        name = PurePosixPath(rest)
+        digest = hashlib.sha256(f"{self.url} {self.version}".encode()).hexdigest()[:8]
+        parts = [part for part in name.parent.parts if part not in ("/", "..")]
+        return Path(self.cache, protocol, *parts, f"{name.stem}.{digest}{name.suffix}")
+
+
+def is_url(pattern: str | Path) -> bool:
+    """Return whether a pattern is a URL, as ``gs://bucket/train/*.tfrecord``."""
+    return "://" in str(pattern)
+
+
+def default_cache() -> Path:
+    """Return the folder of the cache where none is named: ``$XDG_CACHE_HOME/ensemble-kit``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ensemble-kit"
+
+
+def find_shards(pattern: str, *, cache: Path, cache_bytes: int) -> list[Path]:
+    """Return the places in the cache of the shards that a URL matches, sorted by URL.
+
+    Nothing is fetched but ``schema.toml`` beside the first shard or in the folder above.
+
+    Args:
+        pattern: A URL, with ``*``, ``?`` and ``[]`` as in a glob where its server lists folders;
+            one of a folder stands for its ``*.tfrecord``.
+        cache: The cache's folder.
+        cache_bytes: The most bytes that all shards of the cache may take.
+
+    Raises:
+        RecordError: Nothing matches, the server cannot be reached, or the URL's kind needs a
+            package that is not installed.
+    """
+    files = _file_system(pattern)
+    found = _asked(pattern, lambda: _listed(files, pattern))
+    if not found:
+        raise RecordError(f"{pattern} matches no file.", hint=CHECK_URL)
+    places = []
+    for url, info in sorted(found.items()):
+        if info["size"] is None:
+            raise RecordError(
+                f"{url}: its server does not say how large it is.",
+                hint="Copy the files to this machine, or serve them with a Content-Length.",
+            )
+        origin = Origin(url, _version(info), int(info["size"]), str(cache), cache_bytes)
+        place = origin.place
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with written_aside(_origin_path(place), force=True) as aside:
+            aside.write_text(json.dumps(origin._asdict()), encoding="utf-8")
+        places.append(place)
+    _fetch_schema(files, min(found), places[0].parent)
+    return places
+
+
+def ready(path: Path) -> Path:
+    """Return a path whose file is there, fetched first if it is a shard of a cache that is not.
+
+    Any other path is returned as it is.
+
+    Raises:
+        RecordError: The shard has gone, has changed, or cannot be fetched; or it is larger than the
+            cache may be.
+    """
+    origin = origin_of(path)
+    if origin is None:
+        return path
+    if _is_whole(path, origin):
+        with suppress(OSError):
+            os.utime(path)  # the cache drops what was used longest ago
+        return path
+    from filelock import FileLock
+
+    with FileLock(f"{path}.lock"):
+        if not _is_whole(path, origin):  # another process may have fetched it meanwhile
+            _fetch(path, origin)
+    return path
+
+
+def ahead(paths: Sequence[Path]) -> Iterator[Path]:
+    """Yield paths whose files are there, fetching the next shards while one is read."""
+    if not any(map(origin_of, paths)):
+        yield from paths
+        return
+    with ThreadPoolExecutor(AHEAD) as threads:
+        coming: list[Future[Path]] = []
+        try:
+            for index, _ in enumerate(paths):
+                coming += [
+                    threads.submit(ready, path)
+                    for path in paths[index + len(coming) : index + 1 + AHEAD]
+                ]
+                yield coming.pop(0).result()
+        finally:
+            for future in coming:
+                future.cancel()
+
+
+def origin_of(path: Path) -> Origin | None:
+    """Return where a shard of a cache comes from; None for any other path."""
+    try:
+        text = _origin_path(path).read_text(encoding="utf-8")
+        return Origin(**json.loads(text))
+    except (OSError, ValueError, TypeError):  # TypeError: somebody else's JSON beside a record file
+        return None
+
+
+def _origin_path(path: Path) -> Path:
+    return path.with_name(path.name + ORIGIN)
+
+
+def _is_whole(path: Path, origin: Origin) -> bool:
+    try:
+        return path.stat().st_size == origin.num_bytes
+    except OSError:
+        return False
+
+
+def _version(info: Mapping[str, Any]) -> str:
+    """Return what tells a file's versions apart; each kind of server has its own word for it."""
+    for key in ("ETag", "etag", "LastModified", "updated", "mtime", "created"):
+        if info.get(key):
+            return str(info[key])
+    return str(info["size"])
+
+
+def _file_system(url: str) -> Any:
+    from fsspec.core import url_to_fs
+
+    try:
+        return url_to_fs(url)[0]
+    except ImportError as error:
+        package = {
+            "s3": "s3fs",
+            "gs": "gcsfs",
+            "gcs": "gcsfs",
+            "http": "aiohttp",
+            "https": "aiohttp",
+        }
+        protocol = url.partition("://")[0]
+        name = package.get(protocol, "the package that fsspec names")
+        raise RecordError(
+            f"{url} needs a package that is not installed: {error}.",
+            hint=f"Install it: pip install {name}.",
+        ) from error
+    except ValueError as error:
+        raise RecordError(f"{url} cannot be read: {error}.", hint=CHECK_URL) from error
+
+
+def _listed(files: Any, pattern: str) -> dict[str, dict[str, Any]]:
+    """Return what the server says of each file that a pattern matches, by URL."""
+    from glob import has_magic
+
+    if not has_magic(pattern):
+        info = files.info(pattern)
+        if info["type"] != "directory":
+            return {pattern: info}
+        pattern = f"{pattern.rstrip('/')}/*.tfrecord"
+    found = {
+        name if is_url(name) else files.unstrip_protocol(name): info
+        for name, info in files.glob(pattern, detail=True).items()
+        if info["type"] == "file"
+    }
+    if all(info.get("ETag") or info.get("etag") for info in found.values()):
+        return found
+    with ThreadPoolExecutor(8) as threads:  # a listing that says less than a request for each file
+        return dict(zip(found, threads.map(files.info, found), strict=True))
+
+
+def _asked(url: str, request: Callable[[], T]) -> T:
+    """Return what a request returns, repeated while the server is busy.
+
+    Raises:
+        RecordError: It failed each time, or the file is not there.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return request()
+        except Exception as error:  # each file system has exceptions of its own, without a base
+            cause = error.__cause__ or error
+            status = getattr(cause, "status", 404)  # HTTP's 503 comes as a FileNotFoundError too
+            if isinstance(error, FileNotFoundError) and status == 404:
+                raise RecordError(f"{url} does not exist.", hint=CHECK_URL) from error
+            if attempt == ATTEMPTS - 1:
+                reason = " ".join(str(cause).split()) or type(cause).__name__
+                raise RecordError(
+                    f"{url} cannot be fetched: {reason[:200]}.",
+                    hint="Try again later; what was fetched before is kept in the cache.",
+                ) from error
+        time.sleep(FIRST_WAIT * 2**attempt)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _fetch(path: Path, origin: Origin) -> None:
+    """Fetch a shard to its place, whole or not at all."""
+    files = _file_system(origin.url)
+    files.invalidate_cache()  # of listings
+    info = _asked(origin.url, lambda: files.info(origin.url))
+    if _version(info) != origin.version:
+        raise RecordError(
+            f"{origin.url} has changed since the reading began.",
+            hint="Start again, and leave the records as they are while they are read.",
+        )
+    _make_room(path, origin)
+    with written_aside(path, force=True) as aside:
+        _asked(origin.url, lambda: _download(files, origin, aside))
+
+
+def _download(files: Any, origin: Origin, aside: Path) -> None:
+    files.get_file(origin.url, str(aside))
+    size = aside.stat().st_size
+    if size != origin.num_bytes:
+        raise OSError(f"{size:,} bytes came of {origin.num_bytes:,}")
+
+
+def _make_room(path: Path, origin: Origin) -> None:
+    """Remove the shards used longest ago, until another one fits the cache and the disk.
+
+    Raises:
+        RecordError: It cannot fit.
+    """
+    shards = []
+    for other in Path(origin.cache).rglob(f"*{ORIGIN}"):
+        shard = other.with_name(other.name.removesuffix(ORIGIN))
+        with suppress(OSError):
+            status = shard.stat()
+            shards.append((status.st_mtime_ns, status.st_size, shard))
+    total = sum(size for _, size, _ in shards) + origin.num_bytes
+    free = shutil.disk_usage(path.parent).free - origin.num_bytes
+    for _, size, shard in sorted(shards):
+        if total <= origin.cache_bytes and free >= 0:
+            break
+        shard.unlink(missing_ok=True)  # a process that reads it keeps what it has open
+        total, free = total - size, free + size
+    if total > origin.cache_bytes or free < 0:
+        limit = (
+            f"the cache may hold {format_size(origin.cache_bytes)}"
+            if total > origin.cache_bytes
+            else f"the disk of {origin.cache} is full"
+        )
+        raise RecordError(
+            f"{origin.url} takes {format_size(origin.num_bytes)}, but {limit}.",
+            hint="Name a folder on a larger disk with --cache, or raise --cache-size.",
+        )
+
+
+def _fetch_schema(files: Any, url: str, folder: Path) -> None:
+    """Fetch the schema beside a shard or in the folder above it, if there is one."""
+    above = url.rpartition("/")[0]
+    for place in (above, above.rpartition("/")[0]):
+        try:
+            content = files.cat_file(f"{place}/schema.toml")
+        except Exception:  # there is none, or the server does not say: records have keys to go by
+            continue
+        with written_aside(folder / "schema.toml", force=True) as aside:
+            aside.write_bytes(content)
+        return

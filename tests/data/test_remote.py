@@ -1,0 +1,321 @@
+"""Records at a URL: in memory, on a web server that misbehaves, on a local S3 server."""
+
+import os
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from ensemble_kit.data import remote
+from ensemble_kit.data.dataset import Records
+from ensemble_kit.data.remote import find_shards, origin_of, ready
+from ensemble_kit.errors import RecordError
+
+IDS = [f"v{number}" for number in range(11)]
+GIB = 2**30
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def bucket(folder):
+    """The folder's files in a file system in memory, at memory://bucket."""
+    files = fsspec.filesystem("memory")
+    for path in folder.iterdir():
+        if path.is_file():
+            files.pipe_file(f"/bucket/{path.name}", path.read_bytes())
+    yield files
+    files.rm("/bucket", recursive=True)
+
+
+class Site:
+    """A web server on this machine.
+
+    Attributes:
+        files: The content of each file by its path.
+        answers: What the next requests of a path are answered instead, as a status, or ``short``.
+        requests: How often each path was asked for with GET.
+    """
+
+    def __init__(self, folder):
+        self.files = {f"/{path.name}": path.read_bytes() for path in folder.glob("*.*")}
+        self.answers = {}
+        self.requests = Counter()
+        site = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_HEAD(self):
+                self.answer(has_body=False)
+
+            def do_GET(self):
+                site.requests[self.path] += 1
+                self.answer(has_body=True)
+
+            def answer(self, *, has_body):
+                waiting = site.answers.get(self.path, [])
+                body = site.files.get(self.path)
+                answer = (
+                    waiting.pop(0) if waiting and has_body else 200 if body is not None else 404
+                )
+                if answer not in (200, "short"):
+                    self.send_error(answer)
+                    return
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.send_header("ETag", f'"{hash(body)}"')
+                self.end_headers()
+                if has_body:
+                    self.wfile.write(body[:-7] if answer == "short" else body)
+                    self.close_connection = True
+
+            def log_message(self, *arguments):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def site(folder):
+    pytest.importorskip("aiohttp")
+    site = Site(folder)
+    yield site
+    site.close()
+
+
+def ids(records):
+    return [video.id for video in records.videos()]
+
+
+def test_records_behind_a_url_are_those_of_the_files(bucket, folder, cache):
+    here, there = Records([folder]), Records(["memory://bucket"], cache=cache)
+
+    assert there.patterns == ("memory://bucket",)
+    assert there.schema == here.schema
+    assert there.count() == 11
+    assert ids(there) == IDS
+    for batch, same in zip(there.batches(4), here.batches(4), strict=True):
+        assert batch.ids == same.ids
+        assert all((batch.frames[name] == same.frames[name]).all() for name in same.frames)
+
+
+def test_training_reads_the_same_order_through_a_cache_that_holds_one_shard(bucket, folder, cache):
+    largest = max(path.stat().st_size for path in folder.glob("*.tfrecord"))
+    here = Records([folder])
+    there = Records(["memory://bucket/*.tfrecord"], cache=cache, cache_bytes=largest)
+
+    order = [
+        [name for batch in records.training_batches(3, seed=5, epochs=2) for name in batch.ids]
+        for records in (here, there)
+    ]
+
+    assert order[0] == order[1]
+    assert sorted(order[1]) == sorted(IDS * 2)
+
+
+def test_a_shard_lies_at_a_place_that_says_its_url_and_version(bucket, cache):
+    first, *_ = find_shards("memory://bucket/train0.tfrecord", cache=cache, cache_bytes=GIB)
+
+    assert first.parent == cache / "memory" / "bucket"
+    assert first.name.startswith("train0.")
+    assert first.suffix == ".tfrecord"
+    assert origin_of(first).url == "memory://bucket/train0.tfrecord"
+    assert not first.exists()
+    assert ready(first).read_bytes() == bucket.cat_file("/bucket/train0.tfrecord")
+
+
+def test_a_cache_drops_what_was_used_longest_ago(bucket, cache):
+    sizes = [bucket.size(f"/bucket/train{number}.tfrecord") for number in range(3)]
+    shards = find_shards("memory://bucket", cache=cache, cache_bytes=sizes[0] + sizes[1] + 1)
+    ready(shards[0])
+    ready(shards[1])
+    os.utime(shards[0], (1, 1))
+    os.utime(shards[1], (2, 2))
+
+    ready(shards[0])  # used again
+    with pytest.raises(RecordError):
+        ready(shards[2])  # the largest, which alone fits only where both others go
+    assert not shards[1].exists()
+
+
+def test_a_shard_larger_than_the_cache_is_refused(bucket, cache):
+    (shard,) = find_shards("memory://bucket/train0.tfrecord", cache=cache, cache_bytes=100)
+
+    with pytest.raises(RecordError) as caught:
+        ready(shard)
+
+    size = bucket.size("/bucket/train0.tfrecord")
+    assert str(caught.value) == (
+        f"memory://bucket/train0.tfrecord takes {size} bytes, but the cache may hold 100 bytes.\n"
+        "Name a folder on a larger disk with --cache, or raise --cache-size."
+    )
+
+
+def test_a_shard_that_was_cut_in_the_cache_is_fetched_again(bucket, cache):
+    (shard,) = find_shards("memory://bucket/train0.tfrecord", cache=cache, cache_bytes=GIB)
+    whole = ready(shard).read_bytes()
+    shard.write_bytes(whole[:10])
+
+    assert ready(shard).read_bytes() == whole
+
+
+def test_a_shard_that_changed_is_refused_and_taken_again_by_the_next_reading(bucket, cache):
+    (old,) = find_shards("memory://bucket/train1.tfrecord", cache=cache, cache_bytes=GIB)
+    bucket.pipe_file("/bucket/train1.tfrecord", bucket.cat_file("/bucket/train0.tfrecord"))
+
+    with pytest.raises(RecordError) as caught:
+        ready(old)
+    (new,) = find_shards("memory://bucket/train1.tfrecord", cache=cache, cache_bytes=GIB)
+
+    assert str(caught.value) == (
+        "memory://bucket/train1.tfrecord has changed since the reading began.\n"
+        "Start again, and leave the records as they are while they are read."
+    )
+    assert new != old
+    assert ready(new).read_bytes() == bucket.cat_file("/bucket/train0.tfrecord")
+
+
+def test_a_shard_that_vanished_is_named(bucket, cache):
+    records = Records(["memory://bucket"], cache=cache)
+    bucket.rm_file("/bucket/train2.tfrecord")
+
+    with pytest.raises(RecordError) as caught:
+        ids(records)
+
+    assert str(caught.value) == (
+        "memory:///bucket/train2.tfrecord does not exist.\n"
+        "Check the URL, and that this machine may read it."
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("memory://bucket/no.tfrecord", "memory://bucket/no.tfrecord does not exist."),
+        ("memory://bucket/no*", "memory://bucket/no* matches no file."),
+        ("nothing://bucket", "nothing://bucket cannot be read: Protocol not known: nothing."),
+    ],
+)
+def test_a_url_that_leads_nowhere_is_named(bucket, cache, url, problem):
+    with pytest.raises(RecordError) as caught:
+        Records([url], cache=cache)
+
+    assert str(caught.value) == f"{problem}\nCheck the URL, and that this machine may read it."
+
+
+def test_a_protocol_whose_package_is_missing_names_it(cache, monkeypatch):
+    def missing(url):
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", missing)
+
+    with pytest.raises(RecordError) as caught:
+        Records(["s3://bucket/train"], cache=cache)
+
+    assert str(caught.value) == (
+        "s3://bucket/train needs a package that is not installed: Install s3fs to access S3.\n"
+        "Install it: pip install s3fs."
+    )
+
+
+def test_a_web_server_that_is_busy_twice_is_asked_again(site, cache):
+    shard = "/train0.tfrecord"
+    records = Records([site.url + shard], schema=None, cache=cache)
+    assert site.requests[shard] == 0
+    site.answers[shard] = [503, 503]
+
+    assert ids(records) == IDS[:4]
+    assert site.requests[shard] == 3
+    assert ids(records) == IDS[:4]
+    assert site.requests[shard] == 3  # the second reading is the cache's
+
+
+def test_a_shard_that_comes_short_is_fetched_again_and_never_kept(site, cache):
+    shard = "/train0.tfrecord"
+    records = Records([site.url + shard], cache=cache)
+    site.answers[shard] = ["short"]
+    assert ids(records) == IDS[:4]
+
+    shard = "/train1.tfrecord"
+    records = Records([site.url + shard], cache=cache)
+    site.answers[shard] = ["short"] * remote.ATTEMPTS
+    with pytest.raises(RecordError) as caught:
+        ids(records)
+
+    assert str(caught.value).startswith(f"{site.url}{shard} cannot be fetched: ")
+    assert str(caught.value).endswith(
+        "\nTry again later; what was fetched before is kept in the cache."
+    )
+    assert [path.name for path in cache.rglob("train1*") if path.suffix == ".tfrecord"] == []
+    assert list(cache.rglob("*.part")) == []
+
+
+def test_two_threads_fetch_a_shard_once(site, cache):
+    (shard,) = find_shards(f"{site.url}/train2.tfrecord", cache=cache, cache_bytes=GIB)
+
+    threads = [threading.Thread(target=ready, args=[shard]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert shard.read_bytes() == site.files["/train2.tfrecord"]
+    assert site.requests["/train2.tfrecord"] == 1
+
+
+def test_processes_that_read_ahead_fetch_shards_too(site, folder, cache):
+    urls = [f"{site.url}/train{number}.tfrecord" for number in range(3)]
+
+    batches = Records(urls, cache=cache).training_batches(3, seed=1, epochs=1, workers=2)
+    same = Records([folder]).training_batches(3, seed=1, epochs=1)
+
+    assert [batch.ids for batch in batches] == [batch.ids for batch in same]
+
+
+def test_s3_is_read_through_its_own_package(folder, cache, monkeypatch):
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    try:
+        host, port = running.get_host_and_port()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        files = fsspec.filesystem("s3", skip_instance_cache=True)
+        files.mkdir("bucket")
+        for path in folder.iterdir():
+            files.pipe_file(f"bucket/train/{path.name}", path.read_bytes())
+
+        records = Records(["s3://bucket/train/*.tfrecord"], cache=cache)
+
+        assert ids(records) == IDS
+        assert origin_of(records.paths[0]).version.strip('"') == files.info(
+            "bucket/train/train0.tfrecord"
+        )["ETag"].strip('"')
+    finally:
+        running.stop()
+
+
+def test_a_path_that_is_no_shard_of_a_cache_is_left_alone(folder, tmp_path):
+    path = folder / "train0.tfrecord"
+    Path(f"{path}.json").write_text('{"mine": 1}')
+
+    assert ready(path) == path
+    assert ready(tmp_path / "no.tfrecord") == tmp_path / "no.tfrecord"
