@@ -16,14 +16,14 @@ from ensemble_kit.data.schema import check_fits
 from ensemble_kit.errors import PredictionsError
 from ensemble_kit.files import refuse_overwrite, sha256_of
 from ensemble_kit.metrics import Metrics, MetricsAccumulator
+from ensemble_kit.predictions.challenge_csv import read_labels_csv
 from ensemble_kit.predictions.file import (
+    BLOCK_VALUES,
     Predictions,
-    aligned,
-    read_labels_csv,
-    taken,
     write_predictions,
     write_predictions_csv,
 )
+from ensemble_kit.predictions.videos import aligned, taken
 from ensemble_kit.progress import progress
 from ensemble_kit.store.provenance import FileMetadata, ModelMetadata
 
@@ -104,7 +104,11 @@ def _run(
 
 
 def evaluate_predictions(
-    predictions: Predictions, labels_path: Path | None, *, k: int = 20
+    predictions: Predictions,
+    labels_path: Path | None,
+    *,
+    k: int = 20,
+    block_values: int = BLOCK_VALUES,
 ) -> Metrics:
     """Return the metrics of a predictions file, read some videos at a time.
 
@@ -116,6 +120,7 @@ def evaluate_predictions(
         labels_path: A CSV file of labels for the same videos, in any order; None takes the labels
             in the predictions file.
         k: How many classes of each video GAP and mAP look at.
+        block_values: About how many probabilities to read together.
 
     Raises:
         CheckpointError: The predictions file has gone, or is damaged.
@@ -135,7 +140,7 @@ def evaluate_predictions(
         )
     num_classes = max(predictions.num_classes, int(labels.classes.max()) + 1)
     metrics = MetricsAccumulator(num_classes=num_classes, k=k)
-    for videos, rows in replace(predictions, num_classes=num_classes).blocks():
+    for videos, rows in replace(predictions, num_classes=num_classes).blocks(block_values):
         metrics.add(rows, labels.rows(videos.start, videos.stop))
     return metrics.result()
 

@@ -1,7 +1,7 @@
 """GAP@k, Hit@1, PERR and mAP, as the YouTube-8M challenge computes them. NumPy only.
 
 Source: google/youtube-8m, ``average_precision_calculator.py`` and ``eval_util.py``. Ours differs
-in one point: there, tied scores fall in an order that depends on the batches; here one rule holds
+in one point: there, the order of tied scores depends on the batches; here one rule holds
 everywhere, so that a number never depends on how the videos were batched.
 
 **Ties.** Equal scores rank by video order, then by class index, lowest first. The rule decides the
@@ -24,7 +24,7 @@ from ensemble_kit.data.labels import LabelLists
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
 Labels: TypeAlias = NDArray[Any] | LabelLists
-BLOCK_VALUES = 2**20  # scores looked at together: 4 to 8 MiB, which a core's caches can hold
+BLOCK_VALUES = 2**20  # scores ranked together: 4 to 8 MiB, which a core's caches can hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +32,13 @@ class Metrics:
     """The four metrics of some predictions, as fractions, and what they were measured on.
 
     Attributes:
-        k: How many classes of each video GAP and mAP look at.
+        k: How many classes of each video count in GAP and mAP.
         gap: Global average precision at k.
         hit_at_1: The share of videos whose best class is a positive.
         perr: Precision at equal recall rate.
         map: Mean average precision, over the classes with at least one positive.
-        videos: Videos seen.
-        positives: Positives of all videos over all classes.
+        videos: The number of videos.
+        positives: The number of positives of all videos over all classes.
         classes_with_positives: The number of classes that ``map`` is a mean of.
     """
 
@@ -57,23 +57,25 @@ class Metrics:
 
 
 class MetricsAccumulator:
-    """All four metrics of videos that come in batches, the same number as all at once.
+    """All four metrics of videos that come in batches; they equal those of all videos at once.
 
-    It keeps the k best scores of each video, 9 to 13 bytes each, and not the others.
+    It keeps the k best scores of each video, 9 to 13 bytes each, and no others.
 
     Args:
         num_classes: C, the number of classes.
-        k: How many classes of each video GAP and mAP look at.
+        k: How many classes of each video count in GAP and mAP.
+        block_values: About how many scores to rank together.
 
     Raises:
         ValueError: ``num_classes`` or ``k`` is less than 1.
     """
 
-    def __init__(self, *, num_classes: int, k: int = 20) -> None:
+    def __init__(self, *, num_classes: int, k: int = 20, block_values: int = BLOCK_VALUES) -> None:
         if num_classes < 1 or k < 1:
             raise ValueError(f"num_classes and k must be at least 1, not {num_classes} and {k}")
         self.num_classes = num_classes
         self.k = k
+        self.block_values = block_values
         self._pool: list[tuple[Floats, NDArray[np.bool_], NDArray[np.int32]]] = []
         self._positives = np.zeros(num_classes, np.int64)
         self._precisions: list[Floats] = []  # each video's, as a running sum would round by batch
@@ -81,7 +83,7 @@ class MetricsAccumulator:
         self._videos = 0
 
     def add(self, probabilities: Floats, labels: Labels) -> None:
-        """Take in some videos.
+        """Add some videos.
 
         Args:
             probabilities: ``(n, C)``, floating point; ``-inf`` where a class is not predicted.
@@ -97,7 +99,7 @@ class MetricsAccumulator:
             raise ValueError(
                 f"probabilities must be (n, {self.num_classes}), not {probabilities.shape}"
             )
-        for rows, is_positive in _label_blocks(labels, probabilities.shape):
+        for rows, is_positive in _label_blocks(labels, probabilities.shape, self.block_values):
             self._add_block(probabilities[rows], is_positive)
 
     def _add_block(self, probabilities: Floats, is_positive: NDArray[np.bool_]) -> None:
@@ -106,8 +108,8 @@ class MetricsAccumulator:
         classes, scores = top_classes(probabilities, depth)
         hits = np.take_along_axis(is_positive, classes, axis=1) & (scores > -np.inf)
         ranks = np.arange(hits.shape[1])
-        found = hits & (scores > 0) & (ranks < num_positives[:, None])
-        self._precisions.append(np.count_nonzero(found, axis=1) / np.maximum(num_positives, 1))
+        counted = hits & (scores > 0) & (ranks < num_positives[:, None])
+        self._precisions.append(np.count_nonzero(counted, axis=1) / np.maximum(num_positives, 1))
         self._hits += int(np.count_nonzero(hits[:, 0]))
         self._videos += len(hits)
         self._positives += np.count_nonzero(is_positive, axis=0)
@@ -115,7 +117,7 @@ class MetricsAccumulator:
         self._pool.append((scores[pooled], hits[pooled], classes[pooled].astype(np.int32)))
 
     def result(self) -> Metrics:
-        """Return the metrics of all videos so far; all are 0 where there is no positive."""
+        """Return the metrics of all videos added so far; all are 0 where there is no positive."""
         scores, hits, classes = self._pooled()
         precisions = np.concatenate([np.empty(0), *self._precisions])
         num_positives = int(self._positives.sum())
@@ -131,10 +133,11 @@ class MetricsAccumulator:
         )
 
     def class_average_precisions(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Return what ``map`` is the mean of, and how many positives each class has.
+        """Return each class's average precision and its number of positives.
 
         Returns:
             Average precisions ``(C,)``, 0 for a class without a positive, and positives ``(C,)``.
+            ``map`` is the mean over the classes with a positive.
         """
         return _average_precisions(*self._pooled(), self._positives), self._positives.copy()
 
@@ -181,7 +184,7 @@ def global_average_precision(probabilities: Floats, labels: Labels, *, k: int = 
 def hit_at_one(probabilities: Floats, labels: Labels) -> float:
     """Return the share of videos whose best class is a positive; of tied classes, the lowest.
 
-    Arguments and faults are those of ``global_average_precision``.
+    It takes and raises what ``global_average_precision`` does.
     """
     return measure(probabilities, labels, k=1).hit_at_1
 
@@ -191,7 +194,7 @@ def precision_at_equal_recall_rate(probabilities: Floats, labels: Labels) -> flo
 
     A video's part is the number of positives among its g best classes with a score over 0, divided
     by g; 0 where it has no positive. PERR is the mean over videos. Of tied classes the lowest
-    counts first. Arguments and faults are those of ``global_average_precision``.
+    counts first. It takes and raises what ``global_average_precision`` does.
     """
     return measure(probabilities, labels, k=1).perr
 
@@ -200,8 +203,8 @@ def mean_average_precision(probabilities: Floats, labels: Labels, *, k: int = 20
     """Return mAP: the mean of the classes' average precisions, over classes with a positive.
 
     A class's average precision ranks the videos that have it among their k best classes, by score,
-    then by video order, and divides by all positives of the class. Arguments and faults are those
-    of ``global_average_precision``.
+    then by video order, and divides by all positives of the class. It takes and raises what
+    ``global_average_precision`` does.
     """
     return measure(probabilities, labels, k=k).map
 
@@ -209,9 +212,9 @@ def mean_average_precision(probabilities: Floats, labels: Labels, *, k: int = 20
 def top_classes(probabilities: Floats, k: int) -> tuple[NDArray[np.int64], Floats]:
     """Return each video's k best classes and their scores, best first, ties by class index.
 
-    Exact, and several times faster than a partition of every row: the classes are dealt into
-    groups, and the k-th best group maximum is a bound that the k-th best score cannot be under.
-    One comparison with it leaves about k scores of each video to sort.
+    This is exact, and several times faster than a partition of every row: the classes are dealt
+    into groups, and the k-th best score cannot be below the k-th best group maximum. Comparing all
+    scores with that leaves about k of each video to sort.
 
     Args:
         probabilities: ``(n, C)``, floating point; ``-inf`` where a class is not predicted.
@@ -219,7 +222,7 @@ def top_classes(probabilities: Floats, k: int) -> tuple[NDArray[np.int64], Float
 
     Returns:
         Classes and scores, both ``(n, min(k, C))``. Where fewer classes are predicted, the rest of
-        the row has score ``-inf``, and class 0.
+        the row has the score ``-inf`` and the class 0.
 
     Raises:
         ValueError: A score is NaN.
@@ -245,9 +248,9 @@ def top_classes(probabilities: Floats, k: int) -> tuple[NDArray[np.int64], Float
 
 
 def group_maxima(probabilities: Floats, *, num_groups: int) -> Floats:
-    """Deal the classes of ``(n, C)`` scores into groups; return each group's best, ``(n, G)``.
+    """Deal the classes of ``(n, C)`` scores into G groups; return each group's best, ``(n, G)``.
 
-    G is ``num_groups``, or C where that is less.
+    G is ``num_groups``, or C if that is less.
     """
     num_videos, num_classes = probabilities.shape
     num_groups = min(num_groups, num_classes)
@@ -262,7 +265,7 @@ def group_maxima(probabilities: Floats, *, num_groups: int) -> Floats:
 def top_hits(
     probabilities: Floats, is_positive: NDArray[np.bool_], k: int
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """Return what a block of videos adds to the pool of GAP@k: scores, and which are hits.
+    """Return the scores that a block of videos adds to the pool of GAP@k, and which are hits.
 
     Args:
         probabilities: ``(n, C)``, floating point; ``-inf`` where a class is not predicted.
@@ -279,12 +282,12 @@ def top_hits(
 
 
 def pooled_average_precision(scores: Floats, hits: NDArray[np.bool_], num_positives: int) -> float:
-    """Return the average precision of one pool: the GAP of what ``top_hits`` returned.
+    """Return the average precision of one pool; of what ``top_hits`` returned, it is the GAP.
 
     Args:
         scores: ``(P,)``; equal scores rank in the order given.
         hits: ``(P,)``, whether a pair is a positive.
-        num_positives: The denominator: all positives, pooled or not. With 0 the answer is 0.
+        num_positives: The denominator: all positives, pooled or not. If it is 0, so is the result.
     """
     if num_positives == 0:
         return 0.0
@@ -293,7 +296,7 @@ def pooled_average_precision(scores: Floats, hits: NDArray[np.bool_], num_positi
 
 
 def average_precision(ranks: NDArray[np.int64], num_positives: int) -> float:
-    """Return the sum of the precisions at the hits' ranks, best first, over the positives."""
+    """Return the sum of the precisions at the hits' ranks, best first, divided by the positives."""
     return float((np.arange(1, ranks.size + 1) / ranks).sum()) / num_positives
 
 
@@ -320,7 +323,7 @@ def _mean(precisions: NDArray[np.float64], positives: NDArray[np.int64]) -> floa
 
 
 def _label_blocks(
-    labels: Labels, shape: tuple[int, ...]
+    labels: Labels, shape: tuple[int, ...], block_values: int
 ) -> Iterator[tuple[slice, NDArray[np.bool_]]]:
     """Yield slices of videos that fit a core's caches, each with its dense labels."""
     num_videos, num_classes = shape
@@ -331,7 +334,7 @@ def _label_blocks(
         label_shape = labels.shape
     if label_shape != shape:
         raise ValueError(f"labels are of shape {label_shape}, probabilities of {shape}")
-    step = max(1, BLOCK_VALUES // num_classes)
+    step = max(1, block_values // num_classes)
     for start in range(0, num_videos, step):
         stop = min(start + step, num_videos)
         if isinstance(labels, LabelLists):

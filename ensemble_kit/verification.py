@@ -20,7 +20,7 @@ from ensemble_kit.fusion.weights import STORED, FusedWeights, Member
 from ensemble_kit.networks.loading import load, member_prefix
 from ensemble_kit.networks.products import product_axes
 from ensemble_kit.networks.storage import SCALE
-from ensemble_kit.predictions.file import dataset_sha256
+from ensemble_kit.predictions.videos import dataset_sha256
 from ensemble_kit.serving.metadata import read_metadata
 from ensemble_kit.serving.onnx_file import is_whole, needed_files, read_tensors
 from ensemble_kit.store.provenance import (

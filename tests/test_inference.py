@@ -3,7 +3,7 @@ from builders import POOLINGS, tiny_recipe, tiny_records, tiny_schema, write_che
 
 from ensemble_kit.errors import OutputError, PredictionsError
 from ensemble_kit.files import sha256_of
-from ensemble_kit.inference import predict
+from ensemble_kit.inference import evaluate_predictions, predict
 from ensemble_kit.networks.loading import load
 from ensemble_kit.predictions.file import read_predictions
 
@@ -94,3 +94,15 @@ def test_records_that_do_not_fit_the_model_are_refused(records, tmp_path):
         "audio (4 uint8)."
     )
     assert not (tmp_path / "mine.safetensors").exists()
+
+
+def test_predictions_are_measured_alike_in_blocks_of_any_size(records, tmp_path):
+    model = tmp_path / "model.safetensors"
+    write_checkpoint(model, tiny_recipe(), records.schema)
+    predictions = read_predictions(predict(model, records, tmp_path / "p.safetensors"))
+
+    once = evaluate_predictions(predictions, None, k=3)
+    again = evaluate_predictions(predictions, None, k=3, block_values=7 * predictions.num_classes)
+
+    assert once.videos == 40
+    assert again == once

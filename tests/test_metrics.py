@@ -83,19 +83,22 @@ def test_label_lists_give_the_very_number_of_dense_labels(case):
     assert measure(scores, lists, k=k) == measure(scores, labels, k=k)
 
 
-def test_many_blocks_and_class_groups_give_the_number_of_the_loops(monkeypatch):
-    monkeypatch.setattr("ensemble_kit.metrics.BLOCK_VALUES", 1000)
+def test_many_blocks_and_class_groups_give_the_number_of_the_loops():
     generator = np.random.default_rng(0)
     scores = generator.integers(0, 40, (23, 211)).astype(np.float64)  # 5 videos a block
     labels = generator.random((23, 211)) < 0.05
 
-    metrics = measure(scores, labels, k=3)
-
     loops = (scores.tolist(), as_sets(labels))
+    dense, listed = (MetricsAccumulator(num_classes=211, k=3, block_values=1000) for _ in range(2))
+    dense.add(scores, labels)
+    listed.add(scores, LabelLists.from_lists(map(sorted, loops[1])))
+
+    metrics = dense.result()
+
     assert metrics.gap == pytest.approx(float(gap_loops(*loops, 3)), abs=1e-12)
     assert metrics.perr == pytest.approx(float(perr_loops(*loops)), abs=1e-12)
     assert metrics.map == pytest.approx(float(map_loops(*loops, 3)), abs=1e-12)
-    assert measure(scores, LabelLists.from_lists(map(sorted, loops[1])), k=3) == metrics
+    assert listed.result() == metrics
 
 
 def test_single_metrics_are_the_fields_of_all_of_them():

@@ -35,7 +35,7 @@ def steps_of(paths):
 def test_a_run_ends_with_the_predictions_of_its_averaged_checkpoint(finished, records):
     run = finished.trained.folder
 
-    assert read_predictions(run.validation).record.model.file.path == "averaged.safetensors"
+    assert read_predictions(run.validation).metadata.model.file.path == "averaged.safetensors"
     assert finished.averaged_gap == load(run.averaged).measure(records[1]).gap
 
 

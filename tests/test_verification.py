@@ -10,7 +10,7 @@ from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import CheckpointError, ExportError, PredictionsError, ProviderError
 from ensemble_kit.files import format_size
 from ensemble_kit.networks.loading import load
-from ensemble_kit.predictions.file import dataset_sha256
+from ensemble_kit.predictions.videos import dataset_sha256
 from ensemble_kit.store.provenance import FusedMetadata, ValidationMetadata
 from ensemble_kit.store.tensor_files import open_tensors, save_tensors
 from ensemble_kit.verification import verify

@@ -11,13 +11,10 @@ from numpy.typing import NDArray
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import PredictionsError, SelectionError
 from ensemble_kit.files import sha256_of
-from ensemble_kit.predictions.file import (
-    Predictions,
-    aligned,
-    read_labels_csv,
-    read_predictions,
-    taken,
-)
+from ensemble_kit.predictions.challenge_csv import read_labels_csv
+from ensemble_kit.predictions.file import Predictions, read_predictions
+from ensemble_kit.predictions.rows import Floats
+from ensemble_kit.predictions.videos import aligned, taken
 from ensemble_kit.store.provenance import BYTES_PER_VALUE, Dtype
 
 NOT_THE_SAME = (
@@ -30,8 +27,8 @@ class Candidate:
     """Predictions that may become a member.
 
     Attributes:
-        predictions: The file they are read from.
-        num_bytes: What the member would take in a fused file; 0 where nobody told.
+        predictions: The file that they are read from.
+        num_bytes: What the member would take in a fused file; 0 where that is not known.
         places: ``(N,)``, where in its file each video is, in the order of the first candidate.
     """
 
@@ -41,10 +38,10 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """What it is called in the selection."""
+        """The candidate's name in the selection."""
         return self.predictions.name
 
-    def taken(self, videos: NDArray[np.int64]) -> NDArray[np.float32]:
+    def taken(self, videos: NDArray[np.int64]) -> Floats:
         """Return the probabilities of some videos, ``(n, C)``; ``-inf`` where not listed."""
         return self.predictions.taken(self.places[videos])
 
@@ -58,7 +55,7 @@ class Candidates:
         ids: The N videos.
         labels: Their labels.
         num_classes: C.
-        vocabulary_sha256: The hash of the class names; None where no file of the kit tells it.
+        vocabulary_sha256: The hash of the class names; None where no file of the kit is among them.
         num_left_out: Videos that some file lacks.
     """
 
@@ -88,8 +85,8 @@ def read_candidates(
             files.
         dtype: The type that a member's numbers will be stored in.
         sizes: Bytes of candidates by name, for those that no model of the kit made.
-        has_limit: Whether the size of every candidate must be known; else an unknown one is 0.
-        exclude: Names of those to leave out.
+        has_limit: Whether the size of every candidate must be known; else an unknown size is 0.
+        exclude: Names of the candidates to leave out.
         intersect: Whether videos that some file lacks are left out.
 
     Raises:
@@ -100,21 +97,21 @@ def read_candidates(
     """
     opened = [read_predictions(path) for path in paths]
     _refuse_names(opened)
-    names = [one.name for one in opened]
-    refuse_unknown(list(sizes), names, "A size is given for")
-    refuse_unknown(exclude, names, "To be left out is")
-    opened = [one for one in opened if one.name not in exclude]
+    names = [predictions.name for predictions in opened]
+    refuse_unknown(list(sizes), names, "A size is given for {}")
+    refuse_unknown(exclude, names, "{} is to be left out")
+    opened = [predictions for predictions in opened if predictions.name not in exclude]
     if not opened:
         raise SelectionError(
             "All candidates are left out.", hint="Name fewer of them with --exclude."
         )
-    num_bytes = [_num_bytes(one, dtype, sizes, has_limit=has_limit) for one in opened]
+    num_bytes = [_num_bytes(each, dtype, sizes, has_limit=has_limit) for each in opened]
     num_known = _refuse_classes(opened)
     _refuse_changed_models(opened)
     label_lists = None
     if labels_path is not None:
         label_lists = read_labels_csv(labels_path, num_classes=num_known)
-    sources = [(one.ids, one.path) for one in opened]
+    sources = [(predictions.ids, predictions.path) for predictions in opened]
     if label_lists is not None and labels_path is not None:
         sources.append((label_lists[0], labels_path))
     ids, places = _aligned(sources, intersect=intersect)
@@ -127,13 +124,13 @@ def read_candidates(
             f"{labels_path or opened[0].path} holds no labels.",
             hint="Name a CSV file of the videos' labels with --labels.",
         )
-    num_classes = max(*(one.num_classes for one in opened), int(labels.classes.max()) + 1)
+    num_classes = max(*(each.num_classes for each in opened), int(labels.classes.max()) + 1)
     candidates = (
-        Candidate(replace(one, num_classes=num_classes), size, place)
-        for one, size, place in zip(opened, num_bytes, places, strict=True)
+        Candidate(replace(predictions, num_classes=num_classes), size, place)
+        for predictions, size, place in zip(opened, num_bytes, places, strict=True)
     )
-    vocabularies = (one.record.vocabulary_sha256 for one in opened if one.record)
-    num_all = len(set().union(*(one.ids for one in opened)))
+    vocabularies = (each.metadata.vocabulary_sha256 for each in opened if each.metadata)
+    num_all = len(set().union(*(predictions.ids for predictions in opened)))
     return Candidates(
         tuple(candidates), ids, labels, num_classes, next(vocabularies, None), num_all - len(ids)
     )
@@ -146,7 +143,7 @@ def _aligned(
 
     Args:
         sources: The ids and the path of each file.
-        intersect: Whether videos that are not in all of them are left out; else they are a fault.
+        intersect: Whether videos that are not in all of them are left out; else they are refused.
 
     Raises:
         PredictionsError: A file lacks a video of another, or no video is in all of them.
@@ -154,51 +151,52 @@ def _aligned(
     first, path = sources[0]
     if not intersect:
         return tuple(first), [
-            aligned(ids, one, to=first, of=path, hint=NOT_THE_SAME) for ids, one in sources
+            aligned(ids, other, to=first, of=path, hint=NOT_THE_SAME) for ids, other in sources
         ]
     common = set(first).intersection(*(ids for ids, _ in sources[1:]))
     if not common:
         raise PredictionsError(
-            f"No video is in all of {', '.join(str(one) for _, one in sources)}.",
+            f"No video is in all of {', '.join(str(source) for _, source in sources)}.",
             hint="Predict every candidate on the same records.",
         )
     ids = tuple(video for video in first if video in common)
     places = []
-    for found, _ in sources:
-        place = {video: index for index, video in enumerate(found)}
+    for ids_of_source, _ in sources:
+        place = {video: index for index, video in enumerate(ids_of_source)}
         places.append(np.array([place[video] for video in ids], np.int64))
     return ids, places
 
 
-def refuse_unknown(wanted: Sequence[str], names: Sequence[str], what: str) -> None:
-    """Raise unless every wanted name is that of a candidate.
+def refuse_unknown(wanted: Sequence[str], names: Sequence[str], message: str) -> None:
+    """Raise unless every wanted name is the name of a candidate.
 
     Args:
-        wanted: The names.
-        names: Those of the candidates.
-        what: The message's words before a name that is not among them.
+        wanted: The names that options gave.
+        names: The candidates' names.
+        message: What the error says first, with ``{}`` for the name that is unknown.
 
     Raises:
-        SelectionError: One is not.
+        SelectionError: A name is not among them.
     """
     for name in wanted:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
             raise SelectionError(
-                f"{what} {name!r}, which is not a candidate.",
+                f"{message.format(repr(name))}, but there is no such candidate.",
                 hint=f"Name one of {', '.join(near or names)}.",
             )
 
 
 def _refuse_names(opened: Sequence[Predictions]) -> None:
     paths: dict[str, Path] = {}
-    for one in opened:
-        if one.name in paths:
+    for predictions in opened:
+        if predictions.name in paths:
             raise SelectionError(
-                f"{paths[one.name]} and {one.path} are both named {one.name!r}.",
+                f"{paths[predictions.name]} and {predictions.path} are both named "
+                f"{predictions.name!r}.",
                 hint="Leave one out, or rename one: a CSV file, or a run with `train --name`.",
             )
-        paths[one.name] = one.path
+        paths[predictions.name] = predictions.path
 
 
 def _num_bytes(
@@ -207,54 +205,57 @@ def _num_bytes(
     name = predictions.name
     if name in sizes:
         return sizes[name]
-    model = predictions.record.model if predictions.record else None
-    if model is not None and model.num_values:  # an ONNX file of the kit's own tells none
+    model = predictions.metadata.model if predictions.metadata else None
+    if model is not None and model.num_values:  # of an ONNX file of the kit it is not known
         return model.num_values * BYTES_PER_VALUE[dtype]
     if has_limit:
         raise SelectionError(
-            f"The size of {name} is not known: {predictions.path} tells of no weights.",
+            f"The size of {name} is not known: {predictions.path} does not name a model of the "
+            "kit.",
             hint=f"Give the size of every such candidate: --size {name}=4MB.",
         )
     return 0
 
 
 def _refuse_classes(opened: Sequence[Predictions]) -> int | None:
-    """Return the number of classes, None if no file tells, or raise if they are not the same."""
+    """Return the number of classes, None if no file says it, or raise if the files differ."""
     hint = "Select among predictions of one label vocabulary."
-    knowing = [one for one in opened if one.knows_classes]
-    for one in opened if knowing else []:
-        num_classes = knowing[0].num_classes
-        if not one.knows_classes and one.num_classes > num_classes:
+    certain = [predictions for predictions in opened if predictions.knows_classes]
+    for predictions in opened if certain else []:
+        num_classes = certain[0].num_classes
+        if not predictions.knows_classes and predictions.num_classes > num_classes:
             raise SelectionError(
-                f"{one.path} lists class {one.num_classes - 1}; {knowing[0].path} has "
-                f"{num_classes} classes.",
+                f"{predictions.path} lists class {predictions.num_classes - 1}; "
+                f"{certain[0].path} has {num_classes} classes.",
                 hint=hint,
             )
-        if one.knows_classes and one.num_classes != num_classes:
+        if predictions.knows_classes and predictions.num_classes != num_classes:
             raise SelectionError(
-                f"{one.path} has {one.num_classes} classes; {knowing[0].path} has {num_classes}.",
+                f"{predictions.path} has {predictions.num_classes} classes; {certain[0].path} has "
+                f"{num_classes}.",
                 hint=hint,
             )
-    named = [one for one in opened if one.label_names is not None]
-    for one in named:
-        if one.label_names != named[0].label_names:
+    named = [predictions for predictions in opened if predictions.label_names is not None]
+    for predictions in named:
+        if predictions.label_names != named[0].label_names:
             raise SelectionError(
-                f"{one.path} has other label names than {named[0].path}.", hint=hint
+                f"{predictions.path} has other label names than {named[0].path}.", hint=hint
             )
-    return knowing[0].num_classes if knowing else None
+    return certain[0].num_classes if certain else None
 
 
 def _refuse_changed_models(opened: Sequence[Predictions]) -> None:
-    """Raise if a model is not what it was when it predicted; one that has gone is not asked."""
-    for one in opened:
-        model = one.record.model if one.record else None
+    """Raise if a model has changed since it predicted; one that is gone is not compared."""
+    for predictions in opened:
+        model = predictions.metadata.model if predictions.metadata else None
         if model is None:
             continue
-        path = one.path.parent / model.file.path
+        path = predictions.path.parent / model.file.path
         if path.is_file() and sha256_of(path) != model.file.sha256:
             raise SelectionError(
-                f"{path} has changed since {one.path} was predicted with it.",
-                hint=f"Predict again with `ensemble-kit predict {path} DATA -o {one.path}`.",
+                f"{path} has changed since it predicted {predictions.path}.",
+                hint=f"Predict again with `ensemble-kit predict {path} DATA -o "
+                f"{predictions.path}`.",
             )
 
 
@@ -262,17 +263,17 @@ def _common_labels(
     opened: Sequence[Predictions], places: Sequence[NDArray[np.int64]]
 ) -> LabelLists:
     """Return the labels that every file with labels agrees on, in the first candidate's order."""
-    found: tuple[Predictions, LabelLists] | None = None
-    for one, place in zip(opened, places, strict=True):
-        if one.labels is None:
+    first: tuple[Predictions, LabelLists] | None = None
+    for predictions, place in zip(opened, places, strict=True):
+        if predictions.labels is None:
             continue
-        labels = taken(one.labels, place)
-        if found is None:
-            found = one, labels
-        elif not all(map(np.array_equal, found[1], labels)):
+        labels = taken(predictions.labels, place)
+        if first is None:
+            first = predictions, labels
+        elif not all(map(np.array_equal, first[1], labels)):
             raise SelectionError(
-                f"{one.path} has other labels than {found[0].path}.",
+                f"{predictions.path} has other labels than {first[0].path}.",
                 hint="Predict every candidate on the same records, or name the labels with "
                 "--labels.",
             )
-    return found[1] if found else LabelLists.from_lists([])
+    return first[1] if first else LabelLists.from_lists([])

@@ -1,11 +1,16 @@
 """The challenge's CSV files: predictions as pairs of class and confidence, and labels.
 
 Source: google/youtube-8m, ``inference.py``: the header ``VideoId,LabelConfidencePairs``, then for
-each video its id and its best classes, ``class confidence`` pairs separated by single spaces, the
+each video its id and its best classes as ``class confidence`` pairs separated by single spaces, the
 best first, confidences as ``%g``. WILLOW's files say ``VideoID``, the 2018 instructions say
-``Id,Labels``; both are read too.
+``Id,Labels``; both are read too. An id that holds a comma or a quotation mark stands in quotation
+marks, as RFC 4180 says.
+
+Confidences are kept as float64: that is what their text says, and tools that write more than the
+challenge's six digits write scores which float32 would make equal.
 """
 
+import csv
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +26,7 @@ PREDICTIONS_HEADER = "VideoId,LabelConfidencePairs"
 PREDICTIONS_HEADERS = (PREDICTIONS_HEADER, "VideoID,LabelConfidencePairs", "Id,Labels")
 LABELS_HEADER = "VideoId,Labels"
 MAX_CLASSES = 1_000_000  # where no count is known: so that a mistyped class is not a huge matrix
+LONGEST_SHOWN = 80  # characters of what is wrong that a message repeats
 
 
 class Pairs(NamedTuple):
@@ -29,12 +35,12 @@ class Pairs(NamedTuple):
     Attributes:
         offsets: ``(N + 1,)``, int64; video i has the pairs ``offsets[i]`` to ``offsets[i + 1]``.
         classes: int64, in the file's order.
-        confidences: float32, in ``[0, 1]``.
+        confidences: float64, in ``[0, 1]``.
     """
 
     offsets: NDArray[np.int64]
     classes: NDArray[np.int64]
-    confidences: NDArray[np.float32]
+    confidences: NDArray[np.float64]
 
 
 def read_pairs(path: Path, *, num_classes: int | None) -> tuple[tuple[str, ...], Pairs]:
@@ -45,9 +51,9 @@ def read_pairs(path: Path, *, num_classes: int | None) -> tuple[tuple[str, ...],
         num_classes: C; None takes any class under a million.
 
     Raises:
-        PredictionsError: The file cannot be read, or a line of it is not what it should be.
+        PredictionsError: The file cannot be read, or one of its lines is not what it should be.
     """
-    ids, offsets, classes, confidences = [], array("q", [0]), array("q"), array("f")
+    ids, offsets, classes, confidences = [], array("q", [0]), array("q"), array("d")
     for where, video, text in _lines(path, PREDICTIONS_HEADERS):
         tokens = text.split()
         if len(tokens) % 2:
@@ -59,8 +65,7 @@ def read_pairs(path: Path, *, num_classes: int | None) -> tuple[tuple[str, ...],
         confidences.extend([_confidence(token, where) for token in tokens[1::2]])
         ids.append(video)
         offsets.append(len(classes))
-    pairs = Pairs(_int64(offsets), _int64(classes), np.frombuffer(confidences, np.float32))
-    return tuple(ids), pairs
+    return tuple(ids), Pairs(_int64(offsets), _int64(classes), np.array(confidences, np.float64))
 
 
 def read_labels_csv(
@@ -73,7 +78,7 @@ def read_labels_csv(
         num_classes: C; None takes any class under a million.
 
     Raises:
-        PredictionsError: The file cannot be read, or a line of it is not what it should be.
+        PredictionsError: The file cannot be read, or one of its lines is not what it should be.
     """
     ids, lists = [], []
     for where, video, text in _lines(path, (LABELS_HEADER,)):
@@ -87,7 +92,9 @@ def read_labels_csv(
 def format_line(
     video: str, classes: NDArray[np.int64], confidences: NDArray[np.floating[Any]]
 ) -> str:
-    """Return one video's line of a predictions file, without its end."""
+    """Return one video's line of a predictions file, without the line end."""
+    if "," in video or '"' in video:
+        video = '"' + video.replace('"', '""') + '"'
     pairs = zip(classes.tolist(), confidences.tolist(), strict=True)
     return f"{video}," + " ".join(f"{index} {confidence:g}" for index, confidence in pairs)
 
@@ -97,26 +104,15 @@ def _lines(path: Path, headers: Sequence[str]) -> Iterator[tuple[str, str, str]]
     line_of: dict[str, int] = {}
     try:
         with path.open(encoding="utf-8-sig") as file:
-            header = file.readline().rstrip("\n")
-            if header not in headers:
-                found = f"the first line is {header[:80]!r}" if header else "there is no header"
-                raise PredictionsError(
-                    f"{path}: {found}, expected {headers[0]!r}.",
-                    hint=f"Name a file in the challenge's format, with the header {headers[0]}.",
-                )
+            _check_header(file.readline().rstrip("\n"), headers, path)
             for number, line in enumerate(file, start=2):
                 if not line.strip():
                     continue
                 where = f"{path}, line {number}"
-                video, comma, text = line.rstrip("\n").partition(",")
-                if not comma:
-                    raise PredictionsError(
-                        f"{where}: there is no comma in {video[:80]!r}.",
-                        hint=f"Write one line for each video: {headers[0]}.",
-                    )
+                video, text = _fields(line.rstrip("\n"), where, headers[0])
                 if line_of.setdefault(video, number) != number:
                     raise PredictionsError(
-                        f"{where}: video {video!r} is on line {line_of[video]} already.",
+                        f"{where}: video {_shown(video)} is on line {line_of[video]} already.",
                         hint="Keep one line for each video.",
                     )
                 yield where, video, text
@@ -134,15 +130,57 @@ def _lines(path: Path, headers: Sequence[str]) -> Iterator[tuple[str, str, str]]
         )
 
 
+def _check_header(header: str, headers: Sequence[str], path: Path) -> None:
+    if header not in headers:
+        first = f"the first line is {_shown(header)}" if header else "there is no header"
+        raise PredictionsError(
+            f"{path}: {first}, expected {headers[0]!r}.",
+            hint=f"Name a file in the challenge's format, with the header {headers[0]}.",
+        )
+
+
+def _fields(line: str, where: str, header: str) -> tuple[str, str]:
+    """Return the id and the rest of a line.
+
+    Lines without a quotation mark, which is nearly all of them, are not given to ``csv``: it
+    refuses fields over 131,072 characters, which a video with every class of a large vocabulary
+    has.
+    """
+    if '"' not in line:
+        video, comma, text = line.partition(",")
+        if not comma:
+            raise PredictionsError(
+                f"{where}: there is no comma in {_shown(video)}.",
+                hint=f"Write one line for each video: {header}.",
+            )
+        return video, text
+    try:
+        (fields,) = csv.reader([line], strict=True)
+    except csv.Error as error:
+        raise PredictionsError(
+            f"{where} is not CSV: {error}.",
+            hint='Write an id with a comma or a quotation mark as "a ""b"", c".',
+        ) from error
+    if len(fields) != 2:
+        raise PredictionsError(
+            f"{where}: there are {len(fields)} fields, expected 2.",
+            hint=f"Write one line for each video: {header}.",
+        )
+    return fields[0], fields[1]
+
+
 def _add_classes(
     classes: "array[int]", tokens: list[str], where: str, num_classes: int | None
 ) -> None:
     limit = num_classes or MAX_CLASSES
     start = len(classes)
     for token in tokens:
-        if not token.isdecimal() or int(token) >= limit:
+        # Python refuses to read a number of more than 4,300 digits
+        is_number = token.isascii() and token.isdecimal() and len(token) < 19
+        if not is_number or int(token) >= limit:
             raise PredictionsError(
-                f"{where}: {token!r} is not a class, expected a number from 0 to {limit - 1}.",
+                f"{where}: {_shown(token)} is not a class, expected a number from 0 to "
+                f"{limit - 1}.",
                 hint="Number the classes from 0, as the records' labels do.",
             )
         classes.append(int(token))
@@ -158,14 +196,23 @@ def _confidence(token: str, where: str) -> float:
     try:
         confidence = float(token)
     except ValueError:
-        confidence = np.nan
-    if not 0 <= confidence <= 1:  # so is NaN
+        confidence = -1.0
+    if confidence != confidence:
         raise PredictionsError(
-            f"{where}: {token!r} is not a confidence, expected a number from 0 to 1.",
+            f"{where}: a confidence is not a number ({_shown(token)}).",
+            hint="Predict again with a model whose weights and features are finite.",
+        )
+    if not 0 <= confidence <= 1:
+        raise PredictionsError(
+            f"{where}: {_shown(token)} is not a confidence, expected a number from 0 to 1.",
             hint="Write probabilities, not logits or percentages.",
         )
     return confidence
 
 
+def _shown(text: str) -> str:
+    return repr(text[:LONGEST_SHOWN])
+
+
 def _int64(values: "array[int]") -> NDArray[np.int64]:
-    return np.frombuffer(values, np.int64) if values else np.empty(0, np.int64)
+    return np.array(values, np.int64)

@@ -8,11 +8,11 @@ classes of each video has, in place of ``probabilities``, their ``values`` ``(N,
 was left out.
 """
 
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,37 +25,32 @@ from ensemble_kit.files import refuse_overwrite, written_aside
 from ensemble_kit.metrics import top_classes
 from ensemble_kit.predictions.challenge_csv import (
     PREDICTIONS_HEADER,
+    PREDICTIONS_HEADERS,
     format_line,
-    read_labels_csv,
     read_pairs,
 )
-from ensemble_kit.predictions.numpy_files import ARRAY_SUFFIXES, read_arrays
+from ensemble_kit.predictions.numpy_files import read_arrays
 from ensemble_kit.predictions.rows import (
     DenseRows,
+    Floats,
     ListedRows,
     Rows,
     TopRows,
     as_probabilities,
 )
+from ensemble_kit.predictions.videos import are_label_lists, dataset_sha256, refuse_ids
 from ensemble_kit.store.provenance import ModelMetadata, PredictionsMetadata
 from ensemble_kit.store.tensor_files import TensorFile, open_tensors, save_tensors
 
-__all__ = [
-    "Predictions",
-    "aligned",
-    "dataset_sha256",
-    "is_predictions_file",
-    "read_labels_csv",
-    "read_predictions",
-    "taken",
-    "write_predictions",
-    "write_predictions_csv",
-]
 BLOCK_VALUES = 2**22  # probabilities read together: 16 MiB
 COMMON = {"label_offsets": "I64", "label_classes": "I64", "ids": "U8"}
 ALL = {"probabilities": "F32", **COMMON}
 BEST = {"values": "F32", "classes": "I32", "bounds": "F32", **COMMON}
-Floats = NDArray[np.floating[Any]]
+GZIP = b"\x1f\x8b"
+Form = Literal["tensors", "numpy", "csv"]
+FORMS: Mapping[str, Form] = MappingProxyType(
+    {".safetensors": "tensors", ".npy": "numpy", ".npz": "numpy", ".csv": "csv", ".txt": "csv"}
+)
 
 
 @dataclass(frozen=True)
@@ -64,13 +59,14 @@ class Predictions:
 
     Attributes:
         path: The file.
-        name: What selection knows them by: the record's name, or the stem of another tool's file.
+        name: What selection calls them: the name in the metadata, or the stem of another tool's
+            file.
         ids: The N videos, in order.
-        num_classes: C; for a CSV file, where it was not told, one more than its largest class.
+        num_classes: C; for a CSV file of unknown classes, one more than its largest class.
         source: Where the probabilities are.
-        label_names: The classes' names; None where the file does not tell.
-        labels: The videos' labels; None where the file does not tell.
-        record: What the file says of itself; None for another tool's file.
+        label_names: The classes' names; None where the file has none.
+        labels: The videos' labels; None where the file has none.
+        metadata: What the file says of itself; None for another tool's file.
     """
 
     path: Path
@@ -80,26 +76,27 @@ class Predictions:
     source: Rows
     label_names: tuple[str, ...] | None = None
     labels: LabelLists | None = None
-    record: PredictionsMetadata | None = None
+    metadata: PredictionsMetadata | None = None
 
     @property
     def is_sparse(self) -> bool:
-        """Whether a video lists some classes only."""
+        """Whether the file lists only some classes of each video."""
         return self.source.bounds is not None
 
     @property
     def knows_classes(self) -> bool:
-        """Whether ``num_classes`` was told, and is no guess from a CSV file's largest class."""
+        """Whether the file says how many classes there are; a CSV file does not."""
         return not isinstance(self.source, ListedRows)
 
-    def taken(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+    def taken(self, places: NDArray[np.int64]) -> Floats:
         """Return the probabilities of some videos.
 
         Args:
             places: ``(n,)``, where in the file they are.
 
         Returns:
-            ``(n, C)``, float32; ``-inf`` where the file does not list a class.
+            ``(n, C)``, float32, or float64 where the file has float64 numbers or text; ``-inf``
+            where it does not list a class.
 
         Raises:
             PredictionsError: The file has gone, or a value is not a probability.
@@ -109,13 +106,17 @@ class Predictions:
             return rows
         return as_probabilities(rows, [self.ids[place] for place in places], self.path)
 
-    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+    def rows(self, start: int, stop: int) -> Floats:
         """Return the probabilities of videos ``start`` to ``stop - 1``; see ``taken``."""
         return self.taken(np.arange(start, stop))
 
-    def blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        """Yield all probabilities, some videos at a time: which videos, and their rows."""
-        step = max(1, BLOCK_VALUES // self.num_classes)
+    def blocks(self, block_values: int = BLOCK_VALUES) -> Iterator[tuple[slice, Floats]]:
+        """Yield all probabilities, some videos at a time: which videos, and their rows.
+
+        Args:
+            block_values: About how many probabilities to read together.
+        """
+        step = max(1, block_values // self.num_classes)
         for start in range(0, len(self.ids), step):
             stop = min(start + step, len(self.ids))
             yield slice(start, stop), self.rows(start, stop)
@@ -126,9 +127,11 @@ def is_predictions_file(path: Path) -> bool:
 
     Raises:
         CheckpointError: The file is a tensor file, and is damaged.
+        PredictionsError: The file cannot be read, or is compressed with gzip.
     """
-    if not _is_tensor_file(path):
-        return path.suffix in {".csv", *ARRAY_SUFFIXES}
+    form = _form_of(path)
+    if form != "tensors":
+        return form is not None
     with open_tensors(path) as file:
         return file.kind == "predictions"
 
@@ -137,7 +140,7 @@ def read_predictions(path: Path, *, num_classes: int | None = None) -> Predictio
     """Open a predictions file of the kit or of NumPy, or read a CSV in the challenge's format.
 
     Args:
-        path: The file: ``.npy`` and ``.npz`` are NumPy's; the content tells the other two apart.
+        path: The file. The first bytes say what it is, and where they do not, its suffix.
         num_classes: The most classes that a CSV file may list; None takes any under a million.
 
     Raises:
@@ -145,7 +148,11 @@ def read_predictions(path: Path, *, num_classes: int | None = None) -> Predictio
         PredictionsError: A file cannot be read, a line of a CSV file is not what it should be, or
             a video is there twice.
     """
-    if path.suffix in ARRAY_SUFFIXES:
+    form = _form_of(path)
+    if form == "tensors":
+        with open_tensors(path) as file:
+            return _open_own(file)
+    if form == "numpy":
         arrays = read_arrays(path)
         refuse_ids(arrays.ids, path, forbidden="")
         return Predictions(
@@ -157,9 +164,6 @@ def read_predictions(path: Path, *, num_classes: int | None = None) -> Predictio
             arrays.label_names,
             arrays.labels,
         )
-    if _is_tensor_file(path):
-        with open_tensors(path) as file:
-            return _open_own(file)
     ids, pairs = read_pairs(path, num_classes=num_classes)
     largest = int(pairs.classes.max(initial=0))
     return Predictions(path, path.stem, ids, num_classes or largest + 1, ListedRows(pairs))
@@ -184,9 +188,10 @@ def write_predictions(
         ids: N video ids.
         label_names: C names.
         labels: The labels of N videos; empty lists where they are not known.
-        rows: ``(N, C)`` probabilities, or blocks of ``(n, C)`` that follow one another. A value
-            less than 1e-6 outside of ``[0, 1]``, as rounding makes them, is written as 0 or 1.
-        name: What selection will know the predictions by.
+        rows: ``(N, C)`` probabilities, or blocks of ``(n, C)`` that follow one another; they are
+            stored as float32. A value less than 1e-6 outside of ``[0, 1]``, as rounding makes them,
+            is written as 0 or 1.
+        name: What selection will call the predictions.
         model: The model that made them, if it is a file of the kit.
         top_k: How many classes of each video to keep, the best; None or C keeps all.
         force: Whether an existing file may be replaced.
@@ -212,7 +217,7 @@ def write_predictions(
         "label_classes": labels.classes,
         "ids": np.frombuffer("\n".join(ids).encode(), np.uint8),
     }
-    record = PredictionsMetadata(
+    metadata = PredictionsMetadata(
         kit_version=__version__,
         name=name,
         model=model,
@@ -221,7 +226,7 @@ def write_predictions(
         dataset_sha256=dataset_sha256(ids, labels),
         top_k=top_k,
     )
-    save_tensors(path, tensors, record, force=force)
+    save_tensors(path, tensors, metadata, force=force)
 
 
 def write_predictions_csv(
@@ -234,8 +239,8 @@ def write_predictions_csv(
 ) -> None:
     """Write the best classes of each video in the challenge's format.
 
-    Confidences are written as ``%g``, six digits, and the other classes are lost: average
-    predictions files of the kit, not these. Faults are those of ``write_predictions``.
+    Confidences are written as ``%g``, six digits, and the other classes are lost: select among
+    predictions files of the kit, not among these. It raises what ``write_predictions`` raises.
 
     Args:
         path: The file to write.
@@ -245,7 +250,7 @@ def write_predictions_csv(
         force: Whether an existing file may be replaced.
     """
     refuse_overwrite(path, force=force)
-    refuse_ids(ids, path, forbidden=",\r\n")
+    refuse_ids(ids, path, forbidden="\r\n")
     with written_aside(path, force=force) as aside, aside.open("w", encoding="utf-8") as file:
         file.write(f"{PREDICTIONS_HEADER}\n")
         for videos, block in _checked_blocks(rows, ids, path):
@@ -253,80 +258,39 @@ def write_predictions_csv(
             file.writelines(f"{format_line(*line)}\n" for line in best)
 
 
-def dataset_sha256(ids: Sequence[str], labels: LabelLists) -> str:
-    """Return the SHA-256 of video ids and labels in order: what selections compare."""
-    digest = hashlib.sha256("\n".join(ids).encode())
-    for part in labels:
-        digest.update(b"\n" + part.astype("<i8").tobytes())
-    return digest.hexdigest()
+def _form_of(path: Path) -> Form | None:
+    """Return what form of predictions a file may hold; None for that of no predictions file.
 
-
-def aligned(
-    ids: Sequence[str],
-    path: Path,
-    *,
-    to: Sequence[str],
-    of: Path,
-    hint: str = "Make both files from the same videos; their order may differ.",
-) -> NDArray[np.int64]:
-    """Return where each video of another file is in this one.
-
-    Args:
-        ids: This file's videos, each once.
-        path: This file, for the message.
-        to: The other file's videos, each once.
-        of: The other file, for the message.
-        hint: What the message says to do.
-
-    Returns:
-        ``(N,)``: ``ids[order[i]] == to[i]``.
-
-    Raises:
-        PredictionsError: A video is in one of them only.
+    The content decides before the name, which a browser or a script may have changed.
     """
-    place = {video: index for index, video in enumerate(ids)}
-    missing = next((video for video in to if video not in place), None)
-    lacking, having = path, of
-    if missing is None and len(ids) > len(to):
-        missing = next(iter(place.keys() - set(to)))
-        lacking, having = of, path
-    if missing is not None:
-        raise PredictionsError(
-            f"{lacking} lacks video {missing!r}, which {having} has.",
-            hint=hint,
-        )
-    return np.array([place[video] for video in to], np.int64)
-
-
-def taken(labels: LabelLists, order: NDArray[np.int64]) -> LabelLists:
-    """Return the labels of some videos, in the order given."""
-    counts = np.diff(labels.offsets)[order]
-    offsets = np.concatenate([[0], np.cumsum(counts)])
-    shifts = np.repeat(labels.offsets[order] - offsets[:-1], counts)
-    return LabelLists(offsets, labels.classes[np.arange(offsets[-1]) + shifts])
-
-
-def _is_tensor_file(path: Path) -> bool:
-    if path.suffix == ".safetensors":
-        return True
     try:
         with path.open("rb") as file:
-            return file.read(9)[8:] == b"{"  # after the header's length, the header's JSON
+            head = file.read(256)
     except OSError as error:
         raise PredictionsError(
             f"{path} cannot be read: {error.strerror}.", hint="Name a file that you may read."
         ) from error
+    header = head.removeprefix(b"\xef\xbb\xbf").splitlines()[:1]
+    if header and header[0].decode(errors="replace") in PREDICTIONS_HEADERS:
+        return "csv"
+    if head[8:9] == b"{":  # after the header's length, the header's JSON
+        return "tensors"
+    if head.startswith(GZIP):
+        raise PredictionsError(
+            f"{path} is compressed with gzip.", hint="Unpack it first, with gunzip."
+        )
+    return FORMS.get(path.suffix.lower())
 
 
 def _open_own(file: TensorFile) -> Predictions:
-    record = file.metadata_as(PredictionsMetadata)
-    names = record.label_names
+    metadata = file.metadata_as(PredictionsMetadata)
+    names = metadata.label_names
     types = {name: spec.dtype for name, spec in file.specs.items()}
     if types in (ALL, BEST):
         labels = LabelLists(file.array("label_offsets"), file.array("label_classes"))
         text = file.array("ids").tobytes().decode(errors="replace")
-        ids = tuple(text.split("\n")) if labels.num_videos else ()
-        wide, kept = (len(ids), len(names)), (len(ids), record.top_k or 0)
+        ids = tuple(text.split("\n")) if labels.offsets.size > 1 else ()
+        wide, kept = (len(ids), len(names)), (len(ids), metadata.top_k or 0)
         shapes = (
             {"probabilities": wide}
             if types == ALL
@@ -334,18 +298,20 @@ def _open_own(file: TensorFile) -> Predictions:
         )
         if (
             all(file.specs[name].shape == shape for name, shape in shapes.items())
-            and dataset_sha256(ids, labels) == record.dataset_sha256
+            and are_label_lists(labels, len(ids), len(names))
+            and dataset_sha256(ids, labels) == metadata.dataset_sha256
         ):
+            refuse_ids(ids, file.path, forbidden="")
             source: Rows = (
                 DenseRows(file.rows("probabilities"))
                 if types == ALL
                 else TopRows(file.rows("values"), file.rows("classes"), file.array("bounds"))
             )
             return Predictions(
-                file.path, record.name, ids, len(names), source, names, labels, record
+                file.path, metadata.name, ids, len(names), source, names, labels, metadata
             )
     raise CheckpointError(
-        f"{file.path} does not hold the videos and labels that its record tells of.",
+        f"{file.path} does not hold the videos and labels that its metadata describes.",
         hint="Make the file again with `ensemble-kit predict`.",
     )
 
@@ -384,17 +350,3 @@ def _checked_blocks(
         start = videos.stop
     if start != len(ids):
         raise ValueError(f"{len(ids)} ids, probabilities of {start} videos")
-
-
-def refuse_ids(ids: Sequence[str], path: Path, *, forbidden: str) -> None:
-    seen: set[str] = set()
-    for video in ids:
-        if video in seen or not set(forbidden).isdisjoint(video):
-            fault = (
-                "is there twice" if video in seen else "has a character that the file cannot keep"
-            )
-            raise PredictionsError(
-                f"{path}: video id {video!r} {fault}.",
-                hint="Give every record an id of its own, without commas or line ends.",
-            )
-        seen.add(video)

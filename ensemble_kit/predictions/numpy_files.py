@@ -1,12 +1,21 @@
 """Predictions that another tool left as NumPy's ``.npy`` or ``.npz``. Nothing is unpickled.
 
-``scores.npy`` is a matrix ``(N, C)``, with the video ids beside it in ``scores.ids.txt``, one a
-line. An ``.npz`` has the matrix as ``probabilities`` and the ids as ``ids``; it may have the labels
-too, as ``labels`` ``(N, C)``, positive where greater than 0, and the classes' names as
+``scores.npy`` is a matrix ``(N, C)``, with the video ids beside it in ``scores.ids.txt``, one on
+each line. An ``.npz`` has the matrix as ``probabilities`` and the ids as ``ids``; it may also have
+the labels as ``labels`` ``(N, C)``, positive where greater than 0, and the classes' names as
 ``label_names``.
+
+A matrix that lies in the file row by row and uncompressed is read from there a few rows at a time.
+Arrays are read here and not by ``np.load``, which believes a header: one that claims 10^12 columns,
+or a small compressed member that unpacks to many gigabytes, would take all memory before anything
+is looked at. Every size is compared with what the file has, and what is unpacked into memory is
+limited to ``MAX_UNPACKED`` bytes a file.
 """
 
 import zipfile
+from collections.abc import Mapping
+from math import prod
+from os import SEEK_CUR, SEEK_END
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -15,10 +24,14 @@ from numpy.typing import NDArray
 
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import PredictionsError
+from ensemble_kit.files import format_size
 from ensemble_kit.store.row_files import RowFile
+from ensemble_kit.wording import counted
 
-ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 LOCAL_HEADER = 30  # bytes before a member's name in a ZIP file; lengths of name and rest end it
+MAX_UNPACKED = 2 * 2**30  # 139,000 videos of 3,862 classes in float32
+NAMES = ("probabilities", "ids", "labels", "label_names")
+FLOATS = frozenset({"float16", "float32", "float64"})
 
 
 class Arrays(NamedTuple):
@@ -26,9 +39,9 @@ class Arrays(NamedTuple):
 
     Attributes:
         ids: The videos.
-        matrix: ``(N, C)``, floating point; on disk, unless it is compressed there.
-        labels: Their labels, if it tells.
-        label_names: The classes' names, if it tells.
+        matrix: ``(N, C)``, floating point; on disk, unless it is compressed or lies by columns.
+        labels: Their labels, if the file has them.
+        label_names: The classes' names, if the file has them.
     """
 
     ids: tuple[str, ...]
@@ -37,103 +50,238 @@ class Arrays(NamedTuple):
     label_names: tuple[str, ...] | None
 
 
-def read_arrays(path: Path) -> Arrays:
+class _Header(NamedTuple):
+    """What a ``.npy`` file, or a member of an ``.npz``, says of the array after its header."""
+
+    shape: tuple[int, ...]
+    is_by_columns: bool
+    dtype: np.dtype[Any]
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes that the array must have."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+def read_arrays(path: Path, *, max_unpacked: int = MAX_UNPACKED) -> Arrays:
     """Open a ``.npy`` or ``.npz`` file of probabilities.
 
+    Args:
+        path: The file; its suffix says which of the two it is.
+        max_unpacked: The most bytes of compressed arrays to unpack into memory.
+
     Raises:
-        PredictionsError: The file cannot be read, lacks an array, or has one of another shape or
-            type.
+        PredictionsError: The file cannot be read, lacks an array, has one of another shape or type,
+            or unpacks to more than ``max_unpacked``.
     """
     try:
-        return _read_npy(path) if path.suffix == ".npy" else _read_npz(path)
+        if path.suffix.lower() == ".npz":
+            return _read_npz(path, max_unpacked)
+        return _read_npy(path)
+    except PredictionsError:
+        raise
     except OSError as error:
         raise PredictionsError(
-            f"{error.filename or path} cannot be read: {error.strerror}.",
+            f"{error.filename or path} cannot be read: {error.strerror or error}.",
             hint="Name a file that you may read.",
         ) from error
-    except (ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged header makes zipfile, zlib and NumPy raise many kinds
+        reason = str(error).strip().rstrip(".") or type(error).__name__
         raise PredictionsError(
-            f"{path} is not a whole file of NumPy's: {str(error).rstrip('.')}.",
-            hint="Save it again with np.save or np.savez; objects are never unpickled.",
+            f"{path} is not a whole NumPy file: {reason[:200]}.",
+            hint="Save it again with np.save or np.savez.",
         ) from error
 
 
 def _read_npy(path: Path) -> Arrays:
-    ids_path = path.with_suffix(".ids.txt")
     with path.open("rb") as file:
-        matrix = _matrix(file, path)
-    if not ids_path.is_file():
+        end = file.seek(0, SEEK_END)
+        file.seek(0)
+        matrix = _matrix(file, end, path)
+    ids = _read_ids(path.with_suffix(".ids.txt"), path)
+    if len(ids) != matrix.shape[0]:
         raise PredictionsError(
-            f"{path}: there are no video ids, expected {ids_path.name} beside it.",
-            hint="Write them there, one a line, in the order of the rows.",
+            f"{path.with_suffix('.ids.txt')} has {counted(len(ids), 'id')}, but {path} has "
+            f"{counted(matrix.shape[0], 'row')}.",
+            hint="Write one id for each row, in the order of the rows.",
         )
-    ids = tuple(ids_path.read_text(encoding="utf-8").splitlines())
-    _refuse_shape(ids_path, "ids", (len(ids),), matrix.shape[:1])
     return Arrays(ids, matrix, None, None)
 
 
-def _read_npz(path: Path) -> Arrays:
-    with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as arrays:
-        for name in ("probabilities", "ids"):
-            if name not in arrays.files:
+def _read_ids(path: Path, matrix_path: Path) -> tuple[str, ...]:
+    if not path.is_file():
+        raise PredictionsError(
+            f"{matrix_path}: there are no video ids, expected {path.name} beside it.",
+            hint="Write them there, one on each line, in the order of the rows.",
+        )
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise PredictionsError(
+            f"{path} is not text in UTF-8.", hint="Save it as UTF-8, one id on each line."
+        ) from error
+    # not str.splitlines, which would also split ids at rare characters such as U+2028
+    return tuple(text.replace("\r\n", "\n").removesuffix("\n").split("\n")) if text else ()
+
+
+def _read_npz(path: Path, max_unpacked: int) -> Arrays:
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename: info for info in archive.infolist()}
+        for name in ("probabilities.npy", "ids.npy"):
+            if name not in members:
                 raise PredictionsError(
-                    f"{path} has no array {name!r}, only {', '.join(arrays.files) or 'nothing'}.",
+                    f"{path} has no member {name}, only {', '.join(members)[:200] or 'nothing'}.",
                     hint="Save it with np.savez(path, probabilities=..., ids=...).",
                 )
-        member = archive.getinfo("probabilities.npy")
-        if member.compress_type == zipfile.ZIP_STORED:
-            with path.open("rb") as file:
-                file.seek(member.header_offset + LOCAL_HEADER - 4)
-                lengths = np.frombuffer(file.read(4), "<u2")
-                file.seek(int(lengths.sum()), 1)
-                matrix = _matrix(file, path)
-        else:
-            matrix = _floating(arrays["probabilities"], path)
+        _refuse_bomb(path, members, max_unpacked)
+        matrix = _matrix_of(archive, members["probabilities.npy"], path)
         num_videos, num_classes = matrix.shape
-        ids = arrays["ids"]
-        _refuse_shape(path, "ids", ids.shape, (num_videos,))
+        ids = _array_of(archive, members["ids.npy"], path)
+        _refuse_shape(path, "ids", ids.shape, (num_videos,), matrix.shape)
         labels, label_names = None, None
-        if "labels" in arrays.files:
-            positive = arrays["labels"]
-            _refuse_shape(path, "labels", positive.shape, matrix.shape)
-            videos, classes = np.nonzero(positive > 0)
-            offsets = np.searchsorted(videos, np.arange(num_videos + 1))
-            labels = LabelLists(offsets.astype(np.int64), classes.astype(np.int64))
-        if "label_names" in arrays.files:
-            label_names = tuple(arrays["label_names"].astype(str).tolist())
-            _refuse_shape(path, "label_names", (len(label_names),), (num_classes,))
-    return Arrays(tuple(ids.astype(str).tolist()), matrix, labels, label_names)
+        if "labels.npy" in members:
+            positive = _array_of(archive, members["labels.npy"], path)
+            _refuse_shape(path, "labels", positive.shape, matrix.shape, matrix.shape)
+            labels = _label_lists(positive, path)
+        if "label_names.npy" in members:
+            names = _array_of(archive, members["label_names.npy"], path)
+            _refuse_shape(path, "label_names", names.shape, (num_classes,), matrix.shape)
+            label_names = _texts(names, "label_names", path)
+    return Arrays(_texts(ids, "ids", path), matrix, labels, label_names)
 
 
-def _matrix(file: IO[bytes], path: Path) -> RowFile | NDArray[Any]:
-    """Return the matrix whose header the file stands at, unless it is stored by columns."""
-    start = file.tell()
+def _refuse_bomb(path: Path, members: Mapping[str, zipfile.ZipInfo], max_unpacked: int) -> None:
+    """Raise if what is compressed would take too much memory; what is stored is on the disk."""
+    wanted = (members.get(f"{name}.npy") for name in NAMES)
+    unpacked = sum(
+        info.file_size
+        for info in wanted
+        if info is not None and info.compress_type != zipfile.ZIP_STORED
+    )
+    if unpacked > max_unpacked:
+        raise PredictionsError(
+            f"{path} would unpack to {format_size(unpacked)}; the limit is "
+            f"{format_size(max_unpacked)}.",
+            hint="Save it with np.savez, which does not compress; it is then read from the disk.",
+        )
+
+
+def _header(file: IO[bytes]) -> _Header:
+    """Read the header that the file stands at.
+
+    Raises:
+        ValueError: It is no header of an array of plain numbers or text. NumPy's parser raises
+            other kinds too.
+    """
     version = np.lib.format.read_magic(file)
     read = (
         np.lib.format.read_array_header_1_0
         if version == (1, 0)
         else np.lib.format.read_array_header_2_0
     )
-    shape, is_by_columns, dtype = read(file)
-    if is_by_columns or len(shape) != 2 or dtype.kind != "f":
-        file.seek(start)
-        return _floating(np.lib.format.read_array(file, allow_pickle=False), path)
-    return RowFile(path, file.tell(), dtype.str, (shape[0], shape[1]))
+    header = _Header(*read(file))
+    if header.dtype.hasobject:
+        raise ValueError("it holds Python objects, which are never unpickled")
+    if any(size < 0 for size in header.shape):
+        raise ValueError(f"its shape is {header.shape}")
+    return header
 
 
-def _floating(array: NDArray[Any], path: Path) -> NDArray[Any]:
-    if array.ndim != 2 or array.dtype.kind != "f":
+def _matrix_of(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path
+) -> RowFile | NDArray[Any]:
+    """Return the matrix of a ZIP file's member, on the disk where it is not compressed."""
+    if member.compress_type != zipfile.ZIP_STORED:
+        with archive.open(member) as stream:
+            header = _header(stream)
+            _refuse_matrix(header, path)
+            return _array(header, stream, member.file_size, path)
+    with path.open("rb") as file:
+        file.seek(member.header_offset + LOCAL_HEADER - 4)
+        lengths = np.frombuffer(file.read(4), "<u2")
+        start = file.seek(int(lengths.sum()), SEEK_CUR)
+        return _matrix(file, start + member.file_size, path)
+
+
+def _matrix(file: IO[bytes], end: int, path: Path) -> RowFile | NDArray[Any]:
+    """Return the matrix that the file stands at; in memory only if it lies by columns.
+
+    Args:
+        file: The file, at the array's header.
+        end: Where in the file the array ends at the latest.
+        path: The file's path.
+    """
+    header = _header(file)
+    _refuse_matrix(header, path)
+    if header.is_by_columns:
+        return _array(header, file, end, path)
+    _refuse_cut(header, file.tell(), end, path)
+    return RowFile(path, file.tell(), header.dtype.str, (header.shape[0], header.shape[1]))
+
+
+def _array_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> NDArray[Any]:
+    with archive.open(member) as stream:
+        return _array(_header(stream), stream, member.file_size, path)
+
+
+def _array(header: _Header, file: IO[bytes], end: int, path: Path) -> NDArray[Any]:
+    """Return the array after a header, read into memory; see ``_matrix``."""
+    _refuse_cut(header, file.tell(), end, path)
+    values = np.frombuffer(file.read(header.num_bytes), header.dtype)
+    if header.is_by_columns:
+        return values.reshape(header.shape[::-1]).T
+    return values.reshape(header.shape)
+
+
+def _label_lists(positive: NDArray[Any], path: Path) -> LabelLists:
+    if positive.dtype.kind not in "buif":
         raise PredictionsError(
-            f"{path}: the probabilities are {array.dtype} of shape {array.shape}, expected "
-            "floating-point numbers of shape (videos, classes).",
+            f"{path}: labels are of type {positive.dtype}, expected numbers.",
+            hint="Save a matrix that is greater than 0 where a class is a label of a video.",
+        )
+    videos, classes = np.nonzero(positive > 0)
+    offsets = np.searchsorted(videos, np.arange(len(positive) + 1))
+    return LabelLists(offsets.astype(np.int64), classes.astype(np.int64))
+
+
+def _texts(array: NDArray[Any], name: str, path: Path) -> tuple[str, ...]:
+    if array.dtype.kind not in "USiu":
+        raise PredictionsError(
+            f"{path}: {name} are of type {array.dtype}, expected text.",
+            hint=f"Save {name} as an array of strings.",
+        )
+    texts = np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array.astype(str)
+    return tuple(texts.tolist())
+
+
+def _refuse_matrix(header: _Header, path: Path) -> None:
+    if len(header.shape) != 2 or header.dtype.name not in FLOATS:
+        raise PredictionsError(
+            f"{path}: the probabilities are {header.dtype} of shape {header.shape}, expected "
+            "float16, float32 or float64 of shape (videos, classes).",
             hint="Save one row of probabilities for each video.",
         )
-    return array
 
 
-def _refuse_shape(path: Path, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    if found != expected:
+def _refuse_cut(header: _Header, start: int, end: int, path: Path) -> None:
+    if header.num_bytes > end - start:
         raise PredictionsError(
-            f"{path}: {name} have shape {found}, expected {expected} as the probabilities have.",
+            f"{path} is cut short: an array of shape {header.shape} takes "
+            f"{counted(header.num_bytes, 'byte')}, and {max(end - start, 0):,} are there.",
+            hint="Save the file again, or copy it again from where it is whole.",
+        )
+
+
+def _refuse_shape(
+    path: Path,
+    name: str,
+    shape: tuple[int, ...],
+    expected: tuple[int, ...],
+    of_matrix: tuple[int, ...],
+) -> None:
+    if shape != expected:
+        raise PredictionsError(
+            f"{path}: {name} have shape {shape}, expected {expected} for probabilities of shape "
+            f"{of_matrix}.",
             hint="Save one row of probabilities for each video, one column for each class.",
         )

@@ -1,8 +1,13 @@
-"""Where the probabilities of a predictions file are: all of them, or the best of each video.
+"""Where the probabilities of a predictions file lie: all of them, or the best of each video.
 
-Whatever holds them, they are asked for by place, and come as dense rows of float32 with ``-inf``
-where a class is not listed; ``bounds`` is ``(N,)``, what no class that is not listed can exceed, or
-None where all are. Imports ``challenge_csv``, ``row_files`` and NumPy.
+Whatever holds them, rows are asked for by their places in the file and come as dense rows with
+``-inf`` where a class is not listed. ``bounds`` is ``(N,)``, what no class that is not listed can
+exceed, or None where every class is listed.
+
+Rows are float64 where the file has float64 numbers or text, and float32 elsewhere. Rounding
+float64 to float32 would be smaller and faster, but it makes ties of scores that differ, and GAP
+then ranks them by class index: a file whose scores lie within 1e-8 of one another could lose half
+its GAP without a word.
 """
 
 from collections.abc import Sequence
@@ -18,6 +23,7 @@ from ensemble_kit.predictions.challenge_csv import Pairs
 from ensemble_kit.store.row_files import RowFile
 
 SLACK = 1e-6  # a float32 mixture of probabilities may end this far outside [0, 1]
+Floats: TypeAlias = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -27,36 +33,37 @@ class DenseRows:
     matrix: RowFile | NDArray[Any]
     bounds: None = None
 
-    def read(self, places: NDArray[np.int64], num_classes: int) -> NDArray[np.float32]:
-        """Return the rows of some videos; they have ``num_classes`` columns anyway."""
+    def read(self, places: NDArray[np.int64], num_classes: int) -> Floats:
+        """Return the rows of some videos; they have ``num_classes`` columns already."""
         rows = self.matrix.read(places) if isinstance(self.matrix, RowFile) else self.matrix[places]
-        return rows.astype(np.float32, copy=False)
+        is_double = rows.dtype.itemsize == np.dtype(np.float64).itemsize
+        return rows.astype(np.float64 if is_double else np.float32, copy=False)
 
 
 @dataclass(frozen=True)
 class ListedRows:
-    """What a CSV file lists: of each video any number of classes, its best ones."""
+    """What a CSV file lists: any number of classes of each video, its best ones."""
 
     pairs: Pairs
 
     @property
-    def bounds(self) -> NDArray[np.float32]:
+    def bounds(self) -> NDArray[np.float64]:
         """The lowest confidence that a video lists, for the file lists its best; 1 with none."""
         offsets, _, confidences = self.pairs
-        bounds = np.ones(len(offsets) - 1, np.float32)
-        lists = np.diff(offsets) > 0
-        if lists.any():
-            bounds[lists] = np.minimum.reduceat(confidences, offsets[:-1][lists])
+        bounds = np.ones(len(offsets) - 1)
+        has_pairs = np.diff(offsets) > 0
+        if has_pairs.any():
+            bounds[has_pairs] = np.minimum.reduceat(confidences, offsets[:-1][has_pairs])
         return bounds
 
-    def read(self, places: NDArray[np.int64], num_classes: int) -> NDArray[np.float32]:
+    def read(self, places: NDArray[np.int64], num_classes: int) -> Floats:
         """Return the rows of some videos; ``-inf`` where a class is not listed."""
         offsets, classes, confidences = self.pairs
         counts = np.diff(offsets)[places]
         ends = np.cumsum(counts)
-        listed = np.arange(counts.sum()) + np.repeat(offsets[places] - ends + counts, counts)
-        rows = np.full((len(places), num_classes), -np.inf, np.float32)
-        rows[np.repeat(np.arange(len(places)), counts), classes[listed]] = confidences[listed]
+        pairs = np.arange(counts.sum()) + np.repeat(offsets[places] - ends + counts, counts)
+        rows = np.full((len(places), num_classes), -np.inf)
+        rows[np.repeat(np.arange(len(places)), counts), classes[pairs]] = confidences[pairs]
         return rows
 
 
@@ -74,7 +81,7 @@ class TopRows:
     classes: RowFile
     bounds: NDArray[np.float32]
 
-    def read(self, places: NDArray[np.int64], num_classes: int) -> NDArray[np.float32]:
+    def read(self, places: NDArray[np.int64], num_classes: int) -> Floats:
         """Return the rows of some videos; ``-inf`` where a class was not kept."""
         rows = np.full((len(places), num_classes), -np.inf, np.float32)
         classes = self.classes.read(places)
@@ -90,9 +97,7 @@ class TopRows:
 Rows: TypeAlias = DenseRows | ListedRows | TopRows
 
 
-def as_probabilities(
-    rows: NDArray[np.floating[Any]], ids: Sequence[str], path: Path
-) -> NDArray[np.floating[Any]]:
+def as_probabilities(rows: Floats, ids: Sequence[str], path: Path) -> Floats:
     """Return rows as probabilities: what rounding put outside of ``[0, 1]`` becomes 0 or 1.
 
     Args:
@@ -101,7 +106,7 @@ def as_probabilities(
         path: The file, for the message.
 
     Raises:
-        PredictionsError: A value is NaN, or 1e-6 or more outside.
+        PredictionsError: A value is NaN, or more than 1e-6 outside.
     """
     if not rows.size or (rows.min() >= 0 and rows.max() <= 1):  # False with NaN
         return rows
@@ -109,9 +114,15 @@ def as_probabilities(
     is_wrong = is_listed & ~((rows >= -SLACK) & (rows <= 1 + SLACK))
     if is_wrong.any():
         video, index = np.argwhere(is_wrong)[0]
+        value = rows[video, index]
+        where = f"{path}: class {index} of video {ids[video]!r} is"
+        if np.isnan(value):
+            raise PredictionsError(
+                f"{where} not a number (NaN).",
+                hint="Predict again with a model whose weights and features are finite.",
+            )
         raise PredictionsError(
-            f"{path}: class {index} of video {ids[video]!r} is {rows[video, index]:g}, expected a "
-            "probability from 0 to 1.",
+            f"{where} {value:g}, expected a probability from 0 to 1.",
             hint="Predict again with a model that returns probabilities, not logits.",
         )
     return np.where(is_listed, np.clip(rows, 0, 1), rows)

@@ -1,8 +1,10 @@
 """How far GAPs would move with other videos: resamples of the videos with replacement.
 
+Source: Efron, "Bootstrap methods: another look at the jackknife", 1979; intervals are percentiles.
 A resample counts each video as often as it was drawn. Its pairs keep their order, and a pair that
 counts w times stands w times in one place: a hit adds ``w * (hits so far) / (pairs so far)``, both
-with itself.
+including itself. So each pool is ranked once, and a resample is one pass over the ranking instead
+of a new table.
 """
 
 from collections.abc import Sequence
@@ -17,24 +19,24 @@ from ensemble_kit.selection.ranking import ONE, Keys
 from ensemble_kit.selection.table import NUM_THREADS
 from ensemble_kit.store.selection_file import Interval
 
-LEVEL = 0.95
+LEVEL = 0.95  # the share of resamples within an interval
 
 
 class _Ranking(NamedTuple):
-    """The pairs of a pool, best first: their videos, and which places are hits."""
+    """The pairs of a pool, best first: their videos, and the places of the hits."""
 
     videos: NDArray[np.int64]
     hits: NDArray[np.int64]
 
     def gap(self, counts: NDArray[np.int32], num_positives: int) -> float:
-        """Return the GAP with each video counted some times."""
+        """Return the GAP with each video counted as often as ``counts`` says."""
         if not num_positives:
             return 0.0
         drawn = counts[self.videos]
         pairs = np.cumsum(drawn, dtype=np.int32)[self.hits]
         hits = drawn[self.hits]
-        found = np.cumsum(hits, dtype=np.int64)
-        return float((hits * found / np.maximum(pairs, 1)).sum()) / num_positives
+        hits_so_far = np.cumsum(hits, dtype=np.int64)
+        return float((hits * hits_so_far / np.maximum(pairs, 1)).sum()) / num_positives
 
 
 def resampled_gaps(
@@ -43,10 +45,10 @@ def resampled_gaps(
     """Return the GAPs of some pools on the same resamples, ``(pools, resamples)``.
 
     Args:
-        pools: Of the same N videos; see ``ranking.pooled_gap``.
-        positives: ``(N,)``, the labels of each video.
-        resamples: How many.
-        seed: Of the draws.
+        pools: Pools of the same N videos; see ``ranking.pooled_gap``.
+        positives: ``(N,)``, the number of labels of each video.
+        resamples: How often videos are drawn.
+        seed: The seed of the draws.
     """
     rankings = [_ranking(pool) for pool in pools]
     num_videos = len(positives)
@@ -66,7 +68,7 @@ def resampled_gaps(
 
 
 def interval(values: NDArray[np.float64]) -> Interval:
-    """Return what the middle 95 % of some values lie between."""
+    """Return the two values between which the middle 95 % of some values lie."""
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 

@@ -12,7 +12,7 @@ from ensemble_kit.selection.ranking import Keys, pooled_gap
 from ensemble_kit.selection.scoring import Scorer, Term
 from ensemble_kit.selection.table import Table
 
-ENOUGH_VIDEOS = 2000  # from here on half of them are held out unless something else is asked for
+ENOUGH_VIDEOS = 2000  # from this many on, half are held out unless another share is asked for
 
 
 class Gaps(NamedTuple):
@@ -20,7 +20,7 @@ class Gaps(NamedTuple):
 
     Attributes:
         chosen_by: On the videos that selection chose by.
-        held_out: On the others; None where there are none.
+        held_out: On the videos that it held out; None where there are none.
         overall: On all of them together.
     """
 
@@ -33,7 +33,7 @@ def held_out(ids: Sequence[str], fraction: float) -> NDArray[np.bool_]:
     """Return which videos are held out: those whose id's SHA-256 is in the lowest share.
 
     The same id falls on the same side whatever else is in the file, so that candidates which are
-    added later are judged on the same videos.
+    added later are judged on the same videos. A random draw would need a seed and the same order.
 
     Args:
         ids: N video ids.
@@ -41,7 +41,7 @@ def held_out(ids: Sequence[str], fraction: float) -> NDArray[np.bool_]:
     """
     limit = int(fraction * 2**64)
     return np.array(
-        [int.from_bytes(hashlib.sha256(one.encode()).digest()[:8], "big") < limit for one in ids],
+        [int.from_bytes(hashlib.sha256(id_.encode()).digest()[:8], "big") < limit for id_ in ids],
         np.bool_,
     )
 
@@ -51,8 +51,8 @@ class Judge:
     """Measures ensembles on every part of the videos.
 
     Attributes:
-        chosen_by: The videos that selection chooses by.
-        held_out: The others; None where there are none.
+        chosen_by: Measures on the videos that selection chooses by.
+        held_out: Measures on the videos held out; None where there are none.
     """
 
     chosen_by: Scorer
@@ -60,18 +60,18 @@ class Judge:
 
     @classmethod
     def of(cls, tables: Sequence[Table], k: int) -> "Judge":
-        """Return the judge of one or two tables."""
+        """Return a judge that measures on one or two tables."""
         scorers = [Scorer(table, k) for table in tables]
         return cls(scorers[0], scorers[1] if len(scorers) > 1 else None)
 
     @property
     def scorers(self) -> list[Scorer]:
-        """One of each part."""
+        """The scorer of each part."""
         return [self.chosen_by] if self.held_out is None else [self.chosen_by, self.held_out]
 
     @property
     def last(self) -> Scorer:
-        """That of the videos held out if there are any, else the only one."""
+        """The scorer of the videos held out if there are any, else the only scorer."""
         return self.scorers[-1]
 
     def gaps(self, terms: Sequence[Term]) -> Gaps:
@@ -80,16 +80,16 @@ class Judge:
             return Gaps(0.0, None if self.held_out is None else 0.0, 0.0)
         pools = [scorer.pool(terms) for scorer in self.scorers]
         parts = [
-            pooled_gap(one, scorer.table.num_positives)
-            for one, scorer in zip(pools, self.scorers, strict=True)
+            pooled_gap(pool, scorer.table.num_positives)
+            for pool, scorer in zip(pools, self.scorers, strict=True)
         ]
         if self.held_out is None:
             return Gaps(parts[0], None, parts[0])
         return Gaps(parts[0], parts[1], self._overall(pools))
 
     def _overall(self, pools: Sequence[Keys]) -> float:
-        num_videos = sum(len(one) for one in pools)
+        num_videos = sum(len(pool) for pool in pools)
         joined = np.empty((num_videos, pools[0].shape[1]), np.uint64)
-        for one, scorer in zip(pools, self.scorers, strict=True):
-            joined[scorer.table.videos] = one
+        for pool, scorer in zip(pools, self.scorers, strict=True):
+            joined[scorer.table.videos] = pool
         return pooled_gap(joined, sum(scorer.table.num_positives for scorer in self.scorers))

@@ -4,35 +4,36 @@ from collections.abc import Sequence
 
 from ensemble_kit.selection.scoring import Extension, Scorer, Term
 from ensemble_kit.selection.search import ROUNDING
-from ensemble_kit.store.selection_file import Mixing
+from ensemble_kit.store.choices import Mixing
 
 FACTORS = (1.5, 1.2, 1.08, 1.03)  # what a coefficient is multiplied and divided by, in turn
-MAX_ROUNDS = 8  # over all members, for each factor
+MAX_ROUNDS = 8  # passes over all members, for each factor
 
 
 def search_weights(mixing: Mixing, singles: Sequence[float], fits: Sequence[bool]) -> list[float]:
-    """Return the weight of each candidate while members are looked for.
+    """Return the weight of each candidate during the search for members.
 
     Args:
-        mixing: ``gap`` weights by the candidates' own GAPs, unless all of those that fit are 0;
+        mixing: ``gap`` weights by the candidates' own GAPs, unless all that fit have a GAP of 0;
             else all weights are equal. ``optimised`` begins when the members are known.
         singles: The candidates' own GAPs.
-        fits: Which of them may be a member.
+        fits: Which candidates fit in the limit by themselves.
     """
-    has_hits = any(gap > 0 for gap, may in zip(singles, fits, strict=True) if may)
-    if mixing == "gap" and has_hits:  # then the first member has, so that no sum of them is 0
+    has_hits = any(gap > 0 for gap, is_small in zip(singles, fits, strict=True) if is_small)
+    if mixing == "gap" and has_hits:  # then the first member's GAP is not 0, and no sum of them is
         return list(singles)
     return [1.0] * len(singles)
 
 
 def optimised(scorer: Scorer, terms: Sequence[Term], gap: float) -> list[Term]:
-    """Return terms whose weights give a better GAP, by coordinate ascent; the sum is unchanged.
+    """Return terms whose weights give a better GAP, by coordinate ascent; their sum is unchanged.
 
-    One weight after the other is multiplied or divided by a factor wherever that raises the GAP,
-    first by a large one, then by smaller ones. A weight never becomes 0.
+    One weight after the other is multiplied or divided by a factor if that raises the GAP, first by
+    a large factor, then by smaller ones. A weight never becomes 0. There is no gradient to follow:
+    GAP depends on the order of scores alone, so it is flat nearly everywhere, and rises in steps.
 
     Args:
-        scorer: What measures them.
+        scorer: What measures the terms.
         terms: A term for each member.
         gap: The GAP of ``terms``.
     """
@@ -54,7 +55,7 @@ def _ascend(scorer: Scorer, terms: list[Term], place: int, factor: float, gap: f
     """Change one weight in place if that raises the GAP, and return the GAP then."""
     term = terms[place]
     changed = [term._replace(weight=term.weight * by) for by in (factor, 1 / factor)]
-    others = scorer.mixed([one for one in terms if one is not term])
+    others = scorer.mixed([other for other in terms if other is not term])
     gaps = Extension(scorer, others, scorer.spread(changed)).gaps(changed)
     best, highest = max(zip(changed, gaps, strict=True), key=lambda pair: pair[1])
     if highest <= gap + ROUNDING:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ensemble_kit._version import __version__
 from ensemble_kit.files import format_size, sha256_of
 from ensemble_kit.predictions.candidates import Candidate, Candidates
-from ensemble_kit.predictions.file import dataset_sha256
+from ensemble_kit.predictions.videos import dataset_sha256
 from ensemble_kit.selection.bootstrap import LEVEL, interval, resampled_gaps
 from ensemble_kit.selection.judging import Gaps, Judge
 from ensemble_kit.selection.ranking import Keys
@@ -20,62 +20,64 @@ from ensemble_kit.selection.scoring import Scorer, Term
 from ensemble_kit.selection.search import ROUNDING, Ensemble, Rules
 from ensemble_kit.selection.table import NUM_THREADS
 from ensemble_kit.selection.truncation import gap_bounds, is_decided, truncated
+from ensemble_kit.store.choices import Mixing, Strategy
 from ensemble_kit.store.provenance import BYTES_PER_VALUE, Dtype, FileMetadata, ModelMetadata
 from ensemble_kit.store.selection_file import (
     BootstrapMetadata,
     CandidateMetadata,
     ConfirmMetadata,
     FrontierMetadata,
-    Mixing,
     OptimisedMetadata,
     PartMetadata,
     SearchMetadata,
     SelectedMetadata,
     SelectionMetadata,
     StepMetadata,
-    Strategy,
     TruncationMetadata,
 )
+from ensemble_kit.wording import counted
 
 MEANS: Mapping[Mixing, str] = {
     "uniform": "the uniform mean of the members' probabilities",
-    "gap": "the mean of the members' probabilities, each counted by its own GAP",
+    "gap": "the mean of the members' probabilities, each weighted by its own GAP",
     "optimised": "the uniform mean of the members' probabilities, whose coefficients were "
-    "optimised when the members were known",
+    "optimised afterwards",
 }
 RULES: Mapping[Strategy, str] = {
-    "greedy": "Greedy, without replacement: from the best candidate that fits, add the one that "
-    "gives {what} of those that fit in the bytes left, until none raises the GAP",
-    "replacement": "Greedy, with replacement: from the best candidate that fits, add the one that "
-    "gives {what} of those that fit in the bytes left or are members already, and keep the best "
-    "of the first {most} ensembles",
-    "beam": "Beam search: add each candidate that fits in the bytes left to each of the {width} "
-    "best ensembles of as many members, until the best is no better",
+    "greedy": "Greedy, without replacement: start from the best candidate that fits; of those that "
+    "fit in the remaining bytes, add the one with {what}, until none raises the GAP",
+    "replacement": "Greedy, with replacement: start from the best candidate that fits; of those "
+    "that fit in the remaining bytes or are members already, add the one with {what}, and keep the "
+    "best of the first {most} ensembles",
+    "beam": "Beam search: add each candidate that fits in the remaining bytes to each of the "
+    "{width} best ensembles with the same number of members, until the best is no better",
     "exhaustive": "Exhaustive: measure every ensemble that fits",
 }
-RULE = "{rule}. Ensembles are compared by the GAP of {mean}; of equal ones, fewer bytes win, then "
-RULE += "the first by name."
+RULE = (
+    "{rule}. Ensembles are compared by the GAP of {mean}; of equal ensembles, the one with fewer "
+    "bytes wins, then the first by name."
+)
 
 
 def rule_text(rules: Rules, mixing: Mixing) -> str:
     """Return in words how members were chosen."""
-    what = "the best GAP" if rules.criterion == "gain" else "the most GAP for each byte"
+    what = "the best GAP" if rules.criterion == "gain" else "the highest gain for each byte"
     text = RULES[rules.strategy].format(what=what, most=rules.max_members, width=rules.beam_width)
     return RULE.format(rule=text, mean=MEANS[mixing])
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a search came to.
+    """The result of a search.
 
     Attributes:
-        rules: What could be chosen.
+        rules: The rules of the search.
         mixing: How members are mixed.
         singles: The GAPs of each candidate alone.
         measured: Every ensemble that was measured.
-        chosen: The one that was chosen.
-        members: A term for each member, its weight the one that it is mixed with.
-        greedy_gap: What greedy would have reached; None where that was the strategy.
+        chosen: The ensemble that was chosen.
+        members: A term for each member, with the weight that it is mixed with.
+        greedy_gap: The GAP that greedy reaches; None where greedy was the strategy.
     """
 
     rules: Rules
@@ -89,12 +91,12 @@ class Outcome:
 
 @dataclass(frozen=True, eq=False)
 class Writer:
-    """Makes the record of one selection.
+    """Makes the metadata of one selection.
 
     Attributes:
         known: The candidates.
         judge: What measures them.
-        outcome: What is told of.
+        outcome: The result of the search.
         folder: Where the selection will lie; paths are relative to it.
         resamples: How often videos are drawn for intervals.
         seed: The seed of the draws.
@@ -110,7 +112,7 @@ class Writer:
     def selection(
         self, *, dtype: Dtype, confirm: float, labels_path: Path | None, excluded: tuple[str, ...]
     ) -> SelectionMetadata:
-        """Return all of it; the arguments are those of ``select``."""
+        """Return the whole selection; the arguments are those of ``select``."""
         rules, outcome = self.outcome.rules, self.outcome
         files = self._files()
         gaps = self.judge.gaps(outcome.members)
@@ -168,7 +170,7 @@ class Writer:
         if not places:
             return None
         decided = None
-        if outcome.mixing != "gap":
+        if outcome.mixing != "gap":  # there the weights too depend on what was left out
             decided = is_decided(scorer, outcome.rules, outcome.chosen, outcome.measured)
         return TruncationMetadata(
             candidates=tuple(self.known.candidates[index].name for index in places),
@@ -203,7 +205,7 @@ class Writer:
                 coefficient=term.weight / total,
                 bytes=self.known.candidates[term.candidate].num_bytes,
                 gap=singles[term.candidate].overall,
-                gap_without=self.judge.gaps([one for one in terms if one is not term]).overall,
+                gap_without=self.judge.gaps([each for each in terms if each is not term]).overall,
                 predictions=files[term.candidate],
                 model=self._model(self.known.candidates[term.candidate]),
             )
@@ -213,19 +215,19 @@ class Writer:
     def _path(self) -> tuple[StepMetadata, ...]:
         ensembles = self.outcome.chosen.additions
         scorer = self.judge.last
-        pools = [scorer.pool(one.terms) for one in ensembles]
+        pools = [scorer.pool(ensemble.terms) for ensemble in ensembles]
         drawn = self._resampled(pools, scorer)
         steps: list[StepMetadata] = []
-        for index, one in enumerate(ensembles):
+        for index, ensemble in enumerate(ensembles):
             before = steps[-1] if steps else None
-            confirmed = self._held_out(one.terms)
+            confirmed = self._held_out(ensemble.terms)
             gains = interval(np.diff(drawn, axis=0, prepend=0)[index]) if self.resamples else None
             steps.append(
                 StepMetadata(
-                    added=self.known.candidates[one.members[-1]].name,
-                    gap=one.gap,
-                    gain=one.gap - (before.gap if before else 0),
-                    bytes=one.num_bytes,
+                    added=self.known.candidates[ensemble.members[-1]].name,
+                    gap=ensemble.gap,
+                    gain=ensemble.gap - (before.gap if before else 0),
+                    bytes=ensemble.num_bytes,
                     confirmed_gap=confirmed,
                     confirmed_gain=None
                     if confirmed is None
@@ -238,54 +240,55 @@ class Writer:
         return tuple(steps)
 
     def _frontier(self) -> tuple[FrontierMetadata, ...]:
-        records: list[FrontierMetadata] = []
+        frontier: list[FrontierMetadata] = []
         best = 0.0
-        names = [one.name for one in self.known.candidates]
+        names = [candidate.name for candidate in self.known.candidates]
         by_bytes = sorted(
-            self.outcome.measured, key=lambda one: (one.num_bytes, -one.gap, len(one.terms))
+            self.outcome.measured, key=lambda each: (each.num_bytes, -each.gap, len(each.terms))
         )
-        for one in by_bytes:
-            if records and one.gap <= best + ROUNDING:
+        for ensemble in by_bytes:
+            if frontier and ensemble.gap <= best + ROUNDING:
                 continue
-            best = one.gap
-            records.append(
+            best = ensemble.gap
+            frontier.append(
                 FrontierMetadata(
-                    members=tuple(names[index] for index in one.members),
-                    gap=one.gap,
-                    confirmed_gap=self._held_out(one.terms),
-                    bytes=one.num_bytes,
+                    members=tuple(names[index] for index in ensemble.members),
+                    gap=ensemble.gap,
+                    confirmed_gap=self._held_out(ensemble.terms),
+                    bytes=ensemble.num_bytes,
                 )
             )
-        return tuple(records)
+        return tuple(frontier)
 
     def _candidates(self, files: Sequence[FileMetadata]) -> tuple[CandidateMetadata, ...]:
-        records, outcome = [], self.outcome
+        candidates, outcome = [], self.outcome
         measured = zip(self.known.candidates, outcome.singles, strict=True)
-        for index, (one, gaps) in enumerate(measured):
-            model = one.predictions.record.model if one.predictions.record else None
+        for index, (candidate, gaps) in enumerate(measured):
+            metadata = candidate.predictions.metadata
+            model = metadata.model if metadata else None
             values = model.num_values or None if model else None
-            records.append(
+            candidates.append(
                 CandidateMetadata(
-                    name=one.name,
+                    name=candidate.name,
                     gap=gaps.chosen_by,
                     confirmed_gap=gaps.held_out,
-                    bytes=one.num_bytes,
+                    bytes=candidate.num_bytes,
                     bytes_by_dtype=None
                     if values is None
                     else {dtype: values * size for dtype, size in BYTES_PER_VALUE.items()},
                     num_values=values,
                     skipped=None
                     if index in outcome.chosen.members
-                    else _reason(one, outcome.chosen, outcome.rules),
+                    else _reason(candidate, outcome.chosen, outcome.rules),
                     predictions=files[index],
-                    top_k=one.predictions.record.top_k if one.predictions.record else None,
+                    top_k=metadata.top_k if metadata else None,
                 )
             )
-        return tuple(sorted(records, key=lambda one: (-one.gap, one.bytes, one.name)))
+        return tuple(sorted(candidates, key=lambda each: (-each.gap, each.bytes, each.name)))
 
     def _files(self) -> list[FileMetadata]:
         """Return where every candidate's predictions lie, and their hashes."""
-        paths = [one.predictions.path for one in self.known.candidates]
+        paths = [candidate.predictions.path for candidate in self.known.candidates]
         with ThreadPoolExecutor(NUM_THREADS) as threads:
             return list(threads.map(self._file, paths))
 
@@ -302,18 +305,18 @@ class Writer:
         return resampled_gaps(pools, positives, resamples=self.resamples, seed=self.seed)
 
     def _model(self, member: Candidate) -> ModelMetadata | None:
-        """Return the record of a member's model with its path relative to the selection."""
-        record = member.predictions.record
-        if record is None or record.model is None:
+        """Return the metadata of a member's model, with its path relative to the selection."""
+        metadata = member.predictions.metadata
+        if metadata is None or metadata.model is None:
             return None
-        path = member.predictions.path.parent / record.model.file.path
+        path = member.predictions.path.parent / metadata.model.file.path
         where = Path(relpath(path, self.folder)).as_posix()
-        file = record.model.file.model_copy(update={"path": where})
-        return record.model.model_copy(update={"file": file})
+        file = metadata.model.file.model_copy(update={"path": where})
+        return metadata.model.model_copy(update={"file": file})
 
 
 def distinct(terms: Sequence[Term]) -> list[Term]:
-    """Return one term for each candidate, in the order of their first; its weights are summed."""
+    """Return one term for each candidate, in the order of first additions, with summed weights."""
     weights: dict[int, float] = {}
     for term in terms:
         weights[term.candidate] = weights.get(term.candidate, 0.0) + term.weight
@@ -323,9 +326,9 @@ def distinct(terms: Sequence[Term]) -> list[Term]:
 def _reason(candidate: Candidate, chosen: Ensemble, rules: Rules) -> str:
     """Say why a candidate is no member."""
     if rules.max_members is not None and len(chosen.terms) >= rules.max_members:
-        return f"There are {rules.max_members} members already."
+        return f"The ensemble has {counted(rules.max_members, 'member')} already."
     left = rules.limit - chosen.num_bytes
     if candidate.num_bytes > left:
         size = format_size(candidate.num_bytes)
-        return f"Its {size} do not fit in the {format_size(left)} left."
+        return f"It takes {size}, but only {format_size(left)} remain."
     return "It does not raise the GAP."

@@ -1,7 +1,19 @@
 """Scores and hits as integers that sort alike, and the GAP of a pool of them.
 
-A key is the bits of a score, which of two floats that are not negative order as the floats do,
-with one more bit that says whether the pair is a hit: one sort of plain integers brings both.
+A key is twice the bits of a score plus a bit that says whether the pair is a hit. The bits of two
+floats that are not negative order as the floats do (IEEE 754 was laid out so that they would), so
+one sort of plain integers orders the scores and brings the hits along. An ``argsort`` of the floats
+and a second pass to gather the hits takes three times as long, and a stable one fifteen times.
+
+**The tie rule** is that of ``metrics``: equal scores rank by video, then by class, lowest first. A
+key knows neither, so among equal scores its order is hits first, which flatters. It is put right
+afterwards, and only where a hit and a miss have the same score, which is seldom: within a video by
+``unsettled_rows``, over all videos by ``_settle_ties``. To put video and class into the key would
+need 128 bits.
+
+**The pool is not sorted.** GAP needs the rank of each hit, which is the number of pairs above it.
+All pairs are counted in a histogram whose places are as fine as the first 14 bits of a score's
+mantissa, and only those that share a place with a hit are sorted.
 """
 
 import numpy as np
@@ -11,17 +23,17 @@ from ensemble_kit.metrics import average_precision
 
 Keys = NDArray[np.uint64]
 ABSENT = 0  # the key of a pair that is not ranked: below that of a score of 0
-MISS = 2  # what is added to twice a score's bits, so that the key of a score of 0 is not 0
+MISS = 2  # added to twice a score's bits, so that the key of a score of 0 is not ABSENT
 HIT = 3
 BINADE = 53  # a key's bits above these are the score's exponent
 MANTISSA_BITS = 14  # of a score's place in the histogram: 16384 places between s and 2 s
 PLACE = BINADE - MANTISSA_BITS  # a key's bits above these are its place
-BINADES = 24  # scores under 2^-24 of the best share one place
+BINADES = 24  # scores under 2^-24 times the best share one place
 ONE = np.uint64(1)
 
 
 def key_flags(is_hit: NDArray[np.bool_]) -> Keys:
-    """Return what ``keys_of`` adds for each pair."""
+    """Return what ``to_keys`` adds for each pair."""
     return np.where(is_hit, np.uint64(HIT), np.uint64(MISS))
 
 
@@ -29,8 +41,8 @@ def to_keys(scores: NDArray[np.float64], flags: Keys) -> Keys:
     """Turn scores, in place, into keys.
 
     Args:
-        scores: Not negative; -0.0 is.
-        flags: From ``key_flags``; ``ABSENT`` where the score is 0 and no pair is.
+        scores: At least 0; -0.0 is not allowed, for its sign is a bit.
+        flags: From ``key_flags``; ``ABSENT``, with a score of 0, where there is no pair.
     """
     keys = scores.view(np.uint64)
     np.left_shift(keys, ONE, out=keys)
@@ -45,15 +57,15 @@ def to_scores(keys: Keys) -> NDArray[np.float64]:
 
 
 def unsettled_rows(keys: Keys) -> NDArray[np.int64]:
-    """Return the rows whose k best pairs, or their order, depend on the classes' order.
+    """Return the rows whose k best pairs, or whose order, depend on the order of classes.
 
     Args:
-        keys: ``(n, k + 1)``, the best of each row, ascending.
+        keys: ``(n, k + 1)``, the best keys of each row, ascending.
     """
     steps = keys[:, 1:] ^ keys[:, :-1]
     is_unsettled = (steps[:, 0] == 0) & (keys[:, 1] & ONE).astype(np.bool_)  # a hit is cut off
     is_tied = steps == ONE  # from a miss to a hit of the same score
-    if is_tied.any():  # seldom, and much faster to ask than row by row
+    if is_tied.any():  # seldom true, and much faster to ask than row by row
         is_unsettled |= is_tied.any(axis=1)
     return np.flatnonzero(is_unsettled)
 
@@ -61,13 +73,12 @@ def unsettled_rows(keys: Keys) -> NDArray[np.int64]:
 def pooled_gap(pool: Keys, num_positives: int) -> float:
     """Return the GAP of the pairs of N videos.
 
-    The number is that of ``metrics.pooled_average_precision``, bit for bit: equal scores rank by
-    video, then in the row's order. All pairs are counted in a histogram, and only those that share
-    a place of it with a hit are sorted.
+    It is the number that ``metrics.pooled_average_precision`` returns, bit for bit: equal scores
+    rank by video, then in the row's order.
 
     Args:
         pool: ``(N, k)``, ascending in each row; of equal scores the last ranks first.
-        num_positives: The denominator. With 0 the answer is 0.
+        num_positives: The denominator. If it is 0, so is the GAP.
     """
     flat = pool.reshape(-1)
     if not flat.size or not num_positives:
@@ -88,7 +99,7 @@ def pooled_gap(pool: Keys, num_positives: int) -> float:
 
 
 def _places(keys: Keys, lowest: int) -> NDArray[np.int64]:
-    """Return the place of each key in a histogram that begins at the key ``lowest``."""
+    """Return each key's place in a histogram that begins at the key ``lowest``."""
     above = np.maximum(keys, np.uint64(lowest)) - np.uint64(lowest)
     return (above >> np.uint64(PLACE)).view(np.int64)
 
@@ -98,9 +109,9 @@ def _settle_ties(keys: Keys, mixed: NDArray[np.int64], pool: Keys, lowest: int) 
 
     Args:
         keys: The keys of ``mixed``, descending, so that of equal scores the hits are first.
-        mixed: Which pairs of the pool, row by row, they are of.
-        pool: See ``pooled_gap``; so for ``lowest``.
-        lowest: Where the histogram begins.
+        mixed: The places of these pairs in the pool, row by row.
+        pool: See ``pooled_gap``.
+        lowest: The key where the histogram begins.
     """
     scores = keys >> ONE
     tied = np.unique(scores[:-1][(keys[:-1] ^ keys[1:]) == ONE])

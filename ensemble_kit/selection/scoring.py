@@ -1,20 +1,28 @@
 """The GAP of mixtures of candidates, exactly, from a table.
 
 A mixture's scores are ``sum_i w_i * p_i`` in float64, summed in the order in which its terms were
-added; GAP is that of ``metrics``, ties included. Nothing here is an estimate: a video whose k best
-classes the table cannot prove is ranked from the candidates' own rows.
+added; its GAP is what ``metrics`` computes, ties included. Nothing here is an estimate: a video
+whose k best classes the table cannot prove is ranked from the candidates' own rows.
+
+A search asks for the GAP of one mixture with each of many terms added, which is why an
+``Extension`` exists: what is the same for all of them is done once. The sums of the mixture are
+kept, and of each video only the pairs that some term could lift into the k best are looked at
+again: the threshold argument of ``table`` once more, with the least and the most that any term adds
+in place of the bounds. Why not add all candidates at once as one large array: it would leave the
+cache, and a search is bound by memory.
 """
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_kit.metrics import top_classes
+from ensemble_kit.predictions.rows import Floats
 from ensemble_kit.selection.ranking import (
     ABSENT,
     ONE,
@@ -27,11 +35,11 @@ from ensemble_kit.selection.ranking import (
 )
 from ensemble_kit.selection.table import NUM_THREADS, READ_VALUES, Block, Table
 
-KEPT_VALUES = 2**25  # probabilities of unproved videos that a scorer keeps: 128 MiB
+KEPT_BYTES = 2**27  # rows of unproved videos that a scorer keeps
 
 
 class Term(NamedTuple):
-    """A candidate, by its place, and what its probabilities are multiplied by."""
+    """A candidate, by its place in the table, and the weight of its probabilities in the sum."""
 
     candidate: int
     weight: float
@@ -43,10 +51,10 @@ class Mixture:
 
     Attributes:
         terms: What was added, in order.
-        sums: The scores of each block's pairs, float64; one more place, which is 0.
-        bounds: ``(N,)``: no score outside of the table exceeds it.
-        is_flat: ``(N,)``, bool: all scores outside of the table equal the bound.
-        is_listed: Which of each block's pairs some candidate lists; None where one lists all.
+        sums: The scores of each block's pairs, float64, and one more place, which is 0.
+        bounds: ``(N,)``; no score outside of the table exceeds it.
+        is_flat: ``(N,)``, bool; whether all scores outside of the table equal the bound.
+        is_listed: Which of each block's pairs some term lists; None where a term lists all.
     """
 
     terms: tuple[Term, ...]
@@ -57,25 +65,26 @@ class Mixture:
 
 
 class Spread(NamedTuple):
-    """What some terms add to each block's pairs: the least and the most of any of them.
+    """The least and the most that any of some terms adds to each block's pairs.
 
     Attributes:
-        least: For each block, ``(P + 1,)``; so for ``most``.
-        lists_all: Whether each of the terms lists every class of every video.
+        least: ``(P + 1,)`` for each block.
+        most: ``(P + 1,)`` for each block.
+        lists_all: Whether each term lists every class of every video.
     """
 
-    least: list[NDArray[np.floating[Any]]]
-    most: list[NDArray[np.floating[Any]]]
+    least: list[Floats]
+    most: list[Floats]
     lists_all: bool
 
 
 class _Live(NamedTuple):
-    """The live pairs of some videos of a block, padded to one width W.
+    """The live pairs of a block's videos, padded to one width W; see ``Extension``.
 
     Attributes:
-        pairs: ``(n, W)``, places in the block's arrays; the last place pads.
+        pairs: ``(n, W)``, places in the block's arrays; the last place of those pads.
         sums: ``(n, W)``, the mixture's scores.
-        flags: ``(n, W)``, what makes keys of them.
+        flags: ``(n, W)``, what turns scores into keys; see ``ranking.to_keys``.
     """
 
     pairs: NDArray[np.int64]
@@ -83,7 +92,7 @@ class _Live(NamedTuple):
     flags: Keys
 
     def keys(self, block: Block, term: Term, is_listed: NDArray[np.bool_] | None) -> Keys:
-        """Return the keys with a term added; ``is_listed`` None lists all pairs."""
+        """Return the keys with a term added; with ``is_listed`` None, all pairs are listed."""
         values = block.values[term.candidate].take(self.pairs)
         keys = to_keys(self.sums + _weighted(values, term.weight), self.flags)
         if is_listed is not None:
@@ -101,18 +110,21 @@ class Scorer:
     Args:
         table: The candidates' probabilities.
         k: How many classes of each video are pooled.
+        read_values: About how many probabilities of a candidate to read together.
     """
 
-    def __init__(self, table: Table, k: int) -> None:
+    def __init__(self, table: Table, k: int, *, read_values: int = READ_VALUES) -> None:
         self.table = table
         self.k = k
+        self.read_values = read_values
         self.flags = [key_flags(block.is_hit) for block in table.blocks]
         for flags in self.flags:
             flags[-1] = ABSENT
-        self._rows: dict[int, NDArray[np.float32]] = {}
+        self._rows: dict[int, Floats] = {}
+        self._num_bytes = 0
 
     def spread(self, terms: Sequence[Term]) -> Spread:
-        """Return what at least one term adds, at least and at most."""
+        """Return the least and the most that any of some terms adds."""
         lists_all = all(self.table.lists_all[term.candidate] for term in terms)
         spread = Spread([], [], lists_all)
         for block in self.table.blocks:
@@ -135,7 +147,7 @@ class Scorer:
         return Mixture(tuple(terms), sums, bounds, is_flat, is_listed)
 
     def _listed(self, block: Block, terms: Sequence[Term]) -> NDArray[np.bool_]:
-        """Return which pairs of a block one of some terms lists, none of which lists all."""
+        """Return which pairs of a block some term lists, where no term lists all."""
         is_listed = np.zeros(block.values.shape[1], np.bool_)
         if block.is_listed is not None:
             for term in terms:
@@ -180,7 +192,7 @@ class Scorer:
         total, is_listed, is_hit = np.zeros(shape), np.zeros(shape, np.bool_), self._hits(videos)
         whole = [self._rows_of(video) for video in videos.tolist()]
         for index, weight in terms:
-            rows = np.stack([one[index] for one in whole])
+            rows = np.stack([all_rows[index] for all_rows in whole])
             is_listed |= rows > -np.inf
             total += _weighted(np.maximum(rows, 0), weight)
         classes, scores = top_classes(np.where(is_listed, total, -np.inf), self.k)
@@ -191,17 +203,18 @@ class Scorer:
         best[:, -classes.shape[1] :] = to_keys(np.where(is_absent, 0, scores), flags)[:, ::-1]
         return best
 
-    def _rows_of(self, video: int) -> NDArray[np.float32]:
+    def _rows_of(self, video: int) -> Floats:
         """Return all candidates' probabilities of a video, ``(M, C)``.
 
-        The same few videos are asked for again and again, so they are kept.
+        The same few videos are asked for again and again, so their rows are kept.
         """
         rows = self._rows.get(video)
         if rows is None:
             places = self.table.videos[[video]]
-            rows = np.concatenate([one.taken(places) for one in self.table.candidates])
-            if (len(self._rows) + 1) * rows.size <= KEPT_VALUES:
+            rows = np.concatenate([each.taken(places) for each in self.table.candidates])
+            if self._num_bytes + rows.nbytes <= KEPT_BYTES:
                 self._rows[video] = rows
+                self._num_bytes += rows.nbytes
         return rows
 
     def _hits(self, videos: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -215,16 +228,16 @@ class Scorer:
 
 
 class Extension:
-    """A mixture laid out so that any one of some terms can be added to it and measured quickly.
+    """A mixture laid out so that it can be measured quickly with any one of some terms added.
 
-    Only live pairs are looked at. In each video, the k-th best of the sums with the least that any
-    term adds is a floor that the k-th best score cannot be under; a pair is live if some term lifts
-    it to the floor.
+    Only live pairs are looked at. In each video, take the sums with the least that any term adds:
+    the k-th best of them is a floor, below which the k-th best score cannot be, whatever the term.
+    A pair is live if some term lifts it to the floor.
 
     Args:
-        scorer: Where it is measured.
+        scorer: What measures it.
         mixture: What a term is added to.
-        spread: Of all the terms that will be asked for, or of more.
+        spread: The spread of all the terms that will be asked for, or of more.
     """
 
     def __init__(self, scorer: Scorer, mixture: Mixture, spread: Spread) -> None:
@@ -254,7 +267,7 @@ class Extension:
         return scores[:, place]
 
     def gaps(self, terms: Sequence[Term]) -> list[float]:
-        """Return the GAP with each of some terms added."""
+        """Return the GAPs with each of some terms added."""
         with ThreadPoolExecutor(NUM_THREADS) as threads:
             return list(threads.map(self.gap, terms))
 
@@ -282,14 +295,14 @@ class Extension:
                 order = np.argsort(~(keys >> ONE), axis=1, kind="stable")[:, k - 1 :: -1]
                 rows[unsettled] = np.take_along_axis(keys, order, axis=1)
         unproved = np.flatnonzero(~self._is_proved(to_scores(pool[:, 0]), term))
-        step = max(1, READ_VALUES // table.num_classes)
+        step = max(1, self.scorer.read_values // table.num_classes)
         for start in range(0, unproved.size, step):
             videos = unproved[start : start + step]
             pool[videos] = self.scorer.exact_keys(videos, (*self.mixture.terms, term))
         return pool
 
     def _is_listed(self, index: int, term: Term) -> NDArray[np.bool_] | None:
-        """Return which pairs of a block some term lists; None where one of them lists all."""
+        """Return which pairs of a block the terms list; None where a term lists all."""
         block, before = self.scorer.table.blocks[index], self.mixture.is_listed
         if before is None or block.is_listed is None or self.scorer.table.lists_all[term.candidate]:
             return None
@@ -301,7 +314,7 @@ class Extension:
 
         Args:
             lowest: ``(N,)``, each video's k-th best score in the table.
-            term: What is added.
+            term: The term that is added.
         """
         table, index = self.scorer.table, term.candidate
         bounds = self.mixture.bounds + _weighted(table.bounds[index], term.weight)
@@ -310,12 +323,12 @@ class Extension:
             table.is_whole | (lowest > bounds) | ((lowest == bounds) & is_flat)
         )
         if self.mixture.is_listed is not None and not table.lists_all[index]:
-            proved |= bounds == 0  # what is outside is not listed by any
+            proved |= bounds == 0  # no term lists a class that is outside
         return proved
 
 
 def summed(block: Block, terms: Sequence[Term]) -> NDArray[np.float64]:
-    """Return the scores of a block's pairs, in order of the terms."""
+    """Return the scores of a block's pairs, summed in the order of the terms."""
     sums = np.zeros(block.values.shape[1])
     for index, weight in terms:
         sums += _weighted(block.values[index], weight)
@@ -323,12 +336,12 @@ def summed(block: Block, terms: Sequence[Term]) -> NDArray[np.float64]:
 
 
 def _padded(starts: NDArray[np.int64], padding: int, width: int = 1) -> NDArray[np.int64]:
-    """Return the places ``starts[i]`` to ``starts[i + 1] - 1`` as rows of one width, padded."""
+    """Return the places ``starts[i]`` to ``starts[i + 1] - 1`` as rows, padded to one width."""
     counts = np.diff(starts)[:, None]
     columns = np.arange(max(int(counts.max()), width))
     return np.where(columns < counts, starts[:-1, None] + columns, padding)
 
 
-def _weighted(values: NDArray[np.floating[Any]], weight: float) -> NDArray[np.floating[Any]]:
-    """Return values times a weight in float64; themselves where that is 1."""
+def _weighted(values: Floats, weight: float) -> Floats:
+    """Return values times a weight, in float64; the values themselves where it is 1."""
     return values if weight == 1 else np.multiply(values, weight, dtype=np.float64)

@@ -13,10 +13,10 @@ from ensemble_kit.errors import SelectionError, SizeLimitError
 from ensemble_kit.files import format_size
 from ensemble_kit.predictions.candidates import Candidate
 from ensemble_kit.selection.scoring import Extension, Mixture, Scorer, Spread, Term
-from ensemble_kit.store.selection_file import Criterion, Strategy
+from ensemble_kit.store.choices import Criterion, Strategy
 
 ROUNDING = 1e-12  # GAPs nearer than this are equal: float64 sums of the same fractions differ less
-MAX_ENSEMBLES = 20_000  # that an exhaustive search measures: minutes
+MAX_ENSEMBLES = 20_000  # the most that an exhaustive search measures, in some minutes
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Rules:
 
     Attributes:
         limit: The most bytes that all members may take.
-        start: The places of candidates that are members beforehand.
+        start: The places of candidates that are members before the search begins.
     """
 
     strategy: Strategy
@@ -41,10 +41,10 @@ class Ensemble:
     """Some candidates, in the order in which they were added.
 
     Attributes:
-        terms: A term for each addition; a candidate that came twice has two.
-        gap: The GAP of their weighted mean.
-        num_bytes: What they take together.
-        parent: The ensemble that the last addition was made to; None for one of no members.
+        terms: A term for each addition; a candidate that was added twice has two.
+        gap: The GAP of the members' weighted mean.
+        num_bytes: The bytes that all members take.
+        parent: The ensemble that the last addition was made to; None where there are no members.
     """
 
     terms: tuple[Term, ...]
@@ -54,28 +54,28 @@ class Ensemble:
 
     @property
     def members(self) -> tuple[int, ...]:
-        """The places of the candidates, each as often as it was added."""
+        """The candidates' places, each as often as it was added."""
         return tuple(term.candidate for term in self.terms)
 
     @property
     def key(self) -> tuple[int, ...]:
-        """The members in order of place: the same for ensembles of the same members."""
+        """The members' places in ascending order: the same for ensembles of the same members."""
         return tuple(sorted(self.members))
 
     @property
     def additions(self) -> "tuple[Ensemble, ...]":
-        """The ensembles that led here, that of one member first; the last is this one."""
+        """The ensembles that led here, from one member on; the last is this one."""
         before = self.parent.additions if self.parent else ()
         return (*before, self) if self.terms else before
 
 
 @dataclass
 class Search:
-    """Measures ensembles, each once.
+    """Measures ensembles, each of them once.
 
     Attributes:
-        scorer: What measures them.
-        candidates: What they are made of.
+        scorer: What measures the ensembles.
+        candidates: The candidates.
         weights: What each candidate's probabilities are multiplied by in the sum.
         rules: What may be chosen.
         measured: Every ensemble that was measured, by its key.
@@ -89,22 +89,23 @@ class Search:
 
     @cached_property
     def spread(self) -> Spread:
-        """What any candidate adds."""
-        return self.scorer.spread([Term(index, one) for index, one in enumerate(self.weights)])
+        """The least and the most that any candidate adds."""
+        terms = [Term(index, weight) for index, weight in enumerate(self.weights)]
+        return self.scorer.spread(terms)
 
     def know(self, singles: Sequence[float]) -> None:
-        """Take in the GAPs of the candidates alone, which have been measured."""
+        """Enter the GAPs of the candidates alone, which have been measured already."""
         nothing = Ensemble((), 0.0, 0, None)
-        for index, (one, gap) in enumerate(zip(self.candidates, singles, strict=True)):
-            if one.num_bytes <= self.rules.limit:
+        for index, (candidate, gap) in enumerate(zip(self.candidates, singles, strict=True)):
+            if candidate.num_bytes <= self.rules.limit:
                 term = Term(index, self.weights[index])
-                self.measured[(index,)] = Ensemble((term,), gap, one.num_bytes, nothing)
+                self.measured[(index,)] = Ensemble((term,), gap, candidate.num_bytes, nothing)
 
     def run(self) -> Ensemble:
         """Return the ensemble that the strategy chooses.
 
         Raises:
-            SizeLimitError: No candidate fits, or those to start with do not.
+            SizeLimitError: No candidate fits, or the members to start with do not.
             SelectionError: There are too many ensembles for an exhaustive search.
         """
         start = self._started()
@@ -113,14 +114,14 @@ class Search:
         return self._beam(start, self.rules.beam_width if self.rules.strategy == "beam" else 1)
 
     def _started(self) -> Ensemble:
-        """Return the ensemble of the members that were set beforehand."""
+        """Return the ensemble of the members to start with."""
         ensemble = Ensemble((), 0.0, 0, None)
         if not self.rules.start:
             self._refuse_limit()
         for index in self.rules.start:
             num_bytes = ensemble.num_bytes + self.candidates[index].num_bytes
             if num_bytes > self.rules.limit:
-                names = ", ".join(self.candidates[one].name for one in self.rules.start)
+                names = ", ".join(self.candidates[place].name for place in self.rules.start)
                 raise SizeLimitError(
                     f"The members to start with ({names}) do not fit in "
                     f"{format_size(self.rules.limit)}.",
@@ -130,7 +131,7 @@ class Search:
         return ensemble
 
     def _refuse_limit(self) -> None:
-        smallest = min(self.candidates, key=lambda one: (one.num_bytes, one.name))
+        smallest = min(self.candidates, key=lambda each: (each.num_bytes, each.name))
         if smallest.num_bytes > self.rules.limit:
             raise SizeLimitError(
                 f"No candidate fits in {format_size(self.rules.limit)}: {smallest.name}, the "
@@ -141,40 +142,44 @@ class Search:
     def _beam(self, start: Ensemble, width: int) -> Ensemble:
         """Follow the best ensembles of each number of members, until the best is no better.
 
-        With replacement it goes on to the last addition that is allowed, for a later one may pay.
+        With replacement, the search goes on to the last addition that is allowed: an addition that
+        does not help by itself may prepare one that does.
         """
         best, level = start, [(start, self.scorer.mixed(start.terms))]
         goes_on = self.rules.strategy == "replacement"
         while level:
-            found: dict[Ensemble, Mixture] = {}  # and what each was made from
+            mixtures: dict[Ensemble, Mixture] = {}  # that each longer ensemble was made from
             for ensemble, mixture in level:
-                for one in self._extended(ensemble, mixture, self._choices(ensemble)):
-                    found.setdefault(one, mixture)
-            chosen = self._best(found, width)
+                for longer in self._extended(ensemble, mixture, self._choices(ensemble)):
+                    mixtures.setdefault(longer, mixture)
+            chosen = self._best(mixtures, width)
             if chosen and (not best.terms or chosen[0].gap > best.gap + ROUNDING):
                 best = chosen[0]
             elif not goes_on:
                 break
-            level = [(one, self.scorer.added(found[one], one.terms[-1])) for one in chosen]
+            level = [
+                (ensemble, self.scorer.added(mixtures[ensemble], ensemble.terms[-1]))
+                for ensemble in chosen
+            ]
         return best
 
     def _exhausted(self, start: Ensemble) -> Ensemble:
         """Measure every ensemble that fits."""
         self._refuse_number(len(self.candidates) - len(start.terms))
         waiting = [(start, self.scorer.mixed(start.terms))]
-        found = [start] if start.terms else []
+        ensembles = [start] if start.terms else []
         while waiting:
             ensemble, mixture = waiting.pop()
             last = max(set(ensemble.members) - set(self.rules.start), default=-1)
             later = [index for index in self._choices(ensemble) if index > last]
-            more = self._extended(ensemble, mixture, later)
-            found += more
+            extended = self._extended(ensemble, mixture, later)
+            ensembles += extended
             waiting += [
-                (one, self.scorer.added(mixture, one.terms[-1]))
-                for one in more
-                if any(index > one.members[-1] for index in self._choices(one))
+                (longer, self.scorer.added(mixture, longer.terms[-1]))
+                for longer in extended
+                if any(index > longer.members[-1] for index in self._choices(longer))
             ]
-        return self._best(found, 1)[0]
+        return self._best(ensembles, 1)[0]
 
     def _refuse_number(self, num_choices: int) -> None:
         num_started = len(self.rules.start)
@@ -186,7 +191,8 @@ class Search:
             raise SelectionError(
                 f"There are {number:,} ensembles of {num_choices + num_started} candidates; an "
                 f"exhaustive search measures {MAX_ENSEMBLES:,} at most.",
-                hint="Give --max-members, leave some out with --exclude, or take --strategy beam.",
+                hint="Limit --max-members, leave candidates out with --exclude, or use --strategy "
+                "beam.",
             )
 
     def _choices(self, ensemble: Ensemble) -> list[int]:
@@ -198,38 +204,38 @@ class Search:
         may_repeat = self.rules.strategy == "replacement"
         return [
             index
-            for index, one in enumerate(self.candidates)
-            if (may_repeat if index in members else one.num_bytes <= left)
+            for index, candidate in enumerate(self.candidates)
+            if (may_repeat if index in members else candidate.num_bytes <= left)
         ]
 
     def _extended(
         self, ensemble: Ensemble, mixture: Mixture, choices: Sequence[int]
     ) -> list[Ensemble]:
-        """Return the ensembles with one of some candidates added, all measured."""
-        more = []
+        """Return an ensemble with each of some candidates added, all of them measured."""
+        extended = []
         for index in choices:
             is_new = index not in ensemble.members
             added = self.candidates[index].num_bytes if is_new else 0
             term = Term(index, self.weights[index])
             num_bytes = ensemble.num_bytes + added
-            more.append(Ensemble((*ensemble.terms, term), nan, num_bytes, ensemble))
-        new = [one for one in more if one.key not in self.measured]
+            extended.append(Ensemble((*ensemble.terms, term), nan, num_bytes, ensemble))
+        new = [longer for longer in extended if longer.key not in self.measured]
         if new:
-            terms = [one.terms[-1] for one in new]
+            terms = [longer.terms[-1] for longer in new]
             extension = Extension(self.scorer, mixture, self.spread)
-            for one, gap in zip(new, extension.gaps(terms), strict=True):
-                self.measured[one.key] = replace(one, gap=gap)
-        return [self.measured[one.key] for one in more]
+            for longer, gap in zip(new, extension.gaps(terms), strict=True):
+                self.measured[longer.key] = replace(longer, gap=gap)
+        return [self.measured[longer.key] for longer in extended]
 
     def _best(self, ensembles: Iterable[Ensemble], count: int) -> list[Ensemble]:
         """Return the best of some ensembles, best first."""
-        left = {one: self._worth(one) for one in ensembles}
+        left = {ensemble: self._worth(ensemble) for ensemble in ensembles}
         chosen: list[Ensemble] = []
         while left and len(chosen) < count:
             highest = max(left.values())
             equal = [
-                one
-                for one, worth in left.items()
+                ensemble
+                for ensemble, worth in left.items()
                 if isclose(worth, highest, rel_tol=ROUNDING, abs_tol=ROUNDING)
             ]
             chosen.append(min(equal, key=self._order))
@@ -237,7 +243,12 @@ class Search:
         return chosen
 
     def _worth(self, ensemble: Ensemble) -> float:
-        """Return what ensembles are compared by: the GAP, or what the last gain paid for bytes."""
+        """Return what ensembles are compared by: the GAP, or the last gain for each byte added.
+
+        A gain for each byte is scaled by the limit: without that it would be as small as the
+        differences that ``_best`` takes for rounding. An addition that gains nothing is worth what
+        it loses; one that gains something and takes no bytes is worth more than all that do.
+        """
         before = ensemble.parent
         if self.rules.criterion == "gain" or before is None or not before.terms:
             return ensemble.gap

@@ -1,4 +1,4 @@
-"""Select: the members whose averaged probabilities have the best validation GAP under a limit."""
+"""Select the members whose averaged probabilities have the best validation GAP under a limit."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,17 +17,13 @@ from ensemble_kit.selection.outcome import Outcome, Writer, distinct
 from ensemble_kit.selection.scoring import Term
 from ensemble_kit.selection.search import Rules, Search
 from ensemble_kit.selection.table import NUM_THREADS, read_tables
+from ensemble_kit.store.choices import Criterion, Mixing, Strategy
 from ensemble_kit.store.provenance import Dtype
-from ensemble_kit.store.selection_file import (
-    Criterion,
-    Mixing,
-    SelectionMetadata,
-    Strategy,
-    write_selection,
-)
+from ensemble_kit.store.selection_file import SelectionMetadata, read_selection, write_selection
 from ensemble_kit.store.workspace import RUNS
+from ensemble_kit.wording import counted
 
-MAX_ADDITIONS = 25  # with replacement, where nothing else is asked for; AutoGluon's default
+MAX_ADDITIONS = 25  # with replacement, unless another number is given; AutoGluon's default
 
 
 def find_predictions() -> list[Path]:
@@ -41,15 +37,15 @@ def find_predictions() -> list[Path]:
     if not paths:
         raise SelectionError(
             f"There are no predictions: {RUNS / pattern} matches nothing in {Path.cwd()}.",
-            hint="Name predictions files, or go to a folder where `ensemble-kit train` made runs.",
+            hint="Name predictions files, or change to a folder where `ensemble-kit train` ran.",
         )
     return paths
 
 
 def select(
-    predictions_paths: Sequence[Path],
+    predictions_paths: Sequence[Path | str],
     *,
-    output: Path,
+    output: Path | str,
     max_size: int | None = None,
     dtype: Dtype = "bf16",
     mixing: Mixing = "uniform",
@@ -62,39 +58,41 @@ def select(
     confirm: float | None = None,
     resamples: int = 200,
     seed: int = 0,
-    labels_path: Path | None = None,
+    labels_path: Path | str | None = None,
     top_k: int = 20,
     sizes: Mapping[str, int] | None = None,
     intersect: bool = False,
     force: bool = False,
+    keep_same: bool = False,
 ) -> SelectionMetadata:
     """Choose members and write the selection.
 
-    The rule is WILLOW's (arXiv:1706.06905) unless another ``strategy`` is named, under a limit:
-    from the best single candidate that fits, add the candidate that gives the best GAP@k of the
-    mean of all members' probabilities; each candidate at most once. One whose bytes do not fit in
-    what is left of the limit is skipped. It ends when no addition raises the GAP. Of equal GAPs
-    (nearer than 1e-12) the ensemble with fewer bytes wins, then the first by name.
+    Unless another ``strategy`` is named, the rule is WILLOW's (arXiv:1706.06905) under a limit:
+    start from the best single candidate that fits, and add the candidate that gives the best GAP@k
+    of the mean of all members' probabilities; each candidate at most once. A candidate whose bytes
+    do not fit in what is left of the limit is skipped. The search ends when no addition raises the
+    GAP. Of equal GAPs (nearer than 1e-12) the ensemble with fewer bytes wins, then the first by
+    name.
 
     The mean is uniform; or S3's, whose coefficients are ``GAP_i / sum_j GAP_j`` of the members' own
-    GAPs; where all of them are 0 it is uniform too; or members are chosen by the uniform mean and
-    then its coefficients are optimised. Probabilities are summed in float64. In CSV files a class
-    that a video does not list counts as 0; one that no member lists is not pooled.
+    GAPs (uniform where all of those are 0); or members are chosen by the uniform mean and then its
+    coefficients are optimised. Probabilities are summed in float64. In CSV files a class that a
+    video does not list counts as 0; a class that no member lists is not pooled.
 
     Args:
-        predictions_paths: Candidates: predictions files of the kit, CSV files in the challenge's
-            format, ``.npy`` or ``.npz``, of the same videos in any order.
+        predictions_paths: The candidates: predictions files of the kit, CSV files in the
+            challenge's format, ``.npy`` or ``.npz``, of the same videos in any order.
         output: The ``selection.json`` to write.
-        max_size: The most bytes that the members may take together; None means 1 GiB, and then,
-            with no ``sizes`` either, a candidate of unknown size counts 0 bytes.
-        dtype: The type that members will be fused in.
+        max_size: The most bytes that the members may take together; None means 1 GiB, and that a
+            candidate of unknown size counts 0 bytes unless ``sizes`` are given.
+        dtype: The type that members will be stored in.
         mixing: ``uniform``, ``gap`` or ``optimised``.
         strategy: See ``SearchMetadata``.
-        criterion: What an addition is chosen by: ``gain``, or ``gain-per-byte``, which
-            ``greedy`` and ``replacement`` know.
+        criterion: What an addition is chosen by: ``gain``, or ``gain-per-byte``, which only
+            ``greedy`` and ``replacement`` can use.
         max_members: The most members; with ``replacement``, the most additions, 25 where None.
         beam_width: How many ensembles ``beam`` follows. The 2017 runner-up followed 2.
-        start: Names of candidates that are members beforehand.
+        start: Names of candidates that are members before the search begins.
         exclude: Names of candidates to leave out.
         confirm: The share of the videos that are held out to confirm the choice, by a hash of their
             ids; None takes a half where there are 2,000 videos or more, else 0.
@@ -103,11 +101,13 @@ def select(
         labels_path: A CSV file of labels; None takes those in the predictions files.
         top_k: The k of GAP@k.
         sizes: Bytes by name, for candidates that no model of the kit made.
-        intersect: Whether videos that some file lacks are left out; else they are a fault.
+        intersect: Whether videos that some file lacks are left out; else they are refused.
         force: Whether an existing file may be replaced.
+        keep_same: Whether an existing file is kept if it holds the very selection that was made, as
+            a command leaves it that is stopped between this file and its next.
 
     Returns:
-        What was written.
+        What ``output`` holds.
 
     Raises:
         OutputError: ``output`` exists and ``force`` is False.
@@ -120,10 +120,14 @@ def select(
     """
     if not predictions_paths:
         raise ValueError("there are no predictions to select from")
-    refuse_overwrite(output, force=force)
+    output = Path(output)
+    labels_path = None if labels_path is None else Path(labels_path)
+    keep_same = keep_same and output.exists() and not force
+    if not keep_same:
+        refuse_overwrite(output, force=force)
     _refuse_criterion(strategy, criterion)
     known = read_candidates(
-        predictions_paths,
+        [Path(path) for path in predictions_paths],
         labels_path=labels_path,
         dtype=dtype,
         sizes=sizes or {},
@@ -147,15 +151,17 @@ def select(
     selection = Writer(known, judge, outcome, output.parent, resamples, seed).selection(
         dtype=dtype, confirm=confirm, labels_path=labels_path, excluded=tuple(exclude)
     )
-    write_selection(output, selection, force=force)
+    if not keep_same or read_selection(output) != selection:
+        write_selection(output, selection, force=force)
     return selection
 
 
 def _refuse_criterion(strategy: Strategy, criterion: Criterion) -> None:
     if criterion == "gain-per-byte" and strategy in ("beam", "exhaustive"):
         raise SelectionError(
-            f"The strategy {strategy} compares whole ensembles, and gain-per-byte additions.",
-            hint="Take --strategy greedy or replacement with --criterion gain-per-byte.",
+            f"The strategy {strategy} compares whole ensembles, but gain-per-byte compares "
+            "additions.",
+            hint="Use --strategy greedy or replacement with --criterion gain-per-byte.",
         )
 
 
@@ -169,20 +175,22 @@ def _rules(
     beam_width: int,
     start: Sequence[str],
 ) -> Rules:
-    """Return the rules of a search, with candidates by place."""
+    """Return the rules of a search, in which candidates are places and not names."""
     if max_members is None and strategy == "replacement":
         max_members = MAX_ADDITIONS
     if max_members is not None and len(start) > max_members:
         raise SelectionError(
-            f"There are {len(start)} members to start with, and {max_members} at most.",
+            f"There are {counted(len(start), 'member')} to start with, but an ensemble may have "
+            f"only {max_members}.",
             hint="Raise --max-members, or start with fewer.",
         )
-    places = {one.name: index for index, one in enumerate(known.candidates)}
-    refuse_unknown(start, list(places), "A member to start with is")
+    places = {candidate.name: index for index, candidate in enumerate(known.candidates)}
+    refuse_unknown(start, list(places), "{} is a member to start with")
     if len(set(start)) < len(start):
         twice = next(name for name in start if start.count(name) > 1)
         raise SelectionError(
-            f"{twice!r} is named twice as a member to start with.", hint="Name each once."
+            f"{twice!r} is given twice as a member to start with.",
+            hint="Give each --start once.",
         )
     return Rules(
         strategy=strategy,
@@ -195,31 +203,33 @@ def _rules(
 
 
 def _parts(known: Candidates, confirm: float) -> list[NDArray[np.bool_]]:
-    """Return which videos to choose by, and, if any are held out, which those are."""
+    """Return which videos to choose by, and which are held out, if any are."""
     if not confirm:
         return [np.ones(len(known.ids), np.bool_)]
     is_held_out = held_out(known.ids, confirm)
     has_labels = np.diff(known.labels.offsets) > 0
-    for part, what in ((~is_held_out, "chosen by"), (is_held_out, "held out")):
+    for part, purpose in ((~is_held_out, "to choose by"), (is_held_out, "to confirm the choice")):
         if not has_labels[part].any():
+            num_videos = int(np.count_nonzero(part))
             raise SelectionError(
-                f"Of {len(known.ids)} videos, {np.count_nonzero(part)} would be {what} with "
-                f"--confirm {confirm:g}, and none of them has labels.",
+                f"--confirm {confirm:g} leaves {counted(num_videos, 'video')} {purpose}, without "
+                "any label.",
                 hint="Predict more videos, or choose by all of them with --confirm 0.",
             )
     return [~is_held_out, is_held_out]
 
 
 def _search(judge: Judge, known: Candidates, mixing: Mixing, rules: Rules) -> Outcome:
-    """Look for the members, and for what greedy would have chosen."""
+    """Search for the members, and for what greedy would have chosen."""
     with ThreadPoolExecutor(NUM_THREADS) as threads:
         singles = list(
             threads.map(lambda index: judge.gaps([Term(index, 1.0)]), range(len(known.candidates)))
         )
-    fits = [one.num_bytes <= rules.limit for one in known.candidates]
-    weights = search_weights(mixing, [one.chosen_by for one in singles], fits)
+    fits = [candidate.num_bytes <= rules.limit for candidate in known.candidates]
+    gaps = [single.chosen_by for single in singles]
+    weights = search_weights(mixing, gaps, fits)
     search = Search(judge.chosen_by, known.candidates, weights, rules)
-    search.know([one.chosen_by for one in singles])
+    search.know(gaps)
     chosen = search.run()
     greedy_gap = None
     if rules.strategy != "greedy":

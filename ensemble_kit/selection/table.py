@@ -1,10 +1,24 @@
 """What can matter of many candidates' probabilities, small enough to be held and ranked quickly.
 
-Of each video only the classes that some candidate ranks high are kept, with the exact probability
-of every candidate there; and for each candidate a bound that its other probabilities do not exceed.
-A mixture whose k-th best score is above the mixed bounds has its k best classes in the table: no
-other class can be among them (Fagin's threshold argument). The few videos where that cannot be said
-are ranked from the candidates' own rows; see ``scoring``.
+GAP@k looks at the k best classes of each video, so nearly all of a video's 3,862 probabilities can
+never matter. The table keeps of each video the classes that some candidate ranks high, with the
+exact probability of every candidate there, and for each candidate a bound that its other
+probabilities do not exceed.
+
+That this is enough is the threshold argument of Fagin, Lotem and Naor ("Optimal aggregation
+algorithms for middleware", PODS 2001, section 4): a weighted sum rises with each of its terms, so
+no class outside of the table scores more than the weighted sum of the bounds. Where a mixture's
+k-th best score in the table is above that, its k best classes are in the table. The few videos
+where it is not are ranked from the candidates' own rows; see ``scoring``. So nothing is estimated.
+
+Why not hold all probabilities: 25 candidates of 20,000 videos and 3,862 classes are 7.7 GB, which
+every one of hundreds of evaluations would have to read again. Why not their threshold algorithm,
+which goes down all lists one class at a time until the bound holds: it looks at fewer classes, but
+its depth differs from video to video and from mixture to mixture, which would be a loop in Python
+for each. A fixed depth is one pass of NumPy over each row, made once, and serves every mixture.
+
+Layout: pairs of video and class lie video by video in blocks of some 256 videos, with one row of
+values for each candidate, so that an evaluation of a block works within a core's cache.
 """
 
 import os
@@ -19,25 +33,27 @@ from numpy.typing import NDArray
 
 from ensemble_kit.metrics import group_maxima
 from ensemble_kit.predictions.candidates import Candidate, Candidates
+from ensemble_kit.predictions.rows import Floats
 from ensemble_kit.progress import progress
 
 NUM_THREADS = os.cpu_count() or 1
 READ_VALUES = 2**18  # probabilities of a candidate read together: 1 MiB, which a core's cache holds
-BLOCK_VIDEOS = 256  # videos ranked together: some 100 pairs of each, which a core's cache holds
+BLOCK_VIDEOS = 256  # videos ranked together: about 100 pairs each, which a core's cache holds
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """The pairs of video and class that are kept of some videos, P of them, by video, then class.
+    """The P pairs of video and class that are kept of some videos, by video, then by class.
 
-    Every array over pairs ends with one more place, for the ragged ends of padded rows.
+    Every array over pairs has one more place at its end, which pads rows of different lengths.
 
     Attributes:
         start: The first video's place in the table.
         offsets: ``(n + 1,)``; video i has the pairs ``offsets[i]`` to ``offsets[i + 1]``.
         classes: ``(P + 1,)``, int32.
         is_hit: ``(P + 1,)``, bool, whether the class is a label of the video.
-        values: ``(M, P + 1)``, float32; 0 where a candidate does not list the class.
+        values: ``(M, P + 1)``, 0 where a candidate does not list the class; float32, or float64
+            where some candidate's file has float64 numbers or text.
         is_listed: ``(M, P + 1)``, bool; None where every candidate lists every class.
     """
 
@@ -45,7 +61,7 @@ class Block:
     offsets: NDArray[np.int64]
     classes: NDArray[np.int32]
     is_hit: NDArray[np.bool_]
-    values: NDArray[np.float32]
+    values: Floats
     is_listed: NDArray[np.bool_] | None
 
     @property
@@ -60,14 +76,14 @@ class Table:
 
     Attributes:
         candidates: The M candidates, in their order everywhere.
-        videos: ``(N,)``, each video's place among all that the candidates were read of.
+        videos: ``(N,)``, each video's place among all videos of the candidates.
         blocks: The pairs.
-        bounds: ``(M, N)``, float64: no probability outside of the table exceeds it.
-        is_flat: ``(M, N)``, bool: all probabilities outside are equal to the bound, and the k
-            lowest of those classes are in the table, so that no other can win a tie.
-        is_whole: ``(N,)``, bool: all classes of the video are in the table.
-        lists_all: ``(M,)``, bool: whether a candidate lists every class of every video.
-        num_positives: Labels of all the videos.
+        bounds: ``(M, N)``, float64; no probability outside of the table exceeds it.
+        is_flat: ``(M, N)``, bool; whether all probabilities outside are equal to the bound, and the
+            k lowest of those classes are in the table, so that no other can win a tie.
+        is_whole: ``(N,)``, bool; whether all classes of the video are in the table.
+        lists_all: ``(M,)``, bool; whether a candidate lists every class of every video.
+        num_positives: The number of labels of all the videos.
         num_classes: C.
     """
 
@@ -83,20 +99,26 @@ class Table:
 
     @property
     def num_videos(self) -> int:
-        """N."""
+        """The number of videos, N."""
         return len(self.videos)
 
     def left_out_bounds(self, candidate: int) -> NDArray[np.float64]:
-        """Return what no class that a candidate leaves out of a video can exceed, ``(N,)``."""
-        one = self.candidates[candidate]
-        bounds = one.predictions.source.bounds
+        """Return what no class that a candidate's file leaves out can exceed, ``(N,)``."""
+        bounds = self.candidates[candidate].predictions.source.bounds
         if bounds is None:
             return np.zeros(self.num_videos)
-        return bounds[one.places[self.videos]].astype(np.float64)
+        places = self.candidates[candidate].places[self.videos]
+        return bounds[places].astype(np.float64)
 
 
 def read_tables(
-    known: Candidates, parts: Sequence[NDArray[np.bool_]], *, k: int, depth: int | None = None
+    known: Candidates,
+    parts: Sequence[NDArray[np.bool_]],
+    *,
+    k: int,
+    depth: int | None = None,
+    read_values: int = READ_VALUES,
+    block_videos: int = BLOCK_VIDEOS,
 ) -> list[Table]:
     """Read every candidate once and return a table of each part of the videos.
 
@@ -105,15 +127,17 @@ def read_tables(
         parts: Which videos are in each table, ``(N,)`` bool.
         k: The most classes of a video that will be ranked.
         depth: About how many of a candidate's best classes are kept; None takes twice ``k``. With
-            half as many again as ``k``, one video in forty needed its candidates' own rows, again
-            for every mixture, and that was nine tenths of a search.
+            1.5 times ``k``, one video in forty needed its candidates' own rows, again for every
+            mixture, and that took nine tenths of a search.
+        read_values: About how many probabilities of a candidate to read together.
+        block_videos: The fewest videos in a block, but for the last one.
 
     Raises:
-        PredictionsError: A file has gone, or a value is not a probability.
+        PredictionsError: A file is gone, or a value is not a probability.
     """
     depth = depth or 2 * k
-    step = max(1, READ_VALUES // known.num_classes)
-    builders = [_Builder(known, np.flatnonzero(is_in)) for is_in in parts]
+    step = max(1, read_values // known.num_classes)
+    builders = [_Builder(known, np.flatnonzero(is_in), block_videos) for is_in in parts]
     starts = range(0, len(known.ids), step)
 
     def read(start: int) -> _Piece:
@@ -133,12 +157,12 @@ def read_tables(
 
 @dataclass(frozen=True, eq=False)
 class _Piece:
-    """A few videos' part of a table; ``counts`` are their numbers of pairs."""
+    """The part of a table that a few videos make; ``counts`` are their numbers of pairs."""
 
     counts: NDArray[np.int64]
     classes: NDArray[np.int32]
     is_hit: NDArray[np.bool_]
-    values: NDArray[np.float32]
+    values: Floats
     is_listed: NDArray[np.bool_] | None
     bounds: NDArray[np.float64]
     is_flat: NDArray[np.bool_]
@@ -160,20 +184,21 @@ class _Piece:
 
 def _read(known: Candidates, start: int, stop: int, k: int, depth: int) -> _Piece:
     """Read some videos of every candidate, and keep what can matter of them."""
-    raw = [one.taken(np.arange(start, stop)) for one in known.candidates]
+    raw = [candidate.taken(np.arange(start, stop)) for candidate in known.candidates]
     rows = [
-        np.maximum(block, 0) if one.predictions.is_sparse else block
-        for one, block in zip(known.candidates, raw, strict=True)
+        np.maximum(block, 0) if candidate.predictions.is_sparse else block
+        for candidate, block in zip(known.candidates, raw, strict=True)
     ]
     is_hit = known.labels.rows(start, stop).dense(known.num_classes)
     keeps = is_hit.copy()
-    bounds = np.empty((len(rows), stop - start), np.float32)
+    bounds = np.empty((len(rows), stop - start))
     is_flat = np.empty(bounds.shape, np.bool_)
     for index, block in enumerate(rows):
-        bounds[index], is_flat[index] = _bounds(block, depth)
-        keeps |= block > bounds[index][:, None]
+        bound, is_flat[index] = _bounds(block, depth)  # compared below in the rows' own type
+        bounds[index] = bound
+        keeps |= block > bound[:, None]
         if known.candidates[index].predictions.is_sparse:  # listed as 0 is not the same as missing
-            keeps |= (raw[index] == 0) & (bounds[index] == 0)[:, None]
+            keeps |= (raw[index] == 0) & (bound == 0)[:, None]
     some_flat = np.flatnonzero(is_flat.any(axis=0))
     if some_flat.size:  # of equal scores the lowest classes rank first, so the k lowest are enough
         left_out = ~keeps[some_flat]
@@ -181,23 +206,24 @@ def _read(known: Candidates, start: int, stop: int, k: int, depth: int) -> _Piec
     counts = np.count_nonzero(keeps, axis=1)
     pairs = np.flatnonzero(keeps)
     values = np.stack([block.reshape(-1)[pairs] for block in rows])
-    is_sparse = any(one.predictions.is_sparse for one in known.candidates)
+    is_sparse = any(candidate.predictions.is_sparse for candidate in known.candidates)
     return _Piece(
         counts,
         (pairs % known.num_classes).astype(np.int32),
         is_hit.reshape(-1)[pairs],
         values,
         np.stack([block.reshape(-1)[pairs] > -np.inf for block in raw]) if is_sparse else None,
-        bounds.astype(np.float64),
+        bounds,
         is_flat,
     )
 
 
-def _bounds(rows: NDArray[np.float32], depth: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Return what all but about ``depth`` values of a row do not exceed, and where they equal it.
+def _bounds(rows: Floats, depth: int) -> tuple[Floats, NDArray[np.bool_]]:
+    """Return a bound that about ``depth`` values of each row exceed, and where the rest equal it.
 
-    The classes are dealt into groups; the bound is the ``depth``-th best group maximum, which at
-    most a few more than ``depth`` values are above.
+    The classes are dealt into groups, and the bound is the ``depth``-th best group maximum, which
+    at most a few more than ``depth`` values are above. The ``depth``-th best value itself would cut
+    sharper, but a partition of whole rows takes several times as long.
     """
     maxima = group_maxima(rows, num_groups=max(6 * depth, isqrt(rows.shape[1])))
     place = max(maxima.shape[1] - depth, 0)
@@ -211,9 +237,10 @@ def _bounds(rows: NDArray[np.float32], depth: int) -> tuple[NDArray[np.float32],
 class _Builder:
     """Joins pieces into the blocks of one table."""
 
-    def __init__(self, known: Candidates, videos: NDArray[np.int64]) -> None:
+    def __init__(self, known: Candidates, videos: NDArray[np.int64], block_videos: int) -> None:
         self.known = known
         self.videos = videos
+        self.block_videos = block_videos
         self.blocks: list[Block] = []
         self.bounds: list[NDArray[np.float64]] = []
         self.is_flat: list[NDArray[np.bool_]] = []
@@ -221,7 +248,7 @@ class _Builder:
 
     def add(self, piece: _Piece) -> None:
         self.waiting.append(piece)
-        if sum(len(one.counts) for one in self.waiting) >= BLOCK_VIDEOS:
+        if sum(len(waiting.counts) for waiting in self.waiting) >= self.block_videos:
             self._join()
 
     def table(self) -> Table:
@@ -236,29 +263,29 @@ class _Builder:
             np.concatenate(self.bounds, axis=1),
             np.concatenate(self.is_flat, axis=1),
             counts == self.known.num_classes,
-            np.array([not one.predictions.is_sparse for one in candidates]),
+            np.array([not candidate.predictions.is_sparse for candidate in candidates]),
             int(np.diff(self.known.labels.offsets)[self.videos].sum()),
             self.known.num_classes,
         )
 
     def _join(self) -> None:
         pieces, self.waiting = self.waiting, []
-        is_listed = [one.is_listed for one in pieces if one.is_listed is not None]
-        self.bounds += [one.bounds for one in pieces]
-        self.is_flat += [one.is_flat for one in pieces]
+        is_listed = [piece.is_listed for piece in pieces if piece.is_listed is not None]
+        self.bounds += [piece.bounds for piece in pieces]
+        self.is_flat += [piece.is_flat for piece in pieces]
         self.blocks.append(
             Block(
                 start=sum(block.num_videos for block in self.blocks),
-                offsets=np.cumsum(np.concatenate([[0], *(one.counts for one in pieces)])),
-                classes=_joined([one.classes for one in pieces]),
-                is_hit=_joined([one.is_hit for one in pieces]),
-                values=_joined([one.values for one in pieces]),
+                offsets=np.cumsum(np.concatenate([[0], *(piece.counts for piece in pieces)])),
+                classes=_joined([piece.classes for piece in pieces]),
+                is_hit=_joined([piece.is_hit for piece in pieces]),
+                values=_joined([piece.values for piece in pieces]),
                 is_listed=_joined(is_listed) if is_listed else None,
             )
         )
 
 
 def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """Return arrays over pairs one after the other, with one more place of zeros."""
+    """Return arrays over pairs joined end to end, with one more place of zeros."""
     end = np.zeros((*parts[0].shape[:-1], 1), parts[0].dtype)
     return np.concatenate([*parts, end], axis=-1)

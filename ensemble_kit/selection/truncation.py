@@ -1,9 +1,13 @@
 """What the classes that a predictions file left out could change, by bounds.
 
-A file that keeps some classes of each video says of the others that none exceeds a bound. GAP does
-not fall when the score of a positive rises, or that of another class falls. So it is highest where
-each probability left out is its bound for a positive and 0 for another class, and lowest the other
-way about.
+A file that keeps some classes of each video says that none of the others exceeds a bound. GAP does
+not fall when the score of a positive rises, nor when the score of another class falls. So it is
+highest where each probability that was left out is its bound for a positive and 0 for every other
+class, and lowest the other way about. Both are computed, with ties decided for the hits in the one
+and against them in the other.
+
+Why bounds and not samples: values drawn for what was left out would say how far the GAP usually
+moves, but not that the same members would be chosen.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +24,7 @@ from ensemble_kit.store.selection_file import Interval
 
 
 class _Pairs(NamedTuple):
-    """A mixture's pairs of some videos, ``(n, W)``: the most and the least they can score."""
+    """A mixture's pairs of some videos, ``(n, W)``: the least and the most they can score."""
 
     least: NDArray[np.float64]
     most: NDArray[np.float64]
@@ -33,7 +37,7 @@ def truncated(table: Table) -> list[int]:
 
 
 def gap_bounds(scorer: Scorer, terms: Sequence[Term]) -> Interval:
-    """Return what a mixture's GAP lies between, whatever the probabilities left out are."""
+    """Return the bounds of a mixture's GAP, whatever the left-out probabilities are."""
     pairs = [_pairs(scorer, block, terms) for block in scorer.table.blocks]
     lowest = _gap(scorer, ((np.where(p.is_hit, p.least, p.most), p.is_hit) for p in pairs), False)
     highest = _gap(scorer, ((np.where(p.is_hit, p.most, p.least), p.is_hit) for p in pairs), True)
@@ -45,20 +49,20 @@ def is_decided(
 ) -> bool | None:
     """Return whether the same members would be chosen, whatever was left out.
 
-    Each choice must be better at its worst than all others at their best.
+    Each choice must be better at its worst than every other one at its best.
 
     Args:
-        scorer: What measured them.
-        rules: What was to be chosen.
-        chosen: What was.
-        measured: All that was measured.
+        scorer: What measured the ensembles.
+        rules: The rules of the search.
+        chosen: The ensemble that was chosen.
+        measured: All ensembles that were measured.
 
     Returns:
-        None for a beam search, whose other ensembles may lead elsewhere.
+        None for a beam search, where other ensembles might have led elsewhere.
     """
     if rules.strategy == "beam":
         return None
-    path = {one.key for one in chosen.additions}
+    path = {ensemble.key for ensemble in chosen.additions}
     steps = chosen.additions[len(rules.start) :]
     if rules.strategy == "exhaustive":
         steps = (chosen,)
@@ -77,7 +81,7 @@ def is_decided(
 
 
 def _pairs(scorer: Scorer, block: Block, terms: Sequence[Term]) -> _Pairs:
-    """Return a block's pairs, and of each video k more for the classes outside of the table."""
+    """Return a block's pairs, and k more for each video: the classes outside of the table."""
     table, k = scorer.table, scorer.k
     counts = np.diff(block.offsets)
     videos = slice(block.start, block.start + block.num_videos)
@@ -112,7 +116,7 @@ def _gap(
     rows: Iterator[tuple[NDArray[np.float64], NDArray[np.bool_]]],
     hits_first: bool,
 ) -> float:
-    """Return the GAP of rows of scores; of equal ones the hits are all first, or all last."""
+    """Return the GAP of rows of scores; of equal scores, hits come first, or last."""
     pooled, hits = [], []
     for scores, is_hit in rows:
         order = np.lexsort((is_hit != hits_first, -scores), axis=1)[:, : scorer.k]

@@ -69,5 +69,6 @@ class Teacher:
                 hint="Predict the training records with the teacher, all of them.",
             )
         places = np.array([self._places[video] for video in ids], np.int64)
-        soft = np.maximum(self._predictions.taken(places), 0)  # -inf where a class is not listed
+        rows = self._predictions.taken(places).astype(np.float32, copy=False)
+        soft = np.maximum(rows, 0)  # -inf where a class is not listed
         return self._share * soft + (1 - self._share) * labels.astype(np.float32)

@@ -80,14 +80,6 @@ def test_the_labels_in_a_file_of_ours_are_used_unless_others_are_named(runner, o
     assert json.loads(named.stdout)["gap"] == 1.0
 
 
-def test_many_blocks_give_the_number_of_one(runner, own, monkeypatch):
-    once = runner.invoke(main, ["evaluate", str(own), "--json"])
-
-    monkeypatch.setattr("ensemble_kit.predictions.file.BLOCK_VALUES", 4)
-
-    assert runner.invoke(main, ["evaluate", str(own), "--json"]).stdout == once.stdout
-
-
 def test_the_table_is_for_people(runner, own):
     result = runner.invoke(main, ["evaluate", str(own)])
 

@@ -1,5 +1,6 @@
 """Predictions files: what is written is read back, and what is wrong is named with its hint."""
 
+import gzip
 import hashlib
 import json
 
@@ -10,16 +11,14 @@ from hypothesis import strategies as st
 
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import CheckpointError, OutputError, PredictionsError
+from ensemble_kit.predictions.challenge_csv import read_labels_csv
 from ensemble_kit.predictions.file import (
-    aligned,
-    dataset_sha256,
     is_predictions_file,
-    read_labels_csv,
     read_predictions,
-    taken,
     write_predictions,
     write_predictions_csv,
 )
+from ensemble_kit.predictions.videos import aligned, dataset_sha256, taken
 from ensemble_kit.store.provenance import FileMetadata, ModelMetadata, PredictionsMetadata
 from ensemble_kit.store.tensor_files import open_tensors, save_tensors
 
@@ -71,16 +70,15 @@ def test_what_is_written_is_read_back(tmp_path):
     assert not predictions.is_sparse
     assert predictions.labels.offsets.tolist() == [0, 2, 2, 3]
     assert predictions.labels.classes.tolist() == [0, 2, 3]
-    assert predictions.record.model == MODEL
+    assert predictions.metadata.model == MODEL
     np.testing.assert_array_equal(predictions.rows(0, 3), ROWS)
     np.testing.assert_array_equal(predictions.rows(1, 2), ROWS[1:2])
 
 
-def test_blocks_cover_all_videos_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr("ensemble_kit.predictions.file.BLOCK_VALUES", 8)
+def test_blocks_cover_all_videos_in_order(tmp_path):
     predictions = read_predictions(write(tmp_path / "p.safetensors"))
 
-    blocks = list(predictions.blocks())
+    blocks = list(predictions.blocks(block_values=8))
 
     assert [videos for videos, _ in blocks] == [slice(0, 2), slice(2, 3)]
     np.testing.assert_array_equal(np.concatenate([rows for _, rows in blocks]), ROWS)
@@ -107,7 +105,7 @@ def test_the_best_classes_alone_are_read_back_with_what_bounds_the_others(tmp_pa
 
     assert found.is_sparse
     assert found.knows_classes
-    assert (found.num_classes, found.label_names, found.record.top_k) == (4, NAMES, 2)
+    assert (found.num_classes, found.label_names, found.metadata.top_k) == (4, NAMES, 2)
     missing = -np.inf
     expected = [[0.5, missing, 1, missing], [0.125, missing, 0.75, missing],
                 [missing, missing, ROWS[2, 2], ROWS[2, 3]]]  # fmt: skip
@@ -117,16 +115,16 @@ def test_the_best_classes_alone_are_read_back_with_what_bounds_the_others(tmp_pa
     for top_k in (4, 5):
         whole = read_predictions(write(tmp_path / f"{top_k}", top_k=top_k))
         assert not whole.is_sparse
-        assert whole.record.top_k is None
+        assert whole.metadata.top_k is None
 
 
 def test_a_class_that_a_file_of_the_best_cannot_list_is_named(tmp_path):
     path = write(tmp_path / "p", top_k=2)
     with open_tensors(path) as file:
-        record = file.metadata_as(PredictionsMetadata)
+        metadata = file.metadata_as(PredictionsMetadata)
         arrays = {name: file.array(name) for name in file.specs}
     arrays["classes"] = arrays["classes"] + 3
-    save_tensors(path, arrays, record, force=True)
+    save_tensors(path, arrays, metadata, force=True)
 
     with pytest.raises(PredictionsError) as caught:
         read_predictions(path).rows(0, 3)
@@ -147,12 +145,12 @@ def test_rounding_just_outside_of_probabilities_is_written_as_zero_or_one(tmp_pa
 
 
 def test_the_dataset_is_known_by_ids_and_labels_in_order(tmp_path):
-    record = read_predictions(write(tmp_path / "p.safetensors")).record
+    metadata = read_predictions(write(tmp_path / "p.safetensors")).metadata
 
-    assert record.dataset_sha256 == dataset_sha256(IDS, LABELS)
-    assert record.dataset_sha256 != dataset_sha256(IDS[::-1], LABELS)
-    assert record.dataset_sha256 != dataset_sha256(IDS, LabelLists.from_lists([[0, 2], [3], []]))
-    assert record.vocabulary_sha256 == hashlib.sha256(json.dumps(NAMES).encode()).hexdigest()
+    assert metadata.dataset_sha256 == dataset_sha256(IDS, LABELS)
+    assert metadata.dataset_sha256 != dataset_sha256(IDS[::-1], LABELS)
+    assert metadata.dataset_sha256 != dataset_sha256(IDS, LabelLists.from_lists([[0, 2], [3], []]))
+    assert metadata.vocabulary_sha256 == hashlib.sha256(json.dumps(NAMES).encode()).hexdigest()
 
 
 def test_the_challenge_csv_lists_the_best_classes_first(tmp_path):
@@ -177,7 +175,7 @@ def test_a_csv_is_read_back_as_what_it_lists(tmp_path):
     assert predictions.name == "submission"
     assert predictions.ids == IDS
     assert predictions.is_sparse
-    assert (predictions.label_names, predictions.labels, predictions.record) == (None,) * 3
+    assert (predictions.label_names, predictions.labels, predictions.metadata) == (None,) * 3
     assert predictions.num_classes == 4
     expected = np.full((3, 4), -np.inf)
     expected[[0, 0, 1, 1, 2, 2], [2, 0, 2, 0, 3, 2]] = [1, 0.5, 0.75, 0.125, 0.9, 0.123457]
@@ -189,7 +187,11 @@ def test_a_csv_is_read_back_as_what_it_lists(tmp_path):
 @settings(max_examples=50, deadline=None)
 @given(
     st.dictionaries(
-        st.text(st.characters(exclude_characters=",\r\n", codec="utf-8"), min_size=1, max_size=3),
+        st.text(
+            st.sampled_from("a,\"'") | st.characters(exclude_characters="\r\n", codec="utf-8"),
+            min_size=1,
+            max_size=3,
+        ),
         st.lists(st.floats(0, 1, width=32), min_size=5, max_size=5),
         min_size=1,
         max_size=4,
@@ -223,6 +225,21 @@ def test_a_csv_from_a_spreadsheet_is_read_too(tmp_path):
     assert predictions.rows(0, 2).tolist() == [[-np.inf, 0.5], [-np.inf, -np.inf]]
 
 
+def test_ids_in_quotation_marks_are_read_as_csv_says(tmp_path):
+    path = write_text(
+        tmp_path / "p.csv",
+        "VideoId,LabelConfidencePairs",
+        '"a",1 0.5',
+        '"b, ""c""","0 0.25 1 0.5"',
+        'd"e,1 0.125',
+    )
+
+    predictions = read_predictions(path)
+
+    assert predictions.ids == ("a", 'b, "c"', 'd"e')
+    assert predictions.rows(0, 3)[:, 1].tolist() == [0.5, 0.5, 0.125]
+
+
 def test_labels_are_separated_by_spaces_and_may_be_none(tmp_path):
     ids, labels = read_labels_csv(write_text(tmp_path / "y.csv", "VideoId,Labels", "a,3 1", "b,"))
 
@@ -237,8 +254,43 @@ def test_a_predictions_file_is_known_by_its_content(tmp_path):
 
     assert is_predictions_file(renamed)
     assert read_predictions(renamed).ids == IDS
-    assert is_predictions_file(write_text(tmp_path / "p.csv", "anything"))
+    for name in ("p.csv", "p.CSV", "p.txt", "p.npy", "p.NPZ"):
+        assert is_predictions_file(write_text(tmp_path / name, "anything"))
+    assert is_predictions_file(write_text(tmp_path / "download", "VideoId,LabelConfidencePairs"))
     assert not is_predictions_file(write_text(tmp_path / "model.onnx", "anything"))
+
+
+@pytest.mark.parametrize("name", ["p.CSV", "p.txt", "p"])
+def test_a_csv_file_is_read_whatever_its_name(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"\xef\xbb\xbfVideoId,LabelConfidencePairs\r\na,1 0.5\r\n")
+
+    predictions = read_predictions(path)
+
+    assert (predictions.name, predictions.ids) == ("p", ("a",))
+
+
+def test_a_compressed_csv_file_is_named(tmp_path):
+    path = tmp_path / "p.csv.gz"
+    path.write_bytes(gzip.compress(b"VideoId,LabelConfidencePairs\na,1 0.5\n"))
+
+    for read in (is_predictions_file, read_predictions):
+        with pytest.raises(PredictionsError) as caught:
+            read(path)
+        assert str(caught.value) == (
+            f"{path} is compressed with gzip.\nUnpack it first, with gunzip."
+        )
+
+
+def test_confidences_keep_every_digit_of_their_text(tmp_path):
+    path = write_text(
+        tmp_path / "p.csv", "VideoId,LabelConfidencePairs", "a,0 0.123456789 1 0.123456788"
+    )
+
+    rows = read_predictions(path).rows(0, 1)
+
+    assert rows.tolist() == [[0.123456789, 0.123456788]]
+    assert np.float32(0.123456789) == np.float32(0.123456788)
 
 
 @settings(max_examples=50, deadline=None)
@@ -325,11 +377,31 @@ def test_a_video_in_one_file_only_is_named(tmp_path, ids, to, message):
                 f"{{path}}, line 2: {token!r} is not a confidence, expected a number from 0 to 1.\n"
                 "Write probabilities, not logits or percentages.",
             )
-            for token in ("-0.1", "1.01", "nan", "inf", "high")
+            for token in ("-0.1", "1.01", "inf", "high")
+        ),
+        (
+            ["VideoId,LabelConfidencePairs", "a,1 0.5 2 nan"],
+            "{path}, line 2: a confidence is not a number ('nan').\n"
+            "Predict again with a model whose weights and features are finite.",
+        ),
+        (
+            ["VideoId,LabelConfidencePairs", f"a,{'1' * 5000} 0.5"],
+            f"{{path}}, line 2: {'1' * 80!r} is not a class, expected a number from 0 to 3.\n"
+            "Number the classes from 0, as the records' labels do.",
+        ),
+        (
+            ["VideoId,LabelConfidencePairs", '"a,1 0.5'],
+            "{path}, line 2 is not CSV: unexpected end of data.\n"
+            'Write an id with a comma or a quotation mark as "a ""b"", c".',
+        ),
+        (
+            ["VideoId,LabelConfidencePairs", '"a",1 0.5,2 0.25'],
+            "{path}, line 2: there are 3 fields, expected 2.\n"
+            "Write one line for each video: VideoId,LabelConfidencePairs.",
         ),
     ],
 )
-def test_a_wrong_line_of_predictions_is_named_with_its_mend(tmp_path, lines, message):
+def test_a_wrong_line_of_predictions_is_named_with_its_hint(tmp_path, lines, message):
     path = write_text(tmp_path / "p.csv", *lines)
 
     with pytest.raises(PredictionsError) as caught:
@@ -374,7 +446,7 @@ def test_without_a_class_count_a_class_of_a_million_is_refused(tmp_path):
         ),
     ],
 )
-def test_a_wrong_line_of_labels_is_named_with_its_mend(tmp_path, lines, message):
+def test_a_wrong_line_of_labels_is_named_with_its_hint(tmp_path, lines, message):
     path = write_text(tmp_path / "y.csv", *lines)
 
     with pytest.raises(PredictionsError) as caught:
@@ -407,8 +479,25 @@ def test_a_file_that_is_not_text_is_named(tmp_path):
     )
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -0.5, 1.5])
-def test_a_value_that_is_no_probability_is_named_when_written(tmp_path, value):
+NOT_FINITE = (
+    "is not a number (NaN).\nPredict again with a model whose weights and features are finite."
+)
+NOT_A_PROBABILITY = (
+    "is {}, expected a probability from 0 to 1.\n"
+    "Predict again with a model that returns probabilities, not logits."
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (np.nan, NOT_FINITE),
+        (np.inf, NOT_A_PROBABILITY.format("inf")),
+        (-0.5, NOT_A_PROBABILITY.format("-0.5")),
+        (1.5, NOT_A_PROBABILITY.format("1.5")),
+    ],
+)
+def test_a_value_that_is_no_probability_is_named_when_written(tmp_path, value, problem):
     path = tmp_path / "p.safetensors"
     rows = ROWS.copy()
     rows[1, 3] = value
@@ -416,10 +505,7 @@ def test_a_value_that_is_no_probability_is_named_when_written(tmp_path, value):
     with pytest.raises(PredictionsError) as caught:
         write(path, rows=rows)
 
-    assert str(caught.value) == (
-        f"{path}: class 3 of video 'zwei' is {value:g}, expected a probability from 0 to 1.\n"
-        "Predict again with a model that returns probabilities, not logits."
-    )
+    assert str(caught.value) == f"{path}: class 3 of video 'zwei' {problem}"
     assert not path.exists()
 
 
@@ -427,9 +513,9 @@ def test_a_value_that_is_no_probability_is_named_when_read(tmp_path):
     path = write(tmp_path / "p.safetensors")
     with open_tensors(path) as file:
         tensors = {name: file.array(name) for name in file.specs}
-        record = file.metadata_as(PredictionsMetadata)
+        metadata = file.metadata_as(PredictionsMetadata)
     tensors["probabilities"][2, 1] = -1
-    save_tensors(path, tensors, record, force=True)
+    save_tensors(path, tensors, metadata, force=True)
 
     predictions = read_predictions(path)
 
@@ -448,7 +534,8 @@ def test_a_value_that_is_no_probability_is_named_when_read(tmp_path):
         (write, ("a", "b", "a"), "'a' is there twice."),
         (write, ("a", "b\nc", "d"), r"'b\nc' has a character that the file cannot keep."),
         (write_csv, ("a", "b", "a"), "'a' is there twice."),
-        (write_csv, ("a", "b,c", "d"), "'b,c' has a character that the file cannot keep."),
+        (write_csv, ("a", "b\rc", "d"), r"'b\rc' has a character that the file cannot keep."),
+        (write, ("a", "\ud800", "d"), r"'\ud800' has a character that the file cannot keep."),
     ],
 )
 def test_an_id_that_cannot_be_kept_is_named(tmp_path, write_ids, ids, fault):
@@ -459,7 +546,7 @@ def test_an_id_that_cannot_be_kept_is_named(tmp_path, write_ids, ids, fault):
 
     assert str(caught.value) == (
         f"{path}: video id {fault}\n"
-        "Give every record an id of its own, without commas or line ends."
+        "Give every record its own id, without line ends, in characters of Unicode."
     )
 
 
@@ -494,23 +581,69 @@ def test_predictions_are_not_overwritten_unless_forced(tmp_path):
         lambda tensors: tensors.pop("ids"),
         lambda tensors: tensors.update(ids=tensors["ids"][:-1]),
         lambda tensors: tensors.update(label_classes=tensors["label_classes"] + 1),
+        lambda tensors: tensors.update(label_offsets=tensors["label_offsets"][:2]),
+        lambda tensors: tensors.update(label_offsets=np.empty(0, np.int64)),
+        lambda tensors: tensors.update(label_offsets=tensors["label_offsets"][None]),
         lambda tensors: tensors.update(probabilities=tensors["probabilities"][:2]),
         lambda tensors: tensors.update(probabilities=tensors["probabilities"][:, :3].copy()),
         lambda tensors: tensors.update(probabilities=tensors["probabilities"].astype(np.float64)),
     ],
 )
-def test_a_file_that_does_not_hold_what_it_tells_of_is_refused(tmp_path, damage):
+def test_a_file_that_does_not_hold_what_it_describes_is_refused(tmp_path, damage):
     path = write(tmp_path / "p.safetensors")
     with open_tensors(path) as file:
         tensors = {name: file.array(name) for name in file.specs}
-        record = file.metadata_as(PredictionsMetadata)
+        metadata = file.metadata_as(PredictionsMetadata)
     damage(tensors)
-    save_tensors(path, tensors, record, force=True)
+    save_tensors(path, tensors, metadata, force=True)
 
     with pytest.raises(CheckpointError) as caught:
         read_predictions(path)
 
     assert str(caught.value) == (
-        f"{path} does not hold the videos and labels that its record tells of.\n"
+        f"{path} does not hold the videos and labels that its metadata describes.\n"
         "Make the file again with `ensemble-kit predict`."
     )
+
+
+@pytest.mark.parametrize(
+    ("offsets", "classes"),
+    [
+        ([0, 3, 2, 3], [0, 2, 3]),  # falls
+        ([1, 2, 2, 3], [0, 2, 3]),
+        ([0, 2, 2, 4], [0, 2, 3]),
+        ([0, 2, 2, 3], [0, 2, 4]),
+        ([0, 2, 2, 3], [-1, 2, 3]),
+        ([0, 2, 2, 3], [2, 0, 3]),
+        ([0, 2, 2, 3], [2, 2, 3]),
+    ],
+)
+def test_labels_that_are_no_lists_of_classes_are_refused_though_their_hash_agrees(
+    tmp_path, offsets, classes
+):
+    path = write(tmp_path / "p.safetensors")
+    labels = LabelLists(np.array(offsets), np.array(classes))
+    with open_tensors(path) as file:
+        tensors = {name: file.array(name) for name in file.specs}
+        metadata = file.metadata_as(PredictionsMetadata)
+    tensors |= {"label_offsets": labels.offsets, "label_classes": labels.classes}
+    metadata = metadata.model_copy(update={"dataset_sha256": dataset_sha256(IDS, labels)})
+    save_tensors(path, tensors, metadata, force=True)
+
+    with pytest.raises(CheckpointError) as caught:
+        read_predictions(path)
+
+    assert str(caught.value) == (
+        f"{path} does not hold the videos and labels that its metadata describes.\n"
+        "Make the file again with `ensemble-kit predict`."
+    )
+
+
+def test_a_first_class_may_be_lower_than_the_last_of_the_video_before(tmp_path):
+    lists = LabelLists.from_lists([[1, 3], [], [0]])
+
+    assert read_predictions(write(tmp_path / "p", labels=lists)).labels.classes.tolist() == [
+        1,
+        3,
+        0,
+    ]

@@ -1,10 +1,14 @@
 """NumPy's files as predictions: what is read, and what is refused."""
 
+import io
+import zipfile
+
 import numpy as np
 import pytest
 
 from ensemble_kit.errors import PredictionsError
 from ensemble_kit.predictions.file import is_predictions_file, read_predictions
+from ensemble_kit.predictions.numpy_files import MAX_UNPACKED, read_arrays
 
 IDS = ["a", "b", "c"]
 ROWS = np.array([[0.5, 0.25, 0.0, 1.0], [0.1, 0.2, 0.3, 0.4], [0.9, 0.8, 0.7, 0.6]])
@@ -34,8 +38,8 @@ def test_rows_are_read_in_any_order_from_any_form(tmp_path, dtype, form):
     assert (found.name, found.ids, found.num_classes) == ("p", ("a", "b", "c"), 4)
     assert not found.is_sparse
     taken = found.taken(np.array([2, 0, 1]))
-    assert taken.dtype == np.float32
-    np.testing.assert_array_equal(taken, rows[[2, 0, 1]].astype(np.float32))
+    assert taken.dtype == (np.float64 if dtype is np.float64 else np.float32)
+    np.testing.assert_array_equal(taken, rows[[2, 0, 1]])
     if path.suffix == ".npz":
         assert found.label_names == ("w", "x", "y", "z")
         assert found.labels.offsets.tolist() == [0, 2, 2, 3]
@@ -56,7 +60,7 @@ def test_ids_belong_beside_a_matrix(tmp_path):
 
     assert refused(path) == (
         f"{path}: there are no video ids, expected p.ids.txt beside it.\n"
-        "Write them there, one a line, in the order of the rows."
+        "Write them there, one on each line, in the order of the rows."
     )
 
 
@@ -64,8 +68,8 @@ def test_each_row_has_one_id(tmp_path):
     path = write_npy(tmp_path / "p.npy", ids=["a", "b"])
 
     assert refused(path) == (
-        f"{tmp_path / 'p.ids.txt'}: ids have shape (2,), expected (3,) as the probabilities have.\n"
-        "Save one row of probabilities for each video, one column for each class."
+        f"{tmp_path / 'p.ids.txt'} has 2 ids, but {path} has 3 rows.\n"
+        "Write one id for each row, in the order of the rows."
     )
 
 
@@ -74,7 +78,7 @@ def test_an_id_that_is_there_twice_is_named(tmp_path):
 
     assert refused(path) == (
         f"{path}: video id 'a' is there twice.\n"
-        "Give every record an id of its own, without commas or line ends."
+        "Give every record its own id, without line ends, in characters of Unicode."
     )
 
 
@@ -84,19 +88,20 @@ def test_an_id_that_is_there_twice_is_named(tmp_path):
         (ROWS[0], "float64 of shape (4,)"),
         (LABELS, "int64 of shape (3, 4)"),
         (ROWS[None], "float64 of shape (1, 3, 4)"),
+        (ROWS.astype(np.longdouble), "float128 of shape (3, 4)"),
     ],
 )
 def test_what_is_no_matrix_of_floating_point_numbers_is_named(tmp_path, rows, found):
     path = write_npy(tmp_path / "p.npy", rows)
 
     assert refused(path) == (
-        f"{path}: the probabilities are {found}, expected floating-point numbers of shape (videos, "
-        "classes).\n"
+        f"{path}: the probabilities are {found}, expected float16, float32 or float64 of shape "
+        "(videos, classes).\n"
         "Save one row of probabilities for each video."
     )
 
 
-@pytest.mark.parametrize(("value", "shown"), [(np.nan, "nan"), (1.5, "1.5"), (-0.25, "-0.25")])
+@pytest.mark.parametrize(("value", "shown"), [(np.inf, "inf"), (1.5, "1.5"), (-0.25, "-0.25")])
 def test_what_is_no_probability_is_named(tmp_path, value, shown):
     rows = ROWS.copy()
     rows[1, 2] = value
@@ -111,9 +116,12 @@ def test_what_is_no_probability_is_named(tmp_path, value, shown):
 @pytest.mark.parametrize(
     ("arrays", "fault"),
     [
-        ({"probabilities": ROWS}, "has no array 'ids', only probabilities."),
-        ({"scores": ROWS, "ids": IDS}, "has no array 'probabilities', only scores, ids."),
-        ({}, "has no array 'probabilities', only nothing."),
+        ({"probabilities": ROWS}, "has no member ids.npy, only probabilities.npy."),
+        (
+            {"scores": ROWS, "ids": IDS},
+            "has no member probabilities.npy, only scores.npy, ids.npy.",
+        ),
+        ({}, "has no member probabilities.npy, only nothing."),
     ],
 )
 def test_an_array_that_is_missing_is_named(tmp_path, arrays, fault):
@@ -138,24 +146,32 @@ def test_arrays_that_do_not_fit_are_named(tmp_path, changes, fault):
     np.savez(path, **({"probabilities": ROWS, "ids": IDS} | changes))
 
     assert refused(path) == (
-        f"{path}: {fault} as the probabilities have.\n"
+        f"{path}: {fault} for probabilities of shape (3, 4).\n"
         "Save one row of probabilities for each video, one column for each class."
     )
 
 
 def test_objects_and_damaged_files_are_refused(tmp_path):
-    objects = write_npy(tmp_path / "o.npy", np.array([{}, {}]))
+    objects = write_npy(tmp_path / "o.npy", np.array([[{}, {}]]))
     cut = tmp_path / "cut.npz"
     cut.write_bytes(b"PK\x03\x04")
 
     for path, reason in (
-        (objects, "Object arrays cannot be loaded when allow_pickle=False"),
+        (objects, "it holds Python objects, which are never unpickled"),
         (cut, "File is not a zip file"),
     ):
         assert refused(path) == (
-            f"{path} is not a whole file of NumPy's: {reason}.\n"
-            "Save it again with np.save or np.savez; objects are never unpickled."
+            f"{path} is not a whole NumPy file: {reason}.\nSave it again with np.save or np.savez."
         )
+
+
+def npy_header(shape, descr="<f8"):
+    """The bytes of a file of NumPy's that ends with its header."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": descr, "fortran_order": False, "shape": shape}
+    )
+    return file.getvalue()
 
 
 def test_a_matrix_that_was_cut_short_is_named(tmp_path):
@@ -163,7 +179,137 @@ def test_a_matrix_that_was_cut_short_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-8])
 
     assert refused(path) == (
-        f"{path} ends before its last row.\nMake the file again; it was cut short."
+        f"{path} is cut short: an array of shape (3, 4) takes 96 bytes, and 88 are there.\n"
+        "Save the file again, or copy it again from where it is whole."
+    )
+
+
+@pytest.mark.parametrize("form", ["npy", "by columns", "compressed"])
+def test_a_header_of_a_huge_matrix_takes_no_memory(tmp_path, form):
+    shape = (3, 10**12)
+    path = tmp_path / ("p.npz" if form == "compressed" else "p.npy")
+    header = npy_header(shape)
+    if form == "by columns":
+        header = header.replace(b"False", b"True ")
+    if form == "compressed":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("probabilities.npy", header + bytes(8))
+            archive.writestr("ids.npy", npy_header((3,), "<U1") + bytes(12))
+    else:
+        path.write_bytes(header + bytes(8))
+
+    assert refused(path) == (
+        f"{path} is cut short: an array of shape {shape} takes 24,000,000,000,000 bytes, and 8 are "
+        "there.\n"
+        "Save the file again, or copy it again from where it is whole."
+    )
+
+
+def test_compressed_arrays_are_unpacked_up_to_a_limit(tmp_path):
+    path = tmp_path / "p.npz"
+    np.savez_compressed(path, probabilities=np.zeros((3, 4)), ids=IDS, labels=LABELS)
+    num_bytes = 3 * 128 + 3 * 4 * 8 + 3 * 4 + 3 * 4 * 8  # headers, probabilities, ids, labels
+
+    assert read_arrays(path, max_unpacked=num_bytes).ids == ("a", "b", "c")
+    with pytest.raises(PredictionsError) as caught:
+        read_arrays(path, max_unpacked=num_bytes - 1)
+
+    assert str(caught.value) == (
+        f"{path} would unpack to {num_bytes} bytes; the limit is {num_bytes - 1} bytes.\n"
+        "Save it with np.savez, which does not compress; it is then read from the disk."
+    )
+    np.savez(path, probabilities=np.zeros((3, 4)), ids=IDS, labels=LABELS)
+    assert read_arrays(path, max_unpacked=0).matrix.shape == (3, 4)
+    assert MAX_UNPACKED == 2**31
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem", "hint"),
+    [
+        (
+            {"labels": np.full((3, 4), "1")},
+            "labels are of type <U1, expected numbers.",
+            "Save a matrix that is greater than 0 where a class is a label of a video.",
+        ),
+        (
+            {"ids": np.array([0.5, 1.5, 2.5])},
+            "ids are of type float64, expected text.",
+            "Save ids as an array of strings.",
+        ),
+        (
+            {"label_names": np.ones(4)},
+            "label_names are of type float64, expected text.",
+            "Save label_names as an array of strings.",
+        ),
+    ],
+)
+def test_arrays_of_another_type_are_named(tmp_path, changes, problem, hint):
+    path = tmp_path / "p.npz"
+    np.savez(path, **({"probabilities": ROWS, "ids": IDS} | changes))
+
+    assert refused(path) == f"{path}: {problem}\n{hint}"
+
+
+def test_ids_may_be_bytes_of_text_or_whole_numbers(tmp_path):
+    path = tmp_path / "p.npz"
+    for ids, expected in (
+        (np.array(["é".encode(), b"b", b"c"]), ("é", "b", "c")),
+        (np.array([7, 8, 9]), ("7", "8", "9")),
+    ):
+        np.savez(path, probabilities=ROWS, ids=ids)
+        assert read_predictions(path).ids == expected
+
+
+def test_members_without_the_suffix_and_damaged_members_are_named(tmp_path):
+    path = tmp_path / "p.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("probabilities", b"anything")
+
+    assert refused(path) == (
+        f"{path} has no member probabilities.npy, only probabilities.\n"
+        "Save it with np.savez(path, probabilities=..., ids=...)."
+    )
+
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("probabilities.npy", npy_header((3, 4)) + bytes(96))
+        archive.writestr("ids.npy", npy_header((3,), "<U1") + "abc".encode("utf-32-le"))
+    content = bytearray(path.read_bytes())
+    content[30 + len("probabilities.npy")] |= 0b110  # a type of block that deflate does not have
+    path.write_bytes(content)
+    assert refused(path) == (
+        f"{path} is not a whole NumPy file: Error -3 while decompressing data: invalid block type."
+        "\nSave it again with np.save or np.savez."
+    )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_ids_are_read_with_a_byte_order_mark_and_any_line_end(tmp_path, encoding, line_end):
+    path = write_npy(tmp_path / "p.npy")
+    ids = ("a", "b\u2028c", "d")
+    path.with_suffix(".ids.txt").write_bytes(line_end.join(ids).encode(encoding))
+
+    assert read_predictions(path).ids == ids
+
+
+def test_ids_in_another_encoding_are_blamed_on_their_own_file(tmp_path):
+    path = write_npy(tmp_path / "p.npy")
+    path.with_suffix(".ids.txt").write_bytes("a\nb\nc\n".encode("utf-16"))
+
+    assert refused(path) == (
+        f"{tmp_path / 'p.ids.txt'} is not text in UTF-8.\nSave it as UTF-8, one id on each line."
+    )
+
+
+def test_nan_is_not_called_a_logit(tmp_path):
+    rows = ROWS.copy()
+    rows[1, 2] = np.nan
+
+    path = write_npy(tmp_path / "p.npy", rows)
+
+    assert refused(path) == (
+        f"{path}: class 2 of video 'b' is not a number (NaN).\n"
+        "Predict again with a model whose weights and features are finite."
     )
 
 

@@ -35,6 +35,21 @@ def cases(draw):
     return rows, positives, terms, draw(st.integers(1, 3)), draw(st.integers(1, 4))
 
 
+def test_many_blocks_measure_what_one_does():
+    generator = np.random.default_rng(0)
+    rows = generator.integers(0, 9, (3, 23, 11)) / 8
+    positives = [set(generator.integers(11, size=2).tolist()) for _ in range(23)]
+    known = candidates_of(rows.clip(0, 1), positives)
+    parts = [np.ones(23, bool)]
+    (whole,) = read_tables(known, parts, k=2, depth=2)
+    (parted,) = read_tables(known, parts, k=2, depth=2, read_values=22, block_videos=3)
+    once, again = Scorer(whole, 2), Scorer(parted, 2, read_values=22)
+
+    assert (len(whole.blocks), len(parted.blocks)) == (1, 6)
+    for terms in ([Term(0, 1.0)], [Term(2, 0.5), Term(1, 3.0)], [Term(i, 1.0) for i in range(3)]):
+        assert again.gap(terms) == once.gap(terms)
+
+
 def dense_gap(rows, positives, terms, k):
     members = [rows[term.candidate] for term in terms]
     return float(gap_loops(mixed_loops(members, [one.weight for one in terms]), positives, k))

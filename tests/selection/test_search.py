@@ -232,7 +232,7 @@ def test_an_exhaustive_search_of_too_many_ensembles_is_refused():
     assert str(caught.value) == (
         "There are 32,768 ensembles of 15 candidates; an exhaustive search measures 20,000 at "
         "most.\n"
-        "Give --max-members, leave some out with --exclude, or take --strategy beam."
+        "Limit --max-members, leave candidates out with --exclude, or use --strategy beam."
     )
     assert len(case.search("exhaustive", max_members=1).run().terms) == 1
 

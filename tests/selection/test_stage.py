@@ -29,7 +29,7 @@ POSITIVES = [{0}, {1, 4}, {2}, {0, 3}]
 def write_own(path, rows, *, ids=VIDEOS, positives=POSITIVES, name=None, size=100, names="vwxyz"):
     """Write predictions of a model that takes ``size`` bytes in bf16; None for no model."""
     file = FileMetadata(path=f"{path.stem}/averaged.safetensors", sha256="a" * 64)
-    record = ModelMetadata(file=file, kind="checkpoint", num_values=(size or 0) // 2, repeats=1)
+    model = ModelMetadata(file=file, kind="checkpoint", num_values=(size or 0) // 2, repeats=1)
     write_predictions(
         path,
         ids=ids,
@@ -37,7 +37,7 @@ def write_own(path, rows, *, ids=VIDEOS, positives=POSITIVES, name=None, size=10
         labels=LabelLists.from_lists(map(sorted, positives)),
         rows=np.array(rows, np.float32),
         name=name or path.stem,
-        model=record if size is not None else None,
+        model=model if size is not None else None,
         force=True,
     )
     return path
@@ -137,19 +137,6 @@ def test_the_path_is_that_of_the_loops(tmp_path_factory, case, mixing):
         assert member.coefficient == pytest.approx(float(weights[member.name]) / total, abs=1e-12)
 
 
-def test_many_blocks_choose_as_one(tmp_path, monkeypatch):
-    paths = [write_own(tmp_path / name, right_for(*name)) for name in ("ab", "c", "d")]
-    once = select(paths, output=tmp_path / "once.json")
-
-    monkeypatch.setattr("ensemble_kit.selection.table.READ_VALUES", 12)
-    monkeypatch.setattr("ensemble_kit.selection.table.BLOCK_VIDEOS", 3)
-    monkeypatch.setattr("ensemble_kit.selection.scoring.READ_VALUES", 8)
-    again = select(paths, output=tmp_path / "again.json")
-
-    assert len(once.members) == 3
-    assert again == once
-
-
 def test_the_order_of_candidates_and_of_their_videos_changes_nothing_without_ties(tmp_path):
     ab, c, d = np.array([right_for("a", "b"), right_for("c"), right_for("d")])
     ab, c, d = (one + np.random.default_rng(0).random((4, 5)) / 16 for one in (ab, c, d))
@@ -215,7 +202,7 @@ def test_what_does_not_fit_is_skipped_for_what_does(tmp_path):
     assert {one.name: one.skipped for one in selection.candidates} == {
         "best": None,
         "small": None,
-        "large": "Its 500 bytes do not fit in the 0 bytes left.",
+        "large": "It takes 500 bytes, but only 0 bytes remain.",
     }
 
 
@@ -280,10 +267,10 @@ def test_the_file_holds_all_of_it_with_paths_from_its_own_folder(tmp_path):
         "dtype": "bf16",
         "max_size": GIB,
         "mixing": "uniform",
-        "rule": "Greedy, without replacement: from the best candidate that fits, add the one that "
-        "gives the best GAP of those that fit in the bytes left, until none raises the GAP. "
-        "Ensembles are compared by the GAP of the uniform mean of the members' probabilities; of "
-        "equal ones, fewer bytes win, then the first by name.",
+        "rule": "Greedy, without replacement: start from the best candidate that fits; of those "
+        "that fit in the remaining bytes, add the one with the best GAP, until none raises the "
+        "GAP. Ensembles are compared by the GAP of the uniform mean of the members' probabilities; "
+        "of equal ensembles, the one with fewer bytes wins, then the first by name.",
         "search": {
             "strategy": "greedy",
             "criterion": "gain",
@@ -295,7 +282,7 @@ def test_the_file_holds_all_of_it_with_paths_from_its_own_folder(tmp_path):
             "greedy_gap": None,
         },
         "dataset_sha256": dataset_sha256(VIDEOS, labels),
-        "vocabulary_sha256": read_predictions(runs["gru"]).record.vocabulary_sha256,
+        "vocabulary_sha256": read_predictions(runs["gru"]).metadata.vocabulary_sha256,
         "labels": None,
         "videos": 4,
         "left_out": 0,
@@ -354,7 +341,7 @@ def test_a_workspace_without_runs_is_refused(tmp_path, monkeypatch):
 
     assert str(caught.value) == (
         f"There are no predictions: runs/*/validation.safetensors matches nothing in {tmp_path}.\n"
-        "Name predictions files, or go to a folder where `ensemble-kit train` made runs."
+        "Name predictions files, or change to a folder where `ensemble-kit train` ran."
     )
 
 
@@ -387,15 +374,15 @@ def test_the_videos_held_out_confirm_the_choice(tmp_path):
     mixed = np.array(
         mixed_loops([rows[name].tolist() for name in names], [1] * len(names)), np.float64
     )
-    for part, record in (
+    for part, measured in (
         (~is_held_out, selection.confirm.chosen_by),
         (is_held_out, selection.confirm.held_out),
     ):
         labels = [one for one, is_in in zip(positives, part, strict=True) if is_in]
-        assert record.videos == len(labels)
-        assert record.positives == sum(map(len, labels))
-        assert record.gap == pytest.approx(float(gap_loops(mixed[part].tolist(), labels, 3)))
-        assert record.interval[0] < record.gap < record.interval[1]
+        assert measured.videos == len(labels)
+        assert measured.positives == sum(map(len, labels))
+        assert measured.gap == pytest.approx(float(gap_loops(mixed[part].tolist(), labels, 3)))
+        assert measured.interval[0] < measured.gap < measured.interval[1]
     assert selection.gap == pytest.approx(float(gap_loops(mixed.tolist(), positives, 3)))
     last = selection.path[-1]
     assert (last.gap, last.confirmed_gap) == (
@@ -415,6 +402,57 @@ def test_a_video_is_held_out_whatever_the_others_are():
     assert dict(zip(ids[::-3], held_out(ids[::-3], 0.25), strict=True)).items() <= once.items()
     assert 5 < sum(once.values()) < 20
     assert all(held_out(ids, 0.5)[np.array(list(once.values()))])
+
+
+def test_scores_that_float32_would_make_equal_keep_their_order(tmp_path):
+    positives = [{index % 5} for index in range(40)]
+    ids = [f"video{index}" for index in range(40)]
+    noise = np.random.default_rng(0).random((40, 5))
+    right = np.array([[index in one for index in range(5)] for one in positives])
+    weak, strong = 0.5 + 1e-9 * noise, 0.5 + 1e-9 * (noise + right)  # one number in float32
+    assert len(np.unique(strong.astype(np.float32))) == 1
+    labels_path = write_labels(tmp_path / "y.csv", ids, positives)
+    np.save(tmp_path / "weak.npy", weak)
+    (tmp_path / "weak.ids.txt").write_text("\n".join(ids))
+    np.savez(tmp_path / "strong.npz", probabilities=strong, ids=ids)
+    paths = [tmp_path / "weak.npy", tmp_path / "strong.npz"]
+    paths.append(write_csv(tmp_path / "text.csv", strong.tolist(), ids))
+    expected = {"weak": weak, "strong": strong, "text": strong}
+
+    selection = select(
+        paths, output=tmp_path / "s.json", labels_path=labels_path, resamples=0, top_k=3
+    )
+
+    gaps = {name: float(gap_loops(rows.tolist(), positives, 3)) for name, rows in expected.items()}
+    assert gaps["weak"] < 0.4 < gaps["strong"] == 1
+    assert {one.name: one.gap for one in selection.candidates} == pytest.approx(gaps, abs=1e-12)
+    assert [member.name for member in selection.members] == ["strong"]
+    for path in paths:
+        gap = evaluate_predictions(read_predictions(path), labels_path, k=3).gap
+        assert gap == pytest.approx(gaps[path.stem], abs=1e-12)
+
+
+def test_paths_may_be_strings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_csv(tmp_path / "a.csv", right_for("a"))
+    write_labels(tmp_path / "y.csv")
+
+    selection = select(["a.csv"], output="ensemble/s.json", labels_path="y.csv")
+
+    assert read_selection(tmp_path / "ensemble" / "s.json") == selection
+    assert selection.members[0].predictions.path == "../a.csv"
+
+
+def test_the_very_same_selection_may_be_kept(tmp_path):
+    paths, output = [write_own(tmp_path / "p", right_for("a"))], tmp_path / "s.json"
+    selection = select(paths, output=output)
+    written = output.stat().st_mtime_ns
+
+    assert select(paths, output=output, keep_same=True) == selection
+    assert output.stat().st_mtime_ns == written
+    with pytest.raises(OutputError) as caught:
+        select(paths, output=output, keep_same=True, seed=1)
+    assert str(caught.value).startswith(f"{output} exists already.")
 
 
 def refused(paths, error=SelectionError, **options):
@@ -475,7 +513,7 @@ def test_a_size_of_no_candidate_is_refused(tmp_path, name, names):
     paths = [write_own(tmp_path / "gru", right_for("a")), write_own(tmp_path / "vlad", right_for())]
 
     assert refused(paths, sizes={name: 4}) == (
-        f"A size is given for {name!r}, which is not a candidate.\nName one of {names}."
+        f"A size is given for {name!r}, but there is no such candidate.\nName one of {names}."
     )
 
 
@@ -487,7 +525,7 @@ def test_an_unknown_size_is_refused_where_there_is_a_limit(tmp_path, options):
     ]
 
     assert refused(paths, **options) == (
-        f"The size of other is not known: {paths[1]} tells of no weights.\n"
+        f"The size of other is not known: {paths[1]} does not name a model of the kit.\n"
         "Give the size of every such candidate: --size other=4MB."
     )
 
@@ -497,15 +535,15 @@ def test_an_unknown_size_is_refused_where_there_is_a_limit(tmp_path, options):
     [
         (
             {"start": ["gru", "vlat"]},
-            "A member to start with is 'vlat', which is not a candidate.\nName one of vlad.",
+            "'vlat' is a member to start with, but there is no such candidate.\nName one of vlad.",
         ),
         (
             {"exclude": ["grv"]},
-            "To be left out is 'grv', which is not a candidate.\nName one of gru.",
+            "'grv' is to be left out, but there is no such candidate.\nName one of gru.",
         ),
         (
             {"exclude": ["gru"], "start": ["gru"]},
-            "A member to start with is 'gru', which is not a candidate.\nName one of vlad.",
+            "'gru' is a member to start with, but there is no such candidate.\nName one of vlad.",
         ),
         (
             {"exclude": ["gru", "vlad"]},
@@ -513,26 +551,26 @@ def test_an_unknown_size_is_refused_where_there_is_a_limit(tmp_path, options):
         ),
         (
             {"start": ["gru", "vlad"], "max_members": 1},
-            "There are 2 members to start with, and 1 at most.\n"
+            "There are 2 members to start with, but an ensemble may have only 1.\n"
             "Raise --max-members, or start with fewer.",
         ),
         (
             {"start": ["gru", "gru"]},
-            "'gru' is named twice as a member to start with.\nName each once.",
+            "'gru' is given twice as a member to start with.\nGive each --start once.",
         ),
         (
             {"strategy": "beam", "criterion": "gain-per-byte"},
-            "The strategy beam compares whole ensembles, and gain-per-byte additions.\n"
-            "Take --strategy greedy or replacement with --criterion gain-per-byte.",
+            "The strategy beam compares whole ensembles, but gain-per-byte compares additions.\n"
+            "Use --strategy greedy or replacement with --criterion gain-per-byte.",
         ),
         (
             {"confirm": 0.99},
-            "Of 4 videos, 0 would be chosen by with --confirm 0.99, and none of them has labels.\n"
+            "--confirm 0.99 leaves 0 videos to choose by, without any label.\n"
             "Predict more videos, or choose by all of them with --confirm 0.",
         ),
         (
             {"confirm": 0.01},
-            "Of 4 videos, 0 would be held out with --confirm 0.01, and none of them has labels.\n"
+            "--confirm 0.01 leaves 0 videos to confirm the choice, without any label.\n"
             "Predict more videos, or choose by all of them with --confirm 0.",
         ),
     ],
@@ -547,7 +585,7 @@ def test_gain_per_byte_needs_every_size(tmp_path):
     paths = [write_own(tmp_path / "mean", right_for("a"), size=None)]
 
     assert refused(paths, criterion="gain-per-byte") == (
-        f"The size of mean is not known: {paths[0]} tells of no weights.\n"
+        f"The size of mean is not known: {paths[0]} does not name a model of the kit.\n"
         "Give the size of every such candidate: --size mean=4MB."
     )
 
@@ -598,7 +636,7 @@ def test_own_predictions_without_a_model_need_a_size_too(tmp_path):
 
     message = refused(paths, max_size=100)
 
-    assert message.startswith(f"The size of mean is not known: {paths[0]} tells of no weights.")
+    assert message.startswith(f"The size of mean is not known: {paths[0]} does not name a model")
     assert select(paths, output=tmp_path / "s.json", max_size=100, sizes={"mean": 7}).bytes == 7
 
 
@@ -607,7 +645,7 @@ def test_a_model_that_tells_of_no_weights_needs_a_size_too(tmp_path):
 
     message = refused(paths, max_size=100)
 
-    assert message.startswith(f"The size of exported is not known: {paths[0]} tells of no weights.")
+    assert message.startswith(f"The size of exported is not known: {paths[0]} does not name a")
 
 
 def test_other_label_names_are_refused(tmp_path):
@@ -693,7 +731,7 @@ def test_a_model_that_has_changed_since_it_predicted_is_refused(tmp_path):
     model.write_bytes(b"trained on")
 
     assert refused([path]) == (
-        f"{model} has changed since {path} was predicted with it.\n"
+        f"{model} has changed since it predicted {path}.\n"
         f"Predict again with `ensemble-kit predict {model} DATA -o {path}`."
     )
 
@@ -725,15 +763,15 @@ def test_what_files_of_the_best_classes_could_change_is_told(tmp_path):
     rows = np.random.default_rng(0).random((4, 5)).round(3)
     paths = [write_own(tmp_path / name, one) for name, one in (("x", rows), ("y", rows**2))]
     with open_tensors(paths[1]) as file:
-        record = file.metadata_as(PredictionsMetadata)
+        metadata = file.metadata_as(PredictionsMetadata)
     write_predictions(
         paths[1],
         ids=VIDEOS,
-        label_names=record.label_names,
+        label_names=metadata.label_names,
         labels=LabelLists.from_lists(map(sorted, POSITIVES)),
         rows=rows**2,
         name="y",
-        model=record.model,
+        model=metadata.model,
         top_k=2,
         force=True,
     )

@@ -1,0 +1,114 @@
+"""The same videos in several files: their ids, their order and their labels."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble_kit.data.labels import LabelLists
+from ensemble_kit.errors import PredictionsError
+
+
+def dataset_sha256(ids: Sequence[str], labels: LabelLists) -> str:
+    """Return the SHA-256 of video ids and labels in order: what selections compare."""
+    digest = hashlib.sha256("\n".join(ids).encode())
+    for part in labels:
+        digest.update(b"\n" + part.astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def aligned(
+    ids: Sequence[str],
+    path: Path,
+    *,
+    to: Sequence[str],
+    of: Path,
+    hint: str = "Make both files from the same videos; their order may differ.",
+) -> NDArray[np.int64]:
+    """Return where each video of another file is in this one.
+
+    Args:
+        ids: This file's videos, each once.
+        path: This file, for the message.
+        to: The other file's videos, each once.
+        of: The other file, for the message.
+        hint: What the message says to do.
+
+    Returns:
+        ``(N,)``: ``ids[order[i]] == to[i]``.
+
+    Raises:
+        PredictionsError: A video is in one of them only.
+    """
+    place = {video: index for index, video in enumerate(ids)}
+    missing = next((video for video in to if video not in place), None)
+    lacking, having = path, of
+    if missing is None and len(ids) > len(to):
+        missing = next(iter(place.keys() - set(to)))
+        lacking, having = of, path
+    if missing is not None:
+        raise PredictionsError(f"{lacking} lacks video {missing!r}, which {having} has.", hint=hint)
+    return np.array([place[video] for video in to], np.int64)
+
+
+def taken(labels: LabelLists, order: NDArray[np.int64]) -> LabelLists:
+    """Return the labels of some videos, in the order given."""
+    counts = np.diff(labels.offsets)[order]
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    shifts = np.repeat(labels.offsets[order] - offsets[:-1], counts)
+    return LabelLists(offsets, labels.classes[np.arange(offsets[-1]) + shifts])
+
+
+def are_label_lists(labels: LabelLists, num_videos: int, num_classes: int) -> bool:
+    """Return whether two arrays from a file are label lists of some videos and classes.
+
+    Offsets that fall, or classes outside of the vocabulary, would be read as labels of other
+    videos or end in an error of NumPy's.
+    """
+    offsets, classes = labels
+    if offsets.ndim != 1 or classes.ndim != 1 or len(offsets) != num_videos + 1:
+        return False
+    if offsets[0] != 0 or offsets[-1] != len(classes) or (np.diff(offsets) < 0).any():
+        return False
+    if classes.size and not (classes.min() >= 0 and classes.max() < num_classes):
+        return False
+    rises = np.diff(classes) > 0
+    starts = offsets[1:-1]  # where another video begins, a class may be any
+    rises[starts[(starts > 0) & (starts < len(classes))] - 1] = True
+    return bool(rises.all())
+
+
+def refuse_ids(ids: Sequence[str], path: Path, *, forbidden: str) -> None:
+    """Raise if an id is there twice, or has a character that a file cannot keep.
+
+    Args:
+        ids: The videos.
+        path: The file that they are in, or will be in.
+        forbidden: Characters that it cannot keep.
+
+    Raises:
+        PredictionsError: There is such an id.
+    """
+    seen: set[str] = set()
+    for video in ids:
+        if video in seen or not _can_be_kept(video, forbidden):
+            problem = (
+                "is there twice" if video in seen else "has a character that the file cannot keep"
+            )
+            raise PredictionsError(
+                f"{path}: video id {video!r} {problem}.",
+                hint="Give every record its own id, without line ends, in characters of Unicode.",
+            )
+        seen.add(video)
+
+
+def _can_be_kept(video: str, forbidden: str) -> bool:
+    if not set(forbidden).isdisjoint(video):
+        return False
+    try:
+        video.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
