@@ -40,12 +40,12 @@ def test_a_predictions_file_says_what_was_predicted_and_by_what(records, tmp_pat
     videos = list(records.videos())
     assert found.ids == tuple(video.id for video in videos)
     assert found.label_names == records.schema.label_names
-    assert found.record.name == "mine"
-    assert found.record.model.kind == "checkpoint"
-    assert found.record.model.repeats == 3
-    assert found.record.model.num_values == sum(t.numel() for t in trained.state_dict().values())
-    assert found.record.model.file.path == "../runs/model.safetensors"
-    assert found.record.model.file.sha256 == sha256_of(model)
+    assert found.metadata.name == "mine"
+    assert found.metadata.model.kind == "checkpoint"
+    assert found.metadata.model.repeats == 3
+    assert found.metadata.model.num_values == sum(t.numel() for t in trained.state_dict().values())
+    assert found.metadata.model.file.path == "../runs/model.safetensors"
+    assert found.metadata.model.file.sha256 == sha256_of(model)
     labels = [found.labels.rows(i, i + 1).classes.tolist() for i in range(40)]
     assert labels == [list(video.classes) for video in videos]
     (batch,) = records.batches(40)

@@ -20,19 +20,20 @@ from ensemble_kit.selection.scoring import Scorer, Term
 from ensemble_kit.selection.search import ROUNDING, Ensemble, Rules
 from ensemble_kit.selection.table import NUM_THREADS
 from ensemble_kit.selection.truncation import gap_bounds, is_decided, truncated
-from ensemble_kit.store.choices import Mixing, Strategy
 from ensemble_kit.store.provenance import BYTES_PER_VALUE, Dtype, FileMetadata, ModelMetadata
 from ensemble_kit.store.selection_file import (
     BootstrapMetadata,
     CandidateMetadata,
     ConfirmMetadata,
     FrontierMetadata,
+    Mixing,
     OptimisedMetadata,
     PartMetadata,
     SearchMetadata,
     SelectedMetadata,
     SelectionMetadata,
     StepMetadata,
+    Strategy,
     TruncationMetadata,
 )
 from ensemble_kit.wording import counted

@@ -17,9 +17,15 @@ from ensemble_kit.selection.outcome import Outcome, Writer, distinct
 from ensemble_kit.selection.scoring import Term
 from ensemble_kit.selection.search import Rules, Search
 from ensemble_kit.selection.table import NUM_THREADS, read_tables
-from ensemble_kit.store.choices import Criterion, Mixing, Strategy
 from ensemble_kit.store.provenance import Dtype
-from ensemble_kit.store.selection_file import SelectionMetadata, read_selection, write_selection
+from ensemble_kit.store.selection_file import (
+    Criterion,
+    Mixing,
+    SelectionMetadata,
+    Strategy,
+    read_selection,
+    write_selection,
+)
 from ensemble_kit.store.workspace import RUNS
 from ensemble_kit.wording import counted
 

@@ -7,9 +7,11 @@ from pydantic import Field, ValidationError
 
 from ensemble_kit.errors import SelectionError
 from ensemble_kit.files import written_aside
-from ensemble_kit.store.choices import Criterion, Mixing, Strategy
 from ensemble_kit.store.provenance import Dtype, FileMetadata, ModelMetadata, Record
 
+Mixing = Literal["uniform", "gap", "optimised"]
+Strategy = Literal["greedy", "replacement", "beam", "exhaustive"]
+Criterion = Literal["gain", "gain-per-byte"]
 Interval = tuple[float, float]
 
 
