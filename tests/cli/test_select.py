@@ -147,7 +147,7 @@ def test_a_limit_without_sizes_is_refused(runner, csv_files):
 
         assert result.exit_code == 1
         assert result.stderr == (
-            "Error: The size of A is not known: A.csv tells of no weights.\n"
+            "Error: The size of A is not known: A.csv does not name a model of the kit.\n"
             "Give the size of every such candidate: --size A=4MB.\n"
         )
 
@@ -193,7 +193,7 @@ def test_a_folder_without_runs_is_refused(runner, tmp_path, monkeypatch):
     assert result.stderr == (
         "Error: There are no predictions: runs/*/validation.safetensors matches nothing in "
         f"{tmp_path}.\n"
-        "Name predictions files, or go to a folder where `ensemble-kit train` made runs.\n"
+        "Name predictions files, or change to a folder where `ensemble-kit train` ran.\n"
     )
 
 

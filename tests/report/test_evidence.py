@@ -142,8 +142,8 @@ def test_a_model_that_has_changed_since_it_predicted_leaves_the_rest_to_be_told(
 
     assert (found.agreement, found.changes) == (None, None)
     assert found.missing["candidates"].endswith(
-        "/averaged.safetensors has changed since "
-        f"{own_chosen.path.parent / '../runs/run-0.safetensors'} was predicted with it."
+        "/averaged.safetensors has changed since it predicted "
+        f"{own_chosen.path.parent / '../runs/run-0.safetensors'}."
     )
 
 
