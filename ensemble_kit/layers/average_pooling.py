@@ -1,4 +1,4 @@
-"""Average pooling: the mean of the frames (arXiv:1706.06905, section 4, "average pooling")."""
+"""Average pooling: the mean of the frames (arXiv:1706.06905, table 1)."""
 
 from torch import Tensor, nn
 

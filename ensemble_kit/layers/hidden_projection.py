@@ -1,4 +1,4 @@
-"""The linear layer between pooling and head: arXiv:1706.06905, figure 3 ("FC")."""
+"""The linear layer between pooling and head: arXiv:1706.06905, figure 2 ("FC")."""
 
 from math import sqrt
 

@@ -1,4 +1,7 @@
-"""How the pooled modalities become one vector: S1, section 3; S3, section 3.3."""
+"""How the pooled modalities become one vector.
+
+S1, sections 3.1, 3.3 and 4.3; S3, which has no numbered sections, "Multimodal Fusion" and figure 3.
+"""
 
 from collections.abc import Sequence
 
@@ -32,7 +35,7 @@ class Concat(nn.Module):
 
 
 class FCConcat(nn.Module):
-    """Each modality projected, then side by side: ``[U l + b; V a + c]`` (S1, "FC+Concat").
+    """Each modality projected, then side by side: ``[U l + b; V a + c]`` (S1, section 4.3).
 
     Projections start Glorot uniform, biases at 0.
 
@@ -61,15 +64,16 @@ class FCConcat(nn.Module):
 
 
 class MFB(nn.Module):
-    """Multi-modal factorised bilinear pooling: S1, equations 1 to 5.
+    """Multi-modal factorised bilinear pooling: S1, equations 1 and 2.
 
     ::
 
         z = dropout((U l + b) * (V a + c)),   y[i] = sum_{j < k} z[i * k + j]
         output = l2(relu(y))
 
-    ReLU stands where MFB's authors take a signed square root, as S1 has it. The paper gives neither
-    k nor the size; 5 and 1,000 are those of yuzcccc/vqa-mfb, whose dropout of 0.1 it does give.
+    ReLU stands where MFB's authors take a signed square root, as section 3.1 of S1 has it. S1 gives
+    neither k nor the size; 5 and 1,000 are those of yuzcccc/vqa-mfb, whose dropout of 0.1 it does
+    give.
 
     Args:
         sizes: The sizes of the two modalities' descriptors.
@@ -103,7 +107,7 @@ class MFB(nn.Module):
 
 
 class SharedSpace(nn.Module):
-    """Both modalities mapped into one space: ``m = tanh(W1 x1 + W2 x2 + b)`` (S3, section 3.3).
+    """Both modalities mapped into one space: ``m = tanh(W1 x1 + W2 x2 + b)`` (S3, figure 3).
 
     The paper writes ``m = f(x1, x2)`` and gives neither f nor its width; ours is one layer. The
     mappings start as N(0, 0.01), as it says.
@@ -133,7 +137,7 @@ class SharedSpace(nn.Module):
 
 
 class Projection(nn.Module):
-    """Each modality mapped, side by side, and drawn together by a penalty (S3, section 3.3).
+    """Each modality mapped, side by side, and drawn together by a penalty (S3, figure 3).
 
     The output is ``[W1 x1; W2 x2]``; the loss gains ``penalty * mean_b |W1 x1 - W2 x2|^2``. The
     paper gives neither the width nor the penalty's weight. The mappings start as N(0, 0.01).

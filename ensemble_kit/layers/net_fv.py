@@ -1,4 +1,4 @@
-"""NetFV pooling: arXiv:1706.06905, equations 8 and 9."""
+"""NetFV pooling: arXiv:1706.06905, section 4.2, equations 8 and 9."""
 
 from math import sqrt
 

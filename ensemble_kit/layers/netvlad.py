@@ -1,4 +1,7 @@
-"""NetVLAD and NetRVLAD pooling: arXiv:1511.07247, equation 4; arXiv:1706.06905, section 3."""
+"""NetVLAD and NetRVLAD pooling: arXiv:1511.07247, equation 4; arXiv:1706.06905, section 4.
+
+Section 4.1 of the second paper, equation 6, is NetVLAD; section 4.2, equation 10, is NetRVLAD.
+"""
 
 from math import sqrt
 
@@ -27,7 +30,7 @@ class NetVLAD(nn.Module):
         num_features: D, the size of one frame's feature vector.
         num_clusters: K, the number of cluster centres.
         momentum: Of the batch norm's running statistics.
-        has_centres: False is NetRVLAD, equation 7 of arXiv:1810.00207: sums instead of residuals.
+        has_centres: False is NetRVLAD, equation 10 of arXiv:1706.06905: sums instead of residuals.
         non_local: The block that the residuals pass before they are normalised, or None.
 
     Shape:

@@ -1,4 +1,8 @@
-"""Recurrent pooling: arXiv:1706.06905, section 3; Zhao (2018, S3); S5, 2.4."""
+"""Recurrent pooling: arXiv:1706.06905, sections 4 and 5.2; arXiv:1810.00207, section 2.4.
+
+Bidirectional stacks and attention are those of S3 (Zhao, 2018), which has no numbered sections:
+"Long Short-Term Memory", "Bi-LSTM", "Bi-GRU" and "Attention".
+"""
 
 from collections.abc import Sequence
 from math import sqrt
@@ -243,7 +247,7 @@ class RecurrentPooling(nn.Module):
 
 
 class AttentionBiGRU(nn.Module):
-    """Attention over the outputs of a bidirectional GRU (Yang et al., 2016; S3, section 3).
+    """Attention over the outputs of a bidirectional GRU (Yang et al., 2016; S3, "Attention").
 
     ::
 

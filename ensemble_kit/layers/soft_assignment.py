@@ -1,4 +1,4 @@
-"""Soft assignment of frames to clusters, which NetVLAD and Soft-BoF share."""
+"""Soft assignment of frames to clusters: arXiv:1706.06905, section 4.1, equation 5."""
 
 from math import sqrt
 
@@ -11,7 +11,7 @@ from ensemble_kit.layers.normalisation import BatchNorm
 class SoftAssignment(nn.Module):
     """Say how much each frame belongs to each cluster: ``a(x) = softmax(BN(x W))``.
 
-    arXiv:1706.06905, equation 2, with batch norm in place of the bias, as its code has it. W starts
+    arXiv:1706.06905, equation 5, with batch norm in place of the bias, as its code has it. W starts
     as N(0, 1 / sqrt(D)).
 
     Args:
