@@ -308,6 +308,12 @@ def test_every_recipe_runs_alike_in_onnx_runtime_among_others(first, tmp_path, r
     compare_with_onnx_runtime(ON_DISK[first::NUM_MIXED], SCHEMA, tmp_path, rng)
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ON_DISK)
+def test_every_recipe_runs_alike_in_onnx_runtime_alone(name, tmp_path, rng):
+    compare_with_onnx_runtime([name], SCHEMA, tmp_path, rng)
+
+
 def compare_with_onnx_runtime(names, schema, tmp_path, rng):
     """Fuse recipes with random weights, export them, and run both on many shapes."""
     checkpoints = {}
