@@ -22,14 +22,14 @@ class Chosen:
 
     Attributes:
         path: Its file.
-        record: What the file holds.
+        selection: What the file holds.
         labels: ``(N, C)``, bool.
         probabilities: ``(N, C)`` of each candidate, by name.
         files: Each candidate's predictions, by name.
     """
 
     path: Path
-    record: "SelectionMetadata"
+    selection: "SelectionMetadata"
     labels: NDArray[np.bool_]
     probabilities: dict[str, NDArray[np.float32]]
     files: dict[str, Path]
@@ -37,13 +37,13 @@ class Chosen:
 
 @pytest.fixture(scope="session")
 def chosen(tmp_path_factory: pytest.TempPathFactory) -> Chosen:
-    """Candidates of which each is good at a class of its own; nothing may write there."""
+    """Four candidates, each good at its own class; nothing may write into the folder."""
     return write_chosen(tmp_path_factory.mktemp("chosen"))
 
 
 @pytest.fixture
 def own_chosen(tmp_path: Path) -> Chosen:
-    """The same, to write into."""
+    """The same selection in a folder that the test may write into."""
     return write_chosen(tmp_path)
 
 
@@ -62,7 +62,7 @@ def write_chosen(folder: Path, **options: object) -> Chosen:
     for place, name in enumerate(NAMES):
         rows = 0.2 * labels + 0.2 * difficulty + 0.55 * rng.random(labels.shape)
         rows[:, place] = 0.9 * labels[:, place] + 0.1 * rows[:, place]  # alone it knows this class
-        order = np.roll(np.arange(NUM_VIDEOS), place)  # each file has an order of its own
+        order = np.roll(np.arange(NUM_VIDEOS), place)  # each file has its own order
         files[name] = folder / "runs" / f"run-{place}.safetensors"
         probabilities[name] = rows.astype(np.float32)
         write_predictions(
@@ -82,5 +82,5 @@ def write_chosen(folder: Path, **options: object) -> Chosen:
         )
     path = folder / "ensemble" / "selection.json"
     given = {"confirm": 0.5, "resamples": 20, "max_size": 19_000_000, **options}
-    record = select(list(files.values()), output=path, **given)
-    return Chosen(path, record, labels, probabilities, files)
+    selection = select(list(files.values()), output=path, **given)
+    return Chosen(path, selection, labels, probabilities, files)

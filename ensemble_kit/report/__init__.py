@@ -5,17 +5,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """One model's line.
+    """One model's line of the table.
 
     Attributes:
         model: The run's name, or ``ensemble``.
         form: ``last checkpoint``, ``averaged``, ``fused bf16``, ``onnx``, …
-        repeats: Draws averaged.
-        k: How many classes of each video GAP looks at.
+        repeats: How many test-time draws were averaged.
+        k: How many classes of each video count in GAP.
         gap: GAP@k on the records.
-        hit_at_1: Hit@1 on them.
+        hit_at_1: Hit@1 on the records.
         num_bytes: The file's size.
-        seconds_per_video: How long it took, the reading of the records included.
+        seconds_per_video: How long a video took, reading its record included.
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""The report's charts, drawn by Bokeh; colours of what is around the marks come from the page."""
+"""The report's charts, drawn by Bokeh; axes and text take their colours from the page."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,11 +23,12 @@ from bokeh.resources import Resources
 from ensemble_kit.files import format_size
 from ensemble_kit.report.evidence import Agreement
 from ensemble_kit.store.selection_file import CandidateMetadata, FrontierMetadata, SelectionMetadata
+from ensemble_kit.wording import printable
 
 MIB = 2**20
 BLUE, ORANGE, GREY = "#3b82f6", "#d97706", "#8590a2"  # told apart on white and on near-black
 CELL = 26  # pixels of the matrix for each candidate
-# The page's own variables, which change with the colour scheme, given to Bokeh's.
+# Bokeh's variables are set to the page's, which change with the colour scheme.
 STYLE = """
 :host {
   --bk-background-fill-color: transparent; --bk-border-fill-color: transparent;
@@ -46,12 +47,12 @@ MATRIX_STYLE = """
 
 
 def bokeh_script() -> str:
-    """Return the JavaScript that draws the charts, to stand in the page itself."""
+    """Return the JavaScript that draws the charts, to be put into the page itself."""
     return "\n".join(Resources(mode="inline", components=["bokeh"]).js_raw)
 
 
 def chart_json(chart: figure) -> str:
-    """Return a chart as JSON that may stand in a ``<script>``: it holds no ``<``."""
+    """Return a chart as JSON that can be put into a ``<script>``: it holds no ``<``."""
     return json.dumps(json_item(chart)).replace("<", "\\u003c")
 
 
@@ -67,7 +68,7 @@ def path_chart(selection: SelectionMetadata) -> figure:
     if bars:
         at, low, high = (list(values) for values in zip(*bars, strict=True))
         chart.segment(x0=at, x1=at, y0=low, y1=high, line_color=BLUE, line_width=2, line_alpha=0.6)
-    series = [("chosen by", GREY if selection.confirm else BLUE, [step.gap for step in steps])]
+    series = [("selection", GREY if selection.confirm else BLUE, [step.gap for step in steps])]
     if selection.confirm:
         series.append(("held out", BLUE, [step.confirmed_gap or 0.0 for step in steps]))
     marks = []
@@ -93,13 +94,13 @@ def path_chart(selection: SelectionMetadata) -> figure:
 def _steps_source(
     selection: SelectionMetadata, videos: str, gaps: Sequence[float]
 ) -> ColumnDataSource:
-    """Return what the marks of a path show; those of additions that may be noise are hollow."""
+    """Return what the marks of a path show; marks of additions that may be noise are hollow."""
     steps = selection.path
     return ColumnDataSource(
         {
             "place": list(range(1, len(steps) + 1)),
             "gap": list(gaps),
-            "added": [step.added for step in steps],
+            "added": [printable(step.added) for step in steps],
             "videos": [videos] * len(steps),
             "interval": [_interval(step.interval) for step in steps],
             "gain": [_gain(step.confirmed_gain, step.gain) for step in steps],
@@ -109,15 +110,17 @@ def _steps_source(
 
 
 def size_chart(selection: SelectionMetadata) -> figure | None:
-    """Draw GAP against bytes: the candidates, the path, the frontier and the limit.
+    """Draw GAP against bytes: the candidates, the frontier and the limit.
 
-    None where no candidate's size is known.
+    Returns:
+        The chart; None where no candidate's size is known.
     """
-    sized = [one for one in selection.candidates if one.bytes]
+    sized = [candidate for candidate in selection.candidates if candidate.bytes]
     if not sized:
         return None
-    low = min(one.bytes for one in sized) / MIB / 1.3
-    high = 1.3 * max(selection.max_size, *(one.bytes for one in sized)) / MIB
+    sizes = [candidate.bytes for candidate in sized]
+    low = min(sizes) / MIB / 1.3
+    high = 1.3 * max(selection.max_size, *sizes) / MIB
     chart = _figure(
         x_axis_label=f"MiB in {selection.dtype}", y_axis_label=f"GAP@{selection.k}",
         x_axis_type="log", x_range=(low, high),
@@ -126,11 +129,11 @@ def size_chart(selection: SelectionMetadata) -> figure | None:
         Span(location=selection.max_size / MIB, dimension="height", line_color=ORANGE,
              line_dash="dashed", line_width=2)
     )  # fmt: skip
-    members = {one.name for one in selection.members}
-    is_member = [1.0 if one.name in members else 0.0 for one in sized]
-    candidates = _points(sized, [one.name for one in sized], is_member)
-    frontier = [one for one in selection.frontier if one.bytes]
-    names = [", ".join(one.members) for one in frontier]
+    members = {member.name for member in selection.members}
+    is_member = [1.0 if candidate.name in members else 0.0 for candidate in sized]
+    candidates = _points(sized, [candidate.name for candidate in sized], is_member)
+    frontier = [ensemble for ensemble in selection.frontier if ensemble.bytes]
+    names = [", ".join(ensemble.members) for ensemble in frontier]
     front = _points(frontier, names, [1.0] * len(frontier))
     chart.step("mib", "gap", source=front, mode="after", line_color=BLUE, line_width=2)
     ensembles = chart.scatter(
@@ -150,7 +153,7 @@ def size_chart(selection: SelectionMetadata) -> figure | None:
 
 def agreement_chart(agreement: Agreement) -> figure:
     """Draw the agreement of candidates as a matrix."""
-    names, shares = agreement.names, agreement.shares
+    names, shares = [printable(name) for name in agreement.names], agreement.shares
     numbers = [str(place + 1) for place in range(len(names))]
     rows, columns = (grid.ravel() for grid in np.indices(shares.shape))
     low, high = agreement.lowest, agreement.highest
@@ -160,8 +163,8 @@ def agreement_chart(agreement: Agreement) -> figure:
         {
             "row": [numbers[place] for place in rows],
             "column": [numbers[place] for place in columns],
-            "one": [names[place] for place in rows],
-            "other": [names[place] for place in columns],
+            "first": [names[place] for place in rows],
+            "second": [names[place] for place in columns],
             "share": shares.ravel(),
             "alpha": 0.06 + 0.94 * strength.ravel(),
         }
@@ -175,7 +178,7 @@ def agreement_chart(agreement: Agreement) -> figure:
         "column", "row", source=source, width=0.94, height=0.94, line_color=None, fill_color=BLUE,
         fill_alpha="alpha",
     )  # fmt: skip
-    _hover(chart, [cells], {"one": "@one", "other": "@other", "agreement": "@share{0.0%}"})
+    _hover(chart, [cells], {"candidate": "@first", "and": "@second", "agreement": "@share{0.0%}"})
     return chart
 
 
@@ -187,23 +190,23 @@ def _figure(**options: Any) -> figure:
 
 
 def _points(
-    records: Sequence[CandidateMetadata | FrontierMetadata],
+    sized: Sequence[CandidateMetadata | FrontierMetadata],
     names: Sequence[str],
     alpha: Sequence[float],
 ) -> ColumnDataSource:
     return ColumnDataSource(
         {
-            "mib": [one.bytes / MIB for one in records],
-            "gap": [one.gap for one in records],
-            "name": list(names),
-            "size": [format_size(one.bytes) for one in records],
+            "mib": [each.bytes / MIB for each in sized],
+            "gap": [each.gap for each in sized],
+            "name": [printable(name) for name in names],
+            "size": [format_size(each.bytes) for each in sized],
             "alpha": list(alpha),
         }
     )
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Return round numbers of a logarithmic axis: 1, 2, 5, 10, …, or powers of 10 alone."""
+    """Return round numbers for a logarithmic axis: 1, 2, 5, 10, …, or only powers of 10."""
     exponents = range(floor(log10(low)), ceil(log10(high)) + 1)
     mantissas = (1, 2, 5) if high < 1000 * low else (1,)
     ticks = (mantissa * 10.0**exponent for exponent in exponents for mantissa in mantissas)

@@ -1,4 +1,4 @@
-"""What the candidates' predictions say beyond the selection: who agrees, which classes changed."""
+"""What the predictions say beyond the selection: which candidates agree, which classes change."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +11,14 @@ from ensemble_kit.errors import SelectionError
 from ensemble_kit.files import sha256_of
 from ensemble_kit.metrics import MetricsAccumulator, top_classes
 from ensemble_kit.predictions.candidates import Candidates, read_candidates
+from ensemble_kit.predictions.rows import Floats
 from ensemble_kit.progress import progress
 from ensemble_kit.store.provenance import FileMetadata
 from ensemble_kit.store.selection_file import CandidateMetadata, SelectionMetadata
 
 READ_VALUES = 2**20  # probabilities of a candidate read together: 4 MiB
-FEWEST_POSITIVES = 20  # of a class that is compared: with fewer, chance decides
-MOST_CHANGES = 12  # classes shown that gain, and as many that lose
+FEWEST_POSITIVES = 20  # a class with fewer is not compared: there chance decides
+MOST_CHANGES = 12  # so many classes that gain are shown, and as many that lose
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,9 @@ class ClassChange:
 
     Attributes:
         name: The class.
-        positives: Videos that have it as a label.
+        positives: How many videos have it as a label.
         single: Its average precision by the best single candidate.
-        ensemble: The same by the ensemble.
+        ensemble: Its average precision by the ensemble.
     """
 
     name: str
@@ -38,7 +39,7 @@ class ClassChange:
 
     @property
     def change(self) -> float:
-        """Greater than 0 where the ensemble is better."""
+        """What the ensemble gains over the single candidate."""
         return self.ensemble - self.single
 
 
@@ -47,9 +48,9 @@ class Agreement:
     """How alike M candidates are.
 
     Attributes:
-        names: Their names.
-        shares: ``(M, M)``: of each video's best classes, as many as it has labels, the share that
-            two candidates both name.
+        names: The candidates' names.
+        shares: ``(M, M)``; of the best classes of each video, as many as it has labels, the share
+            that two candidates both name.
     """
 
     names: tuple[str, ...]
@@ -57,25 +58,25 @@ class Agreement:
 
     @property
     def lowest(self) -> float:
-        """The share of the two that are least alike."""
+        """The share of the two candidates that are least alike."""
         return float(self.shares.min())
 
     @property
     def highest(self) -> float:
-        """The share of the two that are most alike."""
+        """The share of the two candidates that are most alike."""
         return float(self.shares[~np.eye(len(self.names), dtype=bool)].max())
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What could be read of a selection's candidates.
+    """What the candidates' predictions show, as far as they could be read.
 
     Attributes:
         agreement: None where fewer than two candidates' predictions could be read.
-        changes: The classes that gain most, then those that lose most; None where the members' and
-            the best candidate's predictions could not all be read.
-        missing: A sentence for each file that could not be read, by name of the candidate.
-        num_videos: The videos that both were measured on.
+        changes: The classes that gain most, then those that lose most; None where the predictions
+            of some member or of the best candidate could not be read.
+        missing: A sentence for each file that could not be read, by the candidate's name.
+        num_videos: How many videos agreement and changes were measured on.
     """
 
     agreement: Agreement | None
@@ -84,31 +85,35 @@ class Evidence:
     num_videos: int = 0
 
 
-def gather(selection: SelectionMetadata, folder: Path) -> Evidence:
-    """Read the predictions that a selection was made of, as far as they are unchanged.
+def gather(
+    selection: SelectionMetadata, folder: Path, *, read_values: int = READ_VALUES
+) -> Evidence:
+    """Read the predictions that a selection was made from, as far as they are unchanged.
 
     Args:
         selection: The selection.
-        folder: Where its file lies; paths in it are relative to this.
+        folder: The folder of its file, to which its paths are relative.
+        read_values: About how many probabilities of a candidate to read together.
 
     Raises:
         CheckpointError: A predictions file is damaged.
-        PredictionsError: The same, of another tool's file.
+        PredictionsError: Another tool's predictions file is damaged.
     """
     missing = {
-        one.name: fault
-        for one in selection.candidates
-        if (fault := _fault(one.predictions, folder)) is not None
+        candidate.name: problem
+        for candidate in selection.candidates
+        if (problem := _problem(candidate.predictions, folder)) is not None
     }
-    if selection.labels is not None and (fault := _fault(selection.labels, folder)) is not None:
-        missing["labels"] = fault
+    labels = selection.labels
+    if labels is not None and (problem := _problem(labels, folder)) is not None:
+        missing["labels"] = problem
         return Evidence(None, None, missing)
-    there = [one for one in selection.candidates if one.name not in missing]
-    if not there:
+    present = [candidate for candidate in selection.candidates if candidate.name not in missing]
+    if not present:
         return Evidence(None, None, missing)
     try:
         known = read_candidates(
-            [folder / one.predictions.path for one in there],
+            [folder / candidate.predictions.path for candidate in present],
             labels_path=folder / selection.labels.path if selection.labels else None,
             dtype=selection.dtype,
             sizes={},
@@ -117,10 +122,10 @@ def gather(selection: SelectionMetadata, folder: Path) -> Evidence:
         )
     except SelectionError as error:  # a model has changed since it predicted
         return Evidence(None, None, {**missing, "candidates": error.problem})
-    return _Reader(known, selection, there).evidence(missing)
+    return _Reader(known, selection, present, read_values).evidence(missing)
 
 
-def _fault(file: FileMetadata, folder: Path) -> str | None:
+def _problem(file: FileMetadata, folder: Path) -> str | None:
     path = folder / file.path
     if not path.is_file():
         return f"{file.path} is not there."
@@ -133,22 +138,27 @@ class _Reader:
     """Reads all candidates once, some videos at a time."""
 
     def __init__(
-        self, known: Candidates, selection: SelectionMetadata, there: Sequence[CandidateMetadata]
+        self,
+        known: Candidates,
+        selection: SelectionMetadata,
+        present: Sequence[CandidateMetadata],
+        read_values: int,
     ) -> None:
         self.known = known
-        self.names = tuple(one.name for one in there)
-        self.coefficients = {one.name: one.coefficient for one in selection.members}
+        self.read_values = read_values
+        self.names = tuple(candidate.name for candidate in present)
+        self.coefficients = {member.name: member.coefficient for member in selection.members}
         best = selection.candidates[0].name
         self.single = self.names.index(best) if best in self.names else None
         self.can_compare = self.single is not None and self.coefficients.keys() <= set(self.names)
-        self.overlaps = np.zeros((len(there), len(there)), np.int64)
+        self.overlaps = np.zeros((len(present), len(present)), np.int64)
         self.before, self.after = (
             MetricsAccumulator(num_classes=known.num_classes, k=selection.k) for _ in range(2)
         )
 
     def evidence(self, missing: dict[str, str]) -> Evidence:
         num_videos = len(self.known.ids)
-        step = max(1, READ_VALUES // self.known.num_classes)
+        step = max(1, self.read_values // self.known.num_classes)
         with progress("report", num_videos) as shown:
             for start in range(0, num_videos, step):
                 stop = min(start + step, num_videos)
@@ -169,8 +179,9 @@ class _Reader:
         total = np.zeros((stop - start, self.known.num_classes))
         is_listed = np.zeros(total.shape, np.bool_)
         named = []
-        for index, (name, one) in enumerate(zip(self.names, self.known.candidates, strict=True)):
-            rows = one.taken(videos)
+        candidates = zip(self.names, self.known.candidates, strict=True)
+        for index, (name, candidate) in enumerate(candidates):
+            rows = candidate.taken(videos)
             named.append(_named(rows, num_labels))
             if index == self.single and self.can_compare:
                 self.before.add(rows, labels)
@@ -181,15 +192,17 @@ class _Reader:
             self.after.add(np.where(is_listed, total, -np.inf), labels)
         pairs, places = np.unique(np.concatenate(named), return_inverse=True)
         is_named = np.zeros((len(named), len(pairs)), np.float32)
-        is_named[np.repeat(np.arange(len(named)), [len(one) for one in named]), places] = 1
+        is_named[
+            np.repeat(np.arange(len(named)), [len(pairs_of) for pairs_of in named]), places
+        ] = 1
         self.overlaps += np.rint(is_named @ is_named.T).astype(np.int64)
 
     def _changes(self) -> tuple[ClassChange, ...]:
         before, positives = self.before.class_average_precisions()
         after, _ = self.after.class_average_precisions()
         names = next(
-            (one.predictions.label_names for one in self.known.candidates
-             if one.predictions.label_names is not None),
+            (candidate.predictions.label_names for candidate in self.known.candidates
+             if candidate.predictions.label_names is not None),
             tuple(f"class {index}" for index in range(len(positives))),
         )  # fmt: skip
         changes = [
@@ -198,12 +211,14 @@ class _Reader:
             )
             for index in np.flatnonzero(positives >= FEWEST_POSITIVES)
         ]
-        gains = sorted((one for one in changes if one.change > 0), key=lambda one: -one.change)
-        losses = sorted((one for one in changes if one.change < 0), key=lambda one: one.change)
+        changes.sort(key=lambda each: each.change)
+        losses = [each for each in changes if each.change < 0]
+        changes.sort(key=lambda each: -each.change)
+        gains = [each for each in changes if each.change > 0]
         return (*gains[:MOST_CHANGES], *losses[:MOST_CHANGES])
 
 
-def _named(rows: NDArray[np.float32], num_labels: NDArray[np.int64]) -> NDArray[np.int64]:
+def _named(rows: Floats, num_labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return each video's best classes, as many as it has labels, as places in ``rows``."""
     classes, scores = top_classes(rows, max(1, int(num_labels.max(initial=0))))
     is_named = (np.arange(classes.shape[1]) < num_labels[:, None]) & (scores > -np.inf)

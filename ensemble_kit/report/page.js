@@ -1,6 +1,6 @@
 "use strict";
 
-// A click on a heading sorts by its column; a second one turns the order round.
+// A click on a heading sorts by its column; a second click reverses the order.
 for (const button of document.querySelectorAll("th button")) {
   button.addEventListener("click", () => {
     const heading = button.parentElement;
@@ -13,7 +13,7 @@ for (const button of document.querySelectorAll("th button")) {
     const compare = (a, b) => {
       if (!isNumber) return order * value(a).localeCompare(value(b), undefined, { numeric: true });
       const [x, y] = [parseFloat(value(a)), parseFloat(value(b))];
-      if (isNaN(x) || isNaN(y)) return isNaN(x) - isNaN(y); // what is not known stays last
+      if (isNaN(x) || isNaN(y)) return isNaN(x) - isNaN(y); // unknown values stay last
       return order * (x - y);
     };
     for (const other of table.querySelectorAll("th")) other.removeAttribute("aria-sort");
@@ -23,12 +23,12 @@ for (const button of document.querySelectorAll("th button")) {
   });
 }
 
-// Charts are painted once, with the colours of the page then.
+// Charts are painted once, in the page's colours at that time.
 const scheme = matchMedia("(prefers-color-scheme: dark)");
 for (const item of document.querySelectorAll("script[data-chart]")) {
   Bokeh.embed.embed_item(JSON.parse(item.textContent), item.dataset.chart).then((views) =>
     scheme.addEventListener("change", () => {
-      for (const view of views) view.request_paint?.(); // not all of them are charts
+      for (const view of views) view.request_paint?.(); // some views are no charts
     })
   );
 }

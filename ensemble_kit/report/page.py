@@ -1,4 +1,4 @@
-"""The HTML page: a template, filled with escaped text and numbers, in one file of its own."""
+"""The HTML page: a template filled with escaped text and numbers, in a single file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +22,7 @@ from ensemble_kit.report.charts import (
 from ensemble_kit.report.evidence import FEWEST_POSITIVES, Evidence, gather
 from ensemble_kit.store.provenance import BYTES_PER_VALUE
 from ensemble_kit.store.selection_file import SelectionMetadata, read_selection
+from ensemble_kit.wording import counted, printable
 
 
 def write_report(
@@ -29,12 +30,13 @@ def write_report(
 ) -> Path:
     """Write a selection as one HTML page that needs no other file and no network.
 
-    What a missing or changed predictions file would have told is left out, and the page says so.
+    Where a predictions file is missing or has changed, what it would have shown is left out, and
+    the page says so.
 
     Args:
         selection_path: The ``selection.json``.
         output: The page to write, about 1.5 MB.
-        rows: What models scored on records, for a table of their own.
+        rows: What models scored on records, for a separate table.
         force: Whether an existing file may be replaced.
 
     Returns:
@@ -44,7 +46,7 @@ def write_report(
         OutputError: ``output`` exists and ``force`` is False.
         SelectionError: There is no selection of this version's form.
         CheckpointError: A predictions file is damaged.
-        PredictionsError: The same, of another tool's file.
+        PredictionsError: Another tool's predictions file is damaged.
     """
     refuse_overwrite(output, force=force)
     selection = read_selection(selection_path)
@@ -63,10 +65,13 @@ def render(
         loader=PackageLoader("ensemble_kit.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=lambda value: printable(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"size": format_size, "gap": _gap, "signed": _signed}
+    environment.filters |= {
+        "counted": counted, "gap": _gap, "signed": _signed, "size": format_size,
+    }  # fmt: skip
     size = size_chart(selection)
     charts = {"path": chart_json(path_chart(selection))}
     if size is not None:
@@ -90,7 +95,7 @@ def render(
 
 
 def _summary(selection: SelectionMetadata) -> dict[str, Any]:
-    """Return the figures at the top: on the videos held out, where there are any."""
+    """Return the figures at the top: on the held-out videos, where there are any."""
     confirm = selection.confirm
     part = confirm.held_out if confirm else None
     best = selection.candidates[0]

@@ -17,8 +17,9 @@ from ensemble_kit.store.workspace import FUSED, RUNS, RunFolder
 def score_models(workspace: Path, records: Records, *, k: int = 20) -> list[Row]:
     """Run every model of a workspace on the same records.
 
-    That is each run's last checkpoint and its averaged one, and every fused and ONNX file in the
-    ensemble's folder; fused files with 1 draw and with as many as any ONNX file averages.
+    The models are each run's last checkpoint and averaged checkpoint, and every fused and ONNX file
+    in the ensemble's folder. Fused files are run with 1 repeat and with as many as any ONNX file
+    averages.
 
     Raises:
         InputError: The workspace has no runs.
@@ -27,7 +28,7 @@ def score_models(workspace: Path, records: Records, *, k: int = 20) -> list[Row]
     models = list(_models(workspace))
     if not models:
         raise InputError(
-            f"{workspace / RUNS} holds no runs.", hint="Train some with `ensemble-kit train` first."
+            f"{workspace / RUNS} holds no runs.", hint="Run `ensemble-kit train` first."
         )
     rows = []
     with progress("report", len(models)) as shown:

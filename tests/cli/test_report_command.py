@@ -66,7 +66,7 @@ def test_without_records_the_page_of_the_selection_is_written(runner, in_chosen)
 
     assert result.exit_code == 0, result.output
     assert result.stdout == "ensemble/report.html: open it in a browser.\n"
-    assert in_chosen.record.dataset_sha256 in Path("ensemble/report.html").read_text("utf-8")
+    assert in_chosen.selection.dataset_sha256 in Path("ensemble/report.html").read_text("utf-8")
 
 
 def test_another_selection_and_another_page_may_be_named(runner, in_chosen, in_folder):
@@ -110,9 +110,7 @@ def test_a_folder_without_runs_is_an_error(runner, workspace, tmp_path, monkeypa
     result = runner.invoke(main, ["report", str(workspace.path / "data" / "test")])
 
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == (
-        "Error: runs holds no runs.\nTrain some with `ensemble-kit train` first.\n"
-    )
+    assert result.stderr == ("Error: runs holds no runs.\nRun `ensemble-kit train` first.\n")
 
 
 def test_without_records_there_must_be_a_selection(runner, in_folder):

@@ -26,12 +26,12 @@ def agreement_loops(one, other, labels):
     return both / named
 
 
-def test_agreement_is_the_share_of_best_classes_that_both_name(chosen, monkeypatch):
-    monkeypatch.setattr(evidence, "READ_VALUES", 7 * 5)  # seven videos at a time
+def test_agreement_is_the_share_of_best_classes_that_both_name(chosen):
+    seven_videos = 7 * 5
 
-    found = gather(chosen.record, chosen.path.parent).agreement
+    found = gather(chosen.selection, chosen.path.parent, read_values=seven_videos).agreement
 
-    assert found.names == tuple(one.name for one in chosen.record.candidates)
+    assert found.names == tuple(one.name for one in chosen.selection.candidates)
     for row, one in enumerate(found.names):
         for column, other in enumerate(found.names):
             expected = agreement_loops(
@@ -43,12 +43,12 @@ def test_agreement_is_the_share_of_best_classes_that_both_name(chosen, monkeypat
 
 
 def test_classes_are_compared_by_average_precision_and_the_rare_ones_left_out(chosen):
-    changes = gather(chosen.record, chosen.path.parent).changes
+    changes = gather(chosen.selection, chosen.path.parent).changes
 
-    single = chosen.probabilities[chosen.record.candidates[0].name]
+    single = chosen.probabilities[chosen.selection.candidates[0].name]
     ensemble = sum(
         one.coefficient * chosen.probabilities[one.name].astype(np.float64)
-        for one in chosen.record.members
+        for one in chosen.selection.members
     )
     positives = chosen.labels.sum(axis=0)
     assert positives[-1] == 19 == evidence.FEWEST_POSITIVES - 1
@@ -69,41 +69,41 @@ def test_classes_are_compared_by_average_precision_and_the_rare_ones_left_out(ch
 
 
 def test_a_missing_file_leaves_out_its_candidate_and_a_changed_one_too(own_chosen):
-    last, before = (one.name for one in own_chosen.record.candidates[:1:-1])
+    last, before = (one.name for one in own_chosen.selection.candidates[:1:-1])
     own_chosen.files[last].unlink()
     own_chosen.files[before].write_bytes(own_chosen.files[before].read_bytes() + b" ")
     paths = {name: f"../runs/{own_chosen.files[name].name}" for name in (last, before)}
 
-    found = gather(own_chosen.record, own_chosen.path.parent)
+    found = gather(own_chosen.selection, own_chosen.path.parent)
 
     assert found.missing == {
         last: f"{paths[last]} is not there.",
         before: f"{paths[before]} has changed since the selection was made.",
     }
-    assert found.agreement.names == tuple(one.name for one in own_chosen.record.candidates[:2])
+    assert found.agreement.names == tuple(one.name for one in own_chosen.selection.candidates[:2])
     assert found.changes is None  # they are members
-    assert {last, before} <= {one.name for one in own_chosen.record.members}
+    assert {last, before} <= {one.name for one in own_chosen.selection.members}
 
 
 def test_one_candidate_agrees_with_nobody_and_none_tells_nothing(own_chosen):
-    for one in own_chosen.record.candidates[1:]:
+    for one in own_chosen.selection.candidates[1:]:
         own_chosen.files[one.name].unlink()
 
-    assert gather(own_chosen.record, own_chosen.path.parent).agreement is None
+    assert gather(own_chosen.selection, own_chosen.path.parent).agreement is None
 
-    own_chosen.files[own_chosen.record.candidates[0].name].unlink()
-    found = gather(own_chosen.record, own_chosen.path.parent)
+    own_chosen.files[own_chosen.selection.candidates[0].name].unlink()
+    found = gather(own_chosen.selection, own_chosen.path.parent)
     assert (found.agreement, found.changes, len(found.missing)) == (None, None, 4)
 
 
 def test_classes_are_compared_without_the_candidates_that_were_not_chosen(tmp_path):
     chosen = write_chosen(tmp_path, max_members=2)
-    members = {one.name for one in chosen.record.members}
-    others = [one.name for one in chosen.record.candidates[1:] if one.name not in members]
-    expected = gather(chosen.record, chosen.path.parent).changes
+    members = {one.name for one in chosen.selection.members}
+    others = [one.name for one in chosen.selection.candidates[1:] if one.name not in members]
+    expected = gather(chosen.selection, chosen.path.parent).changes
     chosen.files[others[-1]].unlink()
 
-    found = gather(chosen.record, chosen.path.parent)
+    found = gather(chosen.selection, chosen.path.parent)
 
     assert expected
     assert found.changes == expected
@@ -120,15 +120,17 @@ def test_csv_files_are_read_with_their_labels_and_name_only_what_they_list(tmp_p
     labels = tmp_path / "labels.csv"
     labels.write_text("VideoId,Labels\nx,0 1\ny,2\n", encoding="utf-8")
     paths = [tmp_path / "a.csv", tmp_path / "b.csv"]
-    record = select(paths, output=tmp_path / "s.json", labels_path=labels, confirm=0, resamples=0)
+    selection = select(
+        paths, output=tmp_path / "s.json", labels_path=labels, confirm=0, resamples=0
+    )
 
-    found = gather(record, tmp_path)
+    found = gather(selection, tmp_path)
 
     assert found.agreement.shares[0, 1] == pytest.approx(2 / 2)  # b names 2 pairs of 3, a has both
     assert found.changes == ()
 
     labels.write_text("VideoId,Labels\nx,0\ny,2\n", encoding="utf-8")
-    found = gather(record, tmp_path)
+    found = gather(selection, tmp_path)
     assert found.missing == {"labels": "labels.csv has changed since the selection was made."}
     assert (found.agreement, found.changes) == (None, None)
 
@@ -138,7 +140,7 @@ def test_a_model_that_has_changed_since_it_predicted_leaves_the_rest_to_be_told(
     folder.mkdir()
     (folder / "averaged.safetensors").write_bytes(b"another")
 
-    found = gather(own_chosen.record, own_chosen.path.parent)
+    found = gather(own_chosen.selection, own_chosen.path.parent)
 
     assert (found.agreement, found.changes) == (None, None)
     assert found.missing["candidates"].endswith(
@@ -154,9 +156,9 @@ def test_videos_that_were_left_out_are_left_out_again(tmp_path):
     labels = tmp_path / "labels.csv"
     labels.write_text("VideoId,Labels\nx,0\ny,1\nz,0\n", encoding="utf-8")
     paths = [tmp_path / "a.csv", tmp_path / "b.csv"]
-    record = select(paths, output=tmp_path / "s.json", labels_path=labels, intersect=True)
+    selection = select(paths, output=tmp_path / "s.json", labels_path=labels, intersect=True)
 
-    found = gather(record, tmp_path)
+    found = gather(selection, tmp_path)
 
-    assert (record.left_out, found.num_videos) == (1, 2)
+    assert (selection.left_out, found.num_videos) == (1, 2)
     assert found.agreement.shares[0, 1] == 1

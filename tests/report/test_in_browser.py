@@ -87,7 +87,7 @@ def test_the_charts_are_drawn_and_a_click_sorts(browser, chosen, tmp_path, width
     found = re.search(r'<body data-note="([^"]*)"', done.stdout)
     assert found, done.stderr
     note = json.loads(unescape(found[1]))
-    by_size = sorted(chosen.record.candidates, key=lambda one: -one.bytes)
+    by_size = sorted(chosen.selection.candidates, key=lambda one: -one.bytes)
     assert note["faults"] == []
     assert note["drawn"] == [True, True, True]
     assert note["before"] == [False, False, False]

@@ -1,5 +1,6 @@
 """What the page says, that it escapes it, and that it needs nothing else."""
 
+import json
 import re
 import warnings
 
@@ -79,10 +80,10 @@ def page_of(chosen, **options):
 def test_the_path_has_every_step_with_its_intervals(chosen, standard):
     rows = standard.rows("path")
 
-    assert rows[0] == ["#", "added", "chosen by", "gain", "held out", "gain, held out",
+    assert rows[0] == ["#", "added", "selection", "gain", "held out", "gain, held out",
                        "interval of the gain", "size"]  # fmt: skip
-    assert len(rows) == 1 + len(chosen.record.path) == 4
-    for row, step in zip(rows[1:], chosen.record.path, strict=True):
+    assert len(rows) == 1 + len(chosen.selection.path) == 4
+    for row, step in zip(rows[1:], chosen.selection.path, strict=True):
         assert row[1:4] == [step.added, f"{step.gap:.4f}", f"{step.gain:+.4f}"]
         assert row[4] == f"{step.confirmed_gap:.4f}"
         low, high = step.gain_interval
@@ -93,16 +94,25 @@ def test_the_path_has_every_step_with_its_intervals(chosen, standard):
 def test_the_top_says_what_was_held_out_and_the_size(chosen, standard):
     words = standard.words()
 
-    held_out, best = chosen.record.confirm.held_out, chosen.record.candidates[0]
+    held_out, best = chosen.selection.confirm.held_out, chosen.selection.candidates[0]
     low, high = held_out.interval
     assert (
-        f"{held_out.gap:.4f}GAP@20 on {held_out.videos} videos held out, "
-        f"95% within {low:.4f} to {high:.4f}"
+        f"{held_out.gap:.4f}GAP@20 on {held_out.videos} held-out videos, "
+        f"95% interval {low:.4f} to {high:.4f}"
     ) in words
     gain = held_out.gap - best.confirmed_gap
-    assert f"{gain:+.4f}over the best single, {best.name} ({best.confirmed_gap:.4f})" in words
+    assert (
+        f"{gain:+.4f}above the best single candidate, {best.name} ({best.confirmed_gap:.4f})"
+    ) in words
     assert "13.4 MiBin bf16, 73.7% of the limit of 18.1 MiB" in words
     assert "3 of 4 candidates" in words
+    assert "3members, mixed uniformly" in words
+    chosen_by = chosen.selection.confirm.chosen_by
+    assert (
+        f"Members were chosen on {chosen_by.videos} selection videos, where the GAP is optimistic "
+        f"for that reason; {held_out.videos} other videos were held out to confirm the choice. "
+        "Bars are 95% bootstrap intervals over videos."
+    ) in words
 
 
 def test_a_candidate_has_its_gaps_parameters_bytes_in_each_type_and_why_it_is_no_member(
@@ -111,9 +121,10 @@ def test_a_candidate_has_its_gaps_parameters_bytes_in_each_type_and_why_it_is_no
     heading, *rows = standard.rows("candidates")
 
     assert heading[4:] == [
-        "parameters", "fp32", "fp16", "bf16", "int8", "s a video", "not a member because"
+        "parameters", "fp32", "fp16", "bf16", "int8", "seconds per video",
+        "why it is not a member",
     ]  # fmt: skip
-    assert [row[1] for row in rows] == [one.name for one in chosen.record.candidates]
+    assert [row[1] for row in rows] == [one.name for one in chosen.selection.candidates]
     place = [row[1] for row in rows].index(NAMES[2])
     assert rows[place][4:] == [
         "3,000,000", "11.4 MiB", "5.7 MiB", "5.7 MiB", "2.9 MiB", "-",
@@ -124,14 +135,14 @@ def test_a_candidate_has_its_gaps_parameters_bytes_in_each_type_and_why_it_is_no
 def test_the_frontier_is_a_table_too(chosen, standard):
     rows = standard.rows("size")[1:]
 
-    assert [row[1] for row in rows] == [f"{one.gap:.4f}" for one in chosen.record.frontier]
-    assert rows[-1][3] == ", ".join(chosen.record.frontier[-1].members)
+    assert [row[1] for row in rows] == [f"{one.gap:.4f}" for one in chosen.selection.frontier]
+    assert rows[-1][3] == ", ".join(chosen.selection.frontier[-1].members)
 
 
 def test_classes_that_change_are_named_with_both_precisions(chosen, standard):
     rows = standard.rows("classes")
 
-    changes = gather(chosen.record, chosen.path.parent).changes
+    changes = gather(chosen.selection, chosen.path.parent).changes
     assert rows == [
         ["class", "videos", "single", "ensemble", "change"],
         *(
@@ -146,26 +157,27 @@ def test_classes_that_change_are_named_with_both_precisions(chosen, standard):
 def test_every_file_and_its_hash_stand_there_and_how_members_were_chosen(chosen, standard):
     words = standard.words("choice")
 
-    for member in chosen.record.members:
+    for member in chosen.selection.members:
         assert f"{member.predictions.path} {member.predictions.sha256}" in words
         assert f"{member.model.file.path} {member.model.file.sha256}" in words
-    for one in chosen.record.candidates:
+    for one in chosen.selection.candidates:
         assert one.predictions.sha256 in words
-    assert chosen.record.rule in words
-    assert chosen.record.dataset_sha256 in words
-    assert chosen.record.vocabulary_sha256 in words
+    assert chosen.selection.rule in words
+    assert chosen.selection.dataset_sha256 in words
+    assert chosen.selection.vocabulary_sha256 in words
     assert "20 resamples, seed 0, 95%" in words
     assert "greedy by gain; 9 ensembles measured" in words
+    assert "90 videos with " in words
 
 
 def test_models_scored_on_records_have_their_table_and_their_seconds(standard):
     assert standard.rows("models") == [
-        ["model", "form", "draws", "GAP@5", "Hit@1", "file", "s a video"],
+        ["model", "form", "repeats", "GAP@5", "Hit@1", "file", "seconds per video"],
         ["rnn", "averaged", "1", "0.8123", "0.9000", "11.8 MiB", "0.0032"],
         ["ensemble", "fused bf16", "10", "0.8765", "0.9500", "54.2 MiB", "0.0456"],
     ]
     heading, *rows = standard.rows("candidates")
-    seconds = heading.index("s a video")
+    seconds = heading.index("seconds per video")
     assert {row[1]: row[seconds] for row in rows} == dict.fromkeys(NAMES, "-") | {"rnn": "0.0032"}
 
 
@@ -202,21 +214,25 @@ def test_what_is_missing_is_said_and_the_rest_stands(own_chosen, without_bokeh):
 
     found = page_of(own_chosen)
 
-    assert "Agreement needs the predictions of two candidates at least." in found.words()
-    assert "This needs the predictions of mean and of every member." in found.words("classes")
+    assert "Agreement needs the predictions of at least two candidates." in found.words()
+    assert "This table needs the predictions of mean and of every member." in found.words("classes")
     assert "rnn: ../runs/run-3.safetensors is not there." in found.words("choice")
     assert len(found.rows("candidates")) == 1 + len(NAMES)
     assert len(found.root.findall(".//script[@data-chart]")) == 2
 
 
-def test_a_selection_by_all_videos_without_intervals_says_that_it_flatters(tmp_path, without_bokeh):
+def test_a_selection_by_all_videos_without_intervals_says_that_it_is_optimistic(
+    tmp_path, without_bokeh
+):
     chosen = write_chosen(tmp_path, confirm=0, resamples=0)
 
     found = page_of(chosen)
 
-    assert f"{chosen.record.gap:.4f}GAP@20 on 90 videosover" not in found.words()
-    assert f"{chosen.record.gap:.4f}GAP@20 on 90 videos" in found.words()
-    assert "the same 90 videos that the figures are of, which flatters" in found.words("path")
+    assert re.search(rf"{chosen.selection.gap:.4f}GAP@20 on 90 videos ?\+", found.words())
+    assert (
+        "Members were chosen on the same 90 videos that the figures are measured on, so the "
+        "figures are optimistic."
+    ) in found.words("path")
     assert found.rows("path")[0] == ["#", "added", "GAP@20", "gain", "size"]
     assert "Bootstrapnone" in found.words("choice").replace(" none", "none")
 
@@ -229,12 +245,12 @@ def test_other_ways_of_searching_and_mixing_are_told(tmp_path, without_bokeh):
 
     words = page_of(chosen).words()
 
-    found = chosen.record.optimised
+    found = chosen.selection.optimised
     assert "beam of width 3 by gain" in words
     assert "at most 2 members; started from bag; without mean; greedy reaches" in words
     assert (
         f"Optimising the coefficients changed the GAP from {found.uniform_gap:.4f} to "
-        f"{found.gap:.4f}, and on the videos held out"
+        f"{found.gap:.4f}, and on the held-out videos"
     ) in words
     assert "mixed by optimised coefficients" in words
 
@@ -252,8 +268,43 @@ def test_candidates_of_unknown_size_have_no_chart_of_sizes(tmp_path, without_bok
 
     assert "The sizes of the candidates are not known." in found.words("size")
     assert found.rows("candidates")[1][3:8] == ["-", "-", "-", "-", "-"]
-    assert "No class with 20 videos or more changes." in found.words("classes")
-    assert "Vocabularynot told" in found.words("choice")
+    assert "No class with at least 20 videos changes." in found.words("classes")
+    assert "Vocabularynot known" in found.words("choice")
+    assert [row[-1] for row in found.rows("path")[1:]] == ["-"]
+    assert [row[4] for row in found.rows("choice")[1:]] == ["-"]
+
+
+def test_one_of_a_thing_has_no_plural(tmp_path, without_bokeh):
+    chosen = write_chosen(tmp_path, exclude=["bag", "rnn", "<script>alert(1)</script>"])
+
+    words = page_of(chosen).words()
+
+    assert "1 of 1 candidate, from" in words
+    assert "1member, mixed uniformly" in words
+    assert "greedy by gain; 1 ensemble measured" in words
+
+
+def test_names_that_would_steer_what_shows_them_are_escaped(tmp_path, without_bokeh):
+    name = "evil\u202egnp\x1b[31m"
+    for stem, score in ((name, 0.9), ("b", 0.7)):
+        lines = ["VideoId,LabelConfidencePairs", f"x,0 {score} 1 0.8", f"y,1 {score}"]
+        (tmp_path / f"{stem}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (tmp_path / "labels.csv").write_text("VideoId,Labels\nx,0\ny,1\n", encoding="utf-8")
+    select(
+        [tmp_path / f"{name}.csv", tmp_path / "b.csv"],
+        output=tmp_path / "selection.json",
+        labels_path=tmp_path / "labels.csv",
+        sizes={name: 5, "b": 5},
+    )
+
+    found = Page(write_report(tmp_path / "selection.json", tmp_path / "report.html"))
+
+    assert r"evil\u202egnp\x1b[31m" in found.words("candidates")
+    assert "\u202e" not in found.text
+    assert "\x1b" not in found.text
+    charts = [json.loads(one.text) for one in found.root.findall(".//script[@data-chart]")]
+    assert len(charts) == 3
+    assert "\u202e" not in json.dumps(charts, ensure_ascii=False)
 
 
 def test_a_page_is_not_replaced_unless_told_to(chosen, tmp_path, without_bokeh):
@@ -286,27 +337,32 @@ def test_no_selection_no_page(tmp_path):
     [
         (True, "and the same members would be chosen."),
         (False, "and other members might be chosen."),
-        (None, "and whether other members would be chosen is not known."),
+        (None, "and these bounds do not say whether other members would be chosen."),
     ],
 )
 def test_truncated_predictions_are_named_with_what_they_leave_open(
     chosen, without_bokeh, is_decided, words
 ):
-    first = chosen.record.candidates[0]
+    first = chosen.selection.candidates[0]
     truncation = TruncationMetadata(
         candidates=(first.name,), gap_bounds=(0.25, 0.75), is_decided=is_decided
     )
-    record = chosen.record.model_copy(
+    selection = chosen.selection.model_copy(
         update={
             "truncation": truncation,
             "left_out": 3,
-            "candidates": (first.model_copy(update={"top_k": 100}), *chosen.record.candidates[1:]),
+            "candidates": (
+                first.model_copy(update={"top_k": 100}),
+                *chosen.selection.candidates[1:],
+            ),
         }
     )
 
-    text = page.render(record, Evidence(None, None, {}), [], selection_name="s.json")
+    text = page.render(selection, Evidence(None, None, {}), [], selection_name="s.json")
 
-    assert f"the GAP lies within 0.2500 to 0.7500, {words}" in text
-    assert f"{first.name} keep only some classes of each video." in text
+    assert (
+        f"Whatever the probabilities of the others are, the GAP is from 0.2500 to 0.7500, {words}"
+    ) in text
+    assert f"{first.name} keeps only some classes of each video." in text
     assert "(top 100)" in text
-    assert "3 left out, which some file lacks" in text
+    assert "3 videos left out because some file lacks them" in text

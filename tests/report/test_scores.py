@@ -81,5 +81,5 @@ def test_a_folder_without_runs_is_no_workspace(tmp_path, records):
         score_models(tmp_path, records)
 
     assert str(caught.value) == (
-        f"{tmp_path / 'runs'} holds no runs.\nTrain some with `ensemble-kit train` first."
+        f"{tmp_path / 'runs'} holds no runs.\nRun `ensemble-kit train` first."
     )
