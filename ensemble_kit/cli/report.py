@@ -18,6 +18,7 @@ from ensemble_kit.cli.options import (
 )
 from ensemble_kit.files import refuse_overwrite
 from ensemble_kit.store.workspace import REPORT, SELECTION
+from ensemble_kit.wording import printable
 
 if TYPE_CHECKING:
     from ensemble_kit.report import Row
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 @click.option(
     "--selection",
     type=EXISTING_FILE,
-    help=f"The selection to show  [default: {SELECTION}, if there is one].",
+    help=f"Selection to show  [default: {SELECTION}, if it exists].",
 )
 @click.option("-o", "--output", type=FILE, default=REPORT, show_default=True, help="Page to write.")
 @click.option(
@@ -48,9 +49,9 @@ def report(
 ) -> None:
     """Write the selection of this workspace as one HTML page that opens anywhere, offline.
 
-    With the records DATA, score every model of the workspace on them too: runs by their last
-    checkpoint and averaged, the ensemble fused and exported. The table is printed, and put in the
-    page if there is a selection.
+    With records as DATA, every model of the workspace is scored on them too: the last checkpoint
+    and the averaged checkpoint of each run, and the fused and exported ensemble. The table is
+    printed, and added to the page if there is a selection.
 
     \b
     Examples:
@@ -73,7 +74,11 @@ def report(
         return
     if rows:
         _echo_table(rows)
-    click.echo(f"{page}: open it in a browser." if page else f"{SELECTION} is not there: no page.")
+    click.echo(
+        printable(f"{page}: open it in a browser.")
+        if page
+        else f"No page was written, for {SELECTION} does not exist."
+    )
 
 
 def _scored(data: Sequence[str], top_k: int, reading: dict[str, Any]) -> "list[Row]":
@@ -87,11 +92,12 @@ def _scored(data: Sequence[str], top_k: int, reading: dict[str, Any]) -> "list[R
 
 
 def _echo_table(rows: "Sequence[Row]") -> None:
-    width = max(len("model"), *(len(row.model) for row in rows))
+    names = [printable(row.model) for row in rows]
+    width = max(len("model"), *map(len, names))
     gap = f"GAP@{rows[0].k}"
     click.echo(f"{'model':<{width}}  {'form':<15}  repeats  {gap:>7}   Hit@1         bytes")
-    for row in rows:
+    for name, row in zip(names, rows, strict=True):
         click.echo(
-            f"{row.model:<{width}}  {row.form:<15}  {row.repeats:>7}  {row.gap:7.4f}  "
+            f"{name:<{width}}  {row.form:<15}  {row.repeats:>7}  {row.gap:7.4f}  "
             f"{row.hit_at_1:6.4f}  {row.num_bytes:>12,}"
         )

@@ -1,6 +1,6 @@
 """ensemble-kit select."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,14 @@ from ensemble_kit.cli.options import EXISTING_FILE, FILE, force_option, json_opt
 from ensemble_kit.errors import SizeLimitError
 from ensemble_kit.files import format_size, parse_size, refuse_overwrite
 from ensemble_kit.store.workspace import REPORT, SELECTION
+from ensemble_kit.wording import counted, printable
 
 if TYPE_CHECKING:
-    from ensemble_kit.store.selection_file import SelectionMetadata, TruncationMetadata
+    from ensemble_kit.store.selection_file import (
+        OptimisedMetadata,
+        SelectionMetadata,
+        TruncationMetadata,
+    )
 
 
 @click.command()
@@ -114,9 +119,9 @@ def select(
 ) -> None:
     """Choose the members of an ensemble by validation GAP, under a size limit.
 
-    PREDICTIONS are runs/*/validation.safetensors unless named; they may be CSV files in the
-    challenge's format, .npy or .npz too. Each step shows the GAP on the videos chosen by, the GAP
-    on those held out, and a 95 % interval of what the member added.
+    PREDICTIONS are runs/*/validation.safetensors unless named; they may also be CSV files in the
+    challenge's format, .npy or .npz. Each step shows the GAP on the videos that members are chosen
+    on, the GAP on the held-out videos, and a 95 % interval of the gain.
 
     \b
     Examples:
@@ -139,6 +144,7 @@ def select(
         labels_path=labels,
         sizes=_named_sizes(sizes),
         force=force,
+        keep_same=wants_report,  # this command may have been stopped before it wrote the page
         **options,
     )
     if wants_report:
@@ -148,27 +154,29 @@ def select(
     if as_json:
         click.echo(selection.model_dump_json())
         return
-    for line in _table(selection):
-        click.echo(line)
-    click.echo(_summary(selection, output))
+    for line in [*_table(selection), *_summary(selection, output)]:
+        click.echo(printable(line))
     if wants_report:
-        click.echo(f"{page}: open it in a browser.")
+        click.echo(printable(f"{page}: open it in a browser."))
 
 
 def _table(selection: "SelectionMetadata") -> list[str]:
     """Return the path as aligned lines: names to the left, numbers to the right."""
+    has_sizes = any(candidate.bytes for candidate in selection.candidates)
     header = ["step", "added", f"GAP@{selection.k}", "gain"]
     header += ["held out"] if selection.confirm else []
     header += ["95 % of gain "] if selection.bootstrap.resamples else []
-    rows = [[*header, "bytes", "limit"]]
+    rows = [[*header, "bytes", "limit"] if has_sizes else header]
     for number, step in enumerate(selection.path, start=1):
-        row = [str(number), step.added, f"{step.gap:.4f}", f"{step.gain:+.4f}"]
+        row = [str(number), printable(step.added), f"{step.gap:.4f}", f"{step.gain:+.4f}"]
         if step.confirmed_gap is not None:
             row.append(f"{step.confirmed_gap:.4f}")
         if step.gain_interval is not None:
             mark = " " if step.is_distinguishable else "~"
             row.append("{:+.4f} {:+.4f}".format(*step.gain_interval) + mark)
-        rows.append([*row, f"{step.bytes:,}", f"{step.bytes / selection.max_size:.1%}"])
+        if has_sizes:
+            row += [f"{step.bytes:,}", f"{step.bytes / selection.max_size:.1%}"]
+        rows.append(row)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
@@ -179,41 +187,73 @@ def _table(selection: "SelectionMetadata") -> list[str]:
     ]
 
 
-def _summary(selection: "SelectionMetadata", output: Path) -> str:
-    """Say in a sentence or two what was chosen."""
-    text = (
-        f"{output}: {len(selection.members)} of {len(selection.candidates)} candidates, "
-        f"GAP@{selection.k} {selection.gap:.4f}, {format_size(selection.bytes)} of "
-        f"{format_size(selection.max_size)} in {selection.dtype}."
+def _summary(selection: "SelectionMetadata", output: Path) -> Iterator[str]:
+    """Say in a few sentences what was chosen, and how far it can be trusted."""
+    yield (
+        f"{output}: {len(selection.members)} of "
+        f"{counted(len(selection.candidates), 'candidate')}, "
+        f"GAP@{selection.k} {selection.gap:.4f}{_size(selection)}."
     )
     if selection.left_out:
-        text += f" {selection.left_out:,} videos that some file lacks were left out."
+        left_out = counted(selection.left_out, "video")
+        yield f"{left_out} that some file lacks {_was(selection.left_out)} left out."
     noisy = [step.added for step in selection.path if step.is_distinguishable is False]
     if noisy:
-        text += f"\n~ What {', '.join(noisy)} added cannot be told from noise."
+        yield f"~ What {', '.join(noisy)} added cannot be told from noise."
     if selection.confirm:
         chosen, held = selection.confirm.chosen_by, selection.confirm.held_out
-        text += (
-            f"\nChosen by {chosen.videos:,} videos (GAP {chosen.gap:.4f}), confirmed on "
-            f"{held.videos:,} others (GAP {held.gap:.4f}"
+        interval = (
+            ", 95 % interval {:.4f} to {:.4f}".format(*held.interval) if held.interval else ""
         )
-        text += ", 95 % {:.4f} to {:.4f}).".format(*held.interval) if held.interval else ")."
+        yield (
+            f"Chosen on {counted(chosen.videos, 'video')} (GAP {chosen.gap:.4f}), confirmed on "
+            f"{counted(held.videos, 'other')} (GAP {held.gap:.4f}{interval})."
+        )
+    if selection.optimised:
+        yield _optimised(selection.optimised)
     if selection.truncation:
-        text += "\n" + _truncation(selection.truncation)
-    return text
+        yield _truncation(selection.truncation)
+
+
+def _size(selection: "SelectionMetadata") -> str:
+    """Say what the members take, or which sizes nobody knows."""
+    unknown = [member.name for member in selection.members if not member.bytes]
+    if len(unknown) == len(selection.members):
+        return ", of unknown size"
+    size = f", {format_size(selection.bytes)} of {format_size(selection.max_size)}"
+    without = f" without {', '.join(unknown)}, of unknown size" if unknown else ""
+    return f"{size} in {selection.dtype}{without}"
+
+
+def _was(number: int) -> str:
+    return "was" if number == 1 else "were"
+
+
+def _optimised(optimised: "OptimisedMetadata") -> str:
+    """Say what optimised coefficients gained, and on the held-out videos too."""
+    text = (
+        f"Optimised coefficients changed the GAP from {optimised.uniform_gap:.4f} to "
+        f"{optimised.gap:.4f}"
+    )
+    if optimised.confirmed_gap is None:
+        return f"{text}."
+    return (
+        f"{text}, and on the held-out videos from {optimised.confirmed_uniform_gap:.4f} to "
+        f"{optimised.confirmed_gap:.4f}."
+    )
 
 
 def _truncation(truncation: "TruncationMetadata") -> str:
     """Say what the classes that some files left out could change."""
-    says = {
+    conclusion = {
         True: "the same members would be chosen",
         False: "other members might be chosen",
-        None: "other members might be chosen, which bounds cannot tell here",
+        None: "these bounds do not say whether other members would be chosen",
     }
     return (
-        f"{', '.join(truncation.candidates)} left classes out: whatever those are, the GAP on the "
-        "videos chosen by is from {:.4f} to {:.4f}, and {}.".format(
-            *truncation.gap_bounds, says[truncation.is_decided]
+        f"{', '.join(truncation.candidates)} left out classes. Whatever their probabilities are, "
+        "the GAP of the members is from {:.4f} to {:.4f}, and {}.".format(
+            *truncation.gap_bounds, conclusion[truncation.is_decided]
         )
     )
 

@@ -47,7 +47,7 @@ def test_the_table_is_for_people(runner, scored, workspace, in_folder):
         "model       form             repeats    GAP@5   Hit@1         bytes\n"
         "willow-gru  last checkpoint        1   0.8123  0.9000    12,345,678\n"
         "ensemble    onnx                  10   0.8765  0.9500  1,073,741,824\n"
-        "ensemble/selection.json is not there: no page.\n"
+        "No page was written, for ensemble/selection.json does not exist.\n"
     )
 
 

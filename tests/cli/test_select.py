@@ -8,7 +8,7 @@ import pytest
 
 from ensemble_kit.cli import main
 from ensemble_kit.data.labels import LabelLists
-from ensemble_kit.predictions.file import write_predictions
+from ensemble_kit.predictions.file import read_predictions, write_predictions
 from ensemble_kit.store.provenance import FileMetadata, ModelMetadata
 from ensemble_kit.store.selection_file import read_selection
 
@@ -99,7 +99,23 @@ def test_what_is_held_out_is_shown_beside_what_is_chosen_by(runner, workspace):
         "step  added  GAP@20     gain  held out      bytes  limit\n"
         "   1  gru    1.0000  +1.0000    0.8333  1,048,576   0.1%\n"
         "ensemble/selection.json: 1 of 3 candidates, GAP@20 0.9167, 1.0 MiB of 1.0 GiB in bf16.\n"
-        "Chosen by 1 videos (GAP 1.0000), confirmed on 2 others (GAP 0.8333).\n"
+        "Chosen on 1 video (GAP 1.0000), confirmed on 2 others (GAP 0.8333).\n"
+    )
+
+
+def test_what_optimised_coefficients_gained_is_said(runner, workspace):
+    options = ["--mixing", "optimised", "--resamples", "0", "--confirm", "0.5"]
+
+    result = runner.invoke(main, ["select", *options])
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == (
+        "Optimised coefficients changed the GAP from 1.0000 to 1.0000, and on the held-out videos "
+        "from 0.8333 to 0.8333."
+    )
+    without = runner.invoke(main, ["select", *options[:-2], "--force"])
+    assert without.stdout.splitlines()[-1] == (
+        "Optimised coefficients changed the GAP from 1.0000 to 1.0000."
     )
 
 
@@ -139,6 +155,78 @@ def test_csv_files_made_by_any_tool_are_selected_from(runner, csv_files):
         ("A", 4_000_000),
         ("B", 11_000_000),
     ]
+
+
+def test_what_has_no_known_size_is_not_said_to_take_0_bytes(runner, csv_files):
+    result = runner.invoke(main, ["select", *csv_files, "--resamples", "0"])
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout == (
+        "step  added  GAP@20     gain\n"
+        "   1  A      0.6667  +0.6667\n"
+        "   2  B      1.0000  +0.3333\n"
+        "ensemble/selection.json: 2 of 2 candidates, GAP@20 1.0000, of unknown size.\n"
+        "A, B left out classes. Whatever their probabilities are, the GAP of the members is from "
+        "0.2421 to 1.0000, and other members might be chosen.\n"
+    )
+
+
+def test_a_member_of_unknown_size_beside_one_of_the_kit_is_named(runner, workspace):
+    Path("D.csv").write_text("VideoId,LabelConfidencePairs\na,0 0.9\nb,1 0.9\nc,2 0.9\n")
+    paths = ["D.csv", *map(str, sorted(Path("runs").glob("*/validation.safetensors")))]
+
+    result = runner.invoke(main, ["select", *paths, "--start", "gru", "--start", "D"])
+
+    assert result.stdout.splitlines()[3] == (
+        "ensemble/selection.json: 2 of 4 candidates, GAP@20 1.0000, 1.0 MiB of 1.0 GiB in bf16 "
+        "without D, of unknown size."
+    )
+
+
+def test_videos_that_were_left_out_are_counted(runner, csv_files):
+    Path("A.csv").write_text("VideoId,LabelConfidencePairs\na,0 0.9\nb,1 0.8\n")
+
+    result = runner.invoke(main, ["select", *csv_files, "--intersect", "--resamples", "0"])
+
+    assert result.exit_code == 0, result.output
+    assert "\n1 video that some file lacks was left out.\n" in result.stdout
+
+
+def test_what_top_classes_leave_open_is_said(runner, workspace):
+    path = workspace / "runs" / "gru" / "validation.safetensors"
+    predictions = read_predictions(path)
+    write_predictions(
+        path,
+        ids=predictions.ids,
+        label_names=predictions.label_names,
+        labels=predictions.labels,
+        rows=predictions.rows(0, 3),
+        name="gru",
+        model=predictions.metadata.model,
+        top_k=2,
+        force=True,
+    )
+
+    result = runner.invoke(main, ["select", "--strategy", "beam"])
+
+    assert result.exit_code == 0, result.output
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith(
+        "gru left out classes. Whatever their probabilities are, the GAP of the members is from "
+    )
+    assert last.endswith(", and these bounds do not say whether other members would be chosen.")
+
+
+def test_a_name_that_would_steer_the_terminal_is_shown_escaped(runner, csv_files):
+    name = "\x1b[31mA\u202e"
+    Path("A.csv").rename(f"{name}.csv")
+
+    result = runner.invoke(main, ["select", f"{name}.csv", *csv_files[1:]])
+
+    assert result.exit_code == 0, result.output
+    assert "\x1b" not in result.stdout
+    assert "\u202e" not in result.stdout
+    assert "   1  \\x1b[31mA\\u202e  0.6667" in result.stdout
 
 
 def test_a_limit_without_sizes_is_refused(runner, csv_files):
@@ -195,6 +283,31 @@ def test_a_folder_without_runs_is_refused(runner, tmp_path, monkeypatch):
         f"{tmp_path}.\n"
         "Name predictions files, or change to a folder where `ensemble-kit train` ran.\n"
     )
+
+
+def test_a_command_that_was_stopped_before_its_page_goes_on(runner, workspace, monkeypatch):
+    monkeypatch.setattr("ensemble_kit.report.page.bokeh_script", str)
+    page = Path("ensemble/report.html")
+    with monkeypatch.context() as patch:
+
+        def stop(*_, **__):
+            raise KeyboardInterrupt
+
+        patch.setattr("ensemble_kit.report.page.write_report", stop)
+        assert runner.invoke(main, ["select", "--report"]).exit_code == 130
+    written = Path("ensemble/selection.json").stat().st_mtime_ns
+
+    other = runner.invoke(main, ["select", "--report", "--seed", "1"])
+    again = runner.invoke(main, ["select", "--report"])
+
+    assert other.exit_code == 1
+    assert other.stderr.endswith(
+        "Error: ensemble/selection.json exists already.\n"
+        "Name another output, or replace it with --force.\n"
+    )
+    assert again.exit_code == 0, again.output
+    assert page.is_file()
+    assert Path("ensemble/selection.json").stat().st_mtime_ns == written
 
 
 def test_a_report_is_written_beside_the_selection(runner, workspace, monkeypatch):
