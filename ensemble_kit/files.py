@@ -15,7 +15,6 @@ UNITS = {
     "KB": 10**3, "MB": 10**6, "GB": 10**9,
     "KIB": 2**10, "MIB": 2**20, "GIB": 2**30,
 }  # fmt: skip
-GIB = 2**30
 
 
 def refuse_overwrite(path: Path, *, force: bool) -> None:

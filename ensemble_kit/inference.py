@@ -4,17 +4,17 @@ Models are imported inside the functions that run one: evaluating a CSV file nee
 """
 
 from dataclasses import replace
-from os.path import relpath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ensemble_kit.data.dataset import BATCH_SIZE, Records
+from ensemble_kit.choices import BATCH_SIZE, DEVICE
+from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.data.schema import check_fits
 from ensemble_kit.errors import PredictionsError
-from ensemble_kit.files import refuse_overwrite, sha256_of
+from ensemble_kit.files import refuse_overwrite
 from ensemble_kit.metrics import Metrics, MetricsAccumulator
 from ensemble_kit.predictions.challenge_csv import read_labels_csv
 from ensemble_kit.predictions.file import (
@@ -39,7 +39,7 @@ def predict(
     repeats: int | None = None,
     batch_size: int = BATCH_SIZE,
     top_k: int | None = None,
-    device: str = "cpu",
+    device: str = DEVICE,
     force: bool = False,
 ) -> Path:
     """Write the probabilities of a model on some records.
@@ -69,7 +69,7 @@ def predict(
         write_predictions_csv(output, ids=ids, rows=rows, top_k=top_k or 20, force=force)
         return output
     record = ModelMetadata(
-        file=FileMetadata(path=relpath(model, output.parent), sha256=sha256_of(model)),
+        file=FileMetadata.of(model, output.parent),
         kind=loaded.kind,
         num_values=loaded.num_values,
         repeats=loaded.repeats,
@@ -146,7 +146,7 @@ def evaluate_predictions(
 
 
 def evaluate_model(
-    model: Path, records: Records, *, k: int = 20, repeats: int | None = None, device: str = "cpu"
+    model: Path, records: Records, *, k: int = 20, repeats: int | None = None, device: str = DEVICE
 ) -> Metrics:
     """Return the metrics of a checkpoint, a fused file or an ONNX file on some records.
 

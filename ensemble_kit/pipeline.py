@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ensemble_kit.averaging.stage import AveragedRun, BatchNormRule, Method, average_checkpoints
+from ensemble_kit.averaging.stage import AveragedRun, average_checkpoints
+from ensemble_kit.choices import DEVICE, PRECISION, TEACHER_SHARE, BatchNormRule, Method, Precision
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import CheckpointError
 from ensemble_kit.inference import evaluate_predictions, predict
@@ -15,7 +16,7 @@ from ensemble_kit.store.run_log import read_metrics
 from ensemble_kit.store.tensor_files import open_tensors
 from ensemble_kit.store.workspace import RunFolder
 from ensemble_kit.training import train_checkpoints
-from ensemble_kit.training.plan import Precision, RunPlan, TrainedRun
+from ensemble_kit.training.plan import RunPlan, TrainedRun
 from ensemble_kit.training.processes import join
 
 
@@ -43,16 +44,16 @@ def train(
     folder: Path,
     seed: int = 0,
     workers: int = 0,
-    device: str = "cpu",
+    device: str = DEVICE,
     tensorboard: bool = False,
     ema: float | None = None,
     patience: int | None = None,
     keep: int | None = None,
     accumulate: int = 1,
-    precision: Precision = "fp32",
+    precision: Precision = PRECISION,
     compiled: bool = False,
     teacher: Path | None = None,
-    teacher_share: float = 0.5,
+    teacher_share: float = TEACHER_SHARE,
     force: bool = False,
 ) -> FinishedRun:
     """Train a recipe, settle on its best weights and predict the validation records.
@@ -165,7 +166,7 @@ def average_run(
     training: Records | None = None,
     validation: Records | None = None,
     even_if_worse: bool = False,
-    device: str = "cpu",
+    device: str = DEVICE,
     force: bool = False,
 ) -> AveragedRun:
     """Average a run's last checkpoints, unless one of its checkpoints alone is better.

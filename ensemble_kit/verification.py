@@ -10,27 +10,27 @@ from typing import Literal
 
 import torch
 
+from ensemble_kit.choices import MAX_GAP_LOSS, MAX_SIZE, Dtype
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import CheckpointError, EnsembleKitError, PredictionsError
-from ensemble_kit.export.parity import STORED_TYPES, TOLERANCE, largest_difference
-from ensemble_kit.files import GIB, format_size, sha256_of
-from ensemble_kit.fusion.gap_loss import MAX_GAP_LOSS
-from ensemble_kit.fusion.weights import STORED, FusedWeights, Member
+from ensemble_kit.export.parity import TOLERANCE, largest_difference
+from ensemble_kit.files import format_size, sha256_of
+from ensemble_kit.fusion.weights import FusedWeights, Member
 from ensemble_kit.networks.loading import load, member_prefix
 from ensemble_kit.networks.products import product_axes
 from ensemble_kit.networks.storage import SCALE
 from ensemble_kit.predictions.videos import dataset_sha256
 from ensemble_kit.serving.metadata import read_metadata
 from ensemble_kit.serving.onnx_file import is_whole, needed_files, read_tensors
+from ensemble_kit.store.dtypes import FLOATING, types_of_weights
 from ensemble_kit.store.provenance import (
-    Dtype,
     FileMetadata,
     FusedMetadata,
     OnnxMetadata,
     ValidationMetadata,
 )
-from ensemble_kit.store.tensor_files import FLOATING, TensorFile, open_tensors
+from ensemble_kit.store.tensor_files import TensorFile, open_tensors
 
 Verdict = Literal["holds", "fails", "not checked"]
 
@@ -55,7 +55,7 @@ def verify(
     records: Records | None = None,
     *,
     fused: Path | None = None,
-    max_size: int = GIB,
+    max_size: int = MAX_SIZE,
     max_gap_loss: float = MAX_GAP_LOSS,
 ) -> list[Claim]:
     """Recompute what a fused or an ONNX file claims of itself.
@@ -164,11 +164,11 @@ def _onnx_types(path: Path, record: OnnxMetadata) -> Claim:
         for tensor in read_tensors(path)
         if tensor.name.startswith(prefixes) and not tensor.name.endswith(SCALE)
     }
-    return _types(record.dtype, types, STORED_TYPES[record.dtype])
+    return _types(record.dtype, types, {each.onnx for each in types_of_weights(record.dtype)})
 
 
 def _fused_types(file: TensorFile, record: FusedMetadata) -> Claim:
-    wanted = {"I8", "BF16"} if record.dtype == "int8" else {STORED[record.dtype]}
+    wanted = {each.safetensors for each in types_of_weights(record.dtype)}
     types = {
         name: spec.dtype
         for name, spec in file.specs.items()

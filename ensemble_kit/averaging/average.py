@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import cpu_count
-from os.path import relpath
 from pathlib import Path
 from typing import Literal
 
@@ -92,7 +91,7 @@ class Average:
 
         def record(hashes: Sequence[str]) -> CheckpointMetadata:
             averaged_from = tuple(
-                FileMetadata(path=relpath(path, output.parent), sha256=digest)
+                FileMetadata.of(path, output.parent, sha256=digest)
                 for path, digest in zip(parents, hashes, strict=True)
             )
             return self._record.model_copy(
@@ -115,7 +114,7 @@ class Average:
                 produce,
                 unknown,
                 force=force,
-                final_record=lambda: record(list(hashes)),
+                final_metadata=lambda: record(list(hashes)),
             )
 
     def _contents(

@@ -5,11 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ensemble_kit.networks.storage import is_finite
+from ensemble_kit.networks.storage import is_finite, torch_type
 from ensemble_kit.networks.weights import not_finite
 from ensemble_kit.store.tensor_files import (
-    ITEM_SIZES,
-    NUMPY_DTYPES,
     STATISTICS,
     TensorFile,
     TensorSpec,
@@ -18,9 +16,6 @@ from ensemble_kit.store.tensor_files import (
 # What a block needs stays in a core's cache, and torch shares none this small out to its threads,
 # which would wait for one another: hashing keeps the other cores busy.
 BLOCK_VALUES = 2**15
-TORCH_DTYPES = {stored: getattr(torch, name) for name, stored in NUMPY_DTYPES.items()} | {
-    "BF16": torch.bfloat16
-}
 
 
 class MeanOfFiles:
@@ -54,7 +49,7 @@ class MeanOfFiles:
             CheckpointError: It holds NaN or infinity in one of the files, which is named.
         """
         spec = self.specs[name]
-        mean = torch.empty(spec.num_values, dtype=TORCH_DTYPES[spec.dtype])
+        mean = torch.empty(spec.num_values, dtype=torch_type(spec.storage_type))
         start = 0
         for block in self.blocks(name):
             mean[start : start + len(block)] = block
@@ -71,13 +66,19 @@ class MeanOfFiles:
         if self._statistics is not None and name.endswith(STATISTICS):
             files = [self._statistics]
         spec = self.specs[name]
-        dtype = TORCH_DTYPES[spec.dtype]
+        dtype = torch_type(spec.storage_type)
         size = min(BLOCK_VALUES, spec.num_values)
         values = torch.empty(size, dtype=dtype)
         total = torch.empty(size, dtype=torch.float64 if dtype.is_floating_point else dtype)
         for start in range(0, spec.num_values, BLOCK_VALUES):
             count = min(BLOCK_VALUES, spec.num_values - start)
-            _combine(files, name, start * ITEM_SIZES[spec.dtype], values[:count], total[:count])
+            _combine(
+                files,
+                name,
+                start * spec.storage_type.num_bytes,
+                values[:count],
+                total[:count],
+            )
             yield values[:count]
 
 

@@ -9,9 +9,9 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
-from typing import Literal
 
 from ensemble_kit.averaging.average import Average, Statistics
+from ensemble_kit.choices import BATCH_NORM_RULE, DEVICE, METHOD, BatchNormRule, Method
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import check_fits
 from ensemble_kit.errors import AveragingError, CheckpointError, RecordError
@@ -21,9 +21,6 @@ from ensemble_kit.networks.running import require_device
 from ensemble_kit.progress import progress
 from ensemble_kit.store.provenance import CheckpointMetadata
 from ensemble_kit.store.tensor_files import STATISTICS, TensorFile, TensorSpec, open_tensors
-
-Method = Literal["uniform", "greedy", "ema"]
-BatchNormRule = Literal["recalibrate", "average", "last"]
 
 
 @dataclass(frozen=True)
@@ -83,13 +80,13 @@ def average_checkpoints(
     paths: Sequence[Path],
     output: Path,
     *,
-    method: Method = "uniform",
-    batch_norm: BatchNormRule = "recalibrate",
+    method: Method = METHOD,
+    batch_norm: BatchNormRule = BATCH_NORM_RULE,
     training: Records | None = None,
     validation: Records | None = None,
     known_gaps: Mapping[Path, float] | None = None,
     even_if_worse: bool = False,
-    device: str = "cpu",
+    device: str = DEVICE,
     force: bool = False,
 ) -> AveragedRun:
     """Average the checkpoints of one run into a new one, unless one of them alone is better.

@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ensemble_kit.choices import BATCH_NORM_RULE, METHOD, BatchNormRule, Method
 from ensemble_kit.cli.options import (
     EXISTING_FILE_OR_FOLDER,
     FILE,
     device_option,
     echo_skipped,
     force_option,
+    one_of,
     records_options,
 )
 
@@ -28,8 +30,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--method",
-    type=click.Choice(["uniform", "greedy", "ema"]),
-    default="uniform",
+    type=one_of(Method),
+    default=METHOD,
     show_default=True,
     help="All alike; only those that raise the validation GAP; or the moving average of training.",
 )
@@ -40,8 +42,8 @@ if TYPE_CHECKING:
 @click.option("--from-step", type=click.IntRange(min=0), help="Leave out a RUN's earlier steps.")
 @click.option(
     "--batch-norm",
-    type=click.Choice(["recalibrate", "average", "last"]),
-    default="recalibrate",
+    type=one_of(BatchNormRule),
+    default=BATCH_NORM_RULE,
     show_default=True,
     help="Statistics estimated anew; their mean (of ema: as training kept them); the last step's.",
 )

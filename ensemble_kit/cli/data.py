@@ -4,15 +4,25 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
+from ensemble_kit.choices import (
+    LEVEL,
+    SYNTHETIC_CLASSES,
+    SYNTHETIC_FRAMES,
+    SYNTHETIC_LABEL_SKEW,
+    SYNTHETIC_SHARDS,
+    SYNTHETIC_WIDTHS,
+    Level,
+)
 from ensemble_kit.cli.options import (
     FOLDER,
     echo_skipped,
     force_option,
     json_option,
+    one_of,
     records_options,
 )
 
@@ -138,20 +148,29 @@ def check(patterns: tuple[str, ...], **reading: Any) -> None:
     "--test", default=500, show_default=True, type=click.IntRange(min=0), help="Videos in test."
 )  # fmt: skip
 @click.option(
-    "--modality", "modalities", type=Pair(), multiple=True, default=("rgb=64", "audio=16"),
+    "--modality", "modalities", type=Pair(), multiple=True,
+    default=tuple(f"{name}={width}" for name, width in SYNTHETIC_WIDTHS.items()),
     show_default=True, help="Repeat it; YouTube-8M has rgb=1024 and audio=128.",
 )  # fmt: skip
-@click.option("--classes", default=50, show_default=True, type=click.IntRange(min=1))
+@click.option("--classes", default=SYNTHETIC_CLASSES, show_default=True, type=click.IntRange(min=1))
 @click.option(
-    "--label-skew", default=1.0, show_default=True, type=click.FloatRange(min=0),
+    "--label-skew", default=SYNTHETIC_LABEL_SKEW, show_default=True, type=click.FloatRange(min=0),
     help="Class c is drawn in proportion to (c + 1) ** -SKEW.",
 )  # fmt: skip
 @click.option(
-    "--frames", default="20:60", show_default=True, type=Range(), help="Frames of a video."
+    "--frames",
+    default="{}:{}".format(*SYNTHETIC_FRAMES),
+    show_default=True,
+    type=Range(),
+    help="Frames of a video.",
 )
-@click.option("--level", default="frame", show_default=True, type=click.Choice(["frame", "video"]))
+@click.option("--level", default=LEVEL, show_default=True, type=one_of(Level))
 @click.option(
-    "--shards", default=4, show_default=True, type=click.IntRange(min=1), help="Files a split."
+    "--shards",
+    default=SYNTHETIC_SHARDS,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Files a split.",
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 @force_option
@@ -164,7 +183,7 @@ def synthesize(
     classes: int,
     label_skew: float,
     frames: tuple[int, int],
-    level: Literal["frame", "video"],
+    level: Level,
     shards: int,
     seed: int,
     force: bool,

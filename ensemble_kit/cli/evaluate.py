@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ensemble_kit.choices import TOP_K
 from ensemble_kit.cli.options import (
     EXISTING_FILE,
     device_option,
@@ -21,7 +22,7 @@ from ensemble_kit.cli.options import (
 @click.argument("data", nargs=-1)
 @click.option("--labels", type=EXISTING_FILE, help="CSV of VideoId,Labels for the predictions.")
 @click.option(
-    "--top-k", type=click.IntRange(min=1), default=20, show_default=True,
+    "--top-k", type=click.IntRange(min=1), default=TOP_K, show_default=True,
     help="Classes of each video that GAP and mAP look at.",
 )  # fmt: skip
 @repeats_option

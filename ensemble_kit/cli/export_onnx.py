@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from ensemble_kit.cli.options import FILE, FOLDER, force_option, max_size_option
+from ensemble_kit.choices import DRAW_SOURCE, REPEATS, DrawSource, InputType
+from ensemble_kit.cli.options import FILE, FOLDER, force_option, max_size_option, one_of
 from ensemble_kit.store.workspace import FUSED, ONNX
 
 
@@ -15,21 +16,21 @@ from ensemble_kit.store.workspace import FUSED, ONNX
 @click.option(
     "--repeats",
     type=click.IntRange(min=1),
-    default=10,
+    default=REPEATS,
     show_default=True,
     help="Random frame samples whose probabilities are averaged.",
 )
 @click.option(
     "--sampling",
-    type=click.Choice(["fixed", "random", "input"]),
-    default="fixed",
+    type=one_of(DrawSource),
+    default=DRAW_SOURCE,
     show_default=True,
     help="Draw by a table in the file, afresh in each run, or by numbers that are inputs.",
 )
 @click.option(
     "--input",
     "input_type",
-    type=click.Choice(["uint8", "float32"]),
+    type=one_of(InputType),
     help="The type of the frames  [default: as the records store them].",
 )
 @click.option(

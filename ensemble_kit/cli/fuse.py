@@ -5,12 +5,14 @@ from typing import Any
 
 import click
 
+from ensemble_kit.choices import DTYPE, Dtype
 from ensemble_kit.cli.options import (
     FILE,
     echo_skipped,
     force_option,
     max_gap_loss_option,
     max_size_option,
+    one_of,
     records_options,
 )
 from ensemble_kit.store.workspace import FUSED, SELECTION
@@ -21,8 +23,8 @@ from ensemble_kit.store.workspace import FUSED, SELECTION
 @click.option("-o", "--output", type=FILE, default=FUSED, show_default=True, help="File to write.")
 @click.option(
     "--dtype",
-    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
-    default="bf16",
+    type=one_of(Dtype),
+    default=DTYPE,
     show_default=True,
     help="The type that weights are stored in.",
 )

@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from ensemble_kit.cli.options import EXISTING_FILE, FILE, force_option, records_options
+from ensemble_kit.choices import ACTIVATION, FRAME_FORM, Activation, FrameForm
+from ensemble_kit.cli.options import EXISTING_FILE, FILE, force_option, one_of, records_options
 
 
 @click.command("import-onnx")
@@ -27,15 +28,15 @@ from ensemble_kit.cli.options import EXISTING_FILE, FILE, force_option, records_
 @click.option("--probabilities", metavar="OUTPUT", help="The output with a number for each class.")
 @click.option(
     "--frames",
-    type=click.Choice(["raw", "dequantised", "normalised"]),
-    default="dequantised",
+    type=one_of(FrameForm),
+    default=FRAME_FORM,
     show_default=True,
     help="How the model reads frames: bytes, numbers, or numbers with joint frames of length 1.",
 )
 @click.option(
     "--activation",
-    type=click.Choice(["none", "sigmoid", "softmax"]),
-    default="none",
+    type=one_of(Activation),
+    default=ACTIVATION,
     show_default=True,
     help="What makes probabilities of the output.",
 )

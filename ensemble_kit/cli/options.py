@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 from click.core import ParameterSource
 
+from ensemble_kit.choices import DEVICE, MAX_GAP_LOSS, MAX_SIZE, Device
 from ensemble_kit.errors import InputError
 from ensemble_kit.files import parse_size
 
@@ -36,17 +37,21 @@ EXISTING_FILE_OR_FOLDER = Existing(or_folder=True)
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
+
+def one_of(literal: Any) -> click.Choice[str]:
+    """Return the choice among the values of a ``Literal``, which the library checks them by."""
+    return click.Choice(get_args(literal))
+
+
 force_option = click.option("--force", is_flag=True, help="Replace what exists already.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-device_option = click.option(
-    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True
-)
+device_option = click.option("--device", type=one_of(Device), default=DEVICE, show_default=True)
 repeats_option = click.option(
     "--repeats", type=click.IntRange(min=1), help="Random frame samples averaged  [default: 1]."
 )
 max_size_option = click.option(
     "--max-size",
-    default="1GiB",
+    default=f"{MAX_SIZE // 2**30}GiB",
     show_default=True,
     metavar="SIZE",
     help="The most the file may have: 1GiB is 2^30 bytes, 1GB 10^9, 995MiB ...",
@@ -58,7 +63,7 @@ def max_gap_loss_option(help: str) -> Callable[[F], F]:  # noqa: A002 - click's 
     return click.option(
         "--max-gap-loss",
         type=click.FloatRange(min=0),
-        default=0.001,
+        default=MAX_GAP_LOSS,
         show_default=True,
         help=help,
     )

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from ensemble_kit.choices import BATCH_SIZE
 from ensemble_kit.cli.options import (
     EXISTING_FILE,
     FILE,
@@ -23,7 +24,7 @@ from ensemble_kit.cli.options import (
     "-o", "--output", type=FILE, required=True, help="A .safetensors file, or a challenge .csv."
 )
 @repeats_option
-@click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), default=BATCH_SIZE, show_default=True)
 @click.option(
     "--top-k",
     type=click.IntRange(min=1),

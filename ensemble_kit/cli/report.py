@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ensemble_kit.choices import TOP_K
 from ensemble_kit.cli.options import (
     EXISTING_FILE,
     FILE,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 )
 @click.option("-o", "--output", type=FILE, default=REPORT, show_default=True, help="Page to write.")
 @click.option(
-    "--top-k", type=click.IntRange(min=1), default=20, show_default=True, help="The k of GAP@k."
+    "--top-k", type=click.IntRange(min=1), default=TOP_K, show_default=True, help="The k of GAP@k."
 )
 @records_options
 @force_option

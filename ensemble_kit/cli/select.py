@@ -6,7 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ensemble_kit.cli.options import EXISTING_FILE, FILE, force_option, json_option
+from ensemble_kit.choices import (
+    BEAM_WIDTH,
+    CRITERION,
+    DTYPE,
+    MAX_SIZE,
+    MIXING,
+    RESAMPLES,
+    STRATEGY,
+    TOP_K,
+    Criterion,
+    Dtype,
+    Mixing,
+    Strategy,
+)
+from ensemble_kit.cli.options import EXISTING_FILE, FILE, force_option, json_option, one_of
 from ensemble_kit.errors import SizeLimitError
 from ensemble_kit.files import format_size, parse_size, refuse_overwrite
 from ensemble_kit.store.workspace import REPORT, SELECTION
@@ -28,33 +42,34 @@ if TYPE_CHECKING:
 @click.option(
     "--max-size",
     metavar="SIZE",
-    help="The most bytes all members may take: 1GiB, 1GB, 995MiB ...  [default: 1GiB]",
+    help="The most bytes all members may take: 1GiB, 1GB, 995MiB ...  "
+    f"[default: {MAX_SIZE // 2**30}GiB]",
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
-    default="bf16",
+    type=one_of(Dtype),
+    default=DTYPE,
     show_default=True,
     help="The type that members will be fused in.",
 )
 @click.option(
     "--mixing",
-    type=click.Choice(["uniform", "gap", "optimised"]),
-    default="uniform",
+    type=one_of(Mixing),
+    default=MIXING,
     show_default=True,
     help="How members are mixed: their mean, each counted by its own GAP, or by what is best.",
 )
 @click.option(
     "--strategy",
-    type=click.Choice(["greedy", "replacement", "beam", "exhaustive"]),
-    default="greedy",
+    type=one_of(Strategy),
+    default=STRATEGY,
     show_default=True,
     help="How members are looked for; replacement is greedy and may count one more than once.",
 )
 @click.option(
     "--criterion",
-    type=click.Choice(["gain", "gain-per-byte"]),
-    default="gain",
+    type=one_of(Criterion),
+    default=CRITERION,
     show_default=True,
     help="What the next member is chosen by.",
 )
@@ -62,7 +77,7 @@ if TYPE_CHECKING:
 @click.option(
     "--beam-width",
     type=click.IntRange(min=1),
-    default=2,
+    default=BEAM_WIDTH,
     show_default=True,
     help="How many ensembles a beam search follows.",
 )
@@ -79,7 +94,7 @@ if TYPE_CHECKING:
 @click.option(
     "--resamples",
     type=click.IntRange(min=0),
-    default=200,
+    default=RESAMPLES,
     show_default=True,
     help="How often videos are drawn for 95 % intervals.",
 )
@@ -88,7 +103,7 @@ if TYPE_CHECKING:
 @click.option(
     "--top-k",
     type=click.IntRange(min=1),
-    default=20,
+    default=TOP_K,
     show_default=True,
     help="The k of GAP@k.",
 )

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ensemble_kit.choices import PRECISION, TEACHER_SHARE, Precision
 from ensemble_kit.cli.options import (
     EXISTING_FILE,
     FOLDER,
     device_option,
     echo_skipped,
     force_option,
+    one_of,
     records_options,
     words_of,
 )
@@ -21,7 +23,6 @@ from ensemble_kit.store.workspace import RUNS
 if TYPE_CHECKING:
     from ensemble_kit.engines.jobs import Job, JobEnd
     from ensemble_kit.pipeline import FinishedRun
-    from ensemble_kit.training.plan import Precision
 
 
 @click.command()
@@ -70,8 +71,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "bf16"]),
-    default="fp32",
+    type=one_of(Precision),
+    default=PRECISION,
     show_default=True,
     help="bf16 multiplies in bfloat16; weights and loss stay in float32.",
 )
@@ -84,7 +85,7 @@ if TYPE_CHECKING:
 @click.option(
     "--teacher-share",
     type=click.FloatRange(min=0, max=1),
-    default=0.5,
+    default=TEACHER_SHARE,
     show_default=True,
     help="What the teacher counts; the labels count the rest.",
 )
@@ -110,7 +111,7 @@ def train(
     patience: int | None,
     keep: int | None,
     accumulate: int,
-    precision: "Precision",
+    precision: Precision,
     compiled: bool,
     teacher: Path | None,
     teacher_share: float,

@@ -21,8 +21,6 @@ from ensemble_kit.errors import RecordError
 
 __all__ = ["Batch", "Records"]
 
-BATCH_SIZE = 128  # videos at a time where nothing else is asked for; changes no result
-
 
 class Records:
     """The records of some files, and their schema.

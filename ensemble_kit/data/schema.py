@@ -11,10 +11,11 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ensemble_kit.choices import InputType, Level
 from ensemble_kit.errors import PredictionsError, RecordError
 from ensemble_kit.files import written_aside
 
@@ -39,7 +40,7 @@ class Modality(BaseModel):
     name: Annotated[str, Field(pattern=MODALITY_NAME)]
     key: Annotated[str, Field(min_length=1)]
     width: Annotated[int, Field(ge=1)]
-    value_type: Literal["uint8", "float32"]
+    value_type: InputType
 
 
 class Schema(BaseModel):
@@ -58,7 +59,7 @@ class Schema(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    level: Literal["frame", "video"]
+    level: Level
     modalities: Annotated[tuple[Modality, ...], Field(min_length=1, strict=False)]
     id_key: str
     labels_key: str

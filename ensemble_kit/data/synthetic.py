@@ -16,18 +16,25 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_kit.choices import (
+    LEVEL,
+    SYNTHETIC_CLASSES,
+    SYNTHETIC_FRAMES,
+    SYNTHETIC_LABEL_SKEW,
+    SYNTHETIC_SHARDS,
+    SYNTHETIC_WIDTHS,
+    Level,
+)
 from ensemble_kit.data.protos import SequenceExample
 from ensemble_kit.data.schema import Modality, Schema, write_schema
 from ensemble_kit.data.tfrecord import write_records
 from ensemble_kit.files import refuse_overwrite, written_aside
 
-WIDTHS: Mapping[str, int] = MappingProxyType({"rgb": 64, "audio": 16})
 SIGNS = ("steady", "burst", "order")
 LABELS_BEYOND_FIRST = 2.0  # mean of a Poisson law: 3 labels a video, as YouTube-8M has
 NUM_BACKGROUNDS = 16
@@ -39,12 +46,12 @@ def synthesize(
     folder: Path,
     *,
     num_videos: Mapping[str, int],
-    modalities: Mapping[str, int] = WIDTHS,
-    num_classes: int = 50,
-    label_skew: float = 1.0,
-    frames: tuple[int, int] = (20, 60),
-    level: Literal["frame", "video"] = "frame",
-    num_shards: int = 4,
+    modalities: Mapping[str, int] = SYNTHETIC_WIDTHS,
+    num_classes: int = SYNTHETIC_CLASSES,
+    label_skew: float = SYNTHETIC_LABEL_SKEW,
+    frames: tuple[int, int] = SYNTHETIC_FRAMES,
+    level: Level = LEVEL,
+    num_shards: int = SYNTHETIC_SHARDS,
     seed: int = 0,
     force: bool = False,
 ) -> Schema:
@@ -193,9 +200,7 @@ def _add(example: Any, key: bytes) -> Any:
     return example.context.feature.add(key=key).value
 
 
-def _schema(
-    modalities: Mapping[str, int], level: Literal["frame", "video"], names: tuple[str, ...]
-) -> Schema:
+def _schema(modalities: Mapping[str, int], level: Level, names: tuple[str, ...]) -> Schema:
     is_frame = level == "frame"
     return Schema(
         level=level,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ensemble_kit._version import __version__
+from ensemble_kit.choices import DrawSource, InputType
 from ensemble_kit.draws import draws_name
 from ensemble_kit.export.inlining import inline_foreign
 from ensemble_kit.export.node_names import name_nodes
@@ -29,7 +30,7 @@ from ensemble_kit.networks.foreign import DOMAIN, WEIGHTS, ForeignModel, opset_o
 from ensemble_kit.networks.loading import empty_member, member_prefix
 from ensemble_kit.serving.onnx_file import OPSET, Weight
 from ensemble_kit.serving.session import OUTPUTS
-from ensemble_kit.store.provenance import FusedMetadata, InputType, Sampling
+from ensemble_kit.store.provenance import FusedMetadata
 from ensemble_kit.store.tensor_files import TensorFile
 
 PREFIX = "ensemble."  # what the tracer puts before the names of weights
@@ -97,7 +98,7 @@ def build_graph(
     record: FusedMetadata,
     *,
     repeats: int,
-    sampling: Sampling = "fixed",
+    sampling: DrawSource = "fixed",
     input_types: Sequence[InputType] | None = None,
 ) -> Graph:
     """Return the ONNX graph of an open fused file.
@@ -140,7 +141,7 @@ def _trace(
     file: TensorFile,
     record: FusedMetadata,
     repeats: int,
-    sampling: Sampling,
+    sampling: DrawSource,
     types: Sequence[InputType],
 ) -> tuple[FusedEnsemble, ir.Model]:
     """Return the ensemble and its graph, both without weights."""
@@ -202,7 +203,7 @@ def _place_foreign(model: ir.Model, ensemble: FusedEnsemble) -> None:
 
 
 def _example_draws(
-    ensemble: FusedEnsemble, sampling: Sampling, batch: Any
+    ensemble: FusedEnsemble, sampling: DrawSource, batch: Any
 ) -> tuple[list[Tensor], dict[int, Any]]:
     """Return draws to trace with, for each member that draws, and which dimensions are free."""
     shape: tuple[int, ...] = (3, ensemble.repeats)
@@ -224,7 +225,7 @@ def _cells(ensemble: FusedEnsemble) -> dict[str, Literal["gru", "lstm"]]:
     }
 
 
-def _place_draws(model: ir.Model, ensemble: FusedEnsemble, sampling: Sampling) -> None:
+def _place_draws(model: ir.Model, ensemble: FusedEnsemble, sampling: DrawSource) -> None:
     """Give the draws, which were traced as inputs, the place that they are to have."""
     if sampling == "input":
         return

@@ -14,17 +14,11 @@ from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.networks.ensemble import example_frames
 from ensemble_kit.networks.loading import load_fused_member
 from ensemble_kit.serving.session import OUTPUTS, OnnxEnsemble
-from ensemble_kit.store.provenance import Dtype, FusedMetadata, OnnxMetadata
+from ensemble_kit.store.provenance import FusedMetadata, OnnxMetadata
 from ensemble_kit.store.tensor_files import TensorFile
 
 TOLERANCE = 1e-5  # float32 in another order of sums, over thousands of terms
 SIZES = ((1, 1), (3, 7), (2, 11))  # videos and frames of the batches that are compared
-STORED_TYPES: Mapping[Dtype, tuple[str, ...]] = {  # of weights, in ONNX's words
-    "fp32": ("FLOAT",),
-    "fp16": ("FLOAT16",),
-    "bf16": ("BFLOAT16",),
-    "int8": ("INT8", "BFLOAT16"),
-}
 Draws = Mapping[str, Tensor]
 
 

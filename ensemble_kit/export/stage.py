@@ -9,10 +9,11 @@ from pathlib import Path
 import onnx
 
 from ensemble_kit._version import __version__
+from ensemble_kit.choices import DRAW_SOURCE, MAX_SIZE, REPEATS, DrawSource, InputType
 from ensemble_kit.errors import ExportError, ProviderError
 from ensemble_kit.export.graph import Graph, build_graph, top_k_of
-from ensemble_kit.export.parity import STORED_TYPES, TOLERANCE, largest_difference
-from ensemble_kit.files import GIB, refuse_overwrite, sha256_of, written_aside
+from ensemble_kit.export.parity import TOLERANCE, largest_difference
+from ensemble_kit.files import refuse_overwrite, sha256_of, written_aside
 from ensemble_kit.networks.loading import member_prefix
 from ensemble_kit.networks.storage import SCALE
 from ensemble_kit.serving.metadata import properties_of
@@ -25,13 +26,8 @@ from ensemble_kit.serving.onnx_file import (
     write_onnx,
 )
 from ensemble_kit.serving.triton import refuse_repository, write_repository
-from ensemble_kit.store.provenance import (
-    FileMetadata,
-    FusedMetadata,
-    InputType,
-    OnnxMetadata,
-    Sampling,
-)
+from ensemble_kit.store.dtypes import types_of_weights
+from ensemble_kit.store.provenance import FileMetadata, FusedMetadata, OnnxMetadata
 from ensemble_kit.store.selection_file import SelectionMetadata, read_selection
 from ensemble_kit.store.size_limit import refuse_size
 from ensemble_kit.store.tensor_files import TensorFile, open_tensors
@@ -65,12 +61,12 @@ def export_onnx(
     fused: Path,
     output: Path,
     *,
-    repeats: int = 10,
-    sampling: Sampling = "fixed",
+    repeats: int = REPEATS,
+    sampling: DrawSource = DRAW_SOURCE,
     input_type: InputType | None = None,
     low_memory: bool = False,
     triton: Path | None = None,
-    max_size: int = GIB,
+    max_size: int = MAX_SIZE,
     force: bool = False,
 ) -> ExportedFile:
     """Write a fused file as one ONNX model, and prove it equal before it is kept.
@@ -152,7 +148,7 @@ def _describe(
     fused_sha256: str,
     graph: Graph,
     repeats: int,
-    sampling: Sampling,
+    sampling: DrawSource,
     input_types: dict[str, InputType],
 ) -> OnnxMetadata:
     """Return what a file of one piece is to say of itself."""
@@ -245,7 +241,8 @@ def _check_weights(path: Path, record: OnnxMetadata, output: Path) -> None:
     """Look at the type of every stored weight: a Cast computed too early would double the file."""
     prefixes = tuple(member_prefix(member.name) for member in record.members)
     for tensor in read_tensors(path):
-        wanted = ("FLOAT",) if tensor.name.endswith(SCALE) else STORED_TYPES[record.dtype]
+        is_scale = tensor.name.endswith(SCALE)
+        wanted = [each.onnx for each in types_of_weights("fp32" if is_scale else record.dtype)]
         if tensor.name.startswith(prefixes) and tensor.type_name not in wanted:
             raise ExportError(
                 f"{output}: {tensor.name} is stored as {tensor.type_name}, not "

@@ -21,7 +21,6 @@ from ensemble_kit.networks.storage import SCALE
 from ensemble_kit.serving.onnx_file import Weight
 from ensemble_kit.store.tensor_files import TensorFile
 
-ONNX_TYPES = {"F32": 1, "I8": 3, "F16": 10, "BF16": 16}
 ARRANGED = ".onnx."  # in the name of a recurrent stack's weight that is in ONNX's order
 
 
@@ -34,8 +33,8 @@ class _Source(NamedTuple):
 
     def weight(self, name: str, shape: tuple[int, ...], suffix: str = "") -> Weight:
         """Describe the initialiser, or with a suffix its scales."""
-        dtype = self.file.specs[self.names[0] + suffix].dtype
-        return Weight(name + suffix, ONNX_TYPES[dtype], shape, partial(self._read, suffix))
+        stored = self.file.specs[self.names[0] + suffix].storage_type
+        return Weight(name + suffix, stored.onnx_number, shape, partial(self._read, suffix))
 
     @property
     def scale_shape(self) -> tuple[int, ...] | None:

@@ -20,11 +20,12 @@ from onnxscript import version_converter
 from torch import Tensor
 
 from ensemble_kit.errors import ForeignModelError
-from ensemble_kit.networks.foreign import TORCH_TYPES
+from ensemble_kit.networks.storage import torch_type
 from ensemble_kit.serving.onnx_file import read_tensors
+from ensemble_kit.store.dtypes import BY_ONNX, STORAGE_TYPES
 
 WEIGHT_TYPES = frozenset(
-    {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
+    ir.DataType(each.onnx_number) for each in STORAGE_TYPES if each.is_floating
 )
 ONNX_DOMAINS = frozenset({"", "ai.onnx"})
 RANDOM = frozenset(
@@ -55,7 +56,7 @@ class Foreign(NamedTuple):
     def tensor(self, name: str) -> Tensor:
         """Return a weight's values, a copy in memory."""
         held = self.weights[name]
-        dtype = TORCH_TYPES[held.dtype]
+        dtype = torch_type(BY_ONNX[held.dtype])
         data = np.frombuffer(held.tobytes(), np.uint8).copy()
         return torch.from_numpy(data).view(dtype).reshape(held.shape.numpy())
 

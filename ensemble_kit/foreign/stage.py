@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from os.path import relpath
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ensemble_kit._version import __version__
+from ensemble_kit.choices import ACTIVATION, FRAME_FORM, Activation, FrameForm
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.errors import ForeignModelError
-from ensemble_kit.files import refuse_overwrite, sha256_of
+from ensemble_kit.files import refuse_overwrite
 from ensemble_kit.foreign.checks import check_inputs, prove
 from ensemble_kit.foreign.onnx_source import read_foreign
 from ensemble_kit.networks.foreign import GRAPH, WEIGHTS, ForeignModel
@@ -19,10 +19,8 @@ from ensemble_kit.networks.storage import is_finite
 from ensemble_kit.networks.weights import not_finite
 from ensemble_kit.serving.onnx_file import OPSET
 from ensemble_kit.store.provenance import (
-    Activation,
     FileMetadata,
     ForeignMetadata,
-    FrameForm,
     InputMetadata,
     MappingMetadata,
 )
@@ -56,8 +54,8 @@ def import_onnx(
     num_frames: str | None = None,
     is_frame: str | None = None,
     probabilities: str | None = None,
-    frames: FrameForm = "dequantised",
-    activation: Activation = "none",
+    frames: FrameForm = FRAME_FORM,
+    activation: Activation = ACTIVATION,
     force: bool = False,
 ) -> ForeignFile:
     """Write a model that another framework made as a file that ``load`` opens like any other.
@@ -96,7 +94,7 @@ def import_onnx(
         name=name,
         mapping=MappingMetadata(frames=frames, inputs=mapped, activation=activation),
         data_schema=schema,
-        onnx=FileMetadata(path=relpath(model, output.parent), sha256=sha256_of(model)),
+        onnx=FileMetadata.of(model, output.parent),
     )
     imported = ForeignModel(foreign.graph, record.mapping, schema, name=str(model))
     check_inputs(imported, model)

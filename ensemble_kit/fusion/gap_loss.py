@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_kit.data.dataset import BATCH_SIZE, Batch, Records
+from ensemble_kit.choices import BATCH_SIZE
+from ensemble_kit.data.dataset import Batch, Records
 from ensemble_kit.metrics import MetricsAccumulator
 from ensemble_kit.networks.member import MemberModel
 from ensemble_kit.networks.running import runner
 from ensemble_kit.progress import progress
 
-MAX_GAP_LOSS = 0.001  # what may be lost unless the caller allows more
 BLOCK_BYTES = 2**28  # of records and probabilities that wait while members are loaded in turn
 Rows = NDArray[np.float32]
 

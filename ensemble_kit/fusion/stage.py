@@ -4,27 +4,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from os.path import relpath
 from pathlib import Path
 
 import torch
 
 from ensemble_kit._version import __version__
+from ensemble_kit.choices import DTYPE, MAX_GAP_LOSS, MAX_SIZE, Dtype
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import Schema, check_fits
 from ensemble_kit.errors import FusionError
-from ensemble_kit.files import GIB, refuse_overwrite, sha256_of, written_aside
-from ensemble_kit.fusion.gap_loss import MAX_GAP_LOSS, Forms, Loss, loss_on
+from ensemble_kit.files import refuse_overwrite, sha256_of, written_aside
+from ensemble_kit.fusion.gap_loss import Forms, Loss, loss_on
 from ensemble_kit.fusion.weights import FusedWeights, Member, RoundedTensors
 from ensemble_kit.layers.frame_preparation import prepare_frames
 from ensemble_kit.networks.ensemble import example_frames
 from ensemble_kit.networks.loading import load_fused_member, load_member, member_file_metadata
 from ensemble_kit.networks.products import product_axes
 from ensemble_kit.networks.weights import count_stored
+from ensemble_kit.store.dtypes import BYTES_PER_VALUE
 from ensemble_kit.store.provenance import (
-    BYTES_PER_VALUE,
     CheckpointMetadata,
-    Dtype,
     FileMetadata,
     ForeignMetadata,
     FusedMetadata,
@@ -65,8 +64,8 @@ def fuse(
     selection: Path,
     output: Path,
     *,
-    dtype: Dtype = "bf16",
-    max_size: int = GIB,
+    dtype: Dtype = DTYPE,
+    max_size: int = MAX_SIZE,
     records: Records | None = None,
     max_gap_loss: float = MAX_GAP_LOSS,
     force: bool = False,
@@ -109,9 +108,7 @@ def fuse(
             dtype=dtype,
             members=tuple(member.record for member in members),
             data_schema=schema,
-            selection=FileMetadata(
-                path=relpath(selection, output.parent), sha256=sha256_of(selection)
-            ),
+            selection=FileMetadata.of(selection, output.parent),
             validation=ValidationMetadata(
                 gap=chosen.gap,
                 k=chosen.k,
@@ -173,7 +170,7 @@ def _open_members(
                 coefficient=member.coefficient,
                 recipe=record.recipe if isinstance(record, CheckpointMetadata) else None,
                 mapping=record.mapping if isinstance(record, ForeignMetadata) else None,
-                checkpoint=FileMetadata(path=relpath(path, folder), sha256=digest),
+                checkpoint=FileMetadata.of(path, folder, sha256=digest),
                 num_values=count_stored(file),
             ),
             file,

@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ensemble_kit.choices import Dtype
 from ensemble_kit.errors import FusionError
 from ensemble_kit.networks.loading import member_prefix
 from ensemble_kit.networks.storage import SCALE, Stored, is_finite, relative_error, round_to
 from ensemble_kit.networks.weights import not_finite
-from ensemble_kit.store.provenance import Dtype, MemberMetadata
-from ensemble_kit.store.tensor_files import FLOATING, TensorFile, TensorSpec, spec_of
-
-STORED = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+from ensemble_kit.store.dtypes import BY_NAME, FLOATING
+from ensemble_kit.store.provenance import MemberMetadata
+from ensemble_kit.store.tensor_files import TensorFile, TensorSpec, spec_of
 
 
 class Member(NamedTuple):
@@ -79,7 +79,7 @@ class FusedWeights:
                         self._scales[full + SCALE] = stored.scale
                         self.specs[full + SCALE] = spec_of(stored.scale)
                 else:
-                    self.specs[full] = spec._replace(dtype=STORED[dtype])
+                    self.specs[full] = spec._replace(dtype=BY_NAME[dtype].safetensors)
 
     def produce(self, name: str) -> Tensor:
         """Return a stored tensor."""

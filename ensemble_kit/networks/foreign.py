@@ -23,22 +23,14 @@ from ensemble_kit.layers.frame_preparation import (
     prepare_frames,
     quantise,
 )
+from ensemble_kit.networks.storage import torch_type
 from ensemble_kit.serving.opening import open_session
+from ensemble_kit.store.dtypes import BY_ONNX
 from ensemble_kit.store.provenance import InputMetadata, MappingMetadata
 
 GRAPH = "graph"  # the tensor that holds the serialised graph, in files
 WEIGHTS = "weights."  # what the name of each of its weights follows there
 DOMAIN, OPERATOR, MEMBER = "ensemble_kit", "Imported", "member"  # the operator while tracing
-TORCH_TYPES: Mapping[int, torch.dtype] = {
-    TensorProto.FLOAT: torch.float32,
-    TensorProto.UINT8: torch.uint8,
-    TensorProto.INT32: torch.int32,
-    TensorProto.INT64: torch.int64,
-    TensorProto.BOOL: torch.bool,
-    TensorProto.FLOAT16: torch.float16,
-    TensorProto.DOUBLE: torch.float64,
-    TensorProto.BFLOAT16: torch.bfloat16,
-}
 
 
 class GraphInput(NamedTuple):
@@ -133,7 +125,7 @@ class ForeignModel(nn.Module):
                 f"{DOMAIN}::{OPERATOR}",
                 tuple(feed.values()),
                 {MEMBER: self.name},
-                dtype=TORCH_TYPES[self.graph.graph.output[0].type.tensor_type.elem_type],
+                dtype=torch_type(BY_ONNX[self.graph.graph.output[0].type.tensor_type.elem_type]),
                 shape=(prepared.is_frame.shape[0], self.schema.num_classes),
             )
         else:
@@ -204,14 +196,14 @@ def _sizes_of(value: onnx.ValueInfoProto) -> tuple[int, ...]:
 
 
 def _type_of(value: onnx.ValueInfoProto, model: str) -> torch.dtype:
-    dtype = TORCH_TYPES.get(value.type.tensor_type.elem_type)
-    if dtype is None:
+    stored = BY_ONNX.get(value.type.tensor_type.elem_type)
+    if stored is None:
         type_name = TensorProto.DataType.Name(value.type.tensor_type.elem_type)
         raise ForeignModelError(
             f"{model}: the input {value.name} holds {type_name}, which nothing can be mapped to.",
             hint="Export the model with inputs of float32, uint8 or int64.",
         )
-    return dtype
+    return torch_type(stored)
 
 
 def _of_length(values: Tensor, length: int | None) -> Tensor:
@@ -260,7 +252,7 @@ def _held_elsewhere(value: onnx.ValueInfoProto) -> TensorProto:
         dims=shape,
         data_location=TensorProto.EXTERNAL,
     )
-    size = prod(shape) * TORCH_TYPES[tensor.elem_type].itemsize
+    size = prod(shape) * BY_ONNX[tensor.elem_type].num_bytes
     for key, text in (("location", "_"), ("offset", "0"), ("length", str(size))):
         held.external_data.add(key=key, value=text)
     return held

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ensemble_kit.data.dataset import BATCH_SIZE, Batch, Records
+from ensemble_kit.choices import BATCH_SIZE
+from ensemble_kit.data.dataset import Batch, Records
 from ensemble_kit.errors import ProviderError
 from ensemble_kit.metrics import Metrics, MetricsAccumulator
 

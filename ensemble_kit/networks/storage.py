@@ -4,20 +4,16 @@ fp32, fp16 and bf16 store every floating tensor in that type. int8 stores the ma
 as whole numbers from -127 to 127 times a scale for each output, and all else in bf16.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from types import EllipsisType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ensemble_kit.store.provenance import Dtype
+from ensemble_kit.choices import Dtype
+from ensemble_kit.store.dtypes import BY_NAME, StorageType
 
-TORCH_TYPES: Mapping[str, torch.dtype] = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-}
 SCALE = ".int8_scale"  # what follows a matrix's name in its scales'
 MIN_INT8_VALUES = 4096  # a smaller matrix saves less than its risk is worth
 MAX_INT8_ERROR = 0.02  # normal numbers change by 0.01 of their size; few large ones spoil the rest
@@ -39,6 +35,12 @@ class Stored(NamedTuple):
         return self.values.float() if self.values.is_floating_point() else self.values
 
 
+def torch_type(stored: StorageType) -> torch.dtype:
+    """Return torch's type of stored numbers."""
+    dtype: torch.dtype = getattr(torch, stored.numpy)
+    return dtype
+
+
 def round_to(tensor: Tensor, dtype: Dtype, *, output_axis: int | None = None) -> Stored:
     """Round a tensor to the type it is to be stored in; only floating ones change.
 
@@ -57,7 +59,7 @@ def round_to(tensor: Tensor, dtype: Dtype, *, output_axis: int | None = None) ->
     if not tensor.is_floating_point():
         return Stored(tensor)
     if dtype != "int8":
-        return Stored(tensor.to(TORCH_TYPES[dtype]))
+        return Stored(tensor.to(torch_type(BY_NAME[dtype])))
     if output_axis is not None and tensor.numel() >= MIN_INT8_VALUES:
         stored = _round_to_int8(tensor, output_axis)
         if relative_error(tensor, stored) <= MAX_INT8_ERROR:  # False with NaN or infinity

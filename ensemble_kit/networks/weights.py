@@ -10,7 +10,8 @@ from torch import Tensor
 from ensemble_kit.errors import CheckpointError
 from ensemble_kit.networks.foreign import WEIGHTS, ForeignModel
 from ensemble_kit.networks.storage import SCALE, Stored, is_finite
-from ensemble_kit.store.tensor_files import FLOATING, TensorFile, TensorSpec
+from ensemble_kit.store.dtypes import FLOATING
+from ensemble_kit.store.tensor_files import TensorFile, TensorSpec
 
 
 class Tensors(Protocol):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_kit.choices import Dtype
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import PredictionsError, SelectionError
 from ensemble_kit.files import sha256_of
@@ -15,7 +16,7 @@ from ensemble_kit.predictions.challenge_csv import read_labels_csv
 from ensemble_kit.predictions.file import Predictions, read_predictions
 from ensemble_kit.predictions.rows import Floats
 from ensemble_kit.predictions.videos import aligned, taken
-from ensemble_kit.store.provenance import BYTES_PER_VALUE, Dtype
+from ensemble_kit.store.dtypes import BYTES_PER_VALUE
 
 NOT_THE_SAME = (
     "Predict all candidates on the same records, or take --intersect to leave out videos."

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from ensemble_kit.choices import Mixing
 from ensemble_kit.selection.scoring import Extension, Scorer, Term
 from ensemble_kit.selection.search import ROUNDING
-from ensemble_kit.store.selection_file import Mixing
 
 FACTORS = (1.5, 1.2, 1.08, 1.03)  # what a coefficient is multiplied and divided by, in turn
 MAX_ROUNDS = 8  # passes over all members, for each factor

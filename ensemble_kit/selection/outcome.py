@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from os.path import relpath
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_kit._version import __version__
-from ensemble_kit.files import format_size, sha256_of
+from ensemble_kit.choices import Dtype, Mixing, Strategy
+from ensemble_kit.files import format_size
 from ensemble_kit.predictions.candidates import Candidate, Candidates
 from ensemble_kit.predictions.videos import dataset_sha256
 from ensemble_kit.selection.bootstrap import LEVEL, interval, resampled_gaps
@@ -20,20 +20,19 @@ from ensemble_kit.selection.scoring import Scorer, Term
 from ensemble_kit.selection.search import ROUNDING, Ensemble, Rules
 from ensemble_kit.selection.table import NUM_THREADS
 from ensemble_kit.selection.truncation import gap_bounds, is_decided, truncated
-from ensemble_kit.store.provenance import BYTES_PER_VALUE, Dtype, FileMetadata, ModelMetadata
+from ensemble_kit.store.dtypes import BYTES_PER_VALUE
+from ensemble_kit.store.provenance import FileMetadata, ModelMetadata
 from ensemble_kit.store.selection_file import (
     BootstrapMetadata,
     CandidateMetadata,
     ConfirmMetadata,
     FrontierMetadata,
-    Mixing,
     OptimisedMetadata,
     PartMetadata,
     SearchMetadata,
     SelectedMetadata,
     SelectionMetadata,
     StepMetadata,
-    Strategy,
     TruncationMetadata,
 )
 from ensemble_kit.wording import counted
@@ -295,8 +294,7 @@ class Writer:
 
     def _file(self, path: Path) -> FileMetadata:
         """Return where a file lies from the selection, and its hash."""
-        where = Path(relpath(path, self.folder)).as_posix()
-        return FileMetadata(path=where, sha256=sha256_of(path))
+        return FileMetadata.of(path, self.folder)
 
     def _held_out(self, terms: Sequence[Term]) -> float | None:
         return None if self.judge.held_out is None else self.judge.held_out.gap(terms)
@@ -311,8 +309,7 @@ class Writer:
         if metadata is None or metadata.model is None:
             return None
         path = member.predictions.path.parent / metadata.model.file.path
-        where = Path(relpath(path, self.folder)).as_posix()
-        file = metadata.model.file.model_copy(update={"path": where})
+        file = FileMetadata.of(path, self.folder, sha256=metadata.model.file.sha256)
         return metadata.model.model_copy(update={"file": file})
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import comb, inf, isclose, nan
 
+from ensemble_kit.choices import Criterion, Strategy
 from ensemble_kit.errors import SelectionError, SizeLimitError
 from ensemble_kit.files import format_size
 from ensemble_kit.predictions.candidates import Candidate
 from ensemble_kit.selection.scoring import Extension, Mixture, Scorer, Spread, Term
-from ensemble_kit.store.selection_file import Criterion, Strategy
 
 ROUNDING = 1e-12  # GAPs nearer than this are equal: float64 sums of the same fractions differ less
 MAX_ENSEMBLES = 20_000  # the most that an exhaustive search measures, in some minutes

@@ -8,8 +8,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_kit.choices import (
+    BEAM_WIDTH,
+    CRITERION,
+    DTYPE,
+    MAX_SIZE,
+    MIXING,
+    RESAMPLES,
+    STRATEGY,
+    TOP_K,
+    Criterion,
+    Dtype,
+    Mixing,
+    Strategy,
+)
 from ensemble_kit.errors import SelectionError
-from ensemble_kit.files import GIB, refuse_overwrite
+from ensemble_kit.files import refuse_overwrite
 from ensemble_kit.predictions.candidates import Candidates, read_candidates, refuse_unknown
 from ensemble_kit.selection.judging import ENOUGH_VIDEOS, Judge, held_out
 from ensemble_kit.selection.mixing import optimised, search_weights
@@ -17,15 +31,7 @@ from ensemble_kit.selection.outcome import Outcome, Writer, distinct
 from ensemble_kit.selection.scoring import Term
 from ensemble_kit.selection.search import Rules, Search
 from ensemble_kit.selection.table import NUM_THREADS, read_tables
-from ensemble_kit.store.provenance import Dtype
-from ensemble_kit.store.selection_file import (
-    Criterion,
-    Mixing,
-    SelectionMetadata,
-    Strategy,
-    read_selection,
-    write_selection,
-)
+from ensemble_kit.store.selection_file import SelectionMetadata, read_selection, write_selection
 from ensemble_kit.store.workspace import RUNS
 from ensemble_kit.wording import counted
 
@@ -53,19 +59,19 @@ def select(
     *,
     output: Path | str,
     max_size: int | None = None,
-    dtype: Dtype = "bf16",
-    mixing: Mixing = "uniform",
-    strategy: Strategy = "greedy",
-    criterion: Criterion = "gain",
+    dtype: Dtype = DTYPE,
+    mixing: Mixing = MIXING,
+    strategy: Strategy = STRATEGY,
+    criterion: Criterion = CRITERION,
     max_members: int | None = None,
-    beam_width: int = 2,
+    beam_width: int = BEAM_WIDTH,
     start: Sequence[str] = (),
     exclude: Sequence[str] = (),
     confirm: float | None = None,
-    resamples: int = 200,
+    resamples: int = RESAMPLES,
     seed: int = 0,
     labels_path: Path | str | None = None,
-    top_k: int = 20,
+    top_k: int = TOP_K,
     sizes: Mapping[str, int] | None = None,
     intersect: bool = False,
     force: bool = False,
@@ -145,7 +151,7 @@ def select(
         known,
         strategy=strategy,
         criterion=criterion,
-        limit=GIB if max_size is None else max_size,
+        limit=MAX_SIZE if max_size is None else max_size,
         max_members=max_members,
         beam_width=beam_width,
         start=start,

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_kit.errors import ExportError
+from ensemble_kit.store.dtypes import BY_ONNX
 
 OPSET = 20  # of ONNX's operators that exported files are written in
 MODEL_GRAPH, MODEL_PROPERTY, GRAPH_INITIALIZER = 7, 14, 5
@@ -26,11 +27,6 @@ DIMS, DATA_TYPE, NAME, RAW_DATA, EXTERNAL_DATA, DATA_LOCATION = 1, 2, 8, 9, 13, 
 KEY, VALUE = 1, 2  # of a property, and of an entry of external data
 VARINT, BYTES = 0, 2
 FIXED_SIZES = {1: 8, 5: 4}
-# TensorProto.DataType: its name, and the bytes that a value takes
-DATA_TYPES = {
-    1: ("FLOAT", 4), 2: ("UINT8", 1), 3: ("INT8", 1), 6: ("INT32", 4), 7: ("INT64", 8),
-    9: ("BOOL", 1), 10: ("FLOAT16", 2), 11: ("DOUBLE", 8), 16: ("BFLOAT16", 2),
-}  # fmt: skip
 CONTENT_SHA256 = "ensemble_kit.content_sha256"
 PAGE = 4096  # what a tensor in a file of its own begins at a multiple of, so that it can be mapped
 CHUNK = 2**22
@@ -42,7 +38,7 @@ class Weight(NamedTuple):
 
     Attributes:
         name: Of the initialiser.
-        data_type: A key of ``DATA_TYPES``.
+        data_type: Its type, as ``TensorProto.DataType`` numbers them.
         shape: Its dimensions.
         read: Returns its values as bytes, little-endian.
     """
@@ -55,7 +51,7 @@ class Weight(NamedTuple):
     @property
     def num_bytes(self) -> int:
         """What its values take."""
-        return prod(self.shape) * DATA_TYPES[self.data_type][1]
+        return prod(self.shape) * BY_ONNX[self.data_type].num_bytes
 
 
 class StoredTensor(NamedTuple):
@@ -320,7 +316,8 @@ def _stored(path: Path, file: BinaryIO, place: Place) -> StoredTensor:
             if field == DIMS:
                 shape.append(value)
             elif field == DATA_TYPE:
-                type_name, size = DATA_TYPES.get(value, (f"type {value}", 0))
+                known = BY_ONNX.get(value)
+                type_name, size = (known.onnx, known.num_bytes) if known else (f"type {value}", 0)
         elif field == DIMS:  # one field of all, as other tools write them
             shape += _read_varints(file, value)
         elif field == NAME:

@@ -12,12 +12,12 @@ from ensemble_kit.files import refuse_overwrite, written_aside
 from ensemble_kit.serving.metadata import read_metadata
 from ensemble_kit.serving.onnx_file import needed_files
 from ensemble_kit.serving.signature import Port, inputs_of, outputs_of
+from ensemble_kit.store.dtypes import BY_NUMPY
 from ensemble_kit.store.provenance import OnnxMetadata
 
 MODEL = "model.onnx"  # what Triton looks for in the folder of a version
 VERSION, CONFIG, LABELS = "1", "config.pbtxt", "labels.txt"
 MAX_BATCH_SIZE = 32
-TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32", "int64": "TYPE_INT64"}
 
 
 def refuse_repository(path: Path, folder: Path, *, force: bool) -> None:
@@ -81,7 +81,7 @@ def _entry(kind: str, port: Port) -> str:
     given to the graph as ``(batch,)``.
     """
     sizes = ", ".join(str(-1 if isinstance(size, str) else size) for size in port.shape)
-    fields = [f'name: "{port.name}"', f"data_type: {TYPES[port.value_type]}"]
+    fields = [f'name: "{port.name}"', f"data_type: TYPE_{BY_NUMPY[port.value_type].name.upper()}"]
     fields += [f"dims: [ {sizes} ]"] if port.shape else ["dims: [ 1 ]", "reshape: { shape: [ ] }"]
     if port.name == "probabilities":
         fields.append(f'label_filename: "{LABELS}"')

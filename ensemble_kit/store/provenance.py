@@ -1,38 +1,48 @@
-"""What each file says of itself: the strict records in the metadata of every file of the kit.
+"""What each file of the kit says of itself, as strict classes.
 
-Imports ``errors`` and ``data.schema``. Nothing here reads or writes a file.
+All paths in metadata are relative to the folder of the file that holds it, and are written with
+``/`` on every system, so that a workspace can be moved, and read on another system.
 """
 
+from os.path import relpath
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ensemble_kit.choices import Activation, DrawSource, Dtype, FrameForm, InputType
 from ensemble_kit.data.schema import Schema
+from ensemble_kit.files import sha256_of
 
-Activation = Literal["none", "sigmoid", "softmax"]
-Dtype = Literal["fp32", "fp16", "bf16", "int8"]
-FrameForm = Literal["raw", "dequantised", "normalised"]
 ModelKind = Literal["checkpoint", "foreign", "fused", "onnx"]
-Sampling = Literal["fixed", "random", "input"]
-InputType = Literal["uint8", "float32"]
-# int8: the small rest, which is bf16, is not counted
-BYTES_PER_VALUE: dict[str, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 
-class Record(BaseModel):
-    """A record read strictly: unknown keys and wrong types are refused."""
+class Metadata(BaseModel):
+    """Metadata read strictly: unknown keys and wrong types are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class FileMetadata(Record):
-    """A file and what it held: ``path`` is relative to the folder of the file that names it."""
+class FileMetadata(Metadata):
+    """A file and the SHA-256 of its bytes."""
 
     path: str
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
+    @classmethod
+    def of(cls, path: Path, folder: Path, *, sha256: str | None = None) -> "FileMetadata":
+        """Describe a file for the metadata of one in ``folder``.
 
-class RecipeMetadata(Record):
+        Args:
+            path: The file.
+            folder: The folder of the file that will name it.
+            sha256: The file's hash where it is known already; None reads the file.
+        """
+        where = Path(relpath(path, folder)).as_posix()
+        return cls(path=where, sha256=sha256 or sha256_of(path))
+
+
+class RecipeMetadata(Metadata):
     """A recipe as it was run: its name, its text and the ``--set`` values over it."""
 
     name: str
@@ -40,7 +50,7 @@ class RecipeMetadata(Record):
     overrides: tuple[str, ...] = ()
 
 
-class CheckpointMetadata(Record):
+class CheckpointMetadata(Metadata):
     """The metadata of a checkpoint, averaged or not.
 
     Attributes:
@@ -74,14 +84,14 @@ class CheckpointMetadata(Record):
     validation_gap: float | None = None
 
 
-class MeasuredMetadata(Record):
+class MeasuredMetadata(Metadata):
     """A step that a checkpoint was written at; its GAP@20 is None without validation records."""
 
     step: int
     gap: float | None
 
 
-class TrainingStateMetadata(Record):
+class TrainingStateMetadata(Metadata):
     """The metadata of a run's state, from which training goes on.
 
     Attributes:
@@ -106,7 +116,7 @@ class TrainingStateMetadata(Record):
     measured: tuple[MeasuredMetadata, ...]
 
 
-class InputMetadata(Record):
+class InputMetadata(Metadata):
     """What an input of an imported graph is given.
 
     Attributes:
@@ -120,7 +130,7 @@ class InputMetadata(Record):
     modalities: tuple[str, ...] = ()
 
 
-class MappingMetadata(Record):
+class MappingMetadata(Metadata):
     """How a graph that another framework made is given frames, and what its output is.
 
     Attributes:
@@ -135,7 +145,7 @@ class MappingMetadata(Record):
     activation: Activation
 
 
-class ForeignMetadata(Record):
+class ForeignMetadata(Metadata):
     """The metadata of a model that another framework made.
 
     Attributes:
@@ -151,7 +161,7 @@ class ForeignMetadata(Record):
     onnx: FileMetadata
 
 
-class ModelMetadata(Record):
+class ModelMetadata(Metadata):
     """The model that made some predictions.
 
     Attributes:
@@ -167,7 +177,7 @@ class ModelMetadata(Record):
     repeats: int
 
 
-class PredictionsMetadata(Record):
+class PredictionsMetadata(Metadata):
     """The metadata of a predictions file.
 
     Attributes:
@@ -187,7 +197,7 @@ class PredictionsMetadata(Record):
     top_k: int | None = None
 
 
-class MemberMetadata(Record):
+class MemberMetadata(Metadata):
     """One member of a fused graph.
 
     Attributes:
@@ -204,7 +214,7 @@ class MemberMetadata(Record):
     num_values: int
 
 
-class ValidationMetadata(Record):
+class ValidationMetadata(Metadata):
     """The GAP that a selection measured for the members of a fused file.
 
     Attributes:
@@ -222,7 +232,7 @@ class ValidationMetadata(Record):
     repeats: int
 
 
-class FusedMetadata(Record):
+class FusedMetadata(Metadata):
     """The metadata of a fused file.
 
     Attributes:
@@ -244,7 +254,7 @@ class FusedMetadata(Record):
     top_k: int
 
 
-class OnnxMetadata(Record):
+class OnnxMetadata(Metadata):
     """The metadata of an ONNX file, one property a field.
 
     Attributes:
@@ -269,7 +279,7 @@ class OnnxMetadata(Record):
     data_schema: Schema
     label_names: tuple[str, ...]
     input_types: dict[str, InputType]
-    sampling: Sampling
+    sampling: DrawSource
     repeats: int
     repeats_are_free: bool
     draws: dict[str, int]

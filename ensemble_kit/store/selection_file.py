@@ -5,17 +5,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
+from ensemble_kit.choices import Criterion, Dtype, Mixing, Strategy
 from ensemble_kit.errors import SelectionError
 from ensemble_kit.files import written_aside
-from ensemble_kit.store.provenance import Dtype, FileMetadata, ModelMetadata, Record
+from ensemble_kit.store.provenance import FileMetadata, Metadata, ModelMetadata
 
-Mixing = Literal["uniform", "gap", "optimised"]
-Strategy = Literal["greedy", "replacement", "beam", "exhaustive"]
-Criterion = Literal["gain", "gain-per-byte"]
 Interval = tuple[float, float]
 
 
-class SelectedMetadata(Record):
+class SelectedMetadata(Metadata):
     """One member of a selection.
 
     Attributes:
@@ -37,7 +35,7 @@ class SelectedMetadata(Record):
     model: ModelMetadata | None
 
 
-class StepMetadata(Record):
+class StepMetadata(Metadata):
     """One addition, and what all members so far have then.
 
     Attributes:
@@ -63,7 +61,7 @@ class StepMetadata(Record):
     is_distinguishable: bool | None
 
 
-class FrontierMetadata(Record):
+class FrontierMetadata(Metadata):
     """An ensemble that no other one measured beats with as few bytes.
 
     Attributes:
@@ -79,7 +77,7 @@ class FrontierMetadata(Record):
     bytes: int
 
 
-class CandidateMetadata(Record):
+class CandidateMetadata(Metadata):
     """What selection could choose from, best first.
 
     Attributes:
@@ -106,7 +104,7 @@ class CandidateMetadata(Record):
     top_k: int | None
 
 
-class PartMetadata(Record):
+class PartMetadata(Metadata):
     """Some of the videos, and what the members score there.
 
     Attributes:
@@ -121,7 +119,7 @@ class PartMetadata(Record):
     interval: Interval | None
 
 
-class ConfirmMetadata(Record):
+class ConfirmMetadata(Metadata):
     """How the videos were split in those to choose by and those held out.
 
     Attributes:
@@ -135,7 +133,7 @@ class ConfirmMetadata(Record):
     held_out: PartMetadata
 
 
-class SearchMetadata(Record):
+class SearchMetadata(Metadata):
     """How members were looked for.
 
     Attributes:
@@ -161,7 +159,7 @@ class SearchMetadata(Record):
     greedy_gap: float | None
 
 
-class OptimisedMetadata(Record):
+class OptimisedMetadata(Metadata):
     """What optimising the mixing coefficients brought over the uniform mean of the same members.
 
     Attributes:
@@ -177,7 +175,7 @@ class OptimisedMetadata(Record):
     confirmed_gap: float | None
 
 
-class BootstrapMetadata(Record):
+class BootstrapMetadata(Metadata):
     """How intervals were made: videos drawn with replacement.
 
     Attributes:
@@ -191,7 +189,7 @@ class BootstrapMetadata(Record):
     seed: int
 
 
-class TruncationMetadata(Record):
+class TruncationMetadata(Metadata):
     """What classes that some predictions left out could change.
 
     Attributes:
@@ -207,7 +205,7 @@ class TruncationMetadata(Record):
     is_decided: bool | None
 
 
-class SelectionMetadata(Record):
+class SelectionMetadata(Metadata):
     """A selection: what ``selection.json`` holds.
 
     Attributes:

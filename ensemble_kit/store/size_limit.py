@@ -1,8 +1,8 @@
 """The size gate, which names what would fit. Imports ``errors``, ``files`` and ``selections``."""
 
+from ensemble_kit.choices import Dtype
 from ensemble_kit.errors import SizeLimitError
 from ensemble_kit.files import format_size
-from ensemble_kit.store.provenance import Dtype
 from ensemble_kit.store.selection_file import FrontierMetadata, SelectionMetadata
 
 

@@ -21,7 +21,8 @@ from safetensors import SafetensorError, safe_open
 
 from ensemble_kit.errors import CheckpointError
 from ensemble_kit.files import written_aside
-from ensemble_kit.store.provenance import Record
+from ensemble_kit.store.dtypes import BY_NUMPY, BY_SAFETENSORS, StorageType
+from ensemble_kit.store.provenance import Metadata
 from ensemble_kit.store.row_files import RowFile
 
 if TYPE_CHECKING:
@@ -34,13 +35,8 @@ if TYPE_CHECKING:
     Array: TypeAlias = np.ndarray[Any, Any] | torch.Tensor
 
 METADATA_KEY = "ensemble_kit"
-ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1,
-              "BOOL": 1}  # fmt: skip
-NUMPY_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64",
-                "int32": "I32", "int8": "I8", "uint8": "U8", "bool": "BOOL"}  # fmt: skip
-FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 STATISTICS = ("running_mean", "running_variance")  # how names of batch norm's end; no parameters
-R = TypeVar("R", bound=Record)
+M = TypeVar("M", bound=Metadata)
 
 
 class TensorSpec(NamedTuple):
@@ -50,9 +46,19 @@ class TensorSpec(NamedTuple):
     shape: tuple[int, ...]
 
     @property
+    def storage_type(self) -> StorageType:
+        """The type of its numbers, with all of its names."""
+        return BY_SAFETENSORS[self.dtype]
+
+    @property
     def num_values(self) -> int:
         """How many numbers the tensor holds."""
         return prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes that the tensor takes."""
+        return self.num_values * self.storage_type.num_bytes
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ class TensorFile:
         """What kind of file it says it is: ``checkpoint``, ``predictions`` or ``fused``."""
         return str(self.metadata.get("kind"))
 
-    def metadata_as(self, metadata_type: type[R]) -> R:
+    def metadata_as(self, metadata_type: type[M]) -> M:
         """Return the metadata as a strict record.
 
         Raises:
@@ -108,7 +114,7 @@ class TensorFile:
         with self.path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             start, _ = json.loads(file.read(length))[name]["data_offsets"]
-        dtype = next(key for key, value in NUMPY_DTYPES.items() if value == self.specs[name].dtype)
+        dtype = self.specs[name].storage_type.numpy
         num_rows, num_columns = self.specs[name].shape
         return RowFile(self.path, 8 + length + start, dtype, (num_rows, num_columns))
 
@@ -199,10 +205,10 @@ def write_tensors(
     path: Path,
     specs: Mapping[str, TensorSpec],
     produce: "Callable[[str], Array | Iterator[Array]]",
-    record: Record,
+    metadata: Metadata,
     *,
     force: bool,
-    final_record: "Callable[[], Record] | None" = None,
+    final_metadata: "Callable[[], Metadata] | None" = None,
 ) -> None:
     """Write a tensor file, one tensor or block at a time, so that only one need be in memory.
 
@@ -211,30 +217,30 @@ def write_tensors(
         specs: The type and shape of every tensor.
         produce: Returns the tensor of a name, whole or as an iterator of its blocks; called once a
             name, in the order of the file.
-        record: What the file says of itself.
+        metadata: What the file says of itself.
         force: Whether an existing file may be replaced.
-        final_record: Called when all tensors are written, and put in place of ``record``, whose
+        final_metadata: Called when all tensors are written, and put in place of ``metadata``, whose
             length it has in JSON: for hashes that are computed meanwhile.
 
     Raises:
         OutputError: ``path`` exists and ``force`` is False, or the disk refuses the file.
     """
     with written_aside(path, force=force) as aside:
-        stream_tensors(aside, specs, produce, record, final_record=final_record)
+        stream_tensors(aside, specs, produce, metadata, final_metadata=final_metadata)
 
 
 def stream_tensors(
     aside: Path,
     specs: Mapping[str, TensorSpec],
     produce: "Callable[[str], Array | Iterator[Array]]",
-    record: Record,
+    metadata: Metadata,
     *,
-    final_record: "Callable[[], Record] | None" = None,
+    final_metadata: "Callable[[], Metadata] | None" = None,
 ) -> None:
     """Write a tensor file into one that ``written_aside`` has made; see ``write_tensors``."""
     # wide types first, so that every tensor is aligned
-    ordered = sorted(specs.items(), key=lambda item: (-ITEM_SIZES[item[1].dtype], item[0]))
-    header = _header(ordered, record)
+    ordered = sorted(specs.items(), key=lambda item: (-item[1].storage_type.num_bytes, item[0]))
+    header = _header(ordered, metadata)
     with aside.open("wb") as file:
         file.write(header)
         for name, spec in ordered:
@@ -242,19 +248,21 @@ def stream_tensors(
             written = 0
             for block in produced if isinstance(produced, Iterator) else (produced,):
                 written += file.write(_as_bytes(block))  # type: ignore[arg-type]
-            assert written == spec.num_values * ITEM_SIZES[spec.dtype], name
-        if final_record is not None:
-            final = _header(ordered, final_record())
+            assert written == spec.num_bytes, name
+        if final_metadata is not None:
+            final = _header(ordered, final_metadata())
             assert len(final) == len(header)
             file.seek(0)
             file.write(final)
 
 
-def _header(ordered: Sequence[tuple[str, TensorSpec]], record: Record) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {METADATA_KEY: record.model_dump_json(by_alias=True)}}
+def _header(ordered: Sequence[tuple[str, TensorSpec]], metadata: Metadata) -> bytes:
+    header: dict[str, Any] = {
+        "__metadata__": {METADATA_KEY: metadata.model_dump_json(by_alias=True)}
+    }
     offset = 0
     for name, spec in ordered:
-        end = offset + spec.num_values * ITEM_SIZES[spec.dtype]
+        end = offset + spec.num_bytes
         header[name] = {"dtype": spec.dtype, "shape": spec.shape, "data_offsets": (offset, end)}
         offset = end
     encoded = json.dumps(header).encode()
@@ -264,22 +272,20 @@ def _header(ordered: Sequence[tuple[str, TensorSpec]], record: Record) -> bytes:
 
 def spec_of(tensor: "np.ndarray[Any, Any] | torch.Tensor") -> TensorSpec:
     """Return the type and shape that a tensor has on disk."""
-    if isinstance(tensor, np.ndarray):
-        return TensorSpec(NUMPY_DTYPES[tensor.dtype.name], tensor.shape)
     name = str(tensor.dtype).removeprefix("torch.")
-    return TensorSpec("BF16" if name == "bfloat16" else NUMPY_DTYPES[name], tuple(tensor.shape))
+    return TensorSpec(BY_NUMPY[name].safetensors, tuple(tensor.shape))
 
 
 def save_tensors(
     path: Path,
     tensors: "Mapping[str, np.ndarray[Any, Any] | torch.Tensor]",
-    record: Record,
+    metadata: Metadata,
     *,
     force: bool,
 ) -> None:
     """Write tensors that are all in memory; see ``write_tensors``."""
     specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
-    write_tensors(path, specs, tensors.__getitem__, record, force=force)
+    write_tensors(path, specs, tensors.__getitem__, metadata, force=force)
 
 
 def _as_bytes(tensor: "np.ndarray[Any, Any] | torch.Tensor") -> np.ndarray[Any, Any]:

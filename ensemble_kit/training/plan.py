@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
+from ensemble_kit.choices import DEVICE, PRECISION, TEACHER_SHARE, Precision
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import check_fits
 from ensemble_kit.errors import OutputError, TrainingError
@@ -17,8 +17,6 @@ from ensemble_kit.store.run_log import require_tensorboard
 from ensemble_kit.store.tensor_files import open_tensors
 from ensemble_kit.store.workspace import RunFolder, check_run_name
 from ensemble_kit.training.teacher import Teacher
-
-Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -76,16 +74,16 @@ class RunPlan:
     folder: Path
     seed: int = 0
     workers: int = 0
-    device: str = "cpu"
+    device: str = DEVICE
     tensorboard: bool = False
     ema: float | None = None
     patience: int | None = None
     keep: int | None = None
-    precision: Precision = "fp32"
+    precision: Precision = PRECISION
     compiled: bool = False
     accumulate: int = 1
     teacher: Path | None = None
-    teacher_share: float = 0.5
+    teacher_share: float = TEACHER_SHARE
 
     @property
     def run(self) -> RunFolder:

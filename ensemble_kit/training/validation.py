@@ -2,7 +2,8 @@
 
 import torch
 
-from ensemble_kit.data.dataset import BATCH_SIZE, Records
+from ensemble_kit.choices import BATCH_SIZE
+from ensemble_kit.data.dataset import Records
 from ensemble_kit.metrics import Metrics, MetricsAccumulator
 from ensemble_kit.networks.running import measure, runner
 from ensemble_kit.networks.sub_model import SubModel

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
 from ensemble_kit.errors import CheckpointError, OutputError
-from ensemble_kit.store.provenance import CheckpointMetadata, FusedMetadata, Record
+from ensemble_kit.store.provenance import CheckpointMetadata, FusedMetadata, Metadata
 from ensemble_kit.store.tensor_files import (
     TensorSpec,
     open_tensors,
@@ -36,7 +36,7 @@ TORCH_TYPES = [
 NAMES = ("a", "b", "ü", '"')
 
 
-class Note(Record):
+class Note(Metadata):
     """The smallest record."""
 
     kind: str = "note"
@@ -367,7 +367,7 @@ def test_the_record_may_be_completed_when_all_is_written(path):
 
     specs = {name: TensorSpec("I64", (3,)) for name in ("a", "b")}
     write_tensors(
-        path, specs, produce, Note(count=0, words=("xxx", "xxx")), force=False, final_record=final
+        path, specs, produce, Note(count=0, words=("xxx", "xxx")), force=False, final_metadata=final
     )
 
     with open_tensors(path) as file:

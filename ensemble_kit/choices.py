@@ -1,0 +1,50 @@
+"""What options may be and what they are unless something else is asked for.
+
+The library's functions and the command line share these, so that neither repeats the other. The
+module imports nothing heavy: ``--help`` reads it.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal, TypeAlias
+
+Activation: TypeAlias = Literal["none", "sigmoid", "softmax"]
+BatchNormRule: TypeAlias = Literal["recalibrate", "average", "last"]
+Criterion: TypeAlias = Literal["gain", "gain-per-byte"]
+Device: TypeAlias = Literal["cpu", "cuda"]
+DrawSource: TypeAlias = Literal["fixed", "random", "input"]
+Dtype: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
+FrameForm: TypeAlias = Literal["raw", "dequantised", "normalised"]
+InputType: TypeAlias = Literal["uint8", "float32"]
+Level: TypeAlias = Literal["frame", "video"]
+Method: TypeAlias = Literal["uniform", "greedy", "ema"]
+Mixing: TypeAlias = Literal["uniform", "gap", "optimised"]
+Precision: TypeAlias = Literal["fp32", "bf16"]
+Strategy: TypeAlias = Literal["greedy", "replacement", "beam", "exhaustive"]
+
+ACTIVATION: Activation = "none"
+BATCH_NORM_RULE: BatchNormRule = "recalibrate"
+CRITERION: Criterion = "gain"
+DEVICE: Device = "cpu"
+DRAW_SOURCE: DrawSource = "fixed"
+DTYPE: Dtype = "bf16"
+FRAME_FORM: FrameForm = "dequantised"
+LEVEL: Level = "frame"
+METHOD: Method = "uniform"
+MIXING: Mixing = "uniform"
+PRECISION: Precision = "fp32"
+STRATEGY: Strategy = "greedy"
+
+BATCH_SIZE = 128  # videos at a time where a model only runs; it changes no result
+BEAM_WIDTH = 2  # ensembles that a beam search follows, as the 2017 runner-up did
+MAX_GAP_LOSS = 0.001
+MAX_SIZE = 2**30  # bytes: 1 GiB, the limit of the second YouTube-8M challenge
+REPEATS = 10  # random frame samples that an exported file averages
+RESAMPLES = 200  # bootstrap samples behind an interval
+SYNTHETIC_CLASSES = 50
+SYNTHETIC_FRAMES = (20, 60)  # the fewest and the most of a video
+SYNTHETIC_LABEL_SKEW = 1.0
+SYNTHETIC_SHARDS = 4
+SYNTHETIC_WIDTHS: Mapping[str, int] = MappingProxyType({"rgb": 64, "audio": 16})
+TEACHER_SHARE = 0.5
+TOP_K = 20  # classes of a video that GAP@k looks at, as both challenges did

@@ -1,0 +1,67 @@
+"""The types that tensors are stored in, each under every name that it goes by.
+
+The one table of them: safetensors, NumPy, torch and ONNX each have their own names, and a name that
+is looked up in two tables is sooner or later missing in one. Torch's types are not here, because
+nothing in this folder imports torch; torch calls each type by ``StorageType.numpy``.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple, get_args
+
+from ensemble_kit.choices import Dtype
+
+
+class StorageType(NamedTuple):
+    """A type of stored numbers.
+
+    Attributes:
+        name: What the kit calls it; ``--dtype`` takes some of them.
+        safetensors: Its name in the header of a safetensors file.
+        numpy: Its name in NumPy and in torch; NumPy itself has no ``bfloat16``.
+        onnx: Its name in ONNX's ``TensorProto.DataType``.
+        onnx_number: Its number there.
+        num_bytes: The bytes that one number takes.
+    """
+
+    name: str
+    safetensors: str
+    numpy: str
+    onnx: str
+    onnx_number: int
+    num_bytes: int
+
+    @property
+    def is_floating(self) -> bool:
+        """Whether its numbers are floating point."""
+        return "float" in self.numpy
+
+
+STORAGE_TYPES = (
+    StorageType("fp64", "F64", "float64", "DOUBLE", 11, 8),
+    StorageType("fp32", "F32", "float32", "FLOAT", 1, 4),
+    StorageType("fp16", "F16", "float16", "FLOAT16", 10, 2),
+    StorageType("bf16", "BF16", "bfloat16", "BFLOAT16", 16, 2),
+    StorageType("int64", "I64", "int64", "INT64", 7, 8),
+    StorageType("int32", "I32", "int32", "INT32", 6, 4),
+    StorageType("int8", "I8", "int8", "INT8", 3, 1),
+    StorageType("uint8", "U8", "uint8", "UINT8", 2, 1),
+    StorageType("bool", "BOOL", "bool", "BOOL", 9, 1),
+)
+BY_NAME: Mapping[str, StorageType] = MappingProxyType({t.name: t for t in STORAGE_TYPES})
+BY_SAFETENSORS: Mapping[str, StorageType] = MappingProxyType(
+    {t.safetensors: t for t in STORAGE_TYPES}
+)
+BY_NUMPY: Mapping[str, StorageType] = MappingProxyType({t.numpy: t for t in STORAGE_TYPES})
+BY_ONNX: Mapping[int, StorageType] = MappingProxyType({t.onnx_number: t for t in STORAGE_TYPES})
+FLOATING = frozenset(t.safetensors for t in STORAGE_TYPES if t.is_floating)
+# What one number takes in each precision; the rest of int8, which is bf16, is small and not counted
+BYTES_PER_VALUE: Mapping[Dtype, int] = MappingProxyType(
+    {dtype: BY_NAME[dtype].num_bytes for dtype in get_args(Dtype)}
+)
+
+
+def types_of_weights(dtype: Dtype) -> tuple[StorageType, ...]:
+    """Return the types that weights of a precision are stored in; int8 keeps small ones in bf16."""
+    names = ("int8", "bf16") if dtype == "int8" else (dtype,)
+    return tuple(BY_NAME[name] for name in names)
