@@ -166,7 +166,7 @@ def test_an_onnx_file_of_another_tool_is_refused(tmp_path):
         verify(tmp_path / "other.onnx")
 
     assert str(caught.value) == (
-        f"{tmp_path / 'other.onnx'} carries no record of ensemble-kit.\n"
+        f"{tmp_path / 'other.onnx'} has no metadata of ensemble-kit.\n"
         "Name a file that `ensemble-kit export-onnx` wrote."
     )
 
@@ -174,9 +174,9 @@ def test_an_onnx_file_of_another_tool_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("repeats", '"three"', "repeats: Input should be a valid integer"),
-        ("sampling", "never", "sampling: Input should be 'fixed', 'random' or 'input'"),
-        ("members", "[", "a property: Invalid JSON: "),
+        ("repeats", '"three"', "repeats is 'three': Input should be a valid integer"),
+        ("sampling", "never", "sampling is 'never': Input should be 'fixed', 'random' or 'input'"),
+        ("members", "[", "Invalid JSON: "),
     ],
 )
 def test_damaged_metadata_is_named(key, value, message, onnx_file):
@@ -188,7 +188,7 @@ def test_damaged_metadata_is_named(key, value, message, onnx_file):
     with pytest.raises(ExportError) as caught:
         verify(onnx_file)
 
-    assert str(caught.value).startswith(f"{onnx_file}: its metadata is damaged at {message}")
+    assert str(caught.value).startswith(f"{onnx_file}: its metadata is damaged: {message}")
     assert str(caught.value).endswith(".\nExport the file again with this version of ensemble-kit.")
 
 

@@ -4,25 +4,82 @@ Imports ``errors`` and ``files`` only (and pydantic, which keeps every field str
 """
 
 import csv
-import difflib
 import hashlib
 import io
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ensemble_kit.choices import InputType, Level
 from ensemble_kit.errors import PredictionsError, RecordError
 from ensemble_kit.files import written_aside
+from ensemble_kit.validation import complaints
+from ensemble_kit.wording import counted
 
 MAX_FRAMES = 300  # what the starter code of YouTube-8M reads of a video
 MODALITY_NAME = r"^[a-z][a-z0-9_]*$"
+DIFFERENCE_HINTS: Mapping[str, str] = MappingProxyType(
+    {
+        "modalities": "Use records with the same modalities, widths and value types.",
+        "classes": "Use records of the same vocabulary, or give their schema with --schema.",
+        "label names": "Use records of the same vocabulary, or their own --label-names.",
+    }
+)
 # A modality's name is the name of a graph input, beside these of the graph's own.
 GRAPH_NAMES = frozenset({"num_frames", "probabilities", "labels", "confidences"})
+
+
+class Difference(NamedTuple):
+    """What two sets of classes, or two schemas, do not share.
+
+    Attributes:
+        what: ``modalities``, ``classes`` or ``label names``.
+        ours: What is said of the first: ``has 4 classes``.
+        theirs: What is said of the others: ``have 3``.
+    """
+
+    what: Literal["modalities", "classes", "label names"]
+    ours: str
+    theirs: str
+
+    def between(self, one: str, others: str) -> str:
+        """Say it in a sentence.
+
+        Args:
+            one: The first, a noun in the singular.
+            others: A noun in the plural.
+        """
+        return f"{one} {self.ours}, but {others} {self.theirs}."
+
+
+class Vocabulary(NamedTuple):
+    """The classes of records, of a model or of predictions.
+
+    Attributes:
+        num_classes: C.
+        label_names: Their names, C of them; None where they are not known.
+    """
+
+    num_classes: int
+    label_names: tuple[str, ...] | None = None
+
+    def difference(self, other: "Vocabulary") -> Difference | None:
+        """Return how another one differs; names that one of the two does not know do not."""
+        if self.num_classes != other.num_classes:
+            ours = f"has {counted(self.num_classes, 'class', 'classes')}"
+            return Difference("classes", ours, f"have {other.num_classes:,}")
+        pairs = zip(self.label_names or (), other.label_names or (), strict=False)
+        for index, (ours, theirs) in enumerate(pairs):
+            if ours != theirs:
+                return Difference(
+                    "label names", f"calls class {index} {ours!r}", f"call it {theirs!r}"
+                )
+        return None
 
 
 class Modality(BaseModel):
@@ -98,6 +155,28 @@ class Schema(BaseModel):
         """The SHA-256 of the class names in order: two sets of records with it share labels."""
         return vocabulary_sha256(self.names)
 
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The classes."""
+        return Vocabulary(self.num_classes, self.label_names)
+
+    def differences(self, other: "Schema") -> list[Difference]:
+        """Return how another schema differs in what a model sees: modalities first, then classes.
+
+        Label names that one of the two does not have are no difference.
+        """
+        found = []
+        if self.interface != other.interface:
+            ours, theirs = f"has {self._modalities}", f"have {other._modalities}"
+            found.append(Difference("modalities", ours, theirs))
+        if (difference := self.vocabulary.difference(other.vocabulary)) is not None:
+            found.append(difference)
+        return found
+
+    @property
+    def _modalities(self) -> str:
+        return ", ".join(f"{m.name} ({m.width} {m.value_type})" for m in self.modalities)
+
     def with_label_names(self, path: Path) -> "Schema":
         """Return a copy that carries the names read from a CSV file of classes."""
         return Schema.model_validate(
@@ -131,7 +210,8 @@ def read_schema(path: Path) -> Schema:
     try:
         schema = Schema.model_validate(values)
     except ValidationError as error:
-        raise _mendable(error, path) from error
+        first = complaints(error, Schema, owner="a schema")[0]
+        raise RecordError(f"{path}: {first.problem}.", hint=first.hint) from error
     if isinstance(names_file, str):
         return schema.with_label_names(path.parent / names_file)
     return schema
@@ -217,56 +297,13 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _mendable(error: ValidationError, path: Path) -> RecordError:
-    """Say one thing that is wrong with a schema, in words of its file.
-
-    An unknown key comes before a missing one: it may be the missing one, misspelt.
-    """
-    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
-    place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"])[1:]
-    if first["type"] == "extra_forbidden":
-        known = Modality.model_fields if len(first["loc"]) > 1 else Schema.model_fields
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        hint = f"Write {near[0]}." if near else f"Use the keys {', '.join(known)}."
-        return RecordError(f"{path}: {place} is not a key of a schema.", hint=hint)
-    if first["type"] == "missing":
-        return RecordError(f"{path}: {place} is missing.", hint=f"Add {place}.")
-    fault = first["msg"].removeprefix("Value error, ")
-    if place:
-        fault = f"{place} is {first['input']!r}: {fault}"
-    return RecordError(f"{path}: {fault}.", hint="Correct the file.")
-
-
 def check_fits(model: Schema, records: Schema, *, path: Path) -> None:
     """Raise unless records have the modalities and the vocabulary that a model was made for.
 
     Raises:
         PredictionsError: They differ.
     """
-    if model.interface != records.interface:
+    for difference in model.differences(records):
         raise PredictionsError(
-            f"{path} has {_describe(model)}, but these records have {_describe(records)}.",
-            hint="Use records with the same modalities, widths and value types.",
+            difference.between(str(path), "these records"), hint=DIFFERENCE_HINTS[difference.what]
         )
-    if model.num_classes != records.num_classes:
-        raise PredictionsError(
-            f"{path} has {model.num_classes} classes, but these records have "
-            f"{records.num_classes}.",
-            hint="Use records of the same vocabulary, or give their schema with --schema.",
-        )
-    if None not in (model.label_names, records.label_names) and (
-        model.vocabulary_sha256 != records.vocabulary_sha256
-    ):
-        index = next(
-            i for i, pair in enumerate(zip(model.names, records.names, strict=True))
-            if pair[0] != pair[1]
-        )  # fmt: skip
-        raise PredictionsError(
-            f"{path} calls class {index} {model.names[index]!r}, but these records call it "
-            f"{records.names[index]!r}.",
-            hint="Use records of the same vocabulary, or their own --label-names.",
-        )
-
-
-def _describe(schema: Schema) -> str:
-    return ", ".join(f"{m.name} ({m.width} {m.value_type})" for m in schema.modalities)

@@ -182,15 +182,12 @@ def _common_schema(members: list[Member]) -> Schema:
     first = member_file_metadata(members[0].file).data_schema
     for member in members[1:]:
         schema = member_file_metadata(member.file).data_schema
-        for what, same in (
-            ("modalities", schema.interface == first.interface),
-            ("label names", schema.vocabulary_sha256 == first.vocabulary_sha256),
-        ):
-            if not same:
-                raise FusionError(
-                    f"{member.file.path} has other {what} than {members[0].file.path}.",
-                    hint="Fuse members that were trained on records of one schema.",
-                )
+        for difference in schema.differences(first):
+            others = f"members before it, such as {members[0].file.path},"
+            raise FusionError(
+                difference.between(str(member.file.path), others),
+                hint="Fuse members that were trained on records of one schema.",
+            )
     return first
 
 

@@ -230,18 +230,14 @@ def _refuse_classes(opened: Sequence[Predictions]) -> int | None:
                 f"{certain[0].path} has {num_classes} classes.",
                 hint=hint,
             )
-        if predictions.knows_classes and predictions.num_classes != num_classes:
-            raise SelectionError(
-                f"{predictions.path} has {predictions.num_classes} classes; {certain[0].path} has "
-                f"{num_classes}.",
-                hint=hint,
-            )
-    named = [predictions for predictions in opened if predictions.label_names is not None]
-    for predictions in named:
-        if predictions.label_names != named[0].label_names:
-            raise SelectionError(
-                f"{predictions.path} has other label names than {named[0].path}.", hint=hint
-            )
+    # one with names, where there is one: the others are compared with it
+    named = [predictions for predictions in certain if predictions.label_names is not None]
+    for predictions in certain:
+        first = (named or certain)[0]
+        difference = predictions.vocabulary.difference(first.vocabulary)
+        if difference is not None:
+            others = f"other candidates, such as {first.path},"
+            raise SelectionError(difference.between(str(predictions.path), others), hint=hint)
     return certain[0].num_classes if certain else None
 
 

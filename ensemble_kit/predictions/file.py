@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ensemble_kit._version import __version__
 from ensemble_kit.data.labels import LabelLists
-from ensemble_kit.data.schema import vocabulary_sha256
+from ensemble_kit.data.schema import Vocabulary, vocabulary_sha256
 from ensemble_kit.errors import CheckpointError, PredictionsError
 from ensemble_kit.files import refuse_overwrite, written_aside
 from ensemble_kit.metrics import top_classes
@@ -77,6 +77,11 @@ class Predictions:
     label_names: tuple[str, ...] | None = None
     labels: LabelLists | None = None
     metadata: PredictionsMetadata | None = None
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The classes."""
+        return Vocabulary(self.num_classes, self.label_names)
 
     @property
     def is_sparse(self) -> bool:

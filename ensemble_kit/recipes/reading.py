@@ -4,16 +4,15 @@ A recipe names a part at each place of the wiring and gives its arguments, the t
 and the source of every number. Imports ``errors``, ``provenance`` and ``recipe_tables``.
 """
 
-import difflib
 import json
 import tomllib
 from collections.abc import Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
-from pydantic import BaseModel, PrivateAttr, ValidationError
+from pydantic import PrivateAttr, ValidationError
 
 from ensemble_kit.errors import RecipeError
 from ensemble_kit.recipes.tables import (
@@ -30,6 +29,7 @@ from ensemble_kit.recipes.tables import (
     TrainingTable,
 )
 from ensemble_kit.store.provenance import RecipeMetadata
+from ensemble_kit.validation import complaints, near
 
 OTHER = "other"  # in a table of modalities: any that the table does not name
 
@@ -101,7 +101,7 @@ def read_recipe_text(name: str) -> RecipeMetadata:
     names = recipe_names()
     if name not in names:
         raise RecipeError(
-            f"There is no recipe {name!r}{_near(name, names)}.",
+            f"There is no recipe {name!r}{near(name, names)}.",
             hint="List the recipes with `ensemble-kit recipes list`, or name a .toml file.",
         )
     folder, stem = name.split("/")
@@ -136,7 +136,8 @@ def parse_recipe(record: RecipeMetadata) -> Recipe:
     try:
         recipe = Recipe.model_validate(tables)
     except ValidationError as error:
-        raise _explain(record.name, error) from error
+        first = complaints(error, Recipe, owner="a recipe")[0]
+        raise RecipeError(f"Recipe {record.name}: {first.problem}.", hint=first.hint) from error
     recipe._record = record
     return recipe
 
@@ -187,78 +188,3 @@ def _set(tables: dict[str, Any], override: str) -> None:
                 hint="Set the value itself, or name a key of a table.",
             )
     tables[last] = value
-
-
-def _explain(name: str, error: ValidationError) -> RecipeError:
-    """Turn the most telling of pydantic's complaints into one that names the place and the hint."""
-    worst = min(error.errors(), key=_rank)
-    table, place = _walk(worst["loc"])
-    kind, value = worst["type"], worst["input"]
-    if kind == "extra_forbidden":
-        known = list(table.model_fields)
-        tag = _tag(table)
-        owner = f"the part {tag!r}" if tag else "a recipe"
-        fault = f"{place} is not a key of {owner}{_near(place.split('.')[-1], known)}"
-        hint = f"Use one of the keys: {', '.join(known)}."
-    elif kind == "missing":
-        fault, hint = f"{place} is missing", f"Give {place} a value."
-    elif kind == "union_tag_not_found":
-        fault, hint = f"{place}.name is missing", f"Name the part to use as {place}."
-    elif kind == "union_tag_invalid":
-        expected = [tag.strip("'") for tag in worst["ctx"]["expected_tags"].split(", ")]
-        fault = f"{place} has name {value['name']!r}{_near(str(value['name']), expected)}"
-        hint = f"Name one of: {', '.join(expected)}."
-    else:
-        is_table = kind in {"model_type", "model_attributes_type"}
-        wanted = "Input should be a table" if is_table else worst["msg"]
-        fault = f"{place} is {value!r}: {wanted}"
-        hint = f"Give {place} a value of the right type and range."
-    return RecipeError(f"Recipe {name}: {fault}.", hint=hint)
-
-
-def _rank(complaint: Any) -> int:
-    """Order complaints: a misspelt key says more than that the right one is missing."""
-    if complaint["type"] == "extra_forbidden":
-        return 0
-    # a table by modality is not a number, but what matters is what is wrong within it
-    is_wrong_branch = complaint["type"] == "int_type" and isinstance(complaint["input"], dict)
-    return 2 if is_wrong_branch else 1
-
-
-def _walk(location: tuple[int | str, ...]) -> tuple[type[BaseModel], str]:
-    """Return the table that a complaint is about, and its place without pydantic's own words."""
-    table: type[BaseModel] = Recipe
-    place: list[str] = []
-    choices: dict[str, type[BaseModel]] = {}
-    for part in location:
-        if str(part) in choices and not isinstance(part, int):
-            table, choices = choices[str(part)], {}
-            continue
-        if str(part) in table.model_fields:
-            members = _models_in(table.model_fields[str(part)].annotation)
-            choices = {tag: model for model in members if (tag := _tag(model))}
-            if len(members) == 1:
-                table = members[0]
-        elif part in {"constrained-int", "dict[str,constrained-int]"}:
-            continue  # which branch of a union pydantic tried
-        place.append(str(part))
-    return table, ".".join(place)
-
-
-def _tag(table: type[BaseModel]) -> str | None:
-    """Return the name that a recipe picks a part by; None for a table that is no part."""
-    field = table.model_fields.get("name")
-    return str(get_args(field.annotation)[0]) if field else None
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if get_origin(annotation) is None:
-        return []
-    return [model for part in get_args(annotation) for model in _models_in(part)]
-
-
-def _near(word: str, known: Sequence[str]) -> str:
-    matches = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {matches[0]!r}?)" if matches else ""

@@ -13,6 +13,7 @@ from ensemble_kit.errors import ExportError
 from ensemble_kit.serving.onnx_file import read_properties
 from ensemble_kit.serving.session import METADATA_PREFIX, no_metadata
 from ensemble_kit.store.provenance import OnnxMetadata
+from ensemble_kit.validation import complaints
 
 TEXTS = frozenset({"kit_version", "dtype", "sampling", "fused_sha256"})  # all others are JSON
 
@@ -53,9 +54,8 @@ def record_of(metadata: Mapping[str, str], path: Path) -> OnnxMetadata:
         )
         return OnnxMetadata.model_validate_json(f"{{{values}}}", strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "a property"
+        first = complaints(error, OnnxMetadata, owner="its metadata")[0]
         raise ExportError(
-            f"{path}: its metadata is damaged at {place}: {first['msg']}.",
+            f"{path}: its metadata is damaged: {first.problem}.",
             hint="Export the file again with this version of ensemble-kit.",
         ) from error

@@ -1,10 +1,10 @@
 """The one place that opens sessions of ONNX Runtime."""
 
 from pathlib import Path
-from typing import Literal
 
 import onnxruntime
 
+from ensemble_kit.choices import DEVICE, Device
 from ensemble_kit.errors import ProviderError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -13,7 +13,7 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 def open_session(
     model: Path | str | bytes,
     *,
-    device: Literal["cpu", "cuda"] = "cpu",
+    device: Device = DEVICE,
     name: str,
     hint: str,
     options: onnxruntime.SessionOptions | None = None,

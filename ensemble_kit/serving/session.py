@@ -6,11 +6,12 @@ No torch, no records: this is all that a server needs beside the ONNX file.
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
 
+from ensemble_kit.choices import DEVICE, Device
 from ensemble_kit.draws import draw_numbers, draws_name
 from ensemble_kit.errors import ExportError, ProviderError
 from ensemble_kit.serving.onnx_file import read_properties
@@ -63,7 +64,7 @@ class OnnxEnsemble:
         self,
         path: Path | str,
         *,
-        device: Literal["cpu", "cuda"] = "cpu",
+        device: Device = DEVICE,
         low_memory: bool | None = None,
         keep_memory: bool = True,
     ) -> None:
@@ -161,6 +162,6 @@ def _is_low_memory(path: Path) -> bool:
 def no_metadata(path: Path | str) -> ProviderError:
     """Return the fault of an ONNX file that another tool wrote."""
     return ProviderError(
-        f"{path} carries no record of ensemble-kit.",
+        f"{path} has no metadata of ensemble-kit.",
         hint="Name a file that `ensemble-kit export-onnx` wrote.",
     )

@@ -4,9 +4,11 @@ All paths in metadata are relative to the folder of the file that holds it, and 
 ``/`` on every system, so that a workspace can be moved, and read on another system.
 """
 
+from collections.abc import Mapping
 from os.path import relpath
 from pathlib import Path
-from typing import Annotated, Literal
+from types import MappingProxyType
+from typing import Annotated, Literal, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -287,3 +289,15 @@ class OnnxMetadata(Metadata):
     weights_file: FileMetadata | None
     fused_sha256: str
     validation: ValidationMetadata | None
+
+
+TensorMetadata: TypeAlias = (
+    CheckpointMetadata
+    | TrainingStateMetadata
+    | ForeignMetadata
+    | PredictionsMetadata
+    | FusedMetadata
+)
+METADATA_TYPES: Mapping[str, type[TensorMetadata]] = MappingProxyType(
+    {each.model_fields["kind"].default: each for each in get_args(TensorMetadata)}
+)

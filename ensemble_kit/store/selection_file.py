@@ -9,6 +9,7 @@ from ensemble_kit.choices import Criterion, Dtype, Mixing, Strategy
 from ensemble_kit.errors import SelectionError
 from ensemble_kit.files import written_aside
 from ensemble_kit.store.provenance import FileMetadata, Metadata, ModelMetadata
+from ensemble_kit.validation import complaints
 
 Interval = tuple[float, float]
 
@@ -275,10 +276,9 @@ def read_selection(path: Path) -> SelectionMetadata:
     try:
         return SelectionMetadata.model_validate_json(text, strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        first = complaints(error, SelectionMetadata, owner="a selection")[0]
         raise SelectionError(
-            f"{path} is not a selection{f', at {place}' if place else ''}: {first['msg']}.",
+            f"{path} is not a selection: {first.problem}.",
             hint="Make it again with `ensemble-kit select`.",
         ) from error
 

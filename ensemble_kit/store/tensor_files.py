@@ -1,8 +1,9 @@
 """Tensors on disk, with their provenance: the one module that reads and writes them.
 
-A tensor file is a safetensors file whose metadata has one key, ``ensemble_kit``, with JSON:
-one of the records of ``provenance``. Imports ``errors``, ``files``, ``provenance`` and
-``row_files``; torch is imported only by the functions that return its tensors. Nothing is ever
+A tensor file is a safetensors file whose metadata has one key, ``ensemble_kit``, with JSON: one of
+the classes of ``provenance``, which its ``kind`` tells apart. It is checked once, when the file is
+opened, and is then an attribute of the open file. Torch is imported only by the functions that
+return its tensors, so that selection and the listing of runs do without it. Nothing is ever
 unpickled.
 """
 
@@ -16,14 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from ensemble_kit.errors import CheckpointError
 from ensemble_kit.files import written_aside
 from ensemble_kit.store.dtypes import BY_NUMPY, BY_SAFETENSORS, StorageType
-from ensemble_kit.store.provenance import Metadata
+from ensemble_kit.store.provenance import METADATA_TYPES, TensorMetadata
 from ensemble_kit.store.row_files import RowFile
+from ensemble_kit.validation import complaints
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,8 +37,9 @@ if TYPE_CHECKING:
     Array: TypeAlias = np.ndarray[Any, Any] | torch.Tensor
 
 METADATA_KEY = "ensemble_kit"
+MAKE_AGAIN = "Make the file again with this version of ensemble-kit."
 STATISTICS = ("running_mean", "running_variance")  # how names of batch norm's end; no parameters
-M = TypeVar("M", bound=Metadata)
+M = TypeVar("M", bound=TensorMetadata)
 
 
 class TensorSpec(NamedTuple):
@@ -68,42 +71,34 @@ class TensorFile:
     Attributes:
         path: Where it lies.
         specs: The type and shape of every tensor, by name, sorted.
-        metadata: The JSON object under the ``ensemble_kit`` key, not yet checked.
+        metadata: What the file says of itself, checked when it was opened.
     """
 
     path: Path
     specs: Mapping[str, TensorSpec]
-    metadata: Mapping[str, Any]
+    metadata: TensorMetadata
     _handle: Any
     _stream: BufferedReader
     _offsets: Mapping[str, int]
 
     @property
     def kind(self) -> str:
-        """What kind of file it says it is: ``checkpoint``, ``predictions`` or ``fused``."""
-        return str(self.metadata.get("kind"))
+        """What kind of file it is, such as ``checkpoint`` or ``predictions``."""
+        return self.metadata.kind
 
     def metadata_as(self, metadata_type: type[M]) -> M:
-        """Return the metadata as a strict record.
+        """Return the metadata where it is of one type.
 
         Raises:
-            CheckpointError: The file is of another kind, or its metadata is damaged.
+            CheckpointError: The file is of another kind.
         """
-        expected = metadata_type.model_fields["kind"].default
-        if self.kind != expected:
+        if not isinstance(self.metadata, metadata_type):
+            expected = metadata_type.model_fields["kind"].default
             raise CheckpointError(
                 f"{self.path} is a {self.kind} file, not a {expected} file.",
                 hint=f"Name a {expected} file instead.",
             )
-        try:
-            return metadata_type.model_validate_json(json.dumps(self.metadata), strict=True)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise CheckpointError(
-                f"{self.path}: its metadata is damaged at {place}: {first['msg']}.",
-                hint="Make the file again with this version of ensemble-kit.",
-            ) from error
+        return self.metadata
 
     def array(self, name: str) -> np.ndarray[Any, Any]:
         """Return a tensor as an array of its own. Not for ``BF16``."""
@@ -182,33 +177,43 @@ def _offsets(stream: BufferedReader) -> dict[str, int]:
     }
 
 
-def _metadata(path: Path, texts: Mapping[str, str] | None) -> dict[str, Any]:
+class _Kind(BaseModel):
+    kind: str
+
+
+def _metadata(path: Path, texts: Mapping[str, str] | None) -> TensorMetadata:
     text = (texts or {}).get(METADATA_KEY)
     if text is None:
         raise CheckpointError(
-            f"{path} carries no record of ensemble-kit.",
+            f"{path} has no metadata of ensemble-kit.",
             hint="Name a file that ensemble-kit wrote.",
         )
+    metadata_type: type[TensorMetadata] | type[_Kind] = _Kind
     try:
-        metadata = json.loads(text)
-    except json.JSONDecodeError:
-        metadata = None
-    if not isinstance(metadata, dict):
+        kind = _Kind.model_validate_json(text).kind
+        if kind not in METADATA_TYPES:
+            raise CheckpointError(
+                f"{path} is a file of the kind {kind!r}, which this version of ensemble-kit does "
+                "not know.",
+                hint=MAKE_AGAIN,
+            )
+        metadata_type = METADATA_TYPES[kind]
+        return metadata_type.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        first = complaints(error, metadata_type, owner="its metadata")[0]
         raise CheckpointError(
-            f"{path}: its metadata is damaged: {METADATA_KEY} is no JSON object.",
-            hint="Make the file again with this version of ensemble-kit.",
-        )
-    return metadata
+            f"{path}: its metadata is damaged: {first.problem}.", hint=MAKE_AGAIN
+        ) from error
 
 
 def write_tensors(
     path: Path,
     specs: Mapping[str, TensorSpec],
     produce: "Callable[[str], Array | Iterator[Array]]",
-    metadata: Metadata,
+    metadata: TensorMetadata,
     *,
     force: bool,
-    final_metadata: "Callable[[], Metadata] | None" = None,
+    final_metadata: "Callable[[], TensorMetadata] | None" = None,
 ) -> None:
     """Write a tensor file, one tensor or block at a time, so that only one need be in memory.
 
@@ -233,9 +238,9 @@ def stream_tensors(
     aside: Path,
     specs: Mapping[str, TensorSpec],
     produce: "Callable[[str], Array | Iterator[Array]]",
-    metadata: Metadata,
+    metadata: TensorMetadata,
     *,
-    final_metadata: "Callable[[], Metadata] | None" = None,
+    final_metadata: "Callable[[], TensorMetadata] | None" = None,
 ) -> None:
     """Write a tensor file into one that ``written_aside`` has made; see ``write_tensors``."""
     # wide types first, so that every tensor is aligned
@@ -256,7 +261,7 @@ def stream_tensors(
             file.write(final)
 
 
-def _header(ordered: Sequence[tuple[str, TensorSpec]], metadata: Metadata) -> bytes:
+def _header(ordered: Sequence[tuple[str, TensorSpec]], metadata: TensorMetadata) -> bytes:
     header: dict[str, Any] = {
         "__metadata__": {METADATA_KEY: metadata.model_dump_json(by_alias=True)}
     }
@@ -279,7 +284,7 @@ def spec_of(tensor: "np.ndarray[Any, Any] | torch.Tensor") -> TensorSpec:
 def save_tensors(
     path: Path,
     tensors: "Mapping[str, np.ndarray[Any, Any] | torch.Tensor]",
-    metadata: Metadata,
+    metadata: TensorMetadata,
     *,
     force: bool,
 ) -> None:

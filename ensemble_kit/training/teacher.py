@@ -35,19 +35,10 @@ class Teacher:
         self._predictions = read_predictions(path, num_classes=schema.num_classes)
         self._share = share
         self._places = {video: place for place, video in enumerate(self._predictions.ids)}
-        if self._predictions.num_classes != schema.num_classes:
+        difference = self._predictions.vocabulary.difference(schema.vocabulary)
+        if difference is not None:
             raise PredictionsError(
-                f"{path} has {self._predictions.num_classes} classes, but the training records "
-                f"have {schema.num_classes}.",
-                hint="Use a teacher of the same vocabulary.",
-            )
-        names = self._predictions.label_names
-        if names is not None and schema.label_names is not None and names != schema.names:
-            index = next(i for i, pair in enumerate(zip(names, schema.names, strict=True))
-                         if pair[0] != pair[1])  # fmt: skip
-            raise PredictionsError(
-                f"{path} calls class {index} {names[index]!r}, but the training records call it "
-                f"{schema.names[index]!r}.",
+                difference.between(str(path), "the training records"),
                 hint="Use a teacher of the same vocabulary.",
             )
 

@@ -1,4 +1,3 @@
-import json
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,9 +13,14 @@ from safetensors.torch import save_file
 from ensemble_kit.averaging import mean as means
 from ensemble_kit.averaging.mean import MeanOfFiles
 from ensemble_kit.errors import CheckpointError
+from ensemble_kit.store.provenance import TrainingStateMetadata
 from ensemble_kit.store.tensor_files import METADATA_KEY, TensorFile, open_tensors
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
+METADATA = TrainingStateMetadata(
+    kit_version="1", name="note", settings={}, is_finished=True, step=1, batches=0, examples=0,
+    seconds=0.0, measured=(),
+)  # fmt: skip
 MANY = settings(max_examples=50, deadline=None)
 
 
@@ -31,7 +35,7 @@ def mean_of(contents, folder, *, statistics=None):
         files = []
         for number, tensors in enumerate(contents):
             path = Path(folder) / f"{number}.safetensors"
-            save_file(tensors, path, metadata={METADATA_KEY: json.dumps({"kind": "note"})})
+            save_file(tensors, path, metadata={METADATA_KEY: METADATA.model_dump_json()})
             files.append(stack.enter_context(open_tensors(path)))
         mean = MeanOfFiles(files, statistics=None if statistics is None else files[statistics])
         return {name: mean.tensor(name) for name in mean.specs}

@@ -21,6 +21,8 @@ from ensemble_kit.averaging.recalibration import recalibrate
 from ensemble_kit.averaging.stage import AveragedRun, average_checkpoints
 from ensemble_kit.errors import CheckpointError, OutputError, PredictionsError
 from ensemble_kit.files import sha256_of
+from ensemble_kit.store.provenance import TrainingStateMetadata
+from ensemble_kit.store.tensor_files import save_tensors
 
 SCHEMA = tiny_schema()
 STATISTICS = ("running_mean", "running_variance")
@@ -261,10 +263,15 @@ def test_an_existing_output_is_kept_without_force(checkpoints, tmp_path):
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(checkpoints, tmp_path):
-    rewrite_checkpoint(checkpoints[1], kind="fused")
+    state = TrainingStateMetadata(
+        kit_version="1", name="gru", settings={}, is_finished=True, step=1, batches=0, examples=0,
+        seconds=0.0, measured=(),
+    )  # fmt: skip
+    save_tensors(checkpoints[1], {}, state, force=True)
 
     assert message_of(checkpoints, tmp_path / "averaged.safetensors") == (
-        f"{checkpoints[1]} is a fused file, not a checkpoint file.\nName a checkpoint file instead."
+        f"{checkpoints[1]} is a training state file, not a checkpoint file.\n"
+        "Name a checkpoint file instead."
     )
 
 

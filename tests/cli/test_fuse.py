@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 from workspace_fixture import COEFFICIENTS, MEMBERS, write_selection_of
 
+from ensemble_kit.choices import MAX_GAP_LOSS
 from ensemble_kit.cli import main
-from ensemble_kit.fusion.gap_loss import MAX_GAP_LOSS, Loss
+from ensemble_kit.fusion.gap_loss import Loss
 from ensemble_kit.fusion.stage import FusedFile
 from ensemble_kit.store.provenance import FusedMetadata
 from ensemble_kit.store.selection_file import read_selection

@@ -92,29 +92,29 @@ def test_an_existing_schema_is_kept(path):
         (
             "width = 4",
             "widht = 4",
-            ": modalities[0].widht is not a key of a schema.",
-            "Write width.",
+            ": modalities[0].widht is not a key of a schema (did you mean 'width'?).",
+            "Use one of the keys: name, key, width, value_type.",
         ),
         (
             "num_classes = 3",
             "num_classes = 3\npurpose = 1",
             ": purpose is not a key of a schema.",
-            "Use the keys level, modalities, id_key, labels_key, num_classes, max_frames, "
+            "Use one of the keys: level, modalities, id_key, labels_key, num_classes, max_frames, "
             "label_names.",
         ),
-        ('id_key = "id"', "", ": id_key is missing.", "Add id_key."),
-        ('key = "rgb"', "", ": modalities[0].key is missing.", "Add modalities[0].key."),
+        ('id_key = "id"', "", ": id_key is missing.", "Give id_key a value."),
+        ('key = "rgb"', "", ": modalities[0].key is missing.", "Give modalities[0].key a value."),
         (
             'level = "frame"',
             'level = "clip"',
             ": level is 'clip': Input should be 'frame' or 'video'.",
-            "Correct the file.",
+            "Give level a value of the right type and range.",
         ),
         (
             "width = 4",
             "width = 0",
             ": modalities[0].width is 0: Input should be greater than or equal to 1.",
-            "Correct the file.",
+            "Give modalities[0].width a value of the right type and range.",
         ),
         (
             "num_classes = 3",

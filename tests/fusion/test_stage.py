@@ -288,23 +288,25 @@ def test_a_member_that_is_no_checkpoint_is_refused(kind, members, tmp_path):
     )
 
 
+BOTH = "have rgb (5 float32), audio (3 float32)"
+
+
 @pytest.mark.parametrize(
-    ("other", "what"),
+    ("other", "has", "have"),
     [
-        ({"widths": {"rgb": 5, "audio": 4}}, "modalities"),
-        ({"widths": {"rgb": 5}}, "modalities"),
-        ({"value_type": "uint8"}, "modalities"),
-        ({"label_names": ["a", "b", "c", "d"]}, "label names"),
-        ({"num_classes": 3}, "label names"),
+        ({"widths": {"rgb": 5, "audio": 4}}, "has rgb (5 float32), audio (4 float32)", BOTH),
+        ({"widths": {"rgb": 5}}, "has rgb (5 float32)", BOTH),
+        ({"value_type": "uint8"}, "has rgb (5 uint8), audio (3 uint8)", BOTH),
+        ({"num_classes": 3}, "has 3 classes", "have 4"),
     ],
 )
-def test_members_of_different_schemas_are_refused(other, what, members, tmp_path):
+def test_members_of_different_schemas_are_refused(other, has, have, members, tmp_path):
     stranger = tmp_path / "runs" / "stranger.safetensors"
     write_checkpoint(stranger, tiny_recipe(pooling="average"), tiny_schema(**other))
     selection = select(tmp_path, members | {"stranger": stranger})
 
     assert refused(FusionError, selection, tmp_path / "out.safetensors") == (
-        f"{stranger} has other {what} than {members['vlad']}.\n"
+        f"{stranger} {has}, but members before it, such as {members['vlad']}, {have}.\n"
         "Fuse members that were trained on records of one schema."
     )
 

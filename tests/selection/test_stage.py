@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import gap_loops, greedy_loops, mixed_loops
 
+from ensemble_kit.choices import MAX_SIZE
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import OutputError, PredictionsError, SelectionError, SizeLimitError
-from ensemble_kit.files import GIB, sha256_of
+from ensemble_kit.files import sha256_of
 from ensemble_kit.inference import evaluate_predictions
 from ensemble_kit.predictions.file import dataset_sha256, read_predictions, write_predictions
 from ensemble_kit.selection.judging import held_out
@@ -265,7 +266,7 @@ def test_the_file_holds_all_of_it_with_paths_from_its_own_folder(tmp_path):
         "kit_version": selection.kit_version,
         "k": 4,
         "dtype": "bf16",
-        "max_size": GIB,
+        "max_size": MAX_SIZE,
         "mixing": "uniform",
         "rule": "Greedy, without replacement: start from the best candidate that fits; of those "
         "that fit in the remaining bytes, add the one with the best GAP, until none raises the "
@@ -517,7 +518,7 @@ def test_a_size_of_no_candidate_is_refused(tmp_path, name, names):
     )
 
 
-@pytest.mark.parametrize("options", [{"max_size": GIB}, {"sizes": {"gru": 4}}])
+@pytest.mark.parametrize("options", [{"max_size": MAX_SIZE}, {"sizes": {"gru": 4}}])
 def test_an_unknown_size_is_refused_where_there_is_a_limit(tmp_path, options):
     paths = [
         write_own(tmp_path / "gru", right_for("a")),
@@ -655,7 +656,7 @@ def test_other_label_names_are_refused(tmp_path):
     ]
 
     assert refused(paths) == (
-        f"{paths[1]} has other label names than {paths[0]}.\n"
+        f"{paths[1]} calls class 0 'v', but other candidates, such as {paths[0]}, call it 'a'.\n"
         "Select among predictions of one label vocabulary."
     )
 
@@ -754,7 +755,7 @@ def test_numpys_files_are_candidates_beside_the_kits(tmp_path):
     )
     np.save(tmp_path / "other.npy", rows[:, :4])
     assert refused([own, tmp_path / "other.npy"]) == (
-        f"{tmp_path / 'other.npy'} has 4 classes; {own} has 5.\n"
+        f"{tmp_path / 'other.npy'} has 4 classes, but other candidates, such as {own}, have 5.\n"
         "Select among predictions of one label vocabulary."
     )
 
@@ -843,11 +844,11 @@ def test_a_missing_selection_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"k": "20"}, ", at k: Input should be a valid integer"),
-        ({"weights": []}, ", at weights: Extra inputs are not permitted"),
+        ({"k": "20"}, ": k is '20': Input should be a valid integer"),
+        ({"weights": []}, ": weights is not a key of a selection"),
         (
             {"members": []},
-            ", at members: Tuple should have at least 1 item after validation, not 0",
+            ": members is []: Tuple should have at least 1 item after validation, not 0",
         ),
     ],
 )

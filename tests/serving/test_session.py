@@ -45,9 +45,11 @@ def test_a_server_needs_no_torch_and_no_more_of_the_kit(exported):
     assert result.stdout.splitlines() == [
         "(2, 6)",
         "[]",
-        "['ensemble_kit', 'ensemble_kit._version', 'ensemble_kit.draws', 'ensemble_kit.errors', "
-        "'ensemble_kit.runtime', 'ensemble_kit.serving', 'ensemble_kit.serving.onnx_file', "
-        "'ensemble_kit.serving.opening', 'ensemble_kit.serving.session']",
+        "['ensemble_kit', 'ensemble_kit._version', 'ensemble_kit.choices', 'ensemble_kit.draws', "
+        "'ensemble_kit.errors', 'ensemble_kit.runtime', 'ensemble_kit.serving', "
+        "'ensemble_kit.serving.onnx_file', 'ensemble_kit.serving.opening', "
+        "'ensemble_kit.serving.session', 'ensemble_kit.store', "
+        "'ensemble_kit.store.dtypes']",
     ]
 
 
@@ -127,7 +129,7 @@ def test_an_onnx_file_of_another_tool_is_refused(tmp_path):
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), path)
 
     assert refused(path) == (
-        f"{path} carries no record of ensemble-kit.\n"
+        f"{path} has no metadata of ensemble-kit.\n"
         "Name a file that `ensemble-kit export-onnx` wrote."
     )
 

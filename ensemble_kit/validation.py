@@ -1,0 +1,118 @@
+"""What pydantic refuses, in the kit's words.
+
+pydantic says what each branch of a union would have wanted, in its own terms and in its own order.
+A person wants the one complaint that explains the others, the place as the file writes it, and the
+key that was probably meant. Recipes, schemas, selections and the metadata of files all say it by
+these functions.
+"""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any, NamedTuple, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+LONGEST_VALUE = 80  # characters of a refused value that a message shows
+
+
+class Complaint(NamedTuple):
+    """One thing that is wrong: the two halves of an error, ``problem`` without its full stop."""
+
+    problem: str
+    hint: str
+
+
+def complaints(error: ValidationError, model: type[BaseModel], *, owner: str) -> list[Complaint]:
+    """Return all that is wrong with some values, the most telling first, each once.
+
+    Args:
+        error: What pydantic raised.
+        model: What the values were read as.
+        owner: What they are, for the message: ``a recipe``.
+    """
+    ordered = sorted(error.errors(), key=_rank)
+    return list(dict.fromkeys(_complaint(each, model, owner) for each in ordered))
+
+
+def near(word: str, known: Sequence[str]) -> str:
+    """Return `` (did you mean 'x'?)``, or nothing where no known word is like this one."""
+    matches = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def _complaint(detail: Any, model: type[BaseModel], owner: str) -> Complaint:
+    table, place = _walk(detail["loc"], model)
+    kind, value = detail["type"], detail["input"]
+    if kind == "extra_forbidden":
+        known = list(table.model_fields)
+        tag = _tag(table)
+        what = f"the part {tag!r}" if tag else owner
+        problem = f"{place} is not a key of {what}{near(str(detail['loc'][-1]), known)}"
+        return Complaint(problem, f"Use one of the keys: {', '.join(known)}.")
+    if kind == "missing":
+        return Complaint(f"{place} is missing", f"Give {place} a value.")
+    if kind == "union_tag_not_found":
+        return Complaint(f"{place}.name is missing", f"Name the part to use as {place}.")
+    if kind == "union_tag_invalid":
+        expected = [tag.strip("'") for tag in detail["ctx"]["expected_tags"].split(", ")]
+        name = value["name"] if isinstance(value, dict) else detail["ctx"]["tag"]
+        problem = f"{place} has name {_shown(name)}{near(str(name), expected)}"
+        return Complaint(problem, f"Name one of: {', '.join(expected)}.")
+    is_table = kind in {"model_type", "model_attributes_type"}
+    wanted = "Input should be a table" if is_table else detail["msg"].removeprefix("Value error, ")
+    if not place:
+        return Complaint(wanted, "Correct the file.")
+    hint = f"Give {place} a value of the right type and range."
+    return Complaint(f"{place} is {_shown(value)}: {wanted}", hint)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
+
+
+def _rank(detail: Any) -> int:
+    """Order complaints: a misspelt key says more than that the right one is missing."""
+    if detail["type"] == "extra_forbidden":
+        return 0
+    # a table by modality is not a number, but what matters is what is wrong within it
+    is_wrong_branch = detail["type"] == "int_type" and isinstance(detail["input"], dict)
+    return 2 if is_wrong_branch else 1
+
+
+def _walk(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[type[BaseModel], str]:
+    """Return the table that a complaint is about, and its place without pydantic's own words."""
+    table = root
+    place = ""
+    choices: dict[str, type[BaseModel]] = {}
+    for part in location:
+        if isinstance(part, int):
+            place += f"[{part}]"
+            continue
+        if part in choices:
+            table, choices = choices[part], {}
+            continue
+        if part in table.model_fields:
+            members = _models_in(table.model_fields[part].annotation)
+            choices = {tag: model for model in members if (tag := _tag(model))}
+            if len(members) == 1:
+                table = members[0]
+        elif part in {"constrained-int", "dict[str,constrained-int]"}:
+            continue  # which branch of a union pydantic tried
+        place += f".{part}" if place else part
+    return table, place
+
+
+def _tag(table: type[BaseModel]) -> str | None:
+    """Return the name that a recipe picks a part by; None for a table that is no part."""
+    field = table.model_fields.get("name")
+    values = get_args(field.annotation) if field else ()
+    return str(values[0]) if values and isinstance(values[0], str) else None
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) is None:
+        return []
+    return [model for part in get_args(annotation) for model in _models_in(part)]
