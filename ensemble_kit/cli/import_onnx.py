@@ -66,7 +66,8 @@ def import_onnx(
     from ensemble_kit.store.workspace import RUNS, check_run_name, run_name
 
     reading = {
-        key: options.pop(key) for key in ("schema", "label_names", "check_crc", "skip_bad_records")
+        key: options.pop(key)
+        for key in ("schema", "label_names", "check_crc", "skip_bad_records", "cache")
     }
     pairs = dict(each.rpartition("=")[::2] for each in inputs)
     if "" in pairs or "" in pairs.values():

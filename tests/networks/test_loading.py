@@ -11,11 +11,12 @@ from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.networks.ensemble import FusedEnsemble
 from ensemble_kit.networks.loading import load, load_sub_model, member_prefix
 from ensemble_kit.networks.storage import round_to
-from ensemble_kit.store.provenance import PredictionsMetadata, (
+from ensemble_kit.store.provenance import (
     CheckpointMetadata,
     FileMetadata,
     FusedMetadata,
     MemberMetadata,
+    PredictionsMetadata,
 )
 from ensemble_kit.store.tensor_files import open_tensors, save_tensors
 

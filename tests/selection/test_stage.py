@@ -656,7 +656,7 @@ def test_other_label_names_are_refused(tmp_path):
     ]
 
     assert refused(paths) == (
-        f"{paths[1]} calls class 0 'v', but other candidates, such as {paths[0]}, call it 'a'.\n"
+        f"{paths[1]} calls class 4 'q', but other candidates, such as {paths[0]}, call it 'z'.\n"
         "Select among predictions of one label vocabulary."
     )
 
