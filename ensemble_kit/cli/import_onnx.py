@@ -67,7 +67,14 @@ def import_onnx(
 
     reading = {
         key: options.pop(key)
-        for key in ("schema", "label_names", "check_crc", "skip_bad_records", "cache")
+        for key in (
+            "schema",
+            "label_names",
+            "check_crc",
+            "skip_bad_records",
+            "cache",
+            "cache_bytes",
+        )
     }
     pairs = dict(each.rpartition("=")[::2] for each in inputs)
     if "" in pairs or "" in pairs.values():
