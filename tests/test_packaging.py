@@ -87,13 +87,17 @@ def test_an_installed_wheel_finds_its_recipes(direct_wheel, tmp_path):
     code = (
         "import ensemble_kit; from ensemble_kit.recipes import reading as recipes; "
         "print(ensemble_kit.__file__); "
-        "print(*(recipes.load_recipe(name).name for name in recipes.recipe_names()))"
+        "print(*(recipes.load_recipe(name).name for name in recipes.recipe_names())); "
+        "from ensemble_kit.recipes.ensembles import load_ensembles; "
+        "print(*{each.name.split('/')[0] for each in load_ensembles()})"
     )
     output = run_python("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "installed"))
 
-    where, names = output.splitlines()
+    where, names, papers = output.splitlines()
     assert Path(where) == tmp_path / "installed" / "ensemble_kit" / "__init__.py"
-    assert {f"models/{name}.toml" for name in names.split()} == RECIPES
+    files = [f"models/{name}.toml" for name in names.split()]
+    files += [f"models/{paper}/ensembles.toml" for paper in papers.split()]
+    assert sorted(files) == sorted(RECIPES)
 
 
 def test_an_editable_install_exposes_the_package_and_nothing_else(tmp_path):

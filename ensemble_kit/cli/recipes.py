@@ -1,6 +1,7 @@
 """ensemble-kit recipes: list, show, copy, check, schema."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import click
 from ensemble_kit.cli.options import EXISTING_FILE, FILE, force_option, json_option
 
 if TYPE_CHECKING:
-    from ensemble_kit.networks.catalogue import Entry
+    from ensemble_kit.networks.catalogue import EnsembleEntry, Entry
 
 
 @click.group()
@@ -27,18 +28,27 @@ def recipes() -> None:
 @recipes.command("list")
 @click.option("--paper", metavar="TEXT", help="Only of this paper: a folder, or words of it.")
 @click.option("--part", metavar="NAME", help="Only those with this part, such as netvlad.")
+@click.option("--ensembles", is_flag=True, help="List published ensembles of recipes instead.")
 @json_option
-def list_recipes(paper: str | None, part: str | None, as_json: bool) -> None:
+def list_recipes(paper: str | None, part: str | None, ensembles: bool, as_json: bool) -> None:
     """List the shipped recipes: sizes for youtube8m-2018, and what their papers report.
 
     \b
     Example:
         ensemble-kit recipes list --paper willow --part context_gating
+        ensemble-kit recipes list --ensembles
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.data.published import PUBLISHED
+    from ensemble_kit.networks.catalogue import list_ensembles
     from ensemble_kit.networks.catalogue import list_recipes as list_entries
 
-    entries = list_entries(PUBLISHED["youtube8m-2018"], paper=paper, part=part)
+    schema = PUBLISHED["youtube8m-2018"]
+    if ensembles:
+        if part is not None:
+            raise click.UsageError("--part selects recipes; leave it or --ensembles out.")
+        _echo_ensembles(list_ensembles(schema, paper=paper), as_json)
+        return
+    entries = list_entries(schema, paper=paper, part=part)
     if as_json:
         click.echo(json.dumps([_as_json(entry) for entry in entries], indent=2))
         return
@@ -54,6 +64,42 @@ def list_recipes(paper: str | None, part: str | None, as_json: bool) -> None:
             f"{entry.recipe.name:<{width}}  {entry.paper:<16}  {entry.size.parameters:>11,}  "
             f"{entry.size.values * 2 / 2**20:>11.1f}  {gap:<7}  {split}"
         )
+
+
+def _echo_ensembles(entries: Sequence["EnsembleEntry"], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps([_ensemble_as_json(entry) for entry in entries], indent=2))
+        return
+    width = max(len(entry.ensemble.name) for entry in entries)
+    click.echo(
+        f"{'name':<{width}}  {'paper':<16}  members  {'mixing':<7}  MiB in bf16  repeats  "
+        f"{'GAP@20':<7}  reported on"
+    )
+    for entry in entries:
+        table = entry.ensemble.table
+        size = f"{entry.values * 2 / 2**20:.1f}" if entry.values else "-"
+        for reported in table.reported:
+            click.echo(
+                f"{entry.ensemble.name:<{width}}  {entry.paper:<16}  "
+                f"{entry.ensemble.num_members:>7}  {table.mixing or '-':<7}  {size:>11}  "
+                f"{reported.repeats or '-':>7}  {reported.gap_at_20:<7g}  {reported.split}"
+            )
+
+
+def _ensemble_as_json(entry: "EnsembleEntry") -> dict[str, Any]:
+    ensemble, values = entry.ensemble, entry.values
+    return {
+        "name": ensemble.name,
+        "title": ensemble.table.title,
+        "paper": ensemble.source.paper,
+        "members": ensemble.table.members,
+        "num_members": ensemble.num_members,
+        "mixing": ensemble.table.mixing,
+        "values": values,
+        "bytes": {"fp32": values * 4, "bf16": values * 2} if values else None,
+        "file_mib": ensemble.table.file_mib,
+        "reported": [row.model_dump(exclude_none=True) for row in ensemble.table.reported],
+    }
 
 
 def _as_json(entry: "Entry") -> dict[str, Any]:
@@ -145,13 +191,15 @@ def check(paths: tuple[Path, ...]) -> None:
 
 
 @recipes.command()
-def schema() -> None:
+@click.option("--ensembles", is_flag=True, help="Print that of ensembles.toml instead.")
+def schema(ensembles: bool) -> None:
     """Print the JSON Schema of recipes, for editors.
 
     \b
     Example:
         ensemble-kit recipes schema > recipe.schema.json
     """  # noqa: D301 - \b is click's mark for "keep these lines"
+    from ensemble_kit.recipes.ensembles import ensembles_json_schema
     from ensemble_kit.recipes.reading import recipe_json_schema
 
-    click.echo(recipe_json_schema())
+    click.echo(ensembles_json_schema() if ensembles else recipe_json_schema())

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...")
+@click.argument("recipes", nargs=-1, metavar="[RECIPE]...")
+@click.option("--ensemble", metavar="NAME", help="Train the members of this published ensemble.")
 @click.option(
     "--train", "training", multiple=True, required=True, metavar="GLOB", help="Training records."
 )
@@ -101,6 +102,7 @@ if TYPE_CHECKING:
 @force_option
 def train(
     recipes: tuple[str, ...],
+    ensemble: str | None,
     training: tuple[str, ...],
     validation: tuple[str, ...],
     overrides: tuple[str, ...],
@@ -147,6 +149,7 @@ def train(
 
     if quiet:
         click.get_current_context().with_resource(quietly())
+    recipes = _named(recipes, ensemble)
     if jobs is not None and num_processes() > 1:
         raise click.UsageError("--jobs starts processes itself; leave it or torchrun out.")
     if name is not None and len(recipes) > 1:
@@ -184,7 +187,7 @@ def train(
     for plan in plans:  # before hours are spent on another
         plan.find(force=force)
     if jobs is not None:
-        words = words_of(click.get_current_context(), leave_out={"jobs"})
+        words = words_of(click.get_current_context(), leave_out={"jobs", "ensemble"})
         _train_side_by_side(
             [
                 Job(folder.name, ("train", *words, "--", recipe))
@@ -201,6 +204,16 @@ def train(
         if finished.averaged is not None:  # else another process of torchrun's says it
             click.echo(_describe(finished, plan.recipe.training.max_steps))
     echo_skipped(training_records, *filter(None, [validation_records]))
+
+
+def _named(recipes: Sequence[str], ensemble: str | None) -> tuple[str, ...]:
+    """Return the recipes that are given by name, then those of an ensemble that are not yet."""
+    from ensemble_kit.recipes.ensembles import load_ensemble
+
+    members = load_ensemble(ensemble).named_members() if ensemble is not None else []
+    if not recipes and not members:
+        raise click.UsageError("Give a RECIPE, or --ensemble NAME.")
+    return tuple(dict.fromkeys([*recipes, *members]))
 
 
 def _train_side_by_side(jobs: Sequence["Job"], *, at_once: int) -> None:

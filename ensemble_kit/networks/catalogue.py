@@ -1,4 +1,4 @@
-"""The catalogue: the shipped recipes with their parts and sizes."""
+"""The catalogue: the shipped recipes with their parts and sizes, and the published ensembles."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.errors import RecipeError
 from ensemble_kit.networks.sub_model import Size, measure_recipe
+from ensemble_kit.recipes.ensembles import Ensemble, load_ensembles
 from ensemble_kit.recipes.reading import Recipe, load_recipe, recipe_names
 
 
@@ -30,6 +31,25 @@ class Entry:
     def parts(self) -> tuple[str, ...]:
         """The names of all parts, in the order of the wiring."""
         return parts_of(self.recipe)
+
+
+@dataclass(frozen=True)
+class EnsembleEntry:
+    """One published ensemble of the catalogue.
+
+    Attributes:
+        ensemble: The ensemble.
+        values: How many numbers its members hold together, batch-norm statistics included, built
+            for the schema that was asked for; None where its members are not published.
+    """
+
+    ensemble: Ensemble
+    values: int | None
+
+    @property
+    def paper(self) -> str:
+        """The paper without its section and table, such as ``arXiv:1706.06905``."""
+        return self.ensemble.source.paper.partition(",")[0]
 
 
 def list_recipes(
@@ -62,6 +82,32 @@ def list_recipes(
     return [Entry(recipe, measure_recipe(recipe, schema)) for recipe in chosen]
 
 
+def list_ensembles(schema: Schema, *, paper: str | None = None) -> list[EnsembleEntry]:
+    """Return the published ensembles, by paper and in the order of its file.
+
+    Args:
+        schema: What to build their members for when they are measured.
+        paper: Only ensembles whose source holds this text, in any case, or whose folder it is.
+
+    Raises:
+        RecipeError: No ensemble is left, or a file of ensembles is not what it must be.
+    """
+    ensembles = load_ensembles()
+    chosen = [each for each in ensembles if paper is None or _is_from(each, paper)]
+    if not chosen:
+        folders = dict.fromkeys(each.name.partition("/")[0] for each in ensembles)
+        raise RecipeError(
+            f"No ensemble is from {paper!r}.",
+            hint=f"Name a folder ({', '.join(folders)}) or words of a paper's entry.",
+        )
+    members = {name for each in chosen for name in each.table.members or ()}
+    values = {name: measure_recipe(load_recipe(name), schema).values for name in members}
+    return [
+        EnsembleEntry(each, sum(values[name] for name in each.table.members or ()) or None)
+        for each in chosen
+    ]
+
+
 def parts_of(recipe: Recipe) -> tuple[str, ...]:
     """Return the names of a recipe's parts, in the order of the wiring."""
     names: list[str] = [recipe.sampling.name, recipe.pooling.name]
@@ -79,8 +125,8 @@ def parts_of(recipe: Recipe) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _is_from(recipe: Recipe, paper: str) -> bool:
-    return paper.lower() in recipe.source.paper.lower() or paper == recipe.name.partition("/")[0]
+def _is_from(shipped: Recipe | Ensemble, paper: str) -> bool:
+    return paper.lower() in shipped.source.paper.lower() or paper == shipped.name.partition("/")[0]
 
 
 def _all_parts(recipes: Sequence[Recipe]) -> str:

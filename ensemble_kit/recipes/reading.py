@@ -31,6 +31,7 @@ from ensemble_kit.recipes.tables import (
 from ensemble_kit.store.provenance import RecipeMetadata
 from ensemble_kit.validation import complaints, near
 
+ENSEMBLES = "ensembles.toml"  # in a folder of recipes: not a recipe, see recipes/ensembles.py
 OTHER = "other"  # in a table of modalities: any that the table does not name
 
 
@@ -75,7 +76,7 @@ def recipe_names() -> list[str]:
         for folder in recipe_root().iterdir()
         if folder.is_dir()
         for file in folder.iterdir()
-        if file.name.endswith(".toml")
+        if file.name.endswith(".toml") and file.name != ENSEMBLES
     )
 
 

@@ -302,9 +302,13 @@ class TrainingTable(Table):
 
 
 class ReportedTable(Table):
-    """What the source claims; never a measurement of the kit."""
+    """What the source claims; never a measurement of the kit.
+
+    ``averaged_gap_at_20`` is the GAP of the average of a run's last checkpoints.
+    """
 
     gap_at_20: Annotated[float, Field(ge=0, le=1)] | None = None
+    averaged_gap_at_20: Annotated[float, Field(ge=0, le=1)] | None = None
     split: str | None = None
     checkpoint_mib: Annotated[float, Field(gt=0)] | None = None
 

@@ -72,6 +72,7 @@ def test_list_as_json_has_titles_parts_and_bytes_too(recipes):
         "bytes": {"fp32": 446_840_224, "bf16": 223_420_112},
         "reported": {
             "gap_at_20": 0.8674,
+            "averaged_gap_at_20": 0.8704,
             "split": "YouTube-8M 2018, the authors' validation split",
             "checkpoint_mib": 427,
         },
@@ -115,6 +116,70 @@ def test_a_filter_that_leaves_nothing_says_what_there_is(refused):
     assert refused("list", "--part", "netvladd").startswith(
         "Error: No recipe has the part 'netvladd'.\nName one of: all, attention_bigru, "
     )
+
+
+def test_ensembles_are_a_table_with_a_line_for_each_reported_gap(recipes):
+    header, *lines = recipes("list", "--ensembles").splitlines()
+
+    assert header == (
+        f"{'name':<23}  paper             members  mixing   MiB in bf16  repeats  GAP@20   "
+        "reported on"
+    )
+    assert len(lines) >= 17
+    assert (
+        f"{'dml/lr-lstm':<23}  Zhao (2018)             2  gap             79.3        -  "
+        in (lines[0])
+    )
+    assert lines[-1] == (
+        f"{'willow/full-25':<23}  arXiv:1706.06905       25  -                  -        -  "
+        "0.84967  YouTube-8M 2017, private test"
+    )
+    assert [line.split(maxsplit=7)[1:] for line in lines if line.startswith("nonlocal/all-six")][
+        -1
+    ] == [
+        "arXiv:1810.00207", "6", "uniform", "994.1", "10", "0.88704",
+        "YouTube-8M 2018, private test",
+    ]  # fmt: skip
+
+
+def test_ensembles_as_json_have_members_and_bytes_too(recipes):
+    light, full = json.loads(recipes("list", "--ensembles", "--paper", "willow", "--json"))
+
+    assert light == {
+        "name": "willow/light-7",
+        "title": "Ours (Light): seven models, enough for the first place",
+        "paper": "arXiv:1706.06905, section 5.7, table 4",
+        "members": [
+            "willow/gated-net-vlad-700k", "willow/gated-net-fv", "willow/gated-bow",
+            "willow/bow-8000", "willow/gated-net-rvlad", "willow/gru", "willow/lstm-random-frames",
+        ],
+        "num_members": 7,
+        "mixing": "uniform",
+        "values": 1_198_645_256,
+        "bytes": {"fp32": 4_794_581_024, "bf16": 2_397_290_512},
+        "file_mib": None,
+        "reported": [{"gap_at_20": 0.84688, "split": "YouTube-8M 2017, private test"}],
+    }  # fmt: skip
+    assert (full["members"], full["num_members"], full["bytes"]) == (None, 25, None)
+
+
+def test_the_size_of_the_submitted_system_is_the_papers(recipes):
+    """arXiv:1810.00207, section 3.4: 995 MiB in bfloat16, the table of the graph included."""
+    entries = json.loads(recipes("list", "--ensembles", "--paper", "nonlocal", "--json"))
+    (system,) = (entry for entry in entries if entry["name"] == "nonlocal/all-six")
+
+    assert system["file_mib"] == 995
+    assert 994 < system["bytes"]["bf16"] / 2**20 < 995
+
+
+def test_filters_of_ensembles_that_leave_nothing_say_so(runner, refused):
+    assert refused("list", "--ensembles", "--paper", "mfb") == (
+        "Error: No ensemble is from 'mfb'.\n"
+        "Name a folder (dml, nonlocal, willow) or words of a paper's entry.\n"
+    )
+    result = runner.invoke(main, ["recipes", "list", "--ensembles", "--part", "gru"])
+    assert result.exit_code == 2
+    assert result.stderr.endswith("Error: --part selects recipes; leave it or --ensembles out.\n")
 
 
 def test_show_prints_the_text_as_it_lies_there(recipes):
@@ -223,6 +288,12 @@ def test_check_stops_at_the_first_file_that_is_no_recipe(runner, tmp_path):
         "'num_layers'?).\n"
         "Use one of the keys: name, modality_fusion, hidden_size, num_layers, state.\n"
     )
+
+
+def test_schema_of_ensembles_is_a_json_schema_too(recipes):
+    schema = json.loads(recipes("schema", "--ensembles"))
+
+    assert schema["properties"].keys() == {"source", "ensembles"}
 
 
 def test_schema_is_a_json_schema_that_knows_every_table(recipes):

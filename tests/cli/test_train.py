@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from workspace_fixture import MEMBERS, TRAINING
 
 from ensemble_kit.cli import main
 from ensemble_kit.data.dataset import Records
+from ensemble_kit.recipes import reading
 from ensemble_kit.store.provenance import CheckpointMetadata
 from ensemble_kit.store.tensor_files import open_tensors
 
@@ -52,6 +54,68 @@ def test_every_recipe_becomes_a_run_of_its_name(workspace):
             "validation.safetensors",
         ]
         assert record_of(workspace.averaged(name)).name == name
+
+
+@pytest.fixture
+def shipped(own_workspace, monkeypatch):
+    """Let the kit ship the workspace's recipes as ``paper/...``, and an ensemble of two."""
+    folder = own_workspace.path / "shipped" / "models" / "paper"
+    folder.mkdir(parents=True)
+    for name in MEMBERS:
+        shutil.copy(own_workspace.path / "recipes" / f"{name}.toml", folder)
+    (folder / "ensembles.toml").write_text(
+        '[source]\npaper = "A paper"\n'
+        '[ensembles.pair]\ntitle = "Two"\nmembers = ["paper/mean", "paper/bag"]\n'
+        'mixing = "uniform"\nreported = [{ gap_at_20 = 0.5, split = "test" }]\n'
+        '[ensembles.many]\ntitle = "Many"\nnum_members = 25\n'
+        'reported = [{ gap_at_20 = 0.6, split = "test" }]\n'
+    )
+    monkeypatch.setattr(reading, "files", lambda _: own_workspace.path / "shipped")
+
+
+def test_the_members_of_an_ensemble_become_runs_beside_recipes_given_by_name(runner, shipped):
+    words = ["paper/bag", "recipes/rnn.toml", "--ensemble", "paper/pair", *TRAINING, *SHORT]
+
+    result = runner.invoke(main, ["train", *words, "-o", "elsewhere", "--quiet"])
+
+    assert result.exit_code == 0, result.output
+    assert [line.partition(":")[0] for line in result.stdout.splitlines()] == [
+        "elsewhere/paper-bag", "elsewhere/rnn", "elsewhere/paper-mean",
+    ]  # fmt: skip
+
+
+def test_jobs_are_told_of_their_recipe_and_not_of_the_ensemble(runner, shipped, monkeypatch):
+    jobs = []
+    monkeypatch.setattr(
+        sys.modules["ensemble_kit.cli.train"],
+        "_train_side_by_side",
+        lambda given, at_once: jobs.extend(given),
+    )
+
+    words = ["--ensemble", "paper/pair", *TRAINING, *SHORT, "--jobs", "2"]
+    assert runner.invoke(main, ["train", *words]).exit_code == 0
+
+    assert [job.words[-2:] for job in jobs] == [("--", "paper/mean"), ("--", "paper/bag")]
+    assert not any("ensemble" in word for job in jobs for word in job.words)
+
+
+def test_an_ensemble_that_is_unknown_or_unnamed_is_refused(runner, shipped):
+    def refused(*words):
+        result = runner.invoke(main, ["train", *words, *TRAINING])
+        assert result.exit_code == 1
+        return result.stderr
+
+    assert refused("--ensemble", "paper/pairs") == (
+        "Error: There is no ensemble 'paper/pairs' (did you mean 'paper/pair'?).\n"
+        "List the ensembles with `ensemble-kit recipes list --ensembles`.\n"
+    )
+    assert refused("--ensemble", "paper/many") == (
+        "Error: The source of ensemble paper/many does not say which its 25 members are.\n"
+        "Choose another ensemble of `ensemble-kit recipes list --ensembles`, or name recipes.\n"
+    )
+    result = runner.invoke(main, ["train", *TRAINING])
+    assert result.exit_code == 2
+    assert result.stderr.endswith("Error: Give a RECIPE, or --ensemble NAME.\n")
 
 
 def test_progress_and_results_do_not_mix(workspace):

@@ -31,7 +31,9 @@ from ensemble_kit.training.optimisation import clip_each
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 ON_DISK = sorted(
-    path.relative_to(MODELS).with_suffix("").as_posix() for path in MODELS.rglob("*.toml")
+    path.relative_to(MODELS).with_suffix("").as_posix()
+    for path in MODELS.rglob("*.toml")
+    if path.name != "ensembles.toml"
 )
 ROWS = {
     "attention": ["attention-enhanced", "attention-netvlad", "baseline-netvlad", "second-order"],
@@ -51,9 +53,10 @@ ROWS = {
         "soft-bof-8k",
     ],
     "willow": [
-        "average-logistic", "average-moe-cg", "bow", "bow-8000", "gated-bow", "gated-net-fv",
-        "gated-net-rvlad", "gated-net-vlad", "gru", "gru-late", "lstm", "lstm-late",
-        "lstm-random-frames", "net-fv", "net-fv-early", "net-rvlad", "net-vlad", "net-vlad-128-cg",
+        "average-logistic", "average-moe-cg", "bow", "bow-8000", "gated-bow", "gated-gru",
+        "gated-lstm", "gated-net-fv", "gated-net-rvlad", "gated-net-vlad", "gated-net-vlad-700k",
+        "gru", "gru-late", "gru-random-frames", "lstm", "lstm-late", "lstm-random-frames",
+        "net-fv", "net-fv-early", "net-rvlad", "net-vlad", "net-vlad-128-cg",
         "net-vlad-128-cg-cg", "net-vlad-128-glu", "net-vlad-128-glu-cg", "net-vlad-128-none",
         "net-vlad-early",
     ],
@@ -82,7 +85,9 @@ PARAMETERS = {
     "willow/gated-net-fv": 321_388_732,
     "willow/gated-net-rvlad": 321_249_852,
     "willow/gated-net-vlad": 321_528_380,
+    "willow/gated-net-vlad-700k": 321_528_380,
     "willow/gru": 63_466_124 + GRU_BIASES,
+    "willow/gru-random-frames": 63_466_124 + GRU_BIASES,
     "willow/lstm": 96_411_180 + LSTM_BIASES,
     "willow/lstm-random-frames": 96_411_180 + LSTM_BIASES,
     "willow/net-fv": 305_415_340,

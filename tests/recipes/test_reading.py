@@ -18,7 +18,7 @@ from ensemble_kit.recipes.reading import (
 from ensemble_kit.store.provenance import RecipeMetadata
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
-SHIPPED = sorted(MODELS.rglob("*.toml"))
+SHIPPED = sorted(path for path in MODELS.rglob("*.toml") if path.name != "ensembles.toml")
 TRAINING_KEYS = (
     "batch_size, learning_rate, learning_rate_decay, examples_per_decay, max_steps, clip_norm, "
     "l2_penalty, batch_norm_momentum, checkpoint_every, average_last, schedule, "
@@ -82,10 +82,67 @@ def test_every_shipped_recipe_is_read_and_none_is_missed():
         assert recipe.source.paper
 
 
-def test_nothing_but_recipes_lies_in_models():
+def test_nothing_but_recipes_and_ensembles_lies_in_models():
     files = sorted(path for path in MODELS.rglob("*") if path.is_file())
 
-    assert files == SHIPPED
+    assert files == sorted([*SHIPPED, *MODELS.glob("*/ensembles.toml")])
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("nonlocal/")])
+def test_checkpoints_that_nonlocal_recipes_average_lie_where_their_code_averages(name):
+    """17Skye17/2nd-YouTube8M, avg_eval.sh: --swa_start=300020; GRUModel.sh ends at 300,000."""
+    training = load_recipe(name).training
+
+    first = training.max_steps - (training.average_last - 1) * training.checkpoint_every
+    if name == "nonlocal/gru":
+        assert training.max_steps == 300_000
+    else:
+        assert training.max_steps == (800_000 if "soft-bof" in name else 700_000)
+        assert first >= 300_020
+        assert first - training.checkpoint_every < 300_020
+
+
+@pytest.mark.parametrize(
+    ("name", "decay", "l2_penalty"),
+    [
+        ("willow/bow-8000", 0.9, 1e-8),
+        ("willow/gated-bow", 0.9, 1e-6),
+        ("willow/gated-net-fv", 0.8, 1e-6),
+        ("willow/gated-net-rvlad", 0.8, 1e-6),
+        ("willow/gated-net-vlad", 0.8, 1e-6),
+        ("willow/gated-net-vlad-700k", 0.8, 1e-6),
+        ("willow/gru", 0.9, 1e-6),
+        ("willow/lstm", 0.9, 1e-8),
+        ("willow/lstm-late", 0.9, 1e-8),
+        ("willow/lstm-random-frames", 0.9, 1e-8),
+        ("nonlocal/soft-bof-4k", 0.9, 1e-8),
+        ("nonlocal/soft-bof-8k", 0.9, 1e-8),
+    ],
+)
+def test_schedules_are_those_of_the_published_commands(name, decay, l2_penalty):
+    """READMEs and scripts; where they leave a flag out, its default: decay 0.9, moe_l2 1e-8."""
+    training = load_recipe(name).training
+
+    assert (training.learning_rate, training.examples_per_decay) == (2e-4, 4_000_000)
+    assert (training.learning_rate_decay, training.l2_penalty) == (decay, l2_penalty)
+
+
+def test_nextvlad_decays_as_the_script_for_112_clusters():
+    assert load_recipe("nextvlad/nextvlad").training.examples_per_decay == 2_500_000
+
+
+def test_the_gaps_of_averaged_checkpoints_are_those_of_table_2_of_arxiv_1810_00207():
+    recipes = [load_recipe(name) for name in recipe_names() if name.startswith("nonlocal/")]
+
+    assert {recipe.name: recipe.reported.averaged_gap_at_20 for recipe in recipes} == {
+        "nonlocal/lfnl-netvlad": 0.8716,
+        "nonlocal/lfnl-netrvlad": 0.8704,
+        "nonlocal/efnl-netvlad": 0.8704,
+        "nonlocal/soft-bof-4k": 0.8574,
+        "nonlocal/soft-bof-8k": 0.8563,
+        "nonlocal/gru": 0.8612,
+        "nonlocal/netvlad": None,
+    }
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
