@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -159,3 +160,32 @@ def torch_probabilities(path: Path, joint: NDArray[np.uint8], *, length: int = 9
     frames[0, : len(joint)] = joint[:length]
     mask[0, : len(joint)] = True
     return run_original(path, {"frames": frames, "mask": mask})[0]
+
+
+def parsed_model(
+    inputs: str,
+    body: str,
+    values: dict[str, NDArray[Any]],
+    opset: int,
+    output: str,
+    extra_opsets: str = "",
+) -> onnx.ModelProto:
+    """Return a model written in ONNX's text form.
+
+    Args:
+        inputs: Such as ``float[b, t, 4] x, int64[b] n``.
+        body: The nodes, one a line.
+        values: The initialisers.
+        opset: The version of ONNX's operators.
+        output: Such as ``float[b, 3] p``.
+        extra_opsets: Such as ``, "ai.onnx.ml" : 3``.
+    """
+    text = (
+        f'<ir_version: 8, opset_import: ["" : {opset}{extra_opsets}]>\n'
+        f"elsewhere ({inputs}) => ({output}) {{\n{body}\n}}"
+    )
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.extend(
+        numpy_helper.from_array(array, name) for name, array in values.items()
+    )
+    return model

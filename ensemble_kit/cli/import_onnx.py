@@ -15,30 +15,33 @@ from ensemble_kit.cli.options import EXISTING_FILE, FILE, force_option, one_of, 
 @click.option(
     "-o", "--output", type=FILE, help="File to write  [default: runs/NAME/foreign.safetensors]."
 )
-@click.option("--name", help="What selections will call it  [default: the file's name].")
+@click.option("--name", help="Its name in selections  [default: the file's name].")
 @click.option(
     "--input",
     "inputs",
     multiple=True,
     metavar="MODALITY=INPUT",
-    help="The input for a modality's frames, or for several side by side: rgb+audio=INPUT.",
+    help="Input for the frames of a modality, (videos, frames, features), or of several side by "
+    "side: rgb+audio=INPUT. INPUT:channels-first takes (videos, features, frames).",
 )
-@click.option("--num-frames", metavar="INPUT", help="The input for the number of frames.")
-@click.option("--is-frame", metavar="INPUT", help="The input that tells frames from padding.")
-@click.option("--probabilities", metavar="OUTPUT", help="The output with a number for each class.")
+@click.option("--num-frames", metavar="INPUT", help="Input for the number of frames.")
+@click.option(
+    "--is-frame", metavar="INPUT", help="Input for a mask: true for frames, false for padding."
+)
+@click.option("--probabilities", metavar="OUTPUT", help="Output with a number for each class.")
 @click.option(
     "--frames",
     type=one_of(FrameForm),
     default=FRAME_FORM,
     show_default=True,
-    help="How the model reads frames: bytes, numbers, or numbers with joint frames of length 1.",
+    help="Form of the frames: bytes as stored, dequantised, or dequantised and L2-normalised.",
 )
 @click.option(
     "--activation",
     type=one_of(Activation),
     default=ACTIVATION,
     show_default=True,
-    help="What makes probabilities of the output.",
+    help="Function that turns the output into probabilities.",
 )
 @records_options
 @force_option
@@ -51,10 +54,10 @@ def import_onnx(
     force: bool,
     **options: Any,
 ) -> None:
-    """Import the ONNX file MODEL, made by another framework, to predict, select and fuse it.
+    """Import the ONNX file MODEL of another framework, to predict, select and fuse it.
 
-    DATA are records that it tags; only what they hold is looked at. Inputs that are called like a
-    modality need no option. The imported file is compared with MODEL before it is kept.
+    DATA are records that it will tag; it is tested on videos of their lengths. Inputs that are
+    named after a modality need no option. The new file is compared with MODEL before it is kept.
 
     \b
     Example:
@@ -76,21 +79,26 @@ def import_onnx(
             "cache_bytes",
         )
     }
-    pairs = dict(each.rpartition("=")[::2] for each in inputs)
-    if "" in pairs or "" in pairs.values():
-        raise click.UsageError("--input takes a modality and an input: --input rgb=frames.")
+    mapped: dict[str, list[str]] = {}
+    for text in inputs:
+        modality, _, value = text.partition("=")
+        if not modality or not value:
+            raise click.UsageError("--input takes a modality and an input: --input rgb=frames.")
+        mapped.setdefault(modality, []).append(value)
     name = name or run_name(model.stem)
     check_run_name(name)
-    imported = import_model(
+    records = Records(data, needs_labels=False, **reading)
+    file = import_model(
         model,
         output or RUNS / name / "foreign.safetensors",
-        schema=Records(data, needs_labels=False, **reading).schema,
+        schema=records.schema,
+        records=records,
         name=name,
-        inputs=pairs,
+        inputs=mapped,
         force=force,
         **options,
     )
     click.echo(
-        f"{imported.path}: {imported.num_values:,} numbers.\n"
-        f"Equal to {model} to {imported.worst_difference:.2g}."
+        f"{file.path}: {file.num_values:,} numbers.\n"
+        f"Its probabilities differ from those of {model} by at most {file.worst_difference:.2g}."
     )

@@ -1,25 +1,32 @@
-"""ONNX files that another framework wrote, made ready to be members.
+"""ONNX files of other frameworks, made ready to be members.
 
-Imports ``foreign`` and below. A graph is cut to one output, raised to the kit's opset, and parted
-from its weights, which become inputs of it: floating tensors of more than one number. What is
-small or whole numbers stays, for shapes and constants of arithmetic are told from it.
+A graph is reduced to one output, raised to the kit's operator set, and separated from its weights,
+which become inputs of it. Some tensors stay in the graph and are never rounded, whatever precision
+the member is stored in: integers and single numbers, because shapes are computed from them; scales
+of quantised or resized values, which operators want as constants; and floating-point tables of
+whole numbers, such as positions 0 to 299. bfloat16 has 8 significant bits, so that 257 would become
+256, and a graph that compares positions with counts would read another frame.
 """
 
+import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import torch
+from numpy.typing import NDArray
 from onnxscript import version_converter
 from torch import Tensor
 
 from ensemble_kit.errors import ForeignModelError
+from ensemble_kit.foreign.outputs import expose_tensors, keep_output
+from ensemble_kit.networks.foreign_session import MAX_REASON
 from ensemble_kit.networks.storage import torch_type
 from ensemble_kit.serving.onnx_file import read_tensors
 from ensemble_kit.store.dtypes import BY_ONNX, STORAGE_TYPES
@@ -27,7 +34,19 @@ from ensemble_kit.store.dtypes import BY_ONNX, STORAGE_TYPES
 WEIGHT_TYPES = frozenset(
     ir.DataType(each.onnx_number) for each in STORAGE_TYPES if each.is_floating
 )
-ONNX_DOMAINS = frozenset({"", "ai.onnx"})
+CLASSICAL = "ai.onnx.ml"  # ONNX's own operators for trees, linear models and the like
+ONNX_DOMAINS = frozenset({"", "ai.onnx", CLASSICAL})
+# Operators and the first of their inputs that are constants of arithmetic rather than weights.
+CONSTANT_INPUTS = {
+    "DequantizeLinear": 1,
+    "OneHot": 2,
+    "Pad": 2,
+    "QLinearConv": 1,
+    "QLinearMatMul": 1,
+    "QuantizeLinear": 1,
+    "Resize": 1,
+    "Upsample": 1,
+}
 RANDOM = frozenset(
     {
         "Bernoulli",
@@ -38,23 +57,30 @@ RANDOM = frozenset(
         "RandomUniformLike",
     }
 )
+FIRST_VALUES = 4096  # that tell most weights from a table of whole numbers
 
 
 class Foreign(NamedTuple):
-    """A model of another framework.
+    """A foreign model that was read.
 
     Attributes:
-        graph: Without its weights, which are inputs of it, behind the others.
-        inputs: The others' names.
-        weights: Where the weights' values are, by name.
+        graph: The graph without its weights, which are its last inputs.
+        inputs: The names of the other inputs.
+        weights: The weights by name; their values may still be in a file.
+        original: The file's model with the same outputs, serialised, to compare the graph with.
+        output: The name of the output that was kept.
+        sha256: The hash of the bytes that were read.
     """
 
     graph: onnx.ModelProto
     inputs: tuple[str, ...]
     weights: Mapping[str, ir.TensorProtocol]
+    original: bytes
+    output: str
+    sha256: str
 
     def tensor(self, name: str) -> Tensor:
-        """Return a weight's values, a copy in memory."""
+        """Return a copy of a weight in memory."""
         held = self.weights[name]
         dtype = torch_type(BY_ONNX[held.dtype])
         data = np.frombuffer(held.tobytes(), np.uint8).copy()
@@ -65,54 +91,42 @@ def read_foreign(path: Path, *, output: str | None, opset: int) -> Foreign:
     """Read an ONNX file that another framework wrote.
 
     Args:
-        path: The file; values that lie beside it are read from its own folder only.
-        output: The output to keep, and what leads to it; None where it has one only.
-        opset: The least version of ONNX's operators that its graph is raised to.
+        path: The file; values that lie in other files are read from its own folder only.
+        output: The output to keep, and what leads to it; None where there is only one.
+        opset: The version of ONNX's operators that its graph is raised to, if it is older.
 
     Raises:
         ExportError: The file is not whole, or its values lie outside of its folder.
-        ForeignModelError: It cannot be read or raised, has no such output, or has operators that
-            are not ONNX's own or draw random numbers.
+        ForeignModelError: It cannot be raised to the opset, has no such output, or has operators
+            that are not ONNX's own, draw random numbers or run in training mode.
+        Exception: It is no ONNX model; protobuf, onnx_ir and NumPy raise errors of many classes.
     """
-    read_tensors(path)  # whole, and nothing outside of its folder
+    read_tensors(path)  # the file is whole, and nothing lies outside of its folder
+    data = path.read_bytes()
     with _quiet():
-        try:
-            model = ir.load(path)
-            passes.InlinePass()(model)
-            passes.RemoveInitializersFromInputsPass()(model)
-        except Exception as error:  # protobuf's, onnx_ir's and NumPy's have no common class
-            raise ForeignModelError(
-                f"{path} cannot be read as an ONNX model: {str(error).rstrip('.')}.",
-                hint="Export the model again from the framework that made it.",
-            ) from error
-        _keep_output(model, output, path)
+        proto = onnx.ModelProto.FromString(data)
+        is_changed = expose_tensors(proto)
+        model = ir.from_proto(proto)
+        ir.external_data.set_base_dir(model.graph, path.parent)
+        passes.InlinePass()(model)
+        passes.RemoveInitializersFromInputsPass()(model)
+        kept = keep_output(model, output, path)
         _refuse_operators(model, path)
         _raise_opset(model, opset, path)
         passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=2)(model)
         passes.LiftSubgraphInitializersToMainGraphPass()(model)
         passes.ClearMetadataAndDocStringPass()(model)
-    return _part(model)
+    graph, inputs, weights = _part(model)
+    original = proto.SerializeToString() if is_changed else data
+    return Foreign(graph, inputs, weights, original, kept, hashlib.sha256(data).hexdigest())
 
 
-def _keep_output(model: ir.Model, wanted: str | None, path: Path) -> None:
-    outputs = {str(value.name): value for value in model.graph.outputs}
-    listed = ", ".join(outputs)
-    if wanted is None and len(outputs) != 1:
-        raise ForeignModelError(
-            f"{path} has {len(outputs)} outputs: {listed}.",
-            hint="Say with --probabilities which of them has a number for each class.",
-        )
-    if wanted is not None and wanted not in outputs:
-        raise ForeignModelError(
-            f"{path} has no output {wanted!r}; it has {listed}.",
-            hint="Name one of them with --probabilities.",
-        )
-    kept = outputs[wanted] if wanted is not None else model.graph.outputs[0]
-    model.graph.outputs[:] = [kept]
-    passes.RemoveUnusedNodesPass()(model)
-    for value in list(model.graph.inputs):
-        if not value.uses() and value is not kept:
-            model.graph.inputs.remove(value)
+def root_of(error: BaseException) -> str:
+    """Return the message of the error that caused all others, cut to a readable length."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split()).rstrip(".")[:MAX_REASON]
+    return text or type(error).__name__
 
 
 def _refuse_operators(model: ir.Model, path: Path) -> None:
@@ -124,49 +138,100 @@ def _refuse_operators(model: ir.Model, path: Path) -> None:
             )
         if node.op_type in RANDOM:
             raise ForeignModelError(
-                f"{path} draws random numbers afresh in each run ({node.op_type}).",
+                f"{path} draws new random numbers in each run ({node.op_type}).",
                 hint="Export the model in its evaluation mode.",
             )
-    version = max(model.opset_imports.get(domain, 1) for domain in ONNX_DOMAINS)
+        if _is_training(node):
+            raise ForeignModelError(
+                f"{path} has {node.op_type} in training mode, so that a video's probabilities "
+                "depend on the other videos of its batch.",
+                hint="Export the model in its evaluation mode.",
+            )
+    version = max(model.opset_imports.get(domain, 1) for domain in ("", "ai.onnx"))
+    classical = model.opset_imports.get(CLASSICAL)
     model.opset_imports.clear()
     model.opset_imports[""] = version
+    if classical is not None and any(node.domain == CLASSICAL for node in model.graph):
+        model.opset_imports[CLASSICAL] = classical
+
+
+def _is_training(node: ir.Node) -> bool:
+    """Return whether a batch norm uses the statistics of the batch, or a dropout drops numbers."""
+    if node.op_type == "BatchNormalization":
+        used = [value for value in node.outputs if value.uses() or value.is_graph_output()]
+        return bool(node.attributes.get_int("training_mode", 0)) or len(used) > 1
+    if node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None:
+        mode = ir.convenience.get_const_tensor(node.inputs[2])
+        return mode is None or bool(mode.numpy())
+    return False
 
 
 def _raise_opset(model: ir.Model, opset: int, path: Path) -> None:
     found = model.opset_imports[""]
     if found >= opset:
         return
-    version_converter.convert_version(model, opset, fallback=True)
-    if model.opset_imports.get("") != opset:
+    try:
+        version_converter.convert_version(model, opset, fallback=True)
+        is_raised = model.opset_imports.get("") == opset
+    except Exception:  # the converters' exceptions have no common class
+        is_raised = False
+    if not is_raised:
         raise ForeignModelError(
             f"{path} is of opset {found}, which cannot be raised to {opset}.",
             hint=f"Export the model again with opset {opset}.",
         )
 
 
-def _part(model: ir.Model) -> Foreign:
-    """Make inputs of a graph's weights, and forget what was thought of shapes in between."""
+def _part(
+    model: ir.Model,
+) -> tuple[onnx.ModelProto, tuple[str, ...], dict[str, ir.TensorProtocol]]:
+    """Turn a graph's weights into inputs, and remove the shapes that were inferred in between."""
     inputs = tuple(str(value.name) for value in model.graph.inputs)
     weights = {}
     for name, value in list(model.graph.initializers.items()):
         held = value.const_value
         assert held is not None
-        if held.dtype in WEIGHT_TYPES and held.size > 1:
+        if _is_weight(value, held):
             del model.graph.initializers[name]
             value.const_value = None
             value.shape, value.type = ir.Shape(held.shape.numpy()), ir.TensorType(held.dtype)
             model.graph.inputs.append(value)
             weights[name] = held
+        elif isinstance(held, ir.ExternalTensor):  # the graph is kept without the other file
+            value.const_value = ir.Tensor(held.numpy().copy(), dtype=held.dtype, name=name)
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        for value in node.outputs:
-            if not value.is_graph_output():
-                value.shape, value.type = None, None
-    return Foreign(ir.to_proto(model), inputs, weights)
+        for result in node.outputs:
+            if not result.is_graph_output():
+                result.shape, result.type = None, None
+    return ir.to_proto(model), inputs, weights
+
+
+def _is_weight(value: ir.Value, held: ir.TensorProtocol) -> bool:
+    """Return whether a tensor is stored beside the graph, in the precision of its member."""
+    if held.dtype not in WEIGHT_TYPES or held.size <= 1:
+        return False
+    for node, index in value.uses():
+        if index >= CONSTANT_INPUTS.get(node.op_type, index + 1):
+            return False
+    return not _is_table(held.numpy())
+
+
+def _is_table(values: NDArray[Any]) -> bool:
+    """Return whether a tensor holds different whole numbers only.
+
+    Trained weights never do. A bias or scale that was never trained holds one number throughout.
+    """
+    flat = values.reshape(-1)
+    for part in (flat[:FIRST_VALUES], flat):
+        numbers = part.astype(np.float64)
+        if not np.isfinite(numbers).all() or (numbers != np.rint(numbers)).any():
+            return False
+    return bool((flat != flat[0]).any())
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the converters' notes to their own developers from the user's terminal."""
+    """Keep the converters' notes to their own developers away from the user's terminal."""
     logger = logging.getLogger("onnxscript")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -1,79 +1,51 @@
-"""Models that another framework made: an ONNX graph, and what its inputs are given.
+"""Foreign models: an ONNX graph that another framework wrote, and what its inputs are given.
 
-Imports ``layers``, ``provenance``, ``runtime`` and ``storage``. Frames become the graph's inputs in
-PyTorch, so that the same lines feed ONNX Runtime here and are traced where many members become one
-graph; there the imported graph itself is one operator, which ``onnx_graph`` replaces by its nodes.
+Frames become the graph's inputs in PyTorch, so that the same lines feed ONNX Runtime here and are
+traced where many members become one graph. In that graph the foreign graph is one operator, which
+the export replaces by its nodes.
 """
 
 from collections.abc import Mapping
-from math import prod
-from typing import NamedTuple
 
 import onnx
 import onnxruntime
 import torch
-from onnx import TensorProto
 from torch import Tensor, nn
 
 from ensemble_kit.data.schema import Schema
-from ensemble_kit.errors import ForeignModelError
 from ensemble_kit.layers.frame_preparation import (
     PreparedFrames,
     mark_frames,
     prepare_frames,
     quantise,
 )
+from ensemble_kit.networks.foreign_inputs import GraphInput, sizes_of, type_of
+from ensemble_kit.networks.foreign_session import open_foreign, run_foreign
 from ensemble_kit.networks.storage import torch_type
-from ensemble_kit.serving.opening import open_session
 from ensemble_kit.store.dtypes import BY_ONNX
-from ensemble_kit.store.provenance import InputMetadata, MappingMetadata
+from ensemble_kit.store.provenance import MappingMetadata
 
 GRAPH = "graph"  # the tensor that holds the serialised graph, in files
-WEIGHTS = "weights."  # what the name of each of its weights follows there
-DOMAIN, OPERATOR, MEMBER = "ensemble_kit", "Imported", "member"  # the operator while tracing
-
-
-class GraphInput(NamedTuple):
-    """An input of an imported graph.
-
-    Attributes:
-        record: What it is given.
-        dtype: Its type.
-        sizes: Its dimensions, None where one is free; empty where the graph does not tell.
-    """
-
-    record: InputMetadata
-    dtype: torch.dtype
-    sizes: tuple[int | None, ...]
-
-    @property
-    def rank(self) -> int:
-        """How many dimensions it has."""
-        return len(self.sizes) or {"frames": 3, "num_frames": 1, "is_frame": 2}[self.record.holds]
-
-    @property
-    def length(self) -> int | None:
-        """T, where the graph takes that many frames of each video and no other number."""
-        has_frames = (self.record.holds, len(self.sizes)) in {("frames", 3), ("is_frame", 2)}
-        return self.sizes[1] if has_frames else None
+WEIGHTS = "weights."  # the prefix of the names of its weights in files
+DOMAIN, OPERATOR, MEMBER = "ensemble_kit", "Foreign", "member"  # the operator while tracing
 
 
 class ForeignModel(nn.Module):
-    """A graph that another framework made, between the kit's frames and probabilities.
+    """A graph that another framework wrote, between the kit's frames and probabilities.
 
-    A video without frames is given to the graph as one frame of zeros, for many a graph divides by
-    how many there are.
+    A video without frames is given to the graph as one frame of zeros, because many graphs divide
+    by the number of frames.
 
     Args:
         graph: The model; its weights are inputs of the graph, beside those that are mapped.
         mapping: What its other inputs are given.
         schema: The modalities and classes.
-        name: What faults, and the operator while tracing, call it.
+        name: What errors call it, and the operator while tracing.
 
     Attributes:
-        inputs: Those of the graph that are mapped.
+        inputs: The inputs of the graph that are mapped.
         weight_specs: The type and shape of its weights by name.
-        weights: Their values, in these types; to be set before it is run.
+        weights: Their values, in these types; to be set before the model is run.
     """
 
     num_draws = None
@@ -92,17 +64,21 @@ class ForeignModel(nn.Module):
         self.mapping = mapping
         self.schema = schema
         self.name = name
-        mapped = {record.name: record for record in mapping.inputs}
+        mapped = {metadata.name: metadata for metadata in mapping.inputs}
         inputs = graph.graph.input
         self.inputs = [
             GraphInput(
-                mapped[v.name], _type_of(v, name), tuple(size or None for size in _sizes_of(v))
+                mapped[value.name],
+                type_of(value, name),
+                tuple(size or None for size in sizes_of(value)),
             )
-            for v in inputs
-            if v.name in mapped
+            for value in inputs
+            if value.name in mapped
         ]
         self.weight_specs = {
-            v.name: (_type_of(v, name), _sizes_of(v)) for v in inputs if v.name not in mapped
+            value.name: (type_of(value, name), sizes_of(value))
+            for value in inputs
+            if value.name not in mapped
         }
         self.weights: Mapping[str, Tensor] = {}
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
@@ -118,41 +94,47 @@ class ForeignModel(nn.Module):
         return self.classify(prepare_frames(ordered, num_frames), draws)
 
     def classify(self, prepared: PreparedFrames, draws: Tensor | None = None) -> Tensor:
-        """Return the probability of every class, ``(B, C)`` float32, for prepared frames."""
+        """Return the probability of every class, ``(B, C)`` float32, for prepared frames.
+
+        Raises:
+            ForeignModelError: ONNX Runtime cannot run the graph on these frames.
+        """
         feed = self.feed(prepared)
+        (output,) = self.graph.graph.output
+        videos, length = prepared.is_frame.shape
         if torch.onnx.is_in_onnx_export():
-            output = torch.onnx.ops.symbolic(
+            values = torch.onnx.ops.symbolic(
                 f"{DOMAIN}::{OPERATOR}",
                 tuple(feed.values()),
                 {MEMBER: self.name},
-                dtype=torch_type(BY_ONNX[self.graph.graph.output[0].type.tensor_type.elem_type]),
-                shape=(prepared.is_frame.shape[0], self.schema.num_classes),
+                dtype=torch_type(BY_ONNX[output.type.tensor_type.elem_type]),
+                shape=(videos, self.schema.num_classes),
             )
         else:
             device = prepared.is_frame.device
-            arrays = {name: values.cpu().numpy() for name, values in feed.items()}
-            (found,) = self._session(device.type).run(None, arrays)
-            output = torch.from_numpy(found).to(device)
-        return self.activate(output)
+            values = run_foreign(
+                self._session(device.type),
+                feed,
+                output.name,
+                name=self.name,
+                size=(videos, length),
+                hint="Import the model again from records with videos as long as these.",
+            ).to(device)
+        return self.activate(values)
 
     def feed(self, prepared: PreparedFrames) -> dict[str, Tensor]:
-        """Return what each input of the graph is given, by its name."""
-        length = prepared.is_frame.shape[1]
+        """Return the value of each mapped input of the graph, by its name."""
         counts = prepared.is_frame.sum(dim=1).clamp_min(1)
         fed = {}
         for given in self.inputs:
-            if given.record.holds == "frames":
-                parts = [self._frames_of(name, prepared) for name in given.record.modalities]
+            if given.metadata.holds == "frames":
+                parts = [self._frames_of(name, prepared) for name in given.metadata.modalities]
                 values = torch.cat([part.to(given.dtype) for part in parts], dim=-1)
-                values = _of_length(values, given.length)
-                fed[given.record.name] = values[:, 0] if given.rank == 2 else values
-            elif given.record.holds == "is_frame":
-                values = _of_length(mark_frames(counts, length), given.length)
-                fed[given.record.name] = values.to(given.dtype)
+            elif given.metadata.holds == "is_frame":
+                values = mark_frames(counts, prepared.is_frame.shape[1])
             else:
                 values = counts if self._length is None else counts.clamp_max(self._length)
-                values = values.to(given.dtype)
-                fed[given.record.name] = values.unsqueeze(1) if given.rank == 2 else values
+            fed[given.name] = given.arrange(values)
         return fed
 
     def activate(self, output: Tensor) -> Tensor:
@@ -173,7 +155,7 @@ class ForeignModel(nn.Module):
         if self.mapping.frames == "raw":
             stored = prepared.stored[name]
             if modality.value_type == "uint8" and stored.is_floating_point():
-                stored = quantise(stored)  # a graph whose inputs are dequantised already
+                stored = quantise(stored)  # the inputs of a fused graph may be dequantised already
             padding = torch.zeros((), dtype=stored.dtype, device=stored.device)
             return torch.where(prepared.is_frame.unsqueeze(-1), stored, padding)
         joint = prepared.normalised if self.mapping.frames == "normalised" else prepared.joint
@@ -182,85 +164,10 @@ class ForeignModel(nn.Module):
 
     def _session(self, device: str) -> onnxruntime.InferenceSession:
         if device not in self._sessions:
-            self._sessions[device] = _open(self.graph, self.weights, device, self.name)
+            self._sessions[device] = open_foreign(self.graph, self.weights, device, self.name)
         return self._sessions[device]
 
 
 def opset_of(graph: onnx.ModelProto) -> int:
     """Return the version of ONNX's operators that a graph is written in."""
     return max(int(each.version) for each in graph.opset_import if each.domain == "")
-
-
-def _sizes_of(value: onnx.ValueInfoProto) -> tuple[int, ...]:
-    return tuple(each.dim_value for each in value.type.tensor_type.shape.dim)
-
-
-def _type_of(value: onnx.ValueInfoProto, model: str) -> torch.dtype:
-    stored = BY_ONNX.get(value.type.tensor_type.elem_type)
-    if stored is None:
-        type_name = TensorProto.DataType.Name(value.type.tensor_type.elem_type)
-        raise ForeignModelError(
-            f"{model}: the input {value.name} holds {type_name}, which nothing can be mapped to.",
-            hint="Export the model with inputs of float32, uint8 or int64.",
-        )
-    return torch_type(stored)
-
-
-def _of_length(values: Tensor, length: int | None) -> Tensor:
-    """Return ``length`` frames of each video, zeros where there are fewer; None leaves them."""
-    if length is None:
-        return values
-    padding = values.new_zeros((values.shape[0], length, *values.shape[2:]))
-    return torch.cat([values, padding], dim=1)[:, :length]
-
-
-def _open(
-    graph: onnx.ModelProto, weights: Mapping[str, Tensor], device: str, name: str
-) -> onnxruntime.InferenceSession:
-    """Open a graph whose weights stay where they are in memory.
-
-    Raises:
-        ProviderError: ONNX Runtime cannot open it, or not on that device.
-    """
-    model = onnx.ModelProto()
-    model.CopyFrom(graph)
-    del model.graph.input[:]
-    model.graph.input.extend(value for value in graph.graph.input if value.name not in weights)
-    for value in graph.graph.input:
-        if value.name in weights:
-            model.graph.initializer.append(_held_elsewhere(value))
-    options = onnxruntime.SessionOptions()
-    if weights:
-        values = [_ort_value(tensor) for tensor in weights.values()]
-        options.add_external_initializers(list(weights), values)
-    return open_session(
-        model.SerializeToString(),
-        device="cuda" if device == "cuda" else "cpu",
-        name=f"the graph of {name}",
-        hint="Import the model again from its ONNX file.",
-        options=options,
-    )
-
-
-def _held_elsewhere(value: onnx.ValueInfoProto) -> TensorProto:
-    """Return an initialiser whose values ONNX Runtime is given by its name."""
-    tensor = value.type.tensor_type
-    shape = [each.dim_value for each in tensor.shape.dim]
-    held = TensorProto(
-        name=value.name,
-        data_type=tensor.elem_type,
-        dims=shape,
-        data_location=TensorProto.EXTERNAL,
-    )
-    size = prod(shape) * BY_ONNX[tensor.elem_type].num_bytes
-    for key, text in (("location", "_"), ("offset", "0"), ("length", str(size))):
-        held.external_data.add(key=key, value=text)
-    return held
-
-
-def _ort_value(tensor: Tensor) -> onnxruntime.OrtValue:
-    tensor = tensor.contiguous()
-    if tensor.dtype == torch.bfloat16:
-        bits = tensor.view(torch.uint16).numpy()
-        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, TensorProto.BFLOAT16)
-    return onnxruntime.OrtValue.ortvalue_from_numpy(tensor.numpy())

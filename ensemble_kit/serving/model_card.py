@@ -198,7 +198,8 @@ def _mapping(name: str, mapping: MappingMetadata) -> str:
 
 def _given(value: InputMetadata, frames: str) -> str:
     if value.holds == "frames":
-        return f"frames of {' + '.join(value.modalities)}, {frames}"
+        layout = ", features before frames" if value.layout == "channels-first" else ""
+        return f"frames of {' + '.join(value.modalities)}, {frames}{layout}"
     return f"`{value.holds}`"
 
 

@@ -37,7 +37,7 @@ def open_session(
     if wanted not in onnxruntime.get_available_providers():
         raise _not_on(name, wanted, "this build of ONNX Runtime does not have it")
     options = options or onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors come as exceptions; warnings are not the user's
+    options.log_severity_level = 4  # errors come as exceptions too; warnings are not for users
     try:
         session = onnxruntime.InferenceSession(
             model,

@@ -12,7 +12,15 @@ from typing import Annotated, Literal, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ensemble_kit.choices import Activation, DrawSource, Dtype, FrameForm, InputType
+from ensemble_kit.choices import (
+    LAYOUT,
+    Activation,
+    DrawSource,
+    Dtype,
+    FrameForm,
+    InputType,
+    Layout,
+)
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.files import sha256_of
 
@@ -119,17 +127,20 @@ class TrainingStateMetadata(Metadata):
 
 
 class InputMetadata(Metadata):
-    """What an input of an imported graph is given.
+    """What an input of a foreign graph is given.
 
     Attributes:
-        name: Of the graph's input.
-        holds: The frames of some modalities, how many of them are a video's own, or which.
-        modalities: Those whose frames it is given, side by side in this order.
+        name: The name of the input.
+        holds: ``frames`` of some modalities, the number of a video's frames, or the mask that tells
+            frames from padding.
+        modalities: The modalities whose frames it is given, side by side in this order.
+        layout: Whether frames are ``(videos, frames, features)`` or ``(videos, features, frames)``.
     """
 
     name: str
     holds: Literal["frames", "num_frames", "is_frame"]
     modalities: tuple[str, ...] = ()
+    layout: Layout = LAYOUT
 
 
 class MappingMetadata(Metadata):
@@ -138,8 +149,8 @@ class MappingMetadata(Metadata):
     Attributes:
         frames: ``raw`` as records store them, ``dequantised`` to floating point, or ``normalised``:
             dequantised, and each joint frame of all modalities of length 1. Padding is 0.
-        inputs: Every input of the graph that is no weight.
-        activation: What makes probabilities of the graph's output.
+        inputs: Every input of the graph that is not a weight.
+        activation: The function that turns the graph's output into probabilities.
     """
 
     frames: FrameForm

@@ -48,7 +48,9 @@ def test_an_imported_model_is_predicted_selected_and_fused_like_any_other(type_i
 
     output = type_in("import-onnx", "tagger.onnx", VALIDATION, *MAPPING)
     assert output.startswith("runs/tagger/foreign.safetensors: 1")
-    assert output.splitlines()[1].startswith("Equal to tagger.onnx to ")
+    assert output.splitlines()[1].startswith(
+        "Its probabilities differ from those of tagger.onnx by at most "
+    )
     predicted = "runs/tagger/validation.safetensors"
     type_in("predict", "runs/tagger/foreign.safetensors", VALIDATION, "-o", predicted)
     type_in("select", predicted)
@@ -193,7 +195,7 @@ def test_what_is_not_mapped_is_an_error_and_nothing_is_there(runner, own_workspa
 
     assert result.exit_code == 1
     assert result.stderr == (
-        "Error: tagger.onnx asks for the input lengths, and nothing is mapped to it.\n"
+        "Error: tagger.onnx: nothing is mapped to its input lengths.\n"
         "Add --input MODALITY=lengths, --num-frames lengths or --is-frame lengths.\n"
     )
     assert not (own_workspace.path / "runs" / "tagger").exists()

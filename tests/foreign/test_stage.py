@@ -24,6 +24,8 @@ from ensemble_kit import import_onnx
 from ensemble_kit.data.dataset import Batch
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import CheckpointError, EnsembleKitError, OutputError, ProviderError
+from ensemble_kit.foreign import stage
+from ensemble_kit.foreign.conversion import convert
 from ensemble_kit.foreign.onnx_source import Foreign
 from ensemble_kit.layers.frame_preparation import dequantise, quantise
 from ensemble_kit.networks.loading import load
@@ -34,6 +36,12 @@ from ensemble_kit.store.tensor_files import open_tensors
 SCHEMA = tiny_schema(widths={"rgb": WIDTH, "audio": 3}, num_classes=CLASSES, value_type="uint8")
 MAPPED = {"inputs": {"rgb": "pixels"}, "num_frames": "lengths", "activation": "sigmoid"}
 COUNTS = ([1], [4, 9, 1], [2, 5])
+
+
+@pytest.fixture(autouse=True)
+def _in_this_process(monkeypatch):
+    """Import without a child process, which takes seconds to start; see test_limits.py."""
+    monkeypatch.setattr(stage, "convert_in_child", convert)
 
 
 def imported(tmp_path, path=None, *, schema=SCHEMA, **options):
@@ -142,8 +150,8 @@ def test_the_file_holds_weights_a_graph_without_them_and_the_mapping(tmp_path):
     assert record.mapping.model_dump() == {
         "frames": "dequantised",
         "inputs": (
-            {"name": "pixels", "holds": "frames", "modalities": ("rgb",)},
-            {"name": "lengths", "holds": "num_frames", "modalities": ()},
+            {**GIVEN, "name": "pixels", "holds": "frames", "modalities": ("rgb",)},
+            {**GIVEN, "name": "lengths", "holds": "num_frames"},
         ),
         "activation": "sigmoid",
     }
@@ -263,6 +271,7 @@ def test_bytes_are_told_from_what_they_were_dequantised_to():
     assert torch.equal(quantise(dequantise(stored)), stored.float())
 
 
+GIVEN = {"modalities": (), "layout": "frames-first"}
 NUMBER, ANYTHING = r"[\d.]+", r".+"
 TWO_OUTPUTS = {"outputs": ("scores", "h3")}
 DRAWN = [
@@ -298,31 +307,32 @@ def with_input(name, data_type, dims):
             {},
             {"is_frame": "mask"},
             "{path} has no input 'mask' that its output depends on; it has pixels, lengths.",
-            "Map these, and no other.",
+            "Map these inputs, and no others.",
         ),
         (
             {},
             {"num_frames": None},
-            "{path} asks for the input lengths, and nothing is mapped to it.",
+            "{path}: nothing is mapped to its input lengths.",
             "Add --input MODALITY=lengths, --num-frames lengths or --is-frame lengths.",
         ),
         (
             {},
             {"num_frames": None, "is_frame": "lengths"},
-            "{path}: the input lengths is (?); is_frame are (videos, frames).",
-            "Map another input, or export the model with such a one.",
+            "{path}: the input lengths is (?); is_frame must be (videos, frames), with or without "
+            "dimensions of size 1.",
+            "Map another input, or export the model with such an input.",
         ),
         (
             with_input("pixels", TensorProto.FLOAT, [2, "t", WIDTH]),
             {},
-            f"{{path}}: the input pixels is (2, ?, {WIDTH}), for 2 videos at a time and no other "
-            "number.",
+            f"{{path}}: the input pixels is (2, ?, {WIDTH}), which takes "
+            "exactly 2 videos at a time.",
             "Export the model with a free number of videos.",
         ),
         (
             {},
             {"inputs": {"audio": "pixels"}},
-            f"{{path}}: the input pixels is (?, ?, {WIDTH}), but audio has 3 features in a frame.",
+            f"{{path}}: the input pixels is (?, ?, {WIDTH}), but audio has 3 features per frame.",
             "Map the modalities that it was trained on, in their order.",
         ),
         (
@@ -334,35 +344,37 @@ def with_input(name, data_type, dims):
         (
             with_input("lengths", TensorProto.UINT64, ["n"]),
             {},
-            "{path}: the input lengths holds UINT64, which nothing can be mapped to.",
+            "{path}: the input lengths holds UINT64, which frames and counts "
+            "cannot be converted to.",
             "Export the model with inputs of float32, uint8 or int64.",
         ),
         (
             {"outputs": ("h3",)},
             {},
-            f"{{path}}: its output h3 is (1, {HIDDEN}) for 1 videos and {CLASSES} classes; "
-            f"(1, {CLASSES}) was expected.",
+            f"{{path}}: its output h3 has shape (1, {HIDDEN}) for 1 video of 1 frame and {CLASSES} "
+            f"classes; it should have shape (1, {CLASSES}).",
             "Name the right output with --probabilities, or the right records.",
         ),
         (
             {},
             {"activation": "none"},
-            f"{{path}}: its output scores goes from -{NUMBER} to {NUMBER}, which are no "
-            "probabilities.",
+            f"{{path}}: its output scores ranges from -{NUMBER} to {NUMBER}; probabilities "
+            "lie between 0 and 1.",
             "Use --activation sigmoid or --activation softmax, or name another output with "
             "--probabilities.",
         ),
         (
             {"extra": DRAWN, "outputs": ("sum_of_both",)},
             {},
-            "{path} draws random numbers afresh in each run (RandomUniformLike).",
+            "{path} draws new random numbers in each run (RandomUniformLike).",
             "Export the model in its evaluation mode.",
         ),
         (
             {"extra": RESHAPED, "outputs": ("one_video",)},
             {},
             "{path}: ONNX Runtime cannot run it on 3 videos of 7 frames: " + ANYTHING,
-            "Export the model with a free number of videos and of frames.",
+            "Export the model with a free number of videos and of frames; if features come before "
+            "frames in an input, use --input MODALITY=INPUT:channels-first.",
         ),
         (
             {"extra": [helper.make_node("Magic", ["scores"], ["y"], domain="x.y")]},
@@ -401,7 +413,7 @@ def test_a_model_whose_numbers_change_by_being_imported_is_refused(tmp_path, mon
 
     assert re.fullmatch(
         rf"{path}: in opset {OPSET}, its probabilities differ by 0\.\d+ from those of the file on "
-        r"1 videos of 1 frames; 1e-05 may be\.\n"
+        r"1 video of 1 frame; the tolerance is 1e-05\.\n"
         rf"Export the model again in opset {OPSET}\.",
         message,
     )
@@ -420,7 +432,7 @@ def test_a_model_that_reads_padding_is_refused(tmp_path):
 
     assert re.fullmatch(
         rf"{tmp_path}/m.onnx: the probabilities of a video change by 0\.\d+ when padding follows "
-        r"its frames, or other videos lie beside it\.\n"
+        r"its frames\.\n"
         r"Map what tells frames from padding, with --num-frames or --is-frame\.",
         message,
     )

@@ -1,0 +1,117 @@
+"""Imports in a process of limited time and memory.
+
+An ONNX file can be small and yet ask for a loop of 2^62 steps, for functions that double with each
+call, or for gigabytes of one number. Nothing in the file tells these from an honest model short of
+running it, so that an import runs in a child process and ends with it. The limits grow with the
+files: a model of 1 GiB may take 3 minutes and 14 GiB.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from ensemble_kit import errors
+from ensemble_kit.errors import EnsembleKitError, ForeignModelError
+from ensemble_kit.files import format_size
+from ensemble_kit.foreign.conversion import ForeignFile, convert
+from ensemble_kit.foreign.plan import ImportPlan
+from ensemble_kit.serving.onnx_file import needed_files
+
+SECONDS, BYTES_PER_SECOND = 60, 10**7
+MEMORY, MEMORY_PER_BYTE = 2**31, 12
+CODE = "from ensemble_kit.foreign.limits import serve; serve()"
+
+
+def convert_in_child(plan: ImportPlan) -> ForeignFile:
+    """Do what ``convert`` does in a child process whose time and memory are limited.
+
+    Raises:
+        ForeignModelError: The child needed more, or crashed.
+        EnsembleKitError: Any error of ``convert``.
+    """
+    size = sum(file.stat().st_size for file in needed_files(plan.model))
+    seconds = SECONDS + size // BYTES_PER_SECOND
+    memory = MEMORY + size * MEMORY_PER_BYTE
+    # -P: a file of the current folder is never imported
+    child = subprocess.Popen(
+        [sys.executable, "-P", "-c", CODE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    request = json.dumps([plan.model_dump_json(), seconds, memory])
+    try:
+        answer, noise = child.communicate(request, timeout=seconds)
+    except subprocess.TimeoutExpired as error:
+        raise ForeignModelError(
+            f"{plan.model} could not be read and tested in {seconds} seconds.",
+            hint="Export a model that is faster, or try again when the machine is less busy.",
+        ) from error
+    finally:
+        child.kill()
+        child.communicate()
+    if child.returncode == 0:
+        return _file_of(json.loads(answer.splitlines()[-1]))
+    raise _death(plan.model, child.returncode, noise, seconds, memory)
+
+
+def _file_of(answer: dict[str, str]) -> ForeignFile:
+    if "error" in answer:
+        kind = getattr(errors, answer["error"])
+        assert issubclass(kind, EnsembleKitError)
+        raise kind(answer["problem"], hint=answer["hint"])
+    return ForeignFile(
+        Path(answer["path"]),
+        answer["name"],
+        int(answer["num_values"]),
+        float(answer["worst_difference"]),
+    )
+
+
+def _death(
+    model: Path, code: int, noise: str, seconds: int, memory: int
+) -> EnsembleKitError | RuntimeError:
+    """Return the error of a child that ended without an answer."""
+    if code == -signal.SIGXCPU:
+        what = f"took more than {seconds} seconds of processor time"
+    elif "MemoryError" in noise or "bad_alloc" in noise or code == -signal.SIGKILL:
+        what = f"needed more than {format_size(memory)} of memory"
+    elif code < 0:
+        what = f"ended with signal {signal.Signals(-code).name}"
+    else:
+        return RuntimeError(noise)  # a mistake of the kit's
+    return ForeignModelError(
+        f"{model} could not be read and tested: the process {what}.",
+        hint="Export a smaller model, or the model again from the framework that made it.",
+    )
+
+
+def serve() -> None:
+    """Do what a parent asks for on standard input, and answer on standard output."""
+    text, seconds, memory = json.loads(sys.stdin.read())
+    _limit(seconds, memory)
+    try:
+        file = convert(ImportPlan.model_validate_json(text))
+        answer = {
+            "path": str(file.path),
+            "name": file.name,
+            "num_values": str(file.num_values),
+            "worst_difference": repr(file.worst_difference),
+        }
+    except EnsembleKitError as error:
+        answer = {"error": type(error).__name__, "problem": error.problem, "hint": error.hint}
+    print(json.dumps(answer))
+
+
+def _limit(seconds: int, memory: int) -> None:
+    """Limit this process; where the system has no such limits, the parent's clock is left."""
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+        # for a parent that was killed: the processor time of all threads together
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds * 64, seconds * 64))

@@ -1,0 +1,150 @@
+"""Imports in a child process of limited time and memory."""
+
+import numpy as np
+import pytest
+from builders import tiny_schema
+from foreign_models import CLASSES, WIDTH, parsed_model, write_foreign
+from onnx import helper
+
+from ensemble_kit import import_onnx
+from ensemble_kit.errors import ForeignModelError
+from ensemble_kit.foreign import limits
+
+SCHEMA = tiny_schema(widths={"rgb": WIDTH, "audio": 3}, num_classes=CLASSES, value_type="uint8")
+INPUTS = f"float[b, t, {WIDTH}] x"
+OUTPUT = f"float[b, {CLASSES}] p"
+
+
+@pytest.fixture
+def message_of(tmp_path):
+    def message_of(model):
+        path = tmp_path / "bomb.onnx"
+        path.write_bytes(model.SerializeToString())
+        with pytest.raises(ForeignModelError) as caught:
+            import_onnx(
+                path,
+                tmp_path / "foreign.safetensors",
+                schema=SCHEMA,
+                name="m",
+                inputs={"rgb": "x"},
+            )
+        assert list(tmp_path.iterdir()) == [path]
+        return str(caught.value).replace(str(path), "PATH")
+
+    return message_of
+
+
+def probabilities_of(body, values=None):
+    """A model whose probabilities are what ``v`` adds to the mean of some zeros."""
+    tail = """
+       one = Constant <value_ints = [1]> ()
+       frames = ReduceMean <axes = [1], keepdims = 0> (x)
+       w0 = MatMul (frames, w)
+       h = Add (w0, v)
+       p = Sigmoid (h)
+    """
+    matrix = np.zeros((WIDTH, CLASSES), np.float32)
+    return parsed_model(INPUTS, body + tail, {"w": matrix, **(values or {})}, 17, OUTPUT)
+
+
+def test_a_loop_without_end_is_ended(message_of, monkeypatch):
+    monkeypatch.setattr(limits, "SECONDS", 12)
+    body = """
+       steps = Constant <value_int = 4611686018427387904> ()
+       go = Constant <value = bool {1}> ()
+       start = Constant <value_float = 0.0> ()
+       v = Loop (steps, go, start) <body = step (int64 i, bool c, float a) => (bool d, float e) {
+          d = Identity (c)
+          unit = Constant <value_float = 0.0> ()
+          e = Add (a, unit)
+       }>
+    """
+
+    assert message_of(probabilities_of(body)) == (
+        "PATH could not be read and tested in 12 seconds.\n"
+        "Export a model that is faster, or try again when the machine is less busy."
+    )
+
+
+def test_a_constant_of_gigabytes_is_refused(message_of):
+    body = """
+       shape = Constant <value_ints = [30000, 30000]> ()
+       many = ConstantOfShape (shape)
+       more = Sqrt (many)
+       v = ReduceMax <keepdims = 0> (more)
+    """
+
+    message = message_of(probabilities_of(body))
+
+    assert message.startswith("PATH: ONNX Runtime cannot") or "2.0 GiB of memory" in message
+
+
+def test_functions_that_double_with_each_call_are_ended(message_of, monkeypatch):
+    monkeypatch.setattr(limits, "SECONDS", 12)
+    model = probabilities_of("z = Constant <value_float = 0.0> ()\n v = Identity (z)\n")
+    (index,) = [i for i, node in enumerate(model.graph.node) if node.output[0] == "v"]
+    model.graph.node[index].CopyFrom(helper.make_node("f39", ["z"], ["v"], domain="local"))
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
+    for level in range(40):
+        inner = f"f{level - 1}" if level else "Identity"
+        domain = "local" if level else ""
+        nodes = [
+            helper.make_node(inner, ["a"], ["b"], domain=domain),
+            helper.make_node(inner, ["b"], ["c"], domain=domain),
+        ]
+        model.functions.append(
+            helper.make_function("local", f"f{level}", ["a"], ["c"], nodes, imports)
+        )
+
+    assert message_of(model) in {
+        "PATH could not be read and tested in 12 seconds.\n"
+        "Export a model that is faster, or try again when the machine is less busy.",
+        "PATH could not be read and tested: the process needed more than 2.0 GiB of memory.\n"
+        "Export a smaller model, or the model again from the framework that made it.",
+    }
+
+
+@pytest.mark.parametrize(
+    ("code", "noise", "what"),
+    [
+        (-11, "", "ended with signal SIGSEGV"),
+        (-24, "", "took more than 60 seconds of processor time"),
+        (-6, "what():  std::bad_alloc", "needed more than 2.0 GiB of memory"),
+        (1, "Traceback\nMemoryError", "needed more than 2.0 GiB of memory"),
+    ],
+)
+def test_a_process_that_dies_is_an_error(code, noise, what, tmp_path):
+    error = limits._death(tmp_path / "m.onnx", code, noise, 60, 2**31)
+
+    assert str(error) == (
+        f"{tmp_path}/m.onnx could not be read and tested: the process {what}.\n"
+        "Export a smaller model, or the model again from the framework that made it."
+    )
+
+
+def test_a_mistake_of_the_kit_is_shown_whole(tmp_path):
+    error = limits._death(tmp_path / "m.onnx", 1, "Traceback\nKeyError: 3", 60, 2**31)
+
+    assert (type(error), str(error)) == (RuntimeError, "Traceback\nKeyError: 3")
+
+
+def test_a_file_of_the_current_folder_is_never_executed(tmp_path, monkeypatch):
+    (tmp_path / "pickle.py").write_text("open('executed', 'w')")
+    (tmp_path / "json.py").write_text("open('executed', 'w')")
+    monkeypatch.chdir(tmp_path)
+    path = write_foreign(tmp_path / "m.onnx")
+
+    file = import_onnx(
+        path,
+        tmp_path / "foreign.safetensors",
+        schema=SCHEMA,
+        name="m",
+        inputs={"rgb": "pixels"},
+        num_frames="lengths",
+        activation="sigmoid",
+    )
+
+    assert file.path == tmp_path / "foreign.safetensors"
+    assert file.path.is_file()
+    assert not (tmp_path / "executed").exists()
