@@ -1,4 +1,4 @@
-"""Deep bag of frames: arXiv:1609.08675, section 3.2; S1, section 3.2 and table 3."""
+"""Deep bag of frames: arXiv:1609.08675; S1, section 3.2 and table 3."""
 
 from math import sqrt
 from typing import Literal

@@ -94,22 +94,17 @@ def load_ensembles() -> list[Ensemble]:
             shipped recipe.
     """
     known = recipe_names()
-    folders = sorted(
-        (folder for folder in recipe_root().iterdir() if (folder / ENSEMBLES).is_file()),
-        key=lambda folder: folder.name,
-    )
-    return [
-        Ensemble(f"{folder.name}/{name}", file.source, table)
-        for folder in folders
-        for file in [
-            parse_ensembles(
-                f"{folder.name}/{ENSEMBLES}",
-                (folder / ENSEMBLES).read_text(encoding="utf-8"),
-                known,
-            )
-        ]
-        for name, table in file.ensembles.items()
-    ]
+    ensembles = []
+    for folder in sorted(recipe_root().iterdir(), key=lambda folder: folder.name):
+        path = folder / ENSEMBLES
+        if path.is_file():
+            text = path.read_text(encoding="utf-8")
+            file = parse_ensembles(f"{folder.name}/{ENSEMBLES}", text, known)
+            ensembles += [
+                Ensemble(f"{folder.name}/{name}", file.source, table)
+                for name, table in file.ensembles.items()
+            ]
+    return ensembles
 
 
 def load_ensemble(name: str) -> Ensemble:
