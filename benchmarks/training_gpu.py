@@ -58,9 +58,8 @@ def train(
     """Train some steps; return what the log says of its last lines, and the most memory."""
     import torch
 
-    from ensemble_kit.data.dataset import Records
-    from ensemble_kit.recipes.reading import load_recipe
-    from ensemble_kit.training.plan import RunPlan, train_checkpoints
+    from ensemble_kit import Records, RunPlan, load_recipe
+    from ensemble_kit.training import train_checkpoints
 
     schedule = {"batch_size": batch_size, "max_steps": steps, "checkpoint_every": steps}
     overrides = [f"training.{key}={value}" for key, value in schedule.items()]
@@ -68,7 +67,6 @@ def train(
         plan = RunPlan(
             recipe=load_recipe(recipe, overrides),
             training=Records([data]),
-            validation=None,
             folder=Path(folder) / "run",
             workers=workers,
             device=device,

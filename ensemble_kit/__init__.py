@@ -4,14 +4,20 @@ Importing this package is light: a name's module, and with it torch, is imported
 """
 
 import importlib
+import os
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ensemble_kit._version import __version__ as __version__
 
+# OpenMP's threads spin while they wait, and where anything else runs on the machine that makes
+# training 15 times slower. OpenMP reads this when torch loads it; who has set it keeps his value.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 if TYPE_CHECKING:
     from ensemble_kit.averaging import average_checkpoints
+    from ensemble_kit.data.dataset import Records
     from ensemble_kit.export import export_onnx
     from ensemble_kit.foreign import import_onnx
     from ensemble_kit.fusion import fuse
@@ -21,8 +27,11 @@ if TYPE_CHECKING:
     from ensemble_kit.pipeline import train
     from ensemble_kit.recipes.reading import load_recipe
     from ensemble_kit.selection import select
+    from ensemble_kit.training.plan import RunPlan
 
 __all__ = [
+    "Records",
+    "RunPlan",
     "SubModel",
     "average_checkpoints",
     "export_onnx",
@@ -37,6 +46,8 @@ __all__ = [
 
 _HOMES: Mapping[str, str] = MappingProxyType(
     {
+        "Records": "data.dataset",
+        "RunPlan": "training.plan",
         "SubModel": "networks.sub_model",
         "average_checkpoints": "averaging",
         "export_onnx": "export",

@@ -1,5 +1,31 @@
-"""``python -m ensemble_kit`` is ``ensemble-kit``."""
+"""``python -m ensemble_kit`` and ``ensemble-kit``: the command line."""
 
-from ensemble_kit.cli import main
+import sys
+from pathlib import Path
 
-main(prog_name="ensemble-kit")
+from ensemble_kit.interrupts import signals_interrupt
+
+
+def run() -> None:
+    """Run the command that ``sys.argv`` holds, and end the process with its exit code."""
+    with signals_interrupt():
+        from ensemble_kit.cli import main  # here, so that Ctrl-C while it loads is handled too
+
+        main(prog_name="ensemble-kit")
+
+
+def _forget_current_folder() -> None:
+    """Take the current folder, which ``python -m`` puts first, out of the path of imports.
+
+    Otherwise a file of the user's that is named like a module, ``pickle.py``, would be run in its
+    place. Where the kit itself is imported from there, as in a checkout, it has to stay.
+    """
+    here = Path.cwd().resolve()
+    is_first = bool(sys.path) and Path(sys.path[0]).resolve() == here
+    if is_first and not sys.flags.safe_path and Path(__file__).resolve().parents[1] != here:
+        del sys.path[0]
+
+
+if __name__ == "__main__":
+    _forget_current_folder()
+    run()

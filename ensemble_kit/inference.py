@@ -1,19 +1,21 @@
-"""Run a model on records: its probabilities as a file, and its metrics.
+"""Run a model on records, and write its probabilities or compute its metrics.
 
-Models are imported inside the functions that run one: evaluating a CSV file needs no torch.
+What runs a model is imported inside the functions that do: evaluating a CSV file needs no torch.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ensemble_kit.choices import BATCH_SIZE, DEVICE
-from ensemble_kit.data.dataset import Records
+from ensemble_kit.choices import BATCH_SIZE, DEVICE, TOP_K
+from ensemble_kit.data.dataset import Batch, Records
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.data.schema import check_fits
-from ensemble_kit.errors import PredictionsError
+from ensemble_kit.errors import OutputError, PredictionsError
 from ensemble_kit.files import refuse_overwrite
 from ensemble_kit.metrics import Metrics, MetricsAccumulator
 from ensemble_kit.predictions.challenge_csv import read_labels_csv
@@ -25,16 +27,118 @@ from ensemble_kit.predictions.file import (
 )
 from ensemble_kit.predictions.videos import aligned, taken
 from ensemble_kit.progress import progress
-from ensemble_kit.store.provenance import FileMetadata, ModelMetadata
+from ensemble_kit.store.provenance import (
+    CheckpointMetadata,
+    FileMetadata,
+    ModelKind,
+    ModelMetadata,
+)
+from ensemble_kit.store.tensor_files import open_tensors
 
 if TYPE_CHECKING:
     from ensemble_kit.networks.loading import LoadedModel
 
 
+SUFFIXES = (".safetensors", ".csv")
+
+
+class KeptPredictions:
+    """A model's probabilities on some records, kept batch by batch until they are written.
+
+    So a caller that runs a model for another purpose, such as its GAP, need not run it twice.
+    """
+
+    def __init__(self) -> None:
+        self._ids: list[str] = []
+        self._classes: list[NDArray[np.int64]] = []
+        self._rows: list[NDArray[np.float32]] = []
+
+    @property
+    def num_videos(self) -> int:
+        """How many videos have been added."""
+        return len(self._ids)
+
+    def add(self, batch: Batch, probabilities: NDArray[np.float32]) -> None:
+        """Keep the probabilities of a batch, ``(B, C)``; batches come in the records' order."""
+        self._ids.extend(batch.ids)
+        self._classes.extend(np.split(batch.labels.classes, batch.labels.offsets[1:-1]))
+        self._rows.append(probabilities)
+
+    def write(self, output: Path, *, model: Path, force: bool = False) -> None:
+        """Write them as the predictions of a checkpoint, as ``predict`` does.
+
+        Args:
+            output: A ``.safetensors`` file.
+            model: The checkpoint, whose one fixed draw of frames the probabilities come from.
+            force: Whether an existing file may be replaced.
+        """
+        from ensemble_kit.networks.weights import count_stored
+
+        with open_tensors(model) as file:
+            metadata = file.metadata_as(CheckpointMetadata)
+            num_values = count_stored(file)
+        self._write(
+            output,
+            name=metadata.name,
+            label_names=metadata.data_schema.names,
+            model=_model_metadata(model, output, "checkpoint", num_values, repeats=1),
+            top_k=None,
+            force=force,
+        )
+
+    def write_csv(self, output: Path, *, top_k: int, force: bool) -> None:
+        """Write the best classes of each video in the challenge's format."""
+        write_predictions_csv(output, ids=self._ids, rows=self._rows, top_k=top_k, force=force)
+
+    def write_of(
+        self, loaded: "LoadedModel", output: Path, *, top_k: int | None, force: bool
+    ) -> None:
+        """Write them as the predictions of a loaded model."""
+        self._write(
+            output,
+            name=loaded.name,
+            label_names=loaded.schema.names,
+            model=_model_metadata(
+                loaded.path, output, loaded.kind, loaded.num_values, repeats=loaded.repeats
+            ),
+            top_k=top_k,
+            force=force,
+        )
+
+    def _write(
+        self,
+        output: Path,
+        *,
+        name: str,
+        label_names: Sequence[str],
+        model: ModelMetadata,
+        top_k: int | None,
+        force: bool,
+    ) -> None:
+        write_predictions(
+            output,
+            ids=self._ids,
+            label_names=label_names,
+            labels=LabelLists.from_lists(self._classes),
+            rows=self._rows,
+            name=name,
+            model=model,
+            top_k=top_k,
+            force=force,
+        )
+
+
+def _model_metadata(
+    model: Path, output: Path, kind: ModelKind, num_values: int, *, repeats: int
+) -> ModelMetadata:
+    file = FileMetadata.of(model, output.parent)
+    return ModelMetadata(file=file, kind=kind, num_values=num_values, repeats=repeats)
+
+
 def predict(
-    model: Path,
+    model: str | Path,
     records: Records,
-    output: Path,
+    output: str | Path,
     *,
     repeats: int | None = None,
     batch_size: int = BATCH_SIZE,
@@ -45,62 +149,46 @@ def predict(
     """Write the probabilities of a model on some records.
 
     Args:
-        model: A checkpoint, a fused file or an ONNX file.
-        records: What to tag, in the files' order.
-        output: A ``.safetensors`` file, or a ``.csv`` in the challenge's format.
-        repeats: Test-time draws to average; None means 1, or what an ONNX file was exported with.
-        batch_size: Videos at a time; changes nothing but memory and speed.
+        model: A checkpoint, a foreign model, a fused file or an ONNX file.
+        records: The videos to tag, in the files' order. They need no labels.
+        output: A ``.safetensors`` file, or a ``.csv`` file in the challenge's format. Upper and
+            lower case of these suffixes are the same.
+        repeats: Test-time draws to average; None means 1, or for an ONNX file the number it was
+            exported with.
+        batch_size: Videos at a time; it changes memory and speed only.
         top_k: How many classes of each video to keep; None keeps all, and 20 in a ``.csv``.
         device: ``cpu`` or ``cuda``.
         force: Whether an existing file may be replaced.
 
+    Returns:
+        The file that was written.
+
     Raises:
-        OutputError: ``output`` exists and ``force`` is False.
-        PredictionsError: The records are not of the model's modalities or vocabulary.
+        OutputError: ``output`` exists and ``force`` is False, or has another suffix.
+        PredictionsError: The records do not have the model's modalities or vocabulary.
     """
     from ensemble_kit.networks.loading import load
 
+    model, output = Path(model), Path(output)
+    if output.suffix.lower() not in SUFFIXES:
+        raise OutputError(
+            f"{output} does not end in .safetensors or .csv, and predictions are written in no "
+            "other format.",
+            hint="Name a .safetensors file, or a .csv file for the challenge's format.",
+        )
     refuse_overwrite(output, force=force)
     loaded = load(model, repeats=repeats, device=device)
     check_fits(loaded.schema, records.schema, path=model)
-    ids, labels, rows = _run(loaded, records, batch_size)
-    names = loaded.schema.names
-    if output.suffix == ".csv":
-        write_predictions_csv(output, ids=ids, rows=rows, top_k=top_k or 20, force=force)
-        return output
-    record = ModelMetadata(
-        file=FileMetadata.of(model, output.parent),
-        kind=loaded.kind,
-        num_values=loaded.num_values,
-        repeats=loaded.repeats,
-    )
-    write_predictions(
-        output,
-        ids=ids,
-        label_names=names,
-        labels=labels,
-        rows=rows,
-        name=loaded.name,
-        model=record,
-        top_k=top_k,
-        force=force,
-    )
-    return output
-
-
-def _run(
-    loaded: "LoadedModel", records: Records, batch_size: int
-) -> tuple[tuple[str, ...], LabelLists, "np.ndarray[tuple[int, int], np.dtype[np.float32]]"]:
-    ids: list[str] = []
-    classes: list[np.ndarray] = []
-    rows = []
+    kept = KeptPredictions()
     with progress(f"predict {loaded.name}", 0) as shown:
         for batch in records.batches(batch_size):
-            ids.extend(batch.ids)
-            classes.extend(np.split(batch.labels.classes, batch.labels.offsets[1:-1]))
-            rows.append(loaded.probabilities(batch))
-            shown.update(len(ids), "videos")
-    return tuple(ids), LabelLists.from_lists(classes), np.concatenate(rows)
+            kept.add(batch, loaded.probabilities(batch))
+            shown.update(kept.num_videos, "videos")
+    if output.suffix.lower() == ".csv":
+        kept.write_csv(output, top_k=top_k or TOP_K, force=force)
+    else:
+        kept.write_of(loaded, output, top_k=top_k, force=force)
+    return output
 
 
 def evaluate_predictions(
@@ -110,20 +198,20 @@ def evaluate_predictions(
     k: int = 20,
     block_values: int = BLOCK_VALUES,
 ) -> Metrics:
-    """Return the metrics of a predictions file, read some videos at a time.
+    """Return the metrics of a predictions file, which is read some videos at a time.
 
-    Ties rank by the videos' order in the predictions file, then by class index; a class that a CSV
-    file does not list is not a prediction of it. See ``metrics``.
+    Equal probabilities rank by the videos' order in the predictions file, then by class index. A
+    class that a CSV file does not list for a video is not predicted for it. See ``metrics``.
 
     Args:
         predictions: From ``read_predictions``.
         labels_path: A CSV file of labels for the same videos, in any order; None takes the labels
             in the predictions file.
-        k: How many classes of each video GAP and mAP look at.
+        k: How many of each video's best classes GAP and mAP count.
         block_values: About how many probabilities to read together.
 
     Raises:
-        CheckpointError: The predictions file has gone, or is damaged.
+        CheckpointError: The predictions file is gone or damaged.
         PredictionsError: There are no labels, the videos are not the same, a label is not one of
             the predictions' classes, or a value is not a probability.
     """
@@ -148,18 +236,19 @@ def evaluate_predictions(
 def evaluate_model(
     model: Path, records: Records, *, k: int = 20, repeats: int | None = None, device: str = DEVICE
 ) -> Metrics:
-    """Return the metrics of a checkpoint, a fused file or an ONNX file on some records.
+    """Return the metrics of a model on some records.
 
     Args:
-        model: The file.
+        model: A checkpoint, a foreign model, a fused file or an ONNX file.
         records: Records of the model's schema.
-        k: How many classes of each video GAP and mAP look at.
-        repeats: Test-time draws to average; None means 1, or what an ONNX file was exported with.
+        k: How many of each video's best classes GAP and mAP count.
+        repeats: Test-time draws to average; None means 1, or for an ONNX file the number it was
+            exported with.
         device: ``cpu`` or ``cuda``.
 
     Raises:
         CheckpointError: The file is missing, damaged or of another kind.
-        PredictionsError: The records are not of the model's modalities or vocabulary.
+        PredictionsError: The records do not have the model's modalities or vocabulary.
     """
     from ensemble_kit.networks.loading import load
 

@@ -1,16 +1,17 @@
-"""Stages in a row. Stages never import each other; this module may import them all."""
+"""Several stages in a row. Stages never import each other; this module may import all of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ensemble_kit.averaging.average import Observer
 from ensemble_kit.averaging.stage import AveragedRun, average_checkpoints
-from ensemble_kit.choices import DEVICE, PRECISION, TEACHER_SHARE, BatchNormRule, Method, Precision
+from ensemble_kit.choices import DEVICE, TOP_K, BatchNormRule, Method
 from ensemble_kit.data.dataset import Records
-from ensemble_kit.errors import CheckpointError
-from ensemble_kit.inference import evaluate_predictions, predict
+from ensemble_kit.errors import CheckpointError, TrainingError
+from ensemble_kit.inference import KeptPredictions, evaluate_predictions, predict
 from ensemble_kit.predictions.file import read_predictions
-from ensemble_kit.recipes.reading import Recipe, parse_recipe
+from ensemble_kit.recipes.reading import parse_recipe
 from ensemble_kit.store.provenance import CheckpointMetadata
 from ensemble_kit.store.run_log import read_metrics
 from ensemble_kit.store.tensor_files import open_tensors
@@ -22,13 +23,13 @@ from ensemble_kit.training.processes import join
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A trained run and what became of its checkpoints.
+    """A trained run and its averaged checkpoint.
 
     Attributes:
         trained: The run.
         averaged: What its averaged checkpoint is, in words; None where training was interrupted,
-            and in all processes that torchrun has started but the first.
-        averaged_gap: The validation GAP@20 of that; None without validation records.
+            and in all processes that torchrun has started except the first.
+        averaged_gap: The validation GAP@20 of that checkpoint; None without validation records.
     """
 
     trained: TrainedRun
@@ -36,123 +37,140 @@ class FinishedRun:
     averaged_gap: float | None
 
 
-def train(
-    recipe: Recipe,
-    *,
-    training: Records,
-    validation: Records | None,
-    folder: Path,
-    seed: int = 0,
-    workers: int = 0,
-    device: str = DEVICE,
-    tensorboard: bool = False,
-    ema: float | None = None,
-    patience: int | None = None,
-    keep: int | None = None,
-    accumulate: int = 1,
-    precision: Precision = PRECISION,
-    compiled: bool = False,
-    teacher: Path | None = None,
-    teacher_share: float = TEACHER_SHARE,
-    force: bool = False,
-) -> FinishedRun:
-    """Train a recipe, settle on its best weights and predict the validation records.
+@dataclass(frozen=True)
+class _Candidate:
+    """An averaged checkpoint that a run may settle on.
 
-    These are the best of the mean of the last checkpoints, the exponential moving average where one
-    was kept, and the best checkpoint alone, by the GAP@20 of the validation records; without such,
-    the mean.
-
-    What of this is done already is not done again: a run that was killed goes on from where it was.
-    An interrupted run keeps its checkpoints and is neither averaged nor predicted. See ``RunPlan``,
-    ``train_checkpoints``, ``average_checkpoints`` and ``predict`` for arguments and faults.
+    Attributes:
+        path: The file, beside the run's averaged checkpoint.
+        gap: Its validation GAP@20.
+        predictions: Its validation predictions, where measuring it has computed them.
     """
-    plan = RunPlan(
-        recipe=recipe,
-        training=training,
-        validation=validation,
-        folder=folder,
-        seed=seed,
-        workers=workers,
-        device=device,
-        tensorboard=tensorboard,
-        ema=ema,
-        patience=patience,
-        keep=keep,
-        accumulate=accumulate,
-        precision=precision,
-        compiled=compiled,
-        teacher=teacher,
-        teacher_share=teacher_share,
-    )
-    return finish_run(plan, force=force)
+
+    path: Path
+    gap: float
+    predictions: KeptPredictions | None = None
 
 
-def finish_run(plan: RunPlan, *, force: bool = False) -> FinishedRun:
-    """Do what is left to do of a run; see ``train``."""
+def train(plan: RunPlan, *, force: bool = False) -> FinishedRun:
+    """Train a run, settle on its best weights and predict the validation records.
+
+    The candidates are the mean of the last checkpoints, the exponential moving average if the run
+    kept one, and the best single checkpoint. The one with the best GAP@20 on the validation records
+    is kept; without validation records, it is the mean.
+
+    Work that is done already is not done again: a run that was killed resumes from its state. An
+    interrupted run keeps its checkpoints and is neither averaged nor predicted.
+
+    Args:
+        plan: The run.
+        force: Whether a run that the folder holds is replaced.
+
+    Raises:
+        EnsembleKitError: See ``train_checkpoints``, ``average_checkpoints`` and ``predict``.
+    """
     trained = train_checkpoints(plan, force=force)
-    if trained.is_stopped:
-        return FinishedRun(trained, None, None)
-    if not join(plan.device).is_first:  # the first process does the rest
+    if trained.is_stopped or not join(plan.device).is_first:  # the first process does the rest
         return FinishedRun(trained, None, None)
     run = trained.folder
-    if not run.averaged.exists():
-        settle_run(plan)
+    winner = None if run.averaged.exists() else _settle(plan, trained)
     with open_tensors(run.averaged) as file:
         averaged = _describe(file.metadata_as(CheckpointMetadata))
     if plan.validation is None:
         return FinishedRun(trained, averaged, None)
     if not run.validation.exists():
-        predict(run.averaged, plan.validation, run.validation, device=plan.device)
-    metrics = evaluate_predictions(read_predictions(run.validation), None, k=20)
+        if winner is not None and winner.predictions is not None:
+            winner.predictions.write(run.validation, model=run.averaged)
+        else:
+            predict(run.averaged, plan.validation, run.validation, device=plan.device)
+    if winner is not None:
+        return FinishedRun(trained, averaged, winner.gap)
+    metrics = evaluate_predictions(read_predictions(run.validation), None, k=TOP_K)
     return FinishedRun(trained, averaged, metrics.gap)
 
 
-def _describe(record: CheckpointMetadata) -> str:
-    if record.ema_decay is not None:
+def _describe(metadata: CheckpointMetadata) -> str:
+    if metadata.ema_decay is not None:
         return "the moving average"
-    if len(record.averaged_from) == 1:
-        return f"checkpoint {record.step} alone"
-    return f"the mean of {len(record.averaged_from)} checkpoints"
+    if len(metadata.averaged_from) == 1:
+        return f"checkpoint {metadata.step} alone"
+    return f"the mean of {len(metadata.averaged_from)} checkpoints"
 
 
-def settle_run(plan: RunPlan) -> None:
-    """Write the best of a run's averages and checkpoints as its averaged checkpoint."""
+def _settle(plan: RunPlan, trained: TrainedRun) -> _Candidate | None:
+    """Write a run's averaged checkpoint; return the winner where candidates were compared."""
     run = plan.run
+    _require_checkpoints(trained)
     if plan.validation is None:
         average_run(run, run.averaged, training=plan.training, device=plan.device)
-        return
-    asides: dict[Path, float] = {}
+        return None
+    winner: _Candidate | None = None
     for method in ("uniform", "ema") if plan.ema is not None else ("uniform",):
-        aside = run.path / f".{method}.safetensors"  # beside it, as the file names its parents
-        outcome = average_run(
-            run,
-            aside,
-            method=method,
-            training=plan.training,
-            validation=plan.validation,
-            device=plan.device,
-            force=True,
+        candidate = _average_aside(plan, method)
+        if candidate is None or (winner is not None and candidate.gap <= winner.gap):
+            loser = candidate
+        else:
+            winner, loser = candidate, winner
+        if loser is not None:
+            loser.path.unlink()
+    winner = winner or _best_aside(plan)
+    try:
+        winner.path.replace(run.averaged)
+    except OSError as error:
+        raise TrainingError(
+            f"{run.path} was removed or replaced while its checkpoints were averaged.",
+            hint="Give the same command again, and leave the folder in place until it ends.",
+        ) from error
+    return winner
+
+
+def _require_checkpoints(trained: TrainedRun) -> None:
+    """Raise ``TrainingError`` if a checkpoint that training keeps is gone.
+
+    An average of those that are left would be another model, and might lose to the missing one.
+    """
+    gone = next((path for path in trained.checkpoints if not path.exists()), None)
+    if gone is not None:
+        raise TrainingError(
+            f"{gone} is gone, which the run needs to settle on its best weights.",
+            hint="Put it back, or train the run again with --force.",
         )
-        if outcome.path is not None and outcome.gap is not None:
-            asides[aside] = outcome.gap
-    if not asides:
-        gaps = _logged_gaps(run, run.checkpoint_paths())
-        best = max(sorted(gaps), key=gaps.__getitem__)
-        aside = run.path / ".best.safetensors"
-        average_checkpoints(
-            [best],
-            aside,
-            method="greedy",  # which leaves one checkpoint as it was trained
-            validation=plan.validation,
-            known_gaps={best: gaps[best]},
-            device=plan.device,
-            force=True,
-        )
-        asides[aside] = gaps[best]
-    winner = max(asides, key=asides.__getitem__)
-    for aside in asides.keys() - {winner}:
-        aside.unlink()
-    winner.replace(run.averaged)
+
+
+def _average_aside(plan: RunPlan, method: Method) -> _Candidate | None:
+    """Average a run into a file beside its own; None where a single checkpoint is better."""
+    aside = plan.run.path / f".{method}.safetensors"  # in its folder: the file names its parents
+    predictions = KeptPredictions()
+    outcome = average_run(
+        plan.run,
+        aside,
+        method=method,
+        training=plan.training,
+        validation=plan.validation,
+        observe=predictions.add,
+        device=plan.device,
+        force=True,
+    )
+    if outcome.path is None or outcome.gap is None:
+        return None
+    return _Candidate(aside, outcome.gap, predictions)
+
+
+def _best_aside(plan: RunPlan) -> _Candidate:
+    """Write a run's best single checkpoint as it is, as an averaged checkpoint."""
+    gaps = _logged_gaps(plan.run, plan.run.checkpoint_paths())
+    best = max(sorted(gaps), key=gaps.__getitem__)
+    aside = plan.run.path / ".best.safetensors"
+    average_checkpoints(
+        [best],
+        aside,
+        method="greedy",  # leaves a single checkpoint as it was trained
+        validation=plan.validation,
+        known_gaps={best: gaps[best]},
+        device=plan.device,
+        force=True,
+    )
+    return _Candidate(aside, gaps[best])
 
 
 def average_run(
@@ -165,25 +183,27 @@ def average_run(
     batch_norm: BatchNormRule = "recalibrate",
     training: Records | None = None,
     validation: Records | None = None,
+    observe: Observer | None = None,
     even_if_worse: bool = False,
     device: str = DEVICE,
     force: bool = False,
 ) -> AveragedRun:
     """Average a run's last checkpoints, unless one of its checkpoints alone is better.
 
-    The GAPs that training logged are not measured again where ``validation`` is what it measured
-    on, and all checkpoints that are left count, also those that are not averaged.
+    GAPs that training logged are not measured again if ``validation`` is what it measured them on.
+    Every checkpoint that is left is compared with the average, also those that are not averaged.
 
     Args:
         run: The run's folder.
         output: The file to write.
-        method: ``uniform``, ``greedy``, or ``ema`` for the run's exponential moving average.
-        last: How many checkpoints, of those that training has left; None takes the recipe's
-            ``training.average_last``, or all for ``greedy``.
-        from_step: Checkpoints of earlier steps are left out.
-        batch_norm: See ``average_checkpoints``; so for the other arguments.
-        training: Records to re-estimate batch norm on.
+        method: See ``average_checkpoints``; ``ema`` takes the moving average that training kept.
+        last: How many of the last checkpoints; None means as many as the recipe says, and all of
+            them for ``greedy``.
+        from_step: Earlier checkpoints are left out.
+        batch_norm: See ``average_checkpoints``.
+        training: Records to recalibrate on.
         validation: Records to compare on.
+        observe: See ``average_checkpoints``.
         even_if_worse: Whether an average that loses is written too.
         device: ``cpu`` or ``cuda``.
         force: Whether an existing file may be replaced.
@@ -194,11 +214,11 @@ def average_run(
     """
     paths = run.checkpoint_paths()
     with open_tensors(paths[-1]) as file:
-        record = file.metadata_as(CheckpointMetadata)
+        metadata = file.metadata_as(CheckpointMetadata)
     if method == "ema":
         chosen = [_moving_average(run), paths[-1]]
     else:
-        average_last = parse_recipe(record.recipe).training.average_last
+        average_last = parse_recipe(metadata.recipe).training.average_last
         count = last or (len(paths) if method == "greedy" else average_last)
         chosen = [path for path in paths if _step(path) >= from_step][-count:]
     if not chosen:
@@ -206,7 +226,7 @@ def average_run(
             f"{run.path} has no checkpoint from step {from_step} on; its last is {paths[-1].stem}.",
             hint="Give --from-step an earlier step.",
         )
-    is_logged = validation is None or validation.patterns == record.validation_files
+    is_logged = validation is None or validation.patterns == metadata.validation_files
     return average_checkpoints(
         chosen,
         output,
@@ -215,6 +235,7 @@ def average_run(
         training=training,
         validation=validation,
         known_gaps=_logged_gaps(run, paths) if is_logged else {},
+        observe=observe,
         even_if_worse=even_if_worse,
         device=device,
         force=force,
@@ -235,7 +256,7 @@ def _step(checkpoint: Path) -> int:
 
 
 def _logged_gaps(run: RunFolder, paths: Sequence[Path]) -> dict[Path, float]:
-    """Return the validation GAPs that training measured of these checkpoints."""
+    """Return the validation GAPs of these checkpoints that training logged."""
     gaps = {
         run.checkpoint(line["step"]): line["validation"]["gap"]
         for line in read_metrics(run.metrics)

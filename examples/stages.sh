@@ -6,10 +6,6 @@ usage() { # usage ARGUMENT...
     exit 2
 }
 
-# While another process uses the cores, threads that wait by spinning make a run ten times as long;
-# threads that sleep make it a fifth longer.
-export OMP_WAIT_POLICY=passive
-
 workspace() { # workspace FOLDER: work in it, and write the seconds of every stage to seconds.tsv
     mkdir -p "$1"
     cd "$1"

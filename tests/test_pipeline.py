@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -5,15 +6,19 @@ import pytest
 import torch
 from builders import contents_of, record_of, tiny_recipe, tiny_records
 
+from ensemble_kit import pipeline
 from ensemble_kit.averaging.average import Average
 from ensemble_kit.data.dataset import Records
-from ensemble_kit.errors import CheckpointError
+from ensemble_kit.errors import CheckpointError, TrainingError
+from ensemble_kit.files import sha256_of
+from ensemble_kit.inference import predict
 from ensemble_kit.networks.loading import load
 from ensemble_kit.pipeline import average_run, train
 from ensemble_kit.predictions.file import read_predictions
 from ensemble_kit.store.provenance import CheckpointMetadata
 from ensemble_kit.store.tensor_files import open_tensors
-from ensemble_kit.training import loop
+from ensemble_kit.training import loop, train_checkpoints
+from ensemble_kit.training.plan import RunPlan
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +28,29 @@ def records(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(records, tmp_path_factory):
+    return train(plan_of(records, tmp_path_factory.mktemp("runs") / "tiny", keep=3))
+
+
+def plan_of(records, folder, *, is_validated=True, **options):
     training, validation = records
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    return train(tiny_recipe(), training=training, validation=validation, folder=folder, keep=3)
+    return RunPlan(
+        recipe=tiny_recipe(),
+        training=training,
+        validation=validation if is_validated else None,
+        folder=folder,
+        **options,
+    )
+
+
+def averages_have(monkeypatch, *, mean, moving):
+    """Let averages be measured as always, and then have these GAPs."""
+    gap_of = Average.gap
+
+    def gap(self, *arguments):
+        gap_of(self, *arguments)
+        return mean if self.sources[0].path.stem.startswith("step") else moving
+
+    monkeypatch.setattr(Average, "gap", gap)
 
 
 def steps_of(paths):
@@ -37,6 +62,74 @@ def test_a_run_ends_with_the_predictions_of_its_averaged_checkpoint(finished, re
 
     assert read_predictions(run.validation).metadata.model.file.path == "averaged.safetensors"
     assert finished.averaged_gap == load(run.averaged).measure(records[1]).gap
+
+
+def test_the_predictions_are_those_that_predict_would_write(finished, records, tmp_path):
+    run = finished.trained.folder
+    expected = run.path / "expected.safetensors"
+
+    predict(run.averaged, records[1], expected)
+
+    assert run.validation.read_bytes() == expected.read_bytes()
+    expected.unlink()
+
+
+@pytest.mark.parametrize(("options", "averages"), [({}, 1), ({"ema": 0.9}, 2)])
+def test_each_average_runs_once_over_the_validation_records(
+    options, averages, records, tmp_path, monkeypatch
+):
+    averages_have(monkeypatch, mean=0.98, moving=0.99)
+    passes = []
+    batches = Records.batches
+    monkeypatch.setattr(
+        Records, "batches", lambda self, *a, **o: passes.append(self) or batches(self, *a, **o)
+    )
+    monkeypatch.setattr(pipeline, "read_predictions", lambda _: pytest.fail("read again"))
+
+    finished = train(plan_of(records, tmp_path / "tiny", **options))
+
+    assert finished.averaged_gap >= 0.98
+    assert passes == [records[1]] * (3 + averages)  # three checkpoints while it trains
+
+
+def test_a_checkpoint_that_is_gone_is_named_and_no_average_of_the_rest_is_made(records, tmp_path):
+    plan = plan_of(records, tmp_path / "tiny")
+    trained = train_checkpoints(plan)
+    gone = plan.run.checkpoint(4)
+    gone.unlink()
+
+    with pytest.raises(TrainingError) as caught:
+        train(plan)
+
+    assert gone in trained.checkpoints
+    assert str(caught.value) == (
+        f"{gone} is gone, which the run needs to settle on its best weights.\n"
+        "Put it back, or train the run again with --force."
+    )
+    assert not plan.run.averaged.exists()
+
+
+def test_a_folder_that_is_removed_while_checkpoints_are_averaged_is_an_error(
+    records, tmp_path, monkeypatch
+):
+    averages_have(monkeypatch, mean=0.98, moving=0.99)
+    plan = plan_of(records, tmp_path / "tiny")
+    average = pipeline.average_run
+
+    def average_and_lose(run, *arguments, **options):
+        outcome = average(run, *arguments, **options)
+        shutil.rmtree(run.path)
+        return outcome
+
+    monkeypatch.setattr(pipeline, "average_run", average_and_lose)
+
+    with pytest.raises(TrainingError) as caught:
+        train(plan)
+
+    assert str(caught.value) == (
+        f"{tmp_path / 'tiny'} was removed or replaced while its checkpoints were averaged.\n"
+        "Give the same command again, and leave the folder in place until it ends."
+    )
 
 
 @pytest.mark.parametrize(
@@ -57,27 +150,21 @@ def test_a_run_settles_on_what_is_best_on_the_validation_records(
         "measure_together",
         lambda *arguments, **options: replace(measure(*arguments, **options), gap=next(alone)),
     )
-    monkeypatch.setattr(
-        Average,
-        "gap",
-        lambda self, *_: mean if self.sources[0].path.stem.startswith("step") else moving,
-    )
-    training, validation = records
+    averages_have(monkeypatch, mean=mean, moving=moving)
 
-    finished = train(
-        tiny_recipe(),
-        training=training,
-        validation=validation,
-        folder=tmp_path / "tiny",
-        ema=0.9,
-    )
+    finished = train(plan_of(records, tmp_path / "tiny", ema=0.9))
 
     run = finished.trained.folder
     record = record_of(run.averaged)
     assert finished.averaged == winner
     assert [Path(parent.path).stem for parent in record.averaged_from] == parents
     assert record.batch_norm == batch_norm
-    assert finished.averaged_gap == load(run.averaged).measure(validation).gap
+    assert finished.averaged_gap == max(mean, moving, 0.65)
+    expected = tmp_path / "expected.safetensors"
+    predict(run.averaged, records[1], expected)
+    written = read_predictions(run.validation)
+    assert (written.rows(0, 40) == read_predictions(expected).rows(0, 40)).all()
+    assert written.metadata.model.file.sha256 == sha256_of(run.averaged)
     if winner == "checkpoint 4 alone":
         alone = contents_of(run.checkpoint(4))
         assert all(
@@ -92,7 +179,7 @@ def test_a_run_settles_on_what_is_best_on_the_validation_records(
 
 
 def test_without_validation_records_nothing_is_predicted(records, tmp_path):
-    finished = train(tiny_recipe(), training=records[0], validation=None, folder=tmp_path / "tiny")
+    finished = train(plan_of(records, tmp_path / "tiny", is_validated=False))
 
     assert finished.averaged_gap is None
     assert finished.trained.folder.averaged.exists()
@@ -108,9 +195,7 @@ def test_an_interrupted_run_is_not_averaged(records, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Records, "training_batches", training_batches)
 
-    finished = train(
-        tiny_recipe(), training=records[0], validation=records[1], folder=tmp_path / "tiny"
-    )
+    finished = train(plan_of(records, tmp_path / "tiny"))
 
     assert finished.trained.is_stopped
     assert finished.averaged_gap is None
@@ -140,7 +225,7 @@ def test_the_last_checkpoints_from_a_step_on_are_averaged(options, steps, finish
         assert len(file.metadata_as(CheckpointMetadata).averaged_from) == len(steps)
 
 
-def test_a_step_behind_the_last_checkpoint_is_refused(finished, tmp_path):
+def test_a_step_after_the_last_checkpoint_is_refused(finished, tmp_path):
     run = finished.trained.folder
 
     with pytest.raises(CheckpointError) as caught:

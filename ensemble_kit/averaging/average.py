@@ -1,4 +1,4 @@
-"""An average of checkpoints that is not yet written: its model, its GAP, its file."""
+"""An average of checkpoints before it is written: its model, its GAP and its file."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -7,12 +7,14 @@ from os import cpu_count
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ensemble_kit._version import __version__
 from ensemble_kit.averaging.mean import MeanOfFiles
 from ensemble_kit.averaging.recalibration import recalibrate
-from ensemble_kit.data.dataset import Records
+from ensemble_kit.data.dataset import Batch, Records
 from ensemble_kit.errors import CheckpointError
 from ensemble_kit.files import sha256_of
 from ensemble_kit.networks.loading import build_sub_model
@@ -22,6 +24,7 @@ from ensemble_kit.store.provenance import CheckpointMetadata, FileMetadata
 from ensemble_kit.store.tensor_files import TensorFile, TensorSpec, spec_of, write_tensors
 
 Statistics = Literal["trained", "recalibrate", "average", "last"]
+Observer = Callable[[Batch, NDArray[np.float32]], None]
 RECALIBRATION_VIDEOS = 8192
 
 
@@ -31,12 +34,13 @@ class Average:
 
     Attributes:
         sources: The checkpoints, open, by step.
-        batch_norm: ``recalibrate`` estimates statistics on ``training``, ``last`` takes those of
-            ``newest``; otherwise they are averaged, which leaves one checkpoint as it was trained.
-        newest: The checkpoint of the last step; one of the sources unless they are an exponential
-            moving average.
+        batch_norm: ``recalibrate`` estimates statistics on ``training``, and ``last`` takes those
+            of ``newest``. Otherwise they are averaged, which leaves a single checkpoint as it was
+            trained.
+        newest: The checkpoint of the last step; one of the sources unless the source is an
+            exponential moving average.
         training: Training records; None where there is nothing to estimate.
-        device: Where to run it, ``cpu`` or ``cuda``.
+        device: Where to run the model, ``cpu`` or ``cuda``.
     """
 
     sources: Sequence[TensorFile]
@@ -54,47 +58,60 @@ class Average:
 
     @property
     def is_estimated(self) -> bool:
-        """Whether it has statistics that are estimated on records."""
+        """Whether its statistics are estimated on records."""
         return self.batch_norm == "recalibrate" and self.training is not None
 
     def model(self) -> SubModel:
-        """Return it as a model on the device, in evaluation mode, statistics estimated."""
+        """Return it as a model on the device, in evaluation mode, with its statistics estimated."""
         path = self.sources[-1].path
-        model = build_sub_model(self._record, self.mean, path=path).to(self.device)
+        model = build_sub_model(self._metadata, self.mean, path=path).to(self.device)
         if self.is_estimated and self.training is not None:
             recalibrate(model, self.training, num_videos=RECALIBRATION_VIDEOS, device=self.device)
         return model
 
-    def gap(self, model: SubModel, records: Records) -> float:
-        """Return the GAP@20 of its model as training measures it: with one fixed draw of frames."""
-        draws = model.draws_for(self._record.name, repeats=1)
-        return measure(runner(model, draws, self.device), records).gap
+    def gap(self, model: SubModel, records: Records, observe: Observer | None = None) -> float:
+        """Return the GAP@20 of its model as training measures it: with one fixed draw of frames.
+
+        Args:
+            model: What ``model`` returned.
+            records: The records to measure on.
+            observe: Called with each batch and its probabilities, ``(B, C)`` float32.
+        """
+        run = runner(model, model.draws_for(self._metadata.name, repeats=1), self.device)
+
+        def observed(batch: Batch) -> NDArray[np.float32]:
+            probabilities = run(batch)
+            if observe is not None:
+                observe(batch, probabilities)
+            return probabilities
+
+        return measure(observed, records).gap
 
     def write(
         self, output: Path, model: SubModel | None, *, gap: float | None, force: bool
     ) -> None:
-        """Write it, from its model or, where there is none, block by block from its sources.
+        """Write it, from its model if there is one, and else block by block from its sources.
 
         Args:
             output: The file to write.
             model: What ``model`` returned, or None.
-            gap: Its validation GAP@20, for its record; None where nothing was compared.
+            gap: Its validation GAP@20, for its metadata; None where nothing was compared.
             force: Whether an existing file may be replaced.
 
         Raises:
-            CheckpointError: A source holds NaN or infinity, or goes away meanwhile.
+            CheckpointError: A source holds NaN or infinity, or is removed meanwhile.
             OutputError: ``output`` exists and ``force`` is False, or the disk refuses the file.
         """
         parents = [file.path for file in self.sources]
         if self.batch_norm == "last" and self.newest.path not in parents:
             parents.append(self.newest.path)
 
-        def record(hashes: Sequence[str]) -> CheckpointMetadata:
+        def metadata(hashes: Sequence[str]) -> CheckpointMetadata:
             averaged_from = tuple(
                 FileMetadata.of(path, output.parent, sha256=digest)
                 for path, digest in zip(parents, hashes, strict=True)
             )
-            return self._record.model_copy(
+            return self._metadata.model_copy(
                 update={
                     "kit_version": __version__,
                     "averaged_from": averaged_from,
@@ -103,10 +120,10 @@ class Average:
                 }
             )
 
-        # hashing takes longer than averaging, so it goes on beside it
+        # hashing takes longer than averaging, so threads do it meanwhile
         with ThreadPoolExecutor(cpu_count()) as pool:
             hashes = pool.map(_hash_of, parents)
-            unknown = record(["0" * 64] * len(parents))
+            unknown = metadata(["0" * 64] * len(parents))
             specs, produce = self._contents(model)
             write_tensors(
                 output,
@@ -114,7 +131,7 @@ class Average:
                 produce,
                 unknown,
                 force=force,
-                final_metadata=lambda: record(list(hashes)),
+                final_metadata=lambda: metadata(list(hashes)),
             )
 
     def _contents(
@@ -126,7 +143,7 @@ class Average:
         return {name: spec_of(tensor) for name, tensor in state.items()}, state.__getitem__
 
     @property
-    def _record(self) -> CheckpointMetadata:
+    def _metadata(self) -> CheckpointMetadata:
         return self.sources[-1].metadata_as(CheckpointMetadata)
 
 
@@ -135,6 +152,6 @@ def _hash_of(path: Path) -> str:
         return sha256_of(path)
     except OSError as error:
         raise CheckpointError(
-            f"{path} cannot be read any more: {error.strerror}.",
+            f"{path} can no longer be read: {error.strerror}.",
             hint="Average again, from the checkpoints that are left.",
         ) from error

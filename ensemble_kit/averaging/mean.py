@@ -1,4 +1,4 @@
-"""The mean of tensors that lie in several files, computed a block at a time."""
+"""The mean of the same tensors of several files, computed one block at a time."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -13,40 +13,46 @@ from ensemble_kit.store.tensor_files import (
     TensorSpec,
 )
 
-# What a block needs stays in a core's cache, and torch shares none this small out to its threads,
-# which would wait for one another: hashing keeps the other cores busy.
+# Small enough that a block stays in a core's cache and that torch does not split it among its
+# threads, which would wait for one another: hashing keeps the other cores busy meanwhile.
 BLOCK_VALUES = 2**15
 
 
 class MeanOfFiles:
-    """The mean of some files' tensors: floating ones the uniform mean, integer ones the largest.
+    """The mean of the tensors of some files: the uniform mean, or the largest of integers.
 
     Floating values are summed in float64 in the files' order, so copies of one float32 tensor
     average to themselves exactly. Integers count things, and the last count is the largest. Files
-    are read a block at a time: however many and large they are, memory is that of a few blocks.
+    are read one block at a time, so that memory holds a few blocks however many and large they are.
 
     Args:
         files: At least one open file; all have the same tensors.
         statistics: The file whose batch-norm statistics are taken as they are; None averages
-            statistics as everything else.
+            statistics like everything else.
+        block_values: How many values of a file are read at a time.
     """
 
     def __init__(
-        self, files: Sequence[TensorFile], *, statistics: TensorFile | None = None
+        self,
+        files: Sequence[TensorFile],
+        *,
+        statistics: TensorFile | None = None,
+        block_values: int = BLOCK_VALUES,
     ) -> None:
         self._files = files
         self._statistics = statistics
+        self._block_values = block_values
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
-        """The type and shape of every tensor, those of the files."""
+        """The type and shape of every tensor, as in the files."""
         return self._files[0].specs
 
     def tensor(self, name: str) -> Tensor:
         """Return the mean of a tensor, in the stored type.
 
         Raises:
-            CheckpointError: It holds NaN or infinity in one of the files, which is named.
+            CheckpointError: One of the files, which is named, holds NaN or infinity in it.
         """
         spec = self.specs[name]
         mean = torch.empty(spec.num_values, dtype=torch_type(spec.storage_type))
@@ -57,7 +63,7 @@ class MeanOfFiles:
         return mean.reshape(spec.shape)
 
     def blocks(self, name: str) -> Iterator[Tensor]:
-        """Yield the mean of a tensor, flat and in order; each block is gone with the next.
+        """Yield the mean of a tensor, flat and in order; the next block overwrites each.
 
         Raises:
             CheckpointError: As ``tensor``.
@@ -67,11 +73,11 @@ class MeanOfFiles:
             files = [self._statistics]
         spec = self.specs[name]
         dtype = torch_type(spec.storage_type)
-        size = min(BLOCK_VALUES, spec.num_values)
+        size = min(self._block_values, spec.num_values)
         values = torch.empty(size, dtype=dtype)
         total = torch.empty(size, dtype=torch.float64 if dtype.is_floating_point else dtype)
-        for start in range(0, spec.num_values, BLOCK_VALUES):
-            count = min(BLOCK_VALUES, spec.num_values - start)
+        for start in range(0, spec.num_values, self._block_values):
+            count = min(self._block_values, spec.num_values - start)
             _combine(
                 files,
                 name,
@@ -85,7 +91,7 @@ class MeanOfFiles:
 def _combine(
     files: Sequence[TensorFile], name: str, start: int, values: Tensor, total: Tensor
 ) -> None:
-    """Make ``values`` the mean, or the largest, of a block that starts at byte ``start``."""
+    """Set ``values`` to the mean, or the largest, of the block that starts at byte ``start``."""
     is_mean = total.is_floating_point()
     buffer = values.view(torch.uint8).numpy()
     for number, file in enumerate(files):
@@ -96,7 +102,7 @@ def _combine(
             total.add_(values)
         else:
             torch.maximum(total, values, out=total)
-    # one look at the sum of a block, still in cache, stands for one at each value of each file
+    # a sum is finite only if all its terms are, so one check of a block in cache is enough
     if is_mean and not bool(total.sum().isfinite()):
         _refuse_not_finite(files, name)
     values.copy_(total.div_(len(files)) if is_mean else total)

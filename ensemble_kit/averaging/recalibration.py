@@ -12,20 +12,26 @@ BATCH_SIZE = 256
 
 @torch.no_grad()
 def recalibrate(
-    model: torch.nn.Module, records: Records, *, num_videos: int, device: str = "cpu"
+    model: torch.nn.Module,
+    records: Records,
+    *,
+    num_videos: int,
+    device: str = "cpu",
+    batch_size: int = BATCH_SIZE,
 ) -> None:
     """Estimate the statistics of every batch norm and whitening again.
 
-    On the first videos in training order. Each layer's running statistics become the mean of the
-    batches' own, every batch counting the same, as in arXiv:1803.05407, section 3.2. The weights
-    stay as they are, and only layers with statistics run as in training: dropout would widen what
-    the layers behind it see.
+    The first videos in training order are run. Each layer's running statistics become the mean of
+    those of the batches, each batch counting the same, as in arXiv:1803.05407, section 3.2. The
+    weights stay as they are, and only layers with statistics run as in training: dropout would
+    widen what the layers after it see.
 
     Args:
         model: The model, on ``device``.
         records: Training records.
-        num_videos: How many videos are enough; fewer where there are no more.
+        num_videos: How many videos to run, or all if there are fewer.
         device: ``cpu`` or ``cuda``.
+        batch_size: Videos of a batch.
     """
     layers = [part for part in model.modules() if isinstance(part, (BatchNorm, WhitenedResiduals))]
     momenta = [layer.momentum for layer in layers]
@@ -36,8 +42,8 @@ def recalibrate(
         layer.train()
     seen = 0
     with seeded(0, device):  # random sampling draws the same frames for the same files
-        for batch in records.training_batches(BATCH_SIZE, seed=0, epochs=1):
-            if batch.ids:  # else every record of it was bad, and skipped
+        for batch in records.training_batches(batch_size, seed=0, epochs=1):
+            if batch.ids:  # otherwise every record of it was bad and skipped
                 model(*to_torch(batch, device))
             seen += len(batch.ids)
             if seen >= num_videos:

@@ -1,7 +1,8 @@
 """Average the checkpoints of one run: arXiv:1803.05407 (SWA); arXiv:1810.00207, section 3.3.
 
-A mean of weights is good only where the checkpoints lie in one basin, so where there are validation
-records it is compared with the checkpoints alone, as arXiv:2203.05482 (model soups) does.
+A mean of weights is good only where the checkpoints lie in one basin of the loss. So where there
+are validation records it is compared with each single checkpoint, as arXiv:2203.05482 (model soups)
+does.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
 
-from ensemble_kit.averaging.average import Average, Statistics
+from ensemble_kit.averaging.average import Average, Observer, Statistics
 from ensemble_kit.choices import BATCH_NORM_RULE, DEVICE, METHOD, BatchNormRule, Method
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import check_fits
@@ -21,11 +22,12 @@ from ensemble_kit.networks.running import require_device
 from ensemble_kit.progress import progress
 from ensemble_kit.store.provenance import CheckpointMetadata
 from ensemble_kit.store.tensor_files import STATISTICS, TensorFile, TensorSpec, open_tensors
+from ensemble_kit.wording import counted
 
 
 @dataclass(frozen=True)
 class GreedyStep:
-    """A checkpoint that was tried, the GAP of the mean with it, and whether it is in the mean."""
+    """A checkpoint that was tried, the GAP of the mean with it, and whether it was added."""
 
     path: Path
     gap: float
@@ -34,14 +36,14 @@ class GreedyStep:
 
 @dataclass(frozen=True)
 class AveragedRun:
-    """What came of averaging.
+    """The outcome of averaging.
 
     Attributes:
-        path: The file that was written; None where the average lost and was not wanted.
-        method: How it was made.
-        batch_norm: Where its batch-norm statistics come from; ``trained`` where greedy averaging
-            kept one checkpoint as it is.
-        used: The checkpoints whose mean it is, by step, or the exponential moving average.
+        path: The file that was written; None if the average lost and was not wanted.
+        method: How the average was made.
+        batch_norm: Where its batch-norm statistics come from; ``trained`` if greedy averaging
+            kept a single checkpoint as it is.
+        used: The checkpoints that were averaged, by step, or the exponential moving average.
         gap: Its validation GAP@20; None where nothing was compared.
         best: The best single checkpoint that it was compared with, if any.
         best_gap: The validation GAP@20 of ``best``.
@@ -64,7 +66,7 @@ class AveragedRun:
         """What was averaged, in words: ``the mean of 5 checkpoints``."""
         if self.method == "ema":
             return "the exponential moving average"
-        return f"the mean of {len(self.used)} checkpoint{'s' * (len(self.used) > 1)}"
+        return f"the mean of {counted(len(self.used), 'checkpoint')}"
 
     def require_written(self) -> None:
         """Raise ``AveragingError`` if the average lost to a single checkpoint and was not kept."""
@@ -72,50 +74,54 @@ class AveragedRun:
             raise AveragingError(
                 f"{self.description.capitalize()} has a validation GAP@20 of {self.gap:.5f}, but "
                 f"{self.best} alone has {self.best_gap:.5f}; nothing was written.",
-                hint="Use that checkpoint, or keep the average all the same with --even-if-worse.",
+                hint="Use that checkpoint, or write the average anyway with --even-if-worse.",
             )
 
 
 def average_checkpoints(
-    paths: Sequence[Path],
-    output: Path,
+    paths: Sequence[str | Path],
+    output: str | Path,
     *,
     method: Method = METHOD,
     batch_norm: BatchNormRule = BATCH_NORM_RULE,
     training: Records | None = None,
     validation: Records | None = None,
     known_gaps: Mapping[Path, float] | None = None,
+    observe: Observer | None = None,
     even_if_worse: bool = False,
     device: str = DEVICE,
     force: bool = False,
 ) -> AveragedRun:
     """Average the checkpoints of one run into a new one, unless one of them alone is better.
 
-    Floating tensors become the uniform mean, summed in float64; integer ones, which count things,
-    the largest. S5 averaged this way, but kept the batch-norm statistics of the last checkpoint,
-    which is the option ``last``; by default ours are estimated again, as the SWA paper does,
-    because those of the averaged weights are neither.
+    Floating tensors become the uniform mean, summed in float64, and integer ones, which count
+    things, the largest. S5 averaged this way, but kept the batch-norm statistics of the last
+    checkpoint, which is the option ``last``. By default ours are estimated again, as in the SWA
+    paper, because neither the last statistics nor their mean are those of the averaged weights.
 
     Where there are validation records, the average's GAP@20 is compared with that of each single
     checkpoint, and an average below the best of them is not written. GAPs are measured as training
-    does, with one fixed draw of frames.
+    measures them, with one fixed draw of frames.
 
     Args:
         paths: Checkpoints of one run.
         output: The file to write.
         method: ``uniform`` averages all. ``greedy`` goes through them from the best GAP down and
-            adds one only if the GAP of the mean rises by it (model soups, recipe 1, which adds at
+            adds each one that raises the GAP of the mean (model soups, recipe 1, which adds at
             equal GAPs too). ``ema`` takes the one exponential moving average among them, and
             compares it with the others.
         batch_norm: ``recalibrate`` estimates the statistics on training records, ``average``
-            averages them, ``last`` takes those of the last step; always before a GAP is measured.
-            For ``ema``, ``average`` means those that the file holds, which training has averaged
-            over steps as it did the weights, and ``last`` those of the last of the others.
-        training: The records for ``recalibrate``; None reads those the checkpoints name.
-        validation: The records to compare on; None reads those the checkpoints name, if they name
-            any that are still there, and compares nothing otherwise.
-        known_gaps: GAP@20 of single checkpoints on the validation records, which are then not
-            measured again; the average is compared with these even if they are not in ``paths``.
+            averages them, and ``last`` takes those of the last step, in each case before a GAP is
+            measured. For ``ema``, ``average`` means the statistics that the file holds, which
+            training averaged over steps like the weights, and ``last`` those of the last of the
+            other checkpoints.
+        training: The records for ``recalibrate``; None reads those that the checkpoints name.
+        validation: The records to compare on; None reads those that the checkpoints name if they
+            still exist, and compares nothing otherwise.
+        known_gaps: GAP@20 of single checkpoints on the validation records. These are not measured
+            again, and the average is compared with them even if they are not in ``paths``.
+        observe: Called with each validation batch and its probabilities, ``(B, C)`` float32, for
+            each average that is measured: with ``greedy``, for each one that is tried.
         even_if_worse: Whether an average that loses is written too.
         device: Where to recalibrate and measure, ``cpu`` or ``cuda``.
         force: Whether an existing file may be replaced.
@@ -132,10 +138,12 @@ def average_checkpoints(
     """
     if not paths:
         raise ValueError("there are no checkpoints to average")
+    output = Path(output)
     refuse_overwrite(output, force=force)
     require_device(device)
+    named = dict.fromkeys(Path(path) for path in paths)
     with ExitStack() as stack:
-        opened = [stack.enter_context(open_tensors(path)) for path in dict.fromkeys(paths)]
+        opened = [stack.enter_context(open_tensors(path)) for path in named]
         files = sorted(opened, key=_step)
         _refuse_mixture(files)
         moving, singles = _split(files, method, batch_norm)
@@ -153,7 +161,7 @@ def average_checkpoints(
         if validation is not None:
             gaps = _gaps_alone(singles, known_gaps or {}, validation, device)
             if method == "greedy":
-                steps = _try_greedily(singles, gaps, average_of, validation)
+                steps = _try_greedily(singles, gaps, average_of, validation, observe)
                 added = {step.path for step in steps if step.is_added}
                 sources = [file for file in singles if file.path in added]
                 average = average_of(sources, "trained" if len(sources) == 1 else batch_norm)
@@ -163,7 +171,7 @@ def average_checkpoints(
         if steps:
             gap = max(step.gap for step in steps if step.is_added)
         elif validation is not None and model is not None:
-            gap = average.gap(model, validation)
+            gap = average.gap(model, validation, observe)
         outcome = _outcome(output, method, average, gap, gaps, steps)
         if outcome.is_better is False and not even_if_worse:
             return replace(outcome, path=None)
@@ -179,7 +187,7 @@ def _outcome(
     gaps: Mapping[Path, float],
     steps: tuple[GreedyStep, ...],
 ) -> AveragedRun:
-    best = max(sorted(gaps), key=gaps.__getitem__, default=None)  # of equal ones the earliest
+    best = max(sorted(gaps), key=gaps.__getitem__, default=None)  # the earliest of equal ones
     best_gap = None if best is None else gaps[best]
     return AveragedRun(
         path=output,
@@ -197,7 +205,7 @@ def _outcome(
 def _gaps_alone(
     files: Sequence[TensorFile], known: Mapping[Path, float], validation: Records, device: str
 ) -> dict[Path, float]:
-    """Return the GAP of every single checkpoint, measuring those that are not known."""
+    """Return the GAP of every single checkpoint; those that are not known are measured."""
     gaps = dict(known)
     waiting = [file.path for file in files if file.path not in known]
     with progress("measure", len(waiting)) as shown:
@@ -212,10 +220,11 @@ def _try_greedily(
     gaps: Mapping[Path, float],
     average_of: Callable[[Sequence[TensorFile]], Average],
     validation: Records,
+    observe: Observer | None,
 ) -> tuple[GreedyStep, ...]:
-    """Add checkpoints to the best one, from the best GAP down, where the mean's GAP rises by it.
+    """Add checkpoints to the best one, from the best GAP down, if they raise the mean's GAP.
 
-    ``files`` come by step, and so do those of equal GAP.
+    ``files`` are sorted by step, so those of equal GAP are tried by step too.
     """
     first, *others = sorted(files, key=lambda file: -gaps[file.path])
     chosen, best = [first], gaps[first.path]
@@ -224,7 +233,7 @@ def _try_greedily(
         for done, file in enumerate(others, start=1):
             trial = sorted([*chosen, file], key=_step)
             average = average_of(trial)
-            gap = average.gap(average.model(), validation)
+            gap = average.gap(average.model(), validation, observe)
             is_added = gap > best
             steps.append(GreedyStep(file.path, gap, is_added))
             if is_added:
@@ -236,34 +245,34 @@ def _try_greedily(
 def _training_records(
     training: Records | None, file: TensorFile, batch_norm: BatchNormRule
 ) -> Records | None:
-    """Return the records to estimate statistics on; None where there are none to estimate."""
+    """Return the records to estimate statistics on; None if there are no statistics to estimate."""
     if batch_norm != "recalibrate" or not _has_statistics(file):
         return None
-    record = file.metadata_as(CheckpointMetadata)
+    metadata = file.metadata_as(CheckpointMetadata)
     try:
-        training = training or Records(record.training_files, schema=record.data_schema)
+        training = training or Records(metadata.training_files, schema=metadata.data_schema)
     except RecordError as error:
         raise CheckpointError(
             f"{file.path} was trained on records that are gone: {error.problem}",
             hint="Name training records with --data, or use --batch-norm last.",
         ) from error
-    check_fits(record.data_schema, training.schema, path=file.path)
+    check_fits(metadata.data_schema, training.schema, path=file.path)
     return training
 
 
 def _validation_records(
     validation: Records | None, file: TensorFile, method: Method
 ) -> Records | None:
-    """Return the records to compare on; None where none are named, or those named are gone."""
-    record = file.metadata_as(CheckpointMetadata)
-    if validation is None and record.validation_files:
+    """Return the records to compare on; None if none are named, or the named ones are gone."""
+    metadata = file.metadata_as(CheckpointMetadata)
+    if validation is None and metadata.validation_files:
         with suppress(RecordError):
-            validation = Records(record.validation_files, schema=record.data_schema)
+            validation = Records(metadata.validation_files, schema=metadata.data_schema)
     if validation is not None:
-        check_fits(record.data_schema, validation.schema, path=file.path)
+        check_fits(metadata.data_schema, validation.schema, path=file.path)
     elif method == "greedy":
         raise AveragingError(
-            f"{file.path} names no validation records that are there; greedy averaging needs some.",
+            f"{file.path} names no validation records that exist, and greedy averaging needs some.",
             hint="Name validation records with --validation, or use --method uniform.",
         )
     return validation
@@ -272,7 +281,7 @@ def _validation_records(
 def _split(
     files: Sequence[TensorFile], method: Method, batch_norm: BatchNormRule
 ) -> tuple[list[TensorFile], list[TensorFile]]:
-    """Return the exponential moving average, if the method takes one, and the single steps."""
+    """Return the exponential moving average, if the method takes one, and the other checkpoints."""
     is_moving = [file.metadata_as(CheckpointMetadata).ema_decay is not None for file in files]
     moving = list(compress(files, is_moving))
     singles = [file for file in files if file not in moving]
@@ -283,7 +292,7 @@ def _split(
         )
     if method == "ema" and len(moving) != 1:
         raise CheckpointError(
-            f"Of the files named, {len(moving)} are exponential moving averages; one must be.",
+            f"--method ema needs one exponential moving average; {len(moving)} were named.",
             hint="Name the ema.safetensors of one run.",
         )
     if moving and not singles and batch_norm == "last" and _has_statistics(moving[0]):
@@ -298,21 +307,21 @@ def _refuse_mixture(files: Sequence[TensorFile]) -> None:
     first = files[0]
     run = first.metadata_as(CheckpointMetadata).run
     for file in files[1:]:
-        strangers = _differences(first.specs, file.specs)
-        if strangers:
+        different = _differences(first.specs, file.specs)
+        if different:
             raise CheckpointError(
-                f"{file.path} and {first.path} hold different tensors ({strangers[0]}, ...).",
+                f"{file.path} and {first.path} hold different tensors ({different[0]}, ...).",
                 hint="Average checkpoints of one run only: same recipe, same architecture.",
             )
         if file.metadata_as(CheckpointMetadata).run != run:
             raise CheckpointError(
-                f"{file.path} and {first.path} are of different runs.",
+                f"{file.path} and {first.path} belong to different runs.",
                 hint="Average checkpoints of one run only: same recipe, seed and records.",
             )
     for file in files:
         if file.metadata_as(CheckpointMetadata).averaged_from:
             raise CheckpointError(
-                f"{file.path} is an average already.",
+                f"{file.path} is already an average.",
                 hint="Name the checkpoints of its steps instead.",
             )
 

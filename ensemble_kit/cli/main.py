@@ -9,6 +9,7 @@ import click
 
 from ensemble_kit._version import __version__
 from ensemble_kit.errors import EnsembleKitError
+from ensemble_kit.interrupts import exit_code_of, signal_of
 
 # Name -> module; each module's command has the command's name, with _ for -.
 COMMANDS: Mapping[str, str] = MappingProxyType(
@@ -52,8 +53,8 @@ class KitGroup(click.Group):
             return super().invoke(ctx)
         except EnsembleKitError as error:
             raise click.ClickException(str(error)) from error
-        except KeyboardInterrupt:
-            raise click.exceptions.Exit(130) from None
+        except KeyboardInterrupt as error:
+            raise click.exceptions.Exit(exit_code_of(signal_of(error))) from None
 
 
 @click.group(cls=KitGroup, context_settings={"help_option_names": ["-h", "--help"]})

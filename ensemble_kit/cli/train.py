@@ -1,6 +1,7 @@
 """ensemble-kit train."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,13 @@ from ensemble_kit.cli.options import (
     records_options,
     words_of,
 )
+from ensemble_kit.interrupts import exit_code_of
 from ensemble_kit.store.workspace import RUNS
 
 if TYPE_CHECKING:
     from ensemble_kit.engines.jobs import Job, JobEnd
     from ensemble_kit.pipeline import FinishedRun
+    from ensemble_kit.training.plan import RunPlan
 
 
 @click.command()
@@ -35,32 +38,32 @@ if TYPE_CHECKING:
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a value of the recipe."
 )
-@click.option("--name", metavar="NAME", help="The run's name, in place of the recipe's.")
+@click.option("--name", metavar="NAME", help="Name of the run, instead of the recipe's.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
     "--workers",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Processes that read records ahead, about 50 MB each; 0 reads while nothing trains.",
+    help="Processes that read records ahead, about 50 MB each; 0 reads between steps.",
 )
 @click.option(
     "--ema",
     type=click.FloatRange(min=0, max=1, max_open=True),
     metavar="DECAY",
-    help="Keep a moving average of the weights too, such as 0.999.",
+    help="Also keep a moving average of the weights, with this decay, such as 0.999.",
 )
 @click.option(
     "--patience",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Stop after N checkpoints without a better validation GAP.",
+    help="Stop after N checkpoints in a row without a better validation GAP.",
 )
 @click.option(
     "--keep",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Last checkpoints kept, beside the best  [default: those that are averaged].",
+    help="Keep the last N checkpoints and the best one  [default: as many as are averaged].",
 )
 @click.option(
     "--accumulate",
@@ -68,7 +71,7 @@ if TYPE_CHECKING:
     default=1,
     show_default=True,
     metavar="N",
-    help="Take each batch in N parts, where memory is short.",
+    help="Split each batch into N parts to save memory; their gradients are added up.",
 )
 @click.option(
     "--precision",
@@ -81,21 +84,23 @@ if TYPE_CHECKING:
 @click.option(
     "--teacher",
     type=EXISTING_FILE,
-    help="Predictions of the training records, which the sub-model learns from too.",
+    help="Predictions file of the training records, to learn from as well as the labels.",
 )
 @click.option(
     "--teacher-share",
     type=click.FloatRange(min=0, max=1),
     default=TEACHER_SHARE,
     show_default=True,
-    help="What the teacher counts; the labels count the rest.",
+    help="The teacher's share of the targets; the labels have the rest.",
 )
-@click.option("-o", "--output", type=FOLDER, default=RUNS, show_default=True, help="Runs' folder.")
+@click.option(
+    "-o", "--output", type=FOLDER, default=RUNS, show_default=True, help="Folder of the runs."
+)
 @click.option(
     "--jobs", type=click.IntRange(min=1), metavar="N",
-    help="Train N recipes at a time, each in a process of its own.",
+    help="Train N recipes at a time, each in its own process.",
 )  # fmt: skip
-@click.option("--tensorboard", is_flag=True, help="Write the log for TensorBoard too.")
+@click.option("--tensorboard", is_flag=True, help="Also write the log for TensorBoard.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 @device_option
 @records_options
@@ -107,29 +112,19 @@ def train(
     validation: tuple[str, ...],
     overrides: tuple[str, ...],
     name: str | None,
-    seed: int,
-    workers: int,
-    ema: float | None,
-    patience: int | None,
-    keep: int | None,
-    accumulate: int,
-    precision: Precision,
-    compiled: bool,
-    teacher: Path | None,
-    teacher_share: float,
     output: Path,
-    device: str,
     jobs: int | None,
-    tensorboard: bool,
     quiet: bool,
     force: bool,
-    **reading: Any,
+    **options: Any,
 ) -> None:
     """Train each RECIPE on records, average its checkpoints, predict the validation records.
 
-    A RECIPE is a name that `ensemble-kit recipes list` shows, or a .toml file. A run that was
-    stopped or killed goes on with the same command, and one that is finished is left as it is.
-    Under torchrun several processes train each run together, on one machine or on many.
+    A RECIPE is a name that `ensemble-kit recipes list` shows, or a .toml file. The same command
+    resumes a run that was stopped or killed, and leaves a finished one as it is. Under torchrun,
+    several processes train each run together, on one machine or on many.
+
+    Ctrl-C, SIGTERM and SIGHUP write a checkpoint first. The exit code is then 130, 143 or 129.
 
     \b
     Example:
@@ -140,7 +135,6 @@ def train(
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.data.dataset import Records
     from ensemble_kit.engines.jobs import Job
-    from ensemble_kit.pipeline import finish_run
     from ensemble_kit.progress import quietly
     from ensemble_kit.recipes.reading import load_recipe
     from ensemble_kit.store.workspace import run_name
@@ -154,6 +148,9 @@ def train(
         raise click.UsageError("--jobs starts processes itself; leave it or torchrun out.")
     if name is not None and len(recipes) > 1:
         raise click.UsageError("--name names one run; give one RECIPE with it.")
+    planned = {field.name for field in fields(RunPlan)}
+    reading = {option: value for option, value in options.items() if option not in planned}
+    options = {option: value for option, value in options.items() if option in planned}
     loaded = [load_recipe(recipe, overrides) for recipe in recipes]
     folders = [output / (name or run_name(recipe.name)) for recipe in loaded]
     for folder in folders:
@@ -161,49 +158,44 @@ def train(
             raise click.UsageError(
                 f"Two recipes would make the run {folder}; train one by itself, with --name."
             )
-    training_records = Records(training, **reading)
-    validation_records = Records(validation, **reading) if validation else None
+    records = [Records(patterns, **reading) for patterns in (training, validation) if patterns]
     plans = [
         RunPlan(
             recipe=recipe,
-            training=training_records,
-            validation=validation_records,
+            training=records[0],
+            validation=records[1] if validation else None,
             folder=folder,
-            seed=seed,
-            workers=workers,
-            device=device,
-            tensorboard=tensorboard,
-            ema=ema,
-            patience=patience,
-            keep=keep,
-            accumulate=accumulate,
-            precision=precision,
-            compiled=compiled,
-            teacher=teacher,
-            teacher_share=teacher_share,
+            **options,
         )
         for recipe, folder in zip(loaded, folders, strict=True)
     ]
-    for plan in plans:  # before hours are spent on another
-        plan.find(force=force)
+    # before hours are spent on another run; the first one is looked at when it is trained
+    for plan in plans if jobs is not None else plans[1:]:
+        plan.find_state(force=force)
     if jobs is not None:
         words = words_of(click.get_current_context(), leave_out={"jobs", "ensemble"})
         _train_side_by_side(
             [
-                Job(folder.name, ("train", *words, "--", recipe))
-                for folder, recipe in zip(folders, recipes, strict=True)
+                Job(plan.run.name, ("train", *words, "--", recipe))
+                for plan, recipe in zip(plans, recipes, strict=True)
             ],
             at_once=min(jobs, len(recipes)),
         )
         return
     for plan in plans:
-        finished = finish_run(plan, force=force)
-        if finished.trained.is_stopped:
-            click.echo(_describe_stop(plan.folder, finished.trained.steps), err=True)
-            raise click.exceptions.Exit(130)
-        if finished.averaged is not None:  # else another process of torchrun's says it
-            click.echo(_describe(finished, plan.recipe.training.max_steps))
-    echo_skipped(training_records, *filter(None, [validation_records]))
+        _train_one(plan, force=force)
+    echo_skipped(*records)
+
+
+def _train_one(plan: "RunPlan", *, force: bool) -> None:
+    from ensemble_kit.pipeline import train as train_plan
+
+    finished = train_plan(plan, force=force)
+    if finished.trained.is_stopped:
+        click.echo(_describe_stop(plan.run.path, finished.trained.steps), err=True)
+        raise click.exceptions.Exit(exit_code_of(finished.trained.signal))
+    if finished.averaged is not None:  # otherwise another of torchrun's processes says it
+        click.echo(_describe(finished, plan.recipe.training.max_steps))
 
 
 def _named(recipes: Sequence[str], ensemble: str | None) -> tuple[str, ...]:
@@ -217,16 +209,18 @@ def _named(recipes: Sequence[str], ensemble: str | None) -> tuple[str, ...]:
 
 
 def _train_side_by_side(jobs: Sequence["Job"], *, at_once: int) -> None:
-    from ensemble_kit.engines.jobs import require_finished, run_jobs, start_process, threads_each
+    from ensemble_kit.engines.jobs import require_finished, run_jobs
+    from ensemble_kit.engines.processes import start_process, threads_each
 
     start = partial(start_process, threads=threads_each(at_once))
-    ends = run_jobs(jobs, start, at_once=at_once, on_end=_echo_end)
+    signals: list[int] = []
+    ends = run_jobs(jobs, start, at_once=at_once, on_end=_echo_end, on_signal=signals.append)
     stopped = [end.job.name for end in ends if end.state == "stopped"]
     if stopped:
-        click.echo(f"Stopped; the same command goes on with: {', '.join(stopped)}.", err=True)
+        click.echo(f"Stopped; the same command resumes: {', '.join(stopped)}.", err=True)
     require_finished(ends)
     if stopped:
-        raise click.exceptions.Exit(130)
+        raise click.exceptions.Exit(exit_code_of(signals[0] if signals else None))
 
 
 def _echo_end(end: "JobEnd") -> None:
@@ -237,12 +231,12 @@ def _echo_end(end: "JobEnd") -> None:
 
 def _describe(finished: "FinishedRun", max_steps: int) -> str:
     run = finished.trained
-    done = "was finished already: " if run.was_finished else ""
-    of = f" of {max_steps}" if run.steps < max_steps else ""  # its patience was over
+    done = "was already finished: " if run.was_finished else ""
+    of = f" of {max_steps}" if run.steps < max_steps else ""  # its patience ran out
     line = f"{run.folder.path}: {done}{run.steps}{of} steps in {run.seconds:.1f} s"
     if finished.averaged_gap is not None:
-        line += f", GAP@20 {run.best_gap:.4f} at best"
-        line += f", {finished.averaged_gap:.4f} of {finished.averaged}"
+        line += f", validation GAP@20 {finished.averaged_gap:.4f} ({finished.averaged}"
+        line += f"; best single checkpoint {run.best_gap:.4f})"
     return line
 
 
@@ -250,6 +244,6 @@ def _describe_stop(folder: Path, steps: int) -> str:
     if not steps:
         return f"{folder}: stopped before its first step."
     return (
-        f"{folder}: stopped at step {steps}; the same command goes on from there.\n"
-        f"Use what there is with `ensemble-kit average {folder}`."
+        f"{folder}: stopped at step {steps}; the same command resumes it.\n"
+        f"Use its checkpoints so far with `ensemble-kit average {folder}`."
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from itertools import chain, count, islice
 from pathlib import Path
+from typing import NamedTuple
 
 from ensemble_kit.data.batch import Batch, Memory, collate
 from ensemble_kit.data.decode import Decoder, Video
@@ -14,12 +15,32 @@ from ensemble_kit.data.kinds import find_schema
 from ensemble_kit.data.order import BatchPlan, RecordIndex, batch_plans
 from ensemble_kit.data.reading import Source, read
 from ensemble_kit.data.reading_processes import read_in_processes
-from ensemble_kit.data.remote import CACHE_BYTES, ahead, default_cache, find_shards, is_url
+from ensemble_kit.data.remote import (
+    CACHE_BYTES,
+    ahead,
+    default_cache,
+    find_shards,
+    is_url,
+    origin_of,
+)
 from ensemble_kit.data.schema import Schema, read_schema
 from ensemble_kit.data.tfrecord import BadRecord, numbered_records
 from ensemble_kit.errors import RecordError
 
 __all__ = ["Batch", "Records"]
+
+
+class Fingerprint(NamedTuple):
+    """What tells the content of a file of records from any other.
+
+    Attributes:
+        content: Its size and a hash of the lengths and checksums of its records, or the version
+            that its server gave it.
+        modified_ns: When it was last modified, in nanoseconds since 1970; 0 for a shard at a URL.
+    """
+
+    content: str
+    modified_ns: int
 
 
 class Records:
@@ -104,6 +125,39 @@ class Records:
             for path in ahead(self.paths)
             for _ in numbered_records(path, check_crc=False, on_bad=self._refuse)
         )
+
+    def fingerprints(self) -> list[Fingerprint]:
+        """Return what tells each file's content from any other, in the order of the files.
+
+        A shard at a URL is known by the version that its server gave it, and is not fetched.
+
+        Raises:
+            RecordError: A file is missing or empty.
+            BadRecord: The framing of a file is broken.
+        """
+        origins = [origin_of(path) for path in self.paths]
+        here = [number for number, origin in enumerate(origins) if origin is None]
+        shards = dict(zip(here, self._index.shards(here), strict=True))
+        return [
+            Fingerprint(
+                f"{shards[number].size}:{shards[number].sha256}", shards[number].modified_ns
+            )
+            if origin is None
+            else Fingerprint(f"{origin.num_bytes}:{origin.version}", 0)
+            for number, origin in enumerate(origins)
+        ]
+
+    def is_whole(self, path: Path) -> bool:
+        """Return whether every payload of a file agrees with its checksum, where that counts.
+
+        It does not count where checksums are not compared, or bad records are skipped.
+        """
+        if not self._check_crc or self._skip_bad_records:
+            return True
+        bad: list[BadRecord] = []
+        for _ in numbered_records(path, on_bad=bad.append):
+            pass
+        return not bad
 
     def videos(self) -> Iterator[Video]:
         """Yield every video, in the order of the files.

@@ -13,15 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ensemble_kit.data.tfrecord import BadRecord, locate_records
+from ensemble_kit.data.tfrecord import BadRecord, Shard, locate_records
 
 SHUFFLE_BYTES = 512 << 20  # about 1,500 videos of 300 frames of 1,152 bytes, or all of AudioSet
 FILES_AHEAD = 8  # looked through by threads before their turn
 PLACE_BYTES = 1 << 10  # counted beside a record's own bytes, so that tiny ones stay few as well
-
-Found = tuple[NDArray[np.int64], NDArray[np.int64]]  # start and length of each record of a file
 
 
 class Place(NamedTuple):
@@ -81,7 +78,7 @@ class RecordIndex:
         self._paths = paths
         self._check_crc = check_crc
         self._on_bad = on_bad
-        self._found: dict[int, Found] = {}
+        self._found: dict[int, Shard] = {}
 
     @property
     def num_shards(self) -> int:
@@ -99,16 +96,20 @@ class RecordIndex:
         Raises:
             RecordError: A file is missing or empty.
         """
-        for shard, (starts, lengths) in self._looked_through(shards):
-            for number, place in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True), 1):
+        for shard, found in self._looked_through(shards):
+            places = zip(found.starts.tolist(), found.lengths.tolist(), strict=True)
+            for number, place in enumerate(places, 1):
                 yield Place(shard, number, *place)
+
+    def shards(self, which: Sequence[int]) -> list[Shard]:
+        """Return what the headers of some files say, in the order asked for."""
+        return [found for _, found in self._looked_through(which)]
 
     def count(self) -> int:
         """Return the number of records of all files."""
-        found = self._looked_through(range(self.num_shards))
-        return sum(len(starts) for _, (starts, _) in found)
+        return sum(len(shard.starts) for shard in self.shards(range(self.num_shards)))
 
-    def _looked_through(self, shards: Sequence[int]) -> Iterator[tuple[int, Found]]:
+    def _looked_through(self, shards: Sequence[int]) -> Iterator[tuple[int, Shard]]:
         """Yield each file and what is in it, some files being looked through ahead.
 
         A header takes a round trip to the disk, which over a network is half a millisecond, and
@@ -128,7 +129,7 @@ class RecordIndex:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _look_through(self, shard: int) -> Found:
+    def _look_through(self, shard: int) -> Shard:
         if shard not in self._found:
             self._found[shard] = locate_records(
                 self._paths[shard], check_crc=self._check_crc, on_bad=self._on_bad

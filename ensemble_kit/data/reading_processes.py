@@ -139,7 +139,7 @@ class Process:
     def __init__(self, source: Source, files: list[int]) -> None:
         self.num_asked = 0
         self._popen = subprocess.Popen(
-            [sys.executable, "-c", START],
+            [sys.executable, "-P", "-c", START],  # -P: no module from the current folder
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=files,

@@ -5,11 +5,13 @@ masked CRC32C of the bytes``, all little-endian; there is no file header.
 https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
 """
 
+import hashlib
 import mmap
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from crc32c import crc32c
@@ -87,10 +89,29 @@ def numbered_records(
             yield number, record
 
 
+class Shard(NamedTuple):
+    """What the headers of a file's records say, without their payloads.
+
+    Attributes:
+        starts: ``(N,)``, int64: the byte at which the payload of each record starts.
+        lengths: ``(N,)``, int64: the bytes of each payload.
+        size: The bytes of the file.
+        modified_ns: When it was last modified, in nanoseconds since 1970.
+        sha256: A hash of the lengths and checksums of all records, as the file holds them. It
+            stands for the file's content at the price of one small read a record.
+    """
+
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    size: int
+    modified_ns: int
+    sha256: str
+
+
 def locate_records(
     path: Path, *, check_crc: bool = True, on_bad: Callable[[BadRecord], None] = refuse
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return where the payload of each record starts and its length, from the headers alone.
+) -> Shard:
+    """Return where each record of a file lies, and what the file is known by.
 
     Args:
         path: An uncompressed TFRecord file.
@@ -102,19 +123,27 @@ def locate_records(
     """
     try:
         with ready(path).open("rb") as file:  # not mapped: a file cut short would end the process
-            size = os.fstat(file.fileno()).st_size
+            status = os.fstat(file.fileno())
+            size = status.st_size
+            digest = hashlib.sha256()
 
             def header_at(position: int) -> bytes:
-                file.seek(position)
-                return file.read(HEADER.size)
+                # the checksum before a header is read with it, so that hashing costs no more reads
+                before = min(position, FOOTER.size)
+                file.seek(position - before)
+                read = file.read(before + HEADER.size)
+                digest.update(read)
+                return read[before:]
 
             places = list(_framing(path, size, header_at, check_crc=check_crc, on_bad=on_bad))
+            file.seek(max(0, size - FOOTER.size))
+            digest.update(file.read(FOOTER.size))  # of the last record
     except OSError as error:
         raise _unreadable(path, error) from error
     if not size:
         raise _empty(path)
     starts, lengths = np.array(places, np.int64).reshape(-1, 2).T.copy()
-    return starts, lengths
+    return Shard(starts, lengths, size, status.st_mtime_ns, digest.hexdigest())
 
 
 def matches_crc(framed: bytes | memoryview) -> bool:

@@ -1,1 +1,1 @@
-"""What runs many commands: processes of this machine."""
+"""What runs many commands: jobs, and what starts them: processes of this machine."""

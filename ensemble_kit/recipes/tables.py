@@ -255,7 +255,7 @@ class HiddenTable(Table):
 
     size: Count
     gating: Literal["context_gating", "glu", "se", "none"]
-    dropout: Annotated[float, Field(gt=0, lt=1)] | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     batch_norm: bool | None = None
     activation: Literal["relu6"] | None = None
     remove_diagonal: bool | None = None

@@ -106,6 +106,8 @@ class TrainingStateMetadata(Metadata):
 
     Attributes:
         settings: What makes the run what it is, by name: hashes and values.
+        modified_ns: When each file of training records, then each of validation records, was last
+            modified: one that was touched since is compared with its checksums again.
         is_finished: Whether all steps are taken; the file then holds no tensors.
         step: Optimisation steps taken.
         batches: Batches read, those that nothing was good in too.
@@ -118,6 +120,7 @@ class TrainingStateMetadata(Metadata):
     kit_version: str
     name: str
     settings: dict[str, str]
+    modified_ns: tuple[int, ...]
     is_finished: bool
     step: int
     batches: int

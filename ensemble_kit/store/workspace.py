@@ -1,5 +1,6 @@
 """Where files lie in a workspace folder. Imports ``errors`` only."""
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -22,6 +23,11 @@ class RunFolder:
     """The folder of one training run, ``runs/<name>``."""
 
     path: Path
+
+    @property
+    def name(self) -> str:
+        """The run's name, the last part of the folder's path."""
+        return self.path.name
 
     @property
     def checkpoints(self) -> Path:
@@ -112,10 +118,10 @@ class RunFolder:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep this run from being trained by two processes; the folder is made where need be.
+    def locked(self) -> Iterator["RunLock"]:
+        """Keep this run from being trained by two processes; the folder is made if it is missing.
 
-        Where the system or the disk knows no locks, nothing is kept from anything.
+        Where the system or the disk knows no locks, nothing keeps another process away.
 
         Raises:
             OutputError: The folder cannot be made.
@@ -123,7 +129,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            file = self.lock.open("w")
+            file = self.lock.open("a")
         except OSError as error:
             raise OutputError(
                 f"{self.path} cannot be written: {error.strerror}.",
@@ -137,12 +143,40 @@ class RunFolder:
                     f"{self.path} is being trained by another process.",
                     hint="Wait until that one ends, or give this run another --name.",
                 ) from error
-            yield
+            yield RunLock(self, file)
 
     def _outputs(self) -> list[Path]:
         outputs = (self.state, self.checkpoints, self.metrics, self.tensorboard, self.ema,
                    self.averaged, self.validation)  # fmt: skip
         return [path for path in outputs if path.exists()]
+
+
+@dataclass(frozen=True)
+class RunLock:
+    """A run's folder for as long as this process alone may write to it.
+
+    Attributes:
+        run: The folder.
+        file: The locked file in it, open.
+    """
+
+    run: RunFolder
+    file: TextIO
+
+    def require_folder(self) -> None:
+        """Raise ``TrainingError`` if the folder is no longer the one that was locked.
+
+        Writing would make the folder again, without the checkpoints and the log that it held.
+        """
+        try:
+            is_same = os.path.samestat(os.fstat(self.file.fileno()), self.run.lock.stat())
+        except OSError:
+            is_same = False
+        if not is_same:
+            raise TrainingError(
+                f"{self.run.path} was removed or replaced while it was being trained.",
+                hint="Give the same command again, and leave the folder in place until it ends.",
+            )
 
 
 def _lock(file: TextIO) -> None:

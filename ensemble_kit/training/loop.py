@@ -1,16 +1,17 @@
-"""The steps of one run, from its start or from where it was left, to its end."""
+"""The steps of one run, from its beginning or from its saved state, to its end."""
 
 import time
 from collections.abc import Generator, Mapping
 from contextlib import closing
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ensemble_kit._version import __version__
 from ensemble_kit.data.dataset import Batch
 from ensemble_kit.errors import TrainingError
+from ensemble_kit.interrupts import interrupts_wait, signal_of
 from ensemble_kit.metrics import Metrics
 from ensemble_kit.networks.storage import is_finite
 from ensemble_kit.networks.sub_model import SubModel
@@ -18,8 +19,8 @@ from ensemble_kit.progress import Progress
 from ensemble_kit.store.provenance import CheckpointMetadata, MeasuredMetadata
 from ensemble_kit.store.run_log import MetricsLog
 from ensemble_kit.store.tensor_files import save_tensors
+from ensemble_kit.store.workspace import RunLock
 from ensemble_kit.training.gradients import Differentiator
-from ensemble_kit.training.interrupts import interrupts_wait
 from ensemble_kit.training.moving_average import MovingAverage
 from ensemble_kit.training.optimisation import Optimiser
 from ensemble_kit.training.pace import Pace
@@ -35,20 +36,28 @@ from ensemble_kit.training.state import (
 from ensemble_kit.training.validation import measure_together
 
 LOG_EVERY = 50  # steps between two lines of metrics.jsonl
-MODEL = "model."  # what the names of a state's tensors begin with
+MODEL = "model."  # prefixes of the names of a state's tensors
 ADAM = "adam."
 EMA = "ema."
 
 
+class Writer(NamedTuple):
+    """What the process that writes the run's files has and the others lack."""
+
+    lock: RunLock
+    log: MetricsLog
+
+
 class Trainer:
-    """A run while it trains.
+    """A run while it is being trained.
 
     Args:
         plan: The run.
-        model: Its model, as it begins.
-        position: How far it has come.
-        processes: Who trains it.
-        log: What the first process writes its lines to; None in the others.
+        model: Its model with its initial parameters.
+        position: How far the run has come.
+        processes: The processes that train it together.
+        writer: The run's lock and log, in the first process; None in the others.
+        log_every: Steps between two lines of the log.
     """
 
     def __init__(
@@ -57,27 +66,29 @@ class Trainer:
         model: SubModel,
         position: Position,
         processes: Processes,
-        log: MetricsLog | None,
+        writer: Writer | None,
+        log_every: int = LOG_EVERY,
     ) -> None:
         self.plan = plan
         self.schedule = plan.recipe.training
         self.model = model
         self.position = position
         self.processes = processes
-        self.log = log
+        self.writer = writer
+        self.log_every = log_every
         self.epoch = 0
         self.differentiate = Differentiator(plan, model, processes)
         self.optimiser = Optimiser(model, self.schedule)
         self.average: MovingAverage | None = None
         if plan.ema is not None and processes.is_first:
             self.average = MovingAverage(model, plan.ema)
-        self.saved = position.step  # the step that the state on the disk is of
+        self.saved = position.step  # the step of the state on disk
         self.seconds_before = position.seconds
         self.pace = Pace(position.examples)
         self.start = time.monotonic()
 
     def restore(self) -> None:
-        """Take up weights and moments from the run's state."""
+        """Load weights and Adam's moments from the run's state."""
         tensors = self.processes.share(read_state(self.plan.run) if self.processes.is_first else {})
         self.model.load_state_dict(_under(MODEL, tensors))
         self.optimiser.restore(_under(ADAM, tensors))
@@ -85,24 +96,21 @@ class Trainer:
             self.average.restore(_under(EMA, tensors))
 
     def train(self, shown: Progress) -> TrainedRun:
-        """Take all steps that are left, or those until an interrupt."""
-        is_stopped = False
+        """Take all steps that are left, or those before an interrupt."""
+        signal = None
         try:
             self._advance(shown)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             if self.processes.count > 1:
-                raise  # the others may be in another step
-            is_stopped = True
+                raise  # the others may be at another step
+            signal = signal_of(error)
             with interrupts_wait():
                 if self.position.step > self.saved:
                     self._save_checkpoint()
                     self._save_state()
                 self._write(state="stopped", seconds=round(self._seconds(), 2))
             self.position.seconds = self._seconds()
-        position = self.position
-        return TrainedRun(
-            self.plan.run, position.step, is_stopped, position.best_gap, position.seconds
-        )
+        return self.position.as_run(self.plan, signal=signal)
 
     def _advance(self, shown: Progress) -> None:
         with closing(self._batches()) as batches:
@@ -143,7 +151,7 @@ class Trainer:
         position.batches += 1
         self.epoch = batch.epoch
         counts = self.processes.gather_number(len(batch.ids))
-        if not all(counts):  # all the records of a process were bad, and skipped
+        if not all(counts):  # every record of one process was bad and skipped
             return
         seed_step(self.plan.seed, position.step, self.processes.rank)
         self.optimiser.clear()
@@ -157,13 +165,13 @@ class Trainer:
         if self.average is not None:
             self.average.update(position.step)
         now = {"loss": loss, "learning_rate": rate, **self.pace.figures(position.examples)}
-        if position.step % LOG_EVERY == 0 or position.step == 1:
+        if position.step % self.log_every == 0 or position.step == 1:
             self._write(**now)
             self.pace.restart(position.examples)
         shown.update(position.step, gap=position.gaps[-1] if position.gaps else None, **now)
 
     def _checkpoint(self) -> None:
-        """Write a checkpoint, measure it, and then, at once, let it count."""
+        """Write a checkpoint, measure it, then record both in the state in one step."""
         with interrupts_wait():
             self._save_checkpoint()
         metrics = self._measure()
@@ -177,16 +185,17 @@ class Trainer:
             self._save_state()
 
     def _save_checkpoint(self) -> None:
-        if not self.processes.is_first:
+        if self.writer is None:
             return
+        self.writer.lock.require_folder()
         tensors = self.model.state_dict()
         for name, tensor in tensors.items():
             if not is_finite(tensor):
                 self._write(state="failed")
                 raise self._diverged(f"{name} is no longer finite at step {self.position.step}")
-        record = CheckpointMetadata(
+        metadata = CheckpointMetadata(
             kit_version=__version__,
-            name=self.plan.folder.name,
+            name=self.plan.run.name,
             run=self.plan.identity,
             recipe=self.plan.recipe.record,
             data_schema=self.plan.training.schema,
@@ -197,26 +206,27 @@ class Trainer:
             validation_files=self.plan.validation.patterns if self.plan.validation else (),
         )
         path = self.plan.run.checkpoint(self.position.step)
-        save_tensors(path, tensors, record, force=True)
+        save_tensors(path, tensors, metadata, force=True)
         if self.average is not None:
-            record = record.model_copy(update={"ema_decay": self.average.decay})
-            save_tensors(self.plan.run.ema, self.average.tensors, record, force=True)
+            metadata = metadata.model_copy(update={"ema_decay": self.average.decay})
+            save_tensors(self.plan.run.ema, self.average.tensors, metadata, force=True)
 
     def _save_state(self) -> None:
         self.position.seconds = self._seconds()
         self.saved = self.position.step
-        if self.log is None:
+        if self.writer is None:
             return
+        self.writer.lock.require_folder()
         tensors: dict[str, Tensor] = {}
-        if not self._is_finished():  # nothing goes on from there
+        if not self._is_finished():  # nothing resumes from a finished state
             tensors = {MODEL + name: tensor for name, tensor in self.model.state_dict().items()}
             tensors |= {ADAM + name: tensor for name, tensor in self.optimiser.tensors()}
             if self.average is not None:
                 tensors |= {EMA + name: tensor for name, tensor in self.average.tensors.items()}
-        self.log.sync()  # so that no line is younger than the state
+        self.writer.log.sync()  # so that no line is newer than the state
         save_state(self.plan, self.position, tensors, is_finished=self._is_finished())
         kept = self.position.kept(self.plan.num_kept) | {self.position.step}
-        remove_checkpoints(self.plan.run, but=kept)  # which the state does not need any more
+        remove_checkpoints(self.plan.run, but=kept)  # the state no longer refers to the others
 
     def _measure(self) -> Metrics | None:
         if self.plan.validation is None:
@@ -224,7 +234,7 @@ class Trainer:
         return measure_together(
             self.model,
             self.plan.validation,
-            name=self.plan.folder.name,
+            name=self.plan.run.name,
             device=self.plan.device,
             processes=self.processes,
         )
@@ -243,14 +253,14 @@ class Trainer:
 
     def _write(self, **values: Any) -> None:
         position = self.position
-        if self.log is not None:
-            self.log.write(
+        if self.writer is not None:
+            self.writer.log.write(
                 step=position.step, examples=position.examples, epoch=self.epoch, **values
             )
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with a prefix, by the rest of the name."""
+    """Return the tensors whose names have a prefix, by their names without it."""
     return {
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()

@@ -1,16 +1,21 @@
-"""What a run is: its recipe, its records and its options, and whether a folder holds it already."""
+"""A run to be trained: its recipe, its records and its options, and the state its folder holds."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import get_args
 
-from ensemble_kit.choices import DEVICE, PRECISION, TEACHER_SHARE, Precision
+import torch
+
+from ensemble_kit.choices import DEVICE, PRECISION, TEACHER_SHARE, Device, Precision
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import check_fits
 from ensemble_kit.errors import OutputError, TrainingError
+from ensemble_kit.files import sha256_of
 from ensemble_kit.networks.running import require_device
+from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.recipes.reading import Recipe
 from ensemble_kit.store.provenance import TrainingStateMetadata
 from ensemble_kit.store.run_log import require_tensorboard
@@ -21,60 +26,77 @@ from ensemble_kit.training.teacher import Teacher
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """What a run has left behind.
+    """What training has left in a run's folder.
 
     Attributes:
-        folder: Where.
+        folder: The run's folder.
         steps: Optimisation steps taken.
-        is_stopped: Whether it was interrupted before its last step.
+        signal: The signal that interrupted it before its last step, if one did.
         best_gap: The best validation GAP@20 of any checkpoint; None without validation records.
-        seconds: How long training took, that before an interruption too.
-        was_finished: Whether it was finished before, so that nothing was left to do.
+        seconds: How long training took, including the time before an interruption.
+        checkpoints: The checkpoints that training keeps, by step.
+        was_finished: Whether the run was finished before, so that nothing was left to do.
     """
 
     folder: RunFolder
     steps: int
-    is_stopped: bool
+    signal: int | None
     best_gap: float | None
     seconds: float
+    checkpoints: tuple[Path, ...] = ()
     was_finished: bool = False
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the run was interrupted before its last step."""
+        return self.signal is not None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
-    """A run to be trained.
+    """A run to be trained. Its options are checked once, when the plan is made.
 
     Attributes:
-        recipe: What to train, and for how long.
+        recipe: What to train, and for how many steps.
         training: The records to learn from.
-        validation: The records whose GAP@20 each checkpoint is measured by, or None.
-        folder: The run's folder; its name is the run's.
-        seed: Of the parameters' start, the order of the videos and the frames drawn.
+        validation: The records that each checkpoint's GAP@20 is measured on, or None.
+        folder: The run's folder; the last part of its path is the run's name.
+        seed: Seeds the initial parameters, the order of the videos and the frames drawn.
         workers: Processes that read the training records ahead; 0 reads in this one. The weights
             are the same for any number.
         device: ``cpu`` or ``cuda``.
         tensorboard: Whether the log is written for TensorBoard too.
-        ema: The decay of an exponential moving average that is kept beside the weights, if any.
-        patience: How many checkpoints without a better GAP@20 end the run; None ends it only after
-            the recipe's ``max_steps``.
-        keep: The last checkpoints that are kept, beside the best; never fewer than the recipe
-            averages, which is also what None means.
+        ema: The decay, in [0, 1), of an exponential moving average of the weights, which is then
+            kept beside them.
+        patience: How many checkpoints in a row without a better GAP@20 end the run; None trains
+            for all of the recipe's ``max_steps``.
+        keep: How many of the last checkpoints are kept, beside the best one. At least as many as
+            the recipe averages are kept, which is also what None means.
         precision: ``bf16`` multiplies in bfloat16 (autocast) and keeps weights, statistics, heads
             and the loss in float32.
         compiled: Whether ``torch.compile`` compiles the model.
-        accumulate: How many parts a batch is taken in, one after the other, where memory is short.
-            Batch norm then sees a part at a time.
+        accumulate: How many parts each batch is split into where memory is short; their gradients
+            are added up. Batch norm then sees one part at a time.
         teacher: A predictions file of the training records, which the sub-model learns from too.
-        teacher_share: What the teacher counts beside the labels, in [0, 1].
+        teacher_share: The teacher's share of the targets, in [0, 1]; the labels have the rest.
+
+    Raises:
+        PredictionsError: The training records, the validation records and the teacher do not
+            belong together.
+        ProviderError: There is no such device.
+        RecipeError: The recipe does not fit the records.
+        TrainingError: The folder's name cannot name a run, ``patience`` has no GAP to wait for,
+            or TensorBoard is not installed.
+        ValueError: An option is out of its range.
     """
 
     recipe: Recipe
     training: Records
-    validation: Records | None
-    folder: Path
+    validation: Records | None = None
+    folder: str | Path
     seed: int = 0
     workers: int = 0
-    device: str = DEVICE
+    device: Device = DEVICE
     tensorboard: bool = False
     ema: float | None = None
     patience: int | None = None
@@ -82,17 +104,63 @@ class RunPlan:
     precision: Precision = PRECISION
     compiled: bool = False
     accumulate: int = 1
-    teacher: Path | None = None
+    teacher: str | Path | None = None
     teacher_share: float = TEACHER_SHARE
+
+    def __post_init__(self) -> None:
+        """Check every option, before anything is written and before hours are spent."""
+        self._refuse_out_of_range()
+        check_run_name(self.run.name)
+        if self.tensorboard:
+            require_tensorboard()
+        require_device(self.device)
+        if self.patience is not None and self.validation is None:
+            raise TrainingError(
+                "--patience waits for a better GAP@20, which needs validation records.",
+                hint="Name them with --validation, or leave --patience out.",
+            )
+        if self.validation is not None:
+            check_fits(
+                self.training.schema, self.validation.schema, path=self.training.paths[0].parent
+            )
+        _ = self.taught_by  # a teacher that cannot be used is refused here too
+        with torch.device("meta"):  # the parts meet their widths, and no memory is taken
+            SubModel(self.recipe, self.training.schema)
+
+    def _refuse_out_of_range(self) -> None:
+        for name, value, low, high in (
+            ("seed", self.seed, 0, None),
+            ("workers", self.workers, 0, None),
+            ("patience", self.patience, 1, None),
+            ("keep", self.keep, 1, None),
+            ("accumulate", self.accumulate, 1, None),
+            ("teacher_share", self.teacher_share, 0, 1),
+            ("ema", self.ema, 0, 1),
+        ):
+            if value is not None and (value < low or (high is not None and value > high)):
+                limits = f"at least {low}" if high is None else f"from {low} to {high}"
+                raise ValueError(f"{name} is {value}; it has to be {limits}")
+        if self.ema == 1:
+            raise ValueError("ema is 1; such an average would never move")
+        for name, choice, choices in (
+            ("device", self.device, get_args(Device)),
+            ("precision", self.precision, get_args(Precision)),
+        ):
+            if choice not in choices:
+                raise ValueError(f"{name} is {choice!r}; it has to be one of {choices}")
 
     @property
     def run(self) -> RunFolder:
         """The run's folder."""
-        return RunFolder(self.folder)
+        return RunFolder(Path(self.folder))
 
     @cached_property
     def settings(self) -> Mapping[str, str]:
-        """What makes the run what it is, by the name that a message calls it by."""
+        """What makes the run what it is, by the names that a message gives these settings.
+
+        Records and the teacher count by their content: a run whose records have changed since is
+        another run, even where names and sizes are the same.
+        """
         return {
             "recipe": _hash_of([self.recipe.model_dump_json()]),
             "seed": str(self.seed),
@@ -100,15 +168,20 @@ class RunPlan:
             "validation records": _hash_of(_describe(self.validation) if self.validation else []),
             "--ema": str(self.ema),
             "--accumulate": str(self.accumulate),
-            "--teacher": _describe_teacher(self.teacher, self.teacher_share),
+            "--teacher": self._describe_teacher(),
         }
+
+    def _describe_teacher(self) -> str:
+        if self.teacher is None:
+            return "none"
+        return f"{sha256_of(Path(self.teacher))}:{self.teacher_share}"
 
     @cached_property
     def taught_by(self) -> Teacher | None:
-        """The teacher's predictions, open; see ``Teacher`` for faults."""
+        """The teacher's predictions, open; see ``Teacher`` for what it raises."""
         if self.teacher is None:
             return None
-        return Teacher(self.teacher, self.teacher_share, self.training.schema)
+        return Teacher(Path(self.teacher), self.teacher_share, self.training.schema)
 
     @property
     def num_kept(self) -> int:
@@ -117,62 +190,71 @@ class RunPlan:
 
     @property
     def identity(self) -> str:
-        """A hash of the settings: only the run's own checkpoints share it."""
+        """A hash of the settings, which only the run's own checkpoints share."""
         return _hash_of(f"{name}: {value}" for name, value in self.settings.items())
 
-    def find(self, *, force: bool) -> TrainingStateMetadata | None:
-        """Return where the run was left, or None where it is to begin.
+    @property
+    def modified_ns(self) -> tuple[int, ...]:
+        """When each file of training records, then of validation records, was last modified."""
+        return tuple(
+            fingerprint.modified_ns
+            for records in self._records
+            for fingerprint in records.fingerprints()
+        )
+
+    @property
+    def _records(self) -> list[Records]:
+        return [self.training, *filter(None, [self.validation])]
+
+    def _find_damaged(self, before: Sequence[int]) -> list[str]:
+        """Return the settings whose records hold payloads that no longer match their checksums.
+
+        The settings hash checksums as the files hold them, which needs no payload to be read. Only
+        files that were modified since the state was written are read whole.
+        """
+        paths = [(records, path) for records in self._records for path in records.paths]
+        changed = [
+            (records, path)
+            for (records, path), then, now in zip(paths, before, self.modified_ns, strict=True)
+            if then != now
+        ]
+        damaged = [records for records, path in changed if not records.is_whole(path)]
+        names = {id(self.training): "training records", id(self.validation): "validation records"}
+        return sorted({names[id(records)] for records in damaged})
+
+    def find_state(self, *, force: bool) -> TrainingStateMetadata | None:
+        """Return the state that the run was left in, or None where it has to begin.
 
         Args:
-            force: Whether a run that is there will be replaced.
+            force: Whether a run that the folder holds will be replaced.
 
         Raises:
             OutputError: The folder holds another run and ``force`` is False.
             CheckpointError: The run's state is damaged.
-            PredictionsError: Training and validation records or the teacher do not belong together.
-            ProviderError: There is no such device.
-            TrainingError: The name cannot be used, there is nothing to be patient with, or
-                TensorBoard is not installed.
         """
-        check_run_name(self.folder.name)
-        if self.tensorboard:
-            require_tensorboard()
-        require_device(self.device)
-        if self.patience is not None and self.validation is None:
-            raise TrainingError(
-                "--patience waits for a better GAP, which takes validation records.",
-                hint="Name them with --validation, or leave --patience out.",
-            )
-        if self.validation is not None:
-            check_fits(
-                self.training.schema, self.validation.schema, path=self.training.paths[0].parent
-            )
-        _ = self.taught_by  # whose faults should come before anything is written
         if force:
             return None
         if not self.run.state.exists():
             self.run.refuse_run()
             return None
         with open_tensors(self.run.state) as file:
-            record = file.metadata_as(TrainingStateMetadata)
-        names = {**self.settings, **record.settings}
-        others = [name for name in names if record.settings.get(name) != self.settings.get(name)]
+            state = file.metadata_as(TrainingStateMetadata)
+        names = {**self.settings, **state.settings}
+        others = [name for name in names if state.settings.get(name) != self.settings.get(name)]
+        others = others or self._find_damaged(state.modified_ns)
         if others:
             raise OutputError(
                 f"{self.folder} holds a run with other values of: {', '.join(others)}.",
                 hint="Give this run another --name, or replace the old one with --force.",
             )
-        return record
+        return state
 
 
 def _describe(records: Records) -> Iterator[str]:
     yield records.schema.model_dump_json()
-    yield from (f"{path.name}:{path.stat().st_size}" for path in records.paths)
+    for path, fingerprint in zip(records.paths, records.fingerprints(), strict=True):
+        yield f"{path.name}:{fingerprint.content}"
 
 
-def _describe_teacher(path: Path | None, share: float) -> str:
-    return "none" if path is None else f"{path.name}:{path.stat().st_size}:{share}"
-
-
-def _hash_of(parts: "Iterator[str] | list[str]") -> str:
+def _hash_of(parts: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""A run from its folder to its end: what is begun, gone on with, or left as it is."""
+"""Start, resume or skip a run, depending on the state that its folder holds."""
 
 from contextlib import ExitStack
 
@@ -7,12 +7,12 @@ from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.progress import progress, quietly
 from ensemble_kit.store.provenance import TrainingStateMetadata
 from ensemble_kit.store.run_log import MetricsLog
-from ensemble_kit.training.loop import Trainer
+from ensemble_kit.training.loop import Trainer, Writer
 from ensemble_kit.training.plan import RunPlan, TrainedRun
 from ensemble_kit.training.processes import Processes, join
 from ensemble_kit.training.state import (
     Position,
-    forget_what_came_after,
+    forget_later_files,
     position_of,
     remove_checkpoints,
     save_state,
@@ -22,76 +22,73 @@ from ensemble_kit.training.state import (
 def train_checkpoints(plan: RunPlan, *, force: bool = False) -> TrainedRun:
     """Train a run to its end, writing ``checkpoints/step-*.safetensors`` and ``metrics.jsonl``.
 
-    A run that was left before its end, by Ctrl-C, by a crash, by SIGKILL, goes on from its state,
-    ``state.safetensors``, and ends as if nothing had happened: on a CPU with the same bits. One
-    that is finished is left as it is. An interrupt (Ctrl-C) writes a checkpoint and the state of
-    the step it came in and returns.
+    A run that ended early, by an interrupt, a crash or SIGKILL, resumes from its
+    ``state.safetensors`` and ends as if nothing had happened: on a CPU with the same bits. A
+    finished run is left as it is. An interrupt (Ctrl-C, or SIGTERM and SIGHUP where they raise
+    ``KeyboardInterrupt``) writes a checkpoint and the state of its step, and returns.
 
     Where torchrun has started several processes, each trains on its share of every batch, and the
-    first one writes. Ctrl-C then ends them all, and the run goes on from its last checkpoint.
+    first one writes. An interrupt then ends them all, and the run resumes from its last checkpoint.
 
     Args:
-        plan: What to train on what, and where.
-        force: Whether a run that is there is replaced.
+        plan: The run.
+        force: Whether a run that the folder holds is replaced.
 
     Raises:
         OutputError: The folder holds another run and ``force`` is False, or the disk refuses a
-            file; what was written before is whole.
-        RecipeError: The recipe does not fit the records.
-        PredictionsError: Training and validation records do not belong together.
-        ProviderError: There is no such device.
-        TrainingError: The name cannot be used, another process trains the run, or the loss is no
-            longer finite.
+            file; files written earlier are whole.
+        TrainingError: Another process trains the run, the folder was removed meanwhile, or the
+            loss is no longer finite.
+        RecordError: Records are damaged, or gone.
     """
     processes = join(plan.device)
-    found = _tell(processes, plan.find(force=force) if processes.is_first else None)
-    if found is not None and found.is_finished:
-        return _finished_before(plan, position_of(found), processes)
     with ExitStack() as stack:
-        stack.enter_context(seeded(plan.seed, plan.device))
-        model = SubModel(plan.recipe, plan.training.schema).to(plan.device)
-        log = None
+        writer = None
+        state = None
         if processes.is_first:
-            stack.enter_context(plan.run.locked())
-            found = plan.find(force=force)  # again, now that no other process can change it
-            log = stack.enter_context(_open_log(plan, found, force=force))
+            lock = stack.enter_context(plan.run.locked())
+            state = plan.find_state(force=force)
         else:
             stack.enter_context(quietly())
-        found = _tell(processes, found)
-        position = position_of(found) if found else Position()
-        trainer = Trainer(plan, model, position, processes, log)
+        state = _tell(processes, state)
+        if state is not None and state.is_finished:
+            return _skip(plan, position_of(state), processes)
+        stack.enter_context(seeded(plan.seed, plan.device))
+        model = SubModel(plan.recipe, plan.training.schema).to(plan.device)
+        if processes.is_first:
+            writer = Writer(lock, stack.enter_context(_open_log(plan, state, force=force)))
+        position = position_of(state) if state else Position()
+        trainer = Trainer(plan, model, position, processes, writer)
         if position.step:
             trainer.restore()
         total = plan.recipe.training.max_steps
-        shown = stack.enter_context(progress(plan.folder.name, total, done=position.step))
+        shown = stack.enter_context(progress(plan.run.name, total, done=position.step))
         return trainer.train(shown)
 
 
-def _finished_before(plan: RunPlan, position: Position, processes: Processes) -> TrainedRun:
+def _skip(plan: RunPlan, position: Position, processes: Processes) -> TrainedRun:
     if processes.is_first:
-        remove_checkpoints(plan.run, but=position.kept(plan.num_kept))  # if a kill left any
-    return TrainedRun(
-        plan.run, position.step, False, position.best_gap, position.seconds, was_finished=True
-    )
+        remove_checkpoints(plan.run, but=position.kept(plan.num_kept))  # a kill may have left some
+    return position.as_run(plan, was_finished=True)
 
 
-def _open_log(plan: RunPlan, found: TrainingStateMetadata | None, *, force: bool) -> MetricsLog:
-    """Make the run's folder what its state says, and return its log."""
-    if found is not None:
-        forget_what_came_after(plan.run, position_of(found))
+def _open_log(plan: RunPlan, state: TrainingStateMetadata | None, *, force: bool) -> MetricsLog:
+    """Bring the run's folder to where its state is, and return its log."""
+    if state is not None:
+        forget_later_files(plan.run, position_of(state))
     else:
         plan.run.claim(force=force)
         save_state(plan, Position(), {})
     return MetricsLog(
         plan.run.metrics,
         tensorboard=plan.run.tensorboard if plan.tensorboard else None,
-        after_step=found.step if found else 0,
+        after_step=state.step if state else 0,
     )
 
 
 def _tell(
-    processes: Processes, found: TrainingStateMetadata | None
+    processes: Processes, state: TrainingStateMetadata | None
 ) -> TrainingStateMetadata | None:
-    """Return in all processes what the first one has found."""
-    told = processes.tell(None if found is None else found.model_dump_json())
+    """Return in every process the state that the first one has found."""
+    told = processes.tell(None if state is None else state.model_dump_json())
     return None if told is None else TrainingStateMetadata.model_validate_json(told, strict=True)

@@ -1,8 +1,8 @@
-"""Where a run is, on disk: a run that was killed at any moment goes on from there.
+"""The state of a run on disk, from which a run that was killed at any moment resumes.
 
-The state's rename is the one moment at which a checkpoint comes to count. Whatever a killed process
-has left behind that the state does not know of, lines, checkpoints, half-written files, is removed
-before training goes on. No state of a random generator is kept: each step seeds its own.
+A checkpoint counts from the moment at which the state is renamed into place, and at no other. All
+that a killed process leaves and the state does not know of (lines, checkpoints, half-written files)
+is removed before training resumes. No state of a random generator is kept: each step seeds its own.
 """
 
 import json
@@ -18,7 +18,7 @@ from ensemble_kit._version import __version__
 from ensemble_kit.store.provenance import MeasuredMetadata, TrainingStateMetadata
 from ensemble_kit.store.tensor_files import open_tensors, save_tensors
 from ensemble_kit.store.workspace import RunFolder
-from ensemble_kit.training.plan import RunPlan
+from ensemble_kit.training.plan import RunPlan, TrainedRun
 
 
 @dataclass
@@ -33,17 +33,17 @@ class Position:
 
     @property
     def is_measured(self) -> bool:
-        """Whether this step's checkpoint is written and measured."""
+        """Whether this step's checkpoint has been written and measured."""
         return bool(self.measured) and self.measured[-1].step == self.step
 
     @property
     def gaps(self) -> list[float]:
-        """The validation GAPs so far."""
+        """The validation GAPs so far, by step."""
         return [checkpoint.gap for checkpoint in self.measured if checkpoint.gap is not None]
 
     @property
     def num_without_gain(self) -> int:
-        """How many checkpoints there were since the one with the best GAP."""
+        """How many checkpoints came after the one with the best GAP."""
         gaps = self.gaps
         return len(gaps) - 1 - gaps.index(max(gaps)) if gaps else 0
 
@@ -60,12 +60,25 @@ class Position:
         """The best of the GAPs so far, if there is one."""
         return max(self.gaps, default=None)
 
+    def as_run(
+        self, plan: RunPlan, *, signal: int | None = None, was_finished: bool = False
+    ) -> TrainedRun:
+        """Return what training has left, once it has come to this position."""
+        steps = sorted(self.kept(plan.num_kept))
+        return TrainedRun(
+            folder=plan.run,
+            steps=self.step,
+            signal=signal,
+            best_gap=self.best_gap,
+            seconds=self.seconds,
+            checkpoints=tuple(plan.run.checkpoint(step) for step in steps),
+            was_finished=was_finished,
+        )
 
-def position_of(record: TrainingStateMetadata) -> Position:
+
+def position_of(state: TrainingStateMetadata) -> Position:
     """Return the position that a state holds."""
-    return Position(
-        record.step, record.batches, record.examples, record.seconds, list(record.measured)
-    )
+    return Position(state.step, state.batches, state.examples, state.seconds, list(state.measured))
 
 
 def save_state(
@@ -74,12 +87,13 @@ def save_state(
     """Write the state of a run; at its start and at its end it needs no tensors.
 
     Raises:
-        OutputError: The disk refuses the file; the state before is still there.
+        OutputError: The disk refuses the file; the previous state is still there.
     """
-    record = TrainingStateMetadata(
+    metadata = TrainingStateMetadata(
         kit_version=__version__,
-        name=plan.folder.name,
+        name=plan.run.name,
         settings=dict(plan.settings),
+        modified_ns=plan.modified_ns,
         is_finished=is_finished,
         step=position.step,
         batches=position.batches,
@@ -87,7 +101,7 @@ def save_state(
         seconds=position.seconds,
         measured=tuple(position.measured),
     )
-    save_tensors(plan.run.state, tensors, record, force=True)
+    save_tensors(plan.run.state, tensors, metadata, force=True)
 
 
 def read_state(run: RunFolder) -> dict[str, Tensor]:
@@ -97,15 +111,15 @@ def read_state(run: RunFolder) -> dict[str, Tensor]:
 
 
 def remove_checkpoints(run: RunFolder, *, but: set[int]) -> None:
-    """Remove all checkpoints but those of some steps."""
+    """Remove all checkpoints except those of some steps."""
     kept = {run.checkpoint(step) for step in but}
     for path in run.checkpoints.glob("step-*.safetensors"):
         if path not in kept:
             path.unlink()
 
 
-def forget_what_came_after(run: RunFolder, position: Position) -> None:
-    """Remove what a run's folder holds from after its state: lines, checkpoints, parts of files."""
+def forget_later_files(run: RunFolder, position: Position) -> None:
+    """Remove what was written after a run's state: lines, checkpoints, half-written files."""
     remove_checkpoints(run, but={checkpoint.step for checkpoint in position.measured})
     for folder in (run.path, run.checkpoints):
         for path in folder.glob(".*.part"):
@@ -114,7 +128,7 @@ def forget_what_came_after(run: RunFolder, position: Position) -> None:
 
 
 def _cut_log(path: Path, step: int) -> None:
-    """Cut a log before the first line that is of a later step, or not whole."""
+    """Cut a log off before the first line that is of a later step or is incomplete."""
     if not path.exists():
         return
     length = 0
@@ -127,7 +141,7 @@ def _cut_log(path: Path, step: int) -> None:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed all that one process draws in one step, such as dropout, by nothing but these three.
+    """Seed what one process draws in one step, such as dropout, from these three numbers alone.
 
     ``train_checkpoints`` calls this within ``seeded``, which puts the caller's own state back.
     """

@@ -122,7 +122,7 @@ def test_an_average_that_loses_is_not_written_unless_asked_for(checkpoints, outp
     assert str(caught.value) == (
         f"The mean of 4 checkpoints has a validation GAP@20 of {lost.gap:.5f}, but "
         f"{checkpoints[2]} alone has 0.99000; nothing was written.\n"
-        "Use that checkpoint, or keep the average all the same with --even-if-worse."
+        "Use that checkpoint, or write the average anyway with --even-if-worse."
     )
 
     kept = average_checkpoints(checkpoints, output, force=True, even_if_worse=True, **options)
@@ -311,7 +311,7 @@ def test_greedy_may_lose_to_a_checkpoint_it_could_not_choose(checkpoints, output
 
 def test_greedy_needs_validation_records(checkpoints, output):
     assert message_of(AveragingError, checkpoints, output, method="greedy") == (
-        f"{checkpoints[3]} names no validation records that are there; greedy averaging needs "
+        f"{checkpoints[3]} names no validation records that exist, and greedy averaging needs "
         "some.\nName validation records with --validation, or use --method uniform."
     )
 
@@ -384,7 +384,7 @@ def test_one_moving_average_is_wanted(checkpoints, moving, output, tmp_path):
 
     for paths, found in ((checkpoints, 0), ([moving, again], 2)):
         assert message_of(CheckpointError, paths, output, method="ema") == (
-            f"Of the files named, {found} are exponential moving averages; one must be.\n"
+            f"--method ema needs one exponential moving average; {found} were named.\n"
             "Name the ema.safetensors of one run."
         )
 

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from ensemble_kit.averaging import mean as means
 from ensemble_kit.averaging.mean import MeanOfFiles
 from ensemble_kit.errors import CheckpointError
 from ensemble_kit.store.provenance import TrainingStateMetadata
@@ -24,20 +23,19 @@ METADATA = TrainingStateMetadata(
 MANY = settings(max_examples=50, deadline=None)
 
 
-@pytest.fixture
-def small_blocks(monkeypatch):
-    monkeypatch.setattr(means, "BLOCK_VALUES", 4)
-
-
-def mean_of(contents, folder, *, statistics=None):
-    """Write each dict of tensors as a file of its own; return the mean of every tensor."""
+def mean_of(contents, folder, *, statistics=None, block_values=4):
+    """Write each dict of tensors to its own file; return the mean of every tensor."""
     with ExitStack() as stack:
         files = []
         for number, tensors in enumerate(contents):
             path = Path(folder) / f"{number}.safetensors"
             save_file(tensors, path, metadata={METADATA_KEY: METADATA.model_dump_json()})
             files.append(stack.enter_context(open_tensors(path)))
-        mean = MeanOfFiles(files, statistics=None if statistics is None else files[statistics])
+        mean = MeanOfFiles(
+            files,
+            statistics=None if statistics is None else files[statistics],
+            block_values=block_values,
+        )
         return {name: mean.tensor(name) for name in mean.specs}
 
 
@@ -66,9 +64,8 @@ def test_any_block_size_gives_the_mean_of_float64_sums(data, length, num_files, 
         )
     )
 
-    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(means, "BLOCK_VALUES", block)
-        mean = mean_of([column(row) for row in rows], folder)["values"]
+    with TemporaryDirectory() as folder:
+        mean = mean_of([column(row) for row in rows], folder, block_values=block)["values"]
 
     for index in range(length):
         total = np.float64(0)
@@ -99,7 +96,6 @@ def test_other_floating_types_are_rounded_once_from_the_float64_sum(dtype, tmp_p
 
 @pytest.mark.parametrize("shape", [(), (0, 3), (5,), (2, 3, 2)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int32, torch.uint8, torch.bool], ids=str)
-@pytest.mark.usefixtures("small_blocks")
 def test_every_shape_and_type_has_a_mean_of_its_own(shape, dtype, tmp_path, rng):
     tensors = [(torch.randn(shape, generator=rng) > 0).to(dtype) for _ in range(2)]
 
@@ -110,7 +106,6 @@ def test_every_shape_and_type_has_a_mean_of_its_own(shape, dtype, tmp_path, rng)
     assert mean.dtype == dtype
 
 
-@pytest.mark.usefixtures("small_blocks")
 def test_statistics_may_come_from_one_file_and_the_rest_from_all(tmp_path):
     contents = [
         {"norm.running_mean": torch.full((5,), 1.0 * n), "norm.running_variance": torch.ones(2) * n,
@@ -124,7 +119,6 @@ def test_statistics_may_come_from_one_file_and_the_rest_from_all(tmp_path):
     assert mean["norm.scale"].tolist() == [4] * 6
 
 
-@pytest.mark.usefixtures("small_blocks")
 def test_no_more_than_a_block_of_a_file_is_ever_asked_for(tmp_path, monkeypatch):
     asked = []
     whole = TensorFile.read_into
@@ -146,7 +140,6 @@ def test_no_more_than_a_block_of_a_file_is_ever_asked_for(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.usefixtures("small_blocks")
 def test_the_file_that_holds_a_value_that_is_none_is_named(value, tmp_path):
     rows = [[1.0] * 10, [1.0] * 10, [1.0] * 10]
     rows[1][9] = value

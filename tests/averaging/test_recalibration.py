@@ -2,7 +2,6 @@ import pytest
 import torch
 from builders import tiny_model, tiny_recipe, tiny_records
 
-from ensemble_kit.averaging import recalibration
 from ensemble_kit.averaging.recalibration import recalibrate
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.layers.normalisation import BatchNorm
@@ -16,8 +15,7 @@ def training(tmp_path_factory):
     return tiny_records(tmp_path_factory.mktemp("records"))[0]
 
 
-def test_recalibrated_statistics_are_those_of_one_pass_over_the_records(training, monkeypatch):
-    monkeypatch.setattr(recalibration, "BATCH_SIZE", 32)
+def test_recalibrated_statistics_are_those_of_one_pass_over_the_records(training):
     model = tiny_model(tiny_recipe(sampling="all", probability_gating=True), training.schema)
     seen = {}  # layer name -> what it was given in each batch, with how often each row counts
 
@@ -34,7 +32,7 @@ def test_recalibrated_statistics_are_those_of_one_pass_over_the_records(training
     hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
 
-    recalibrate(model, training, num_videos=64)
+    recalibrate(model, training, num_videos=64, batch_size=32)
 
     for hook in hooks:
         hook.remove()
@@ -53,36 +51,33 @@ def test_recalibrated_statistics_are_those_of_one_pass_over_the_records(training
         assert torch.equal(parameter, before[name]), name
 
 
-def test_recalibration_ends_with_the_records(training, monkeypatch):
-    monkeypatch.setattr(recalibration, "BATCH_SIZE", 32)
+def test_recalibration_ends_with_the_records(training):
     model = tiny_model(tiny_recipe(sampling="all"), training.schema)
     sizes = []
     model.input_batch_norm.register_forward_pre_hook(
         lambda _, arguments: sizes.append(len(arguments[0]))
     )
 
-    recalibrate(model, training, num_videos=10_000)
+    recalibrate(model, training, num_videos=10_000, batch_size=32)
 
     assert sizes == [32, 32, 32]
 
 
-def test_recalibrating_again_forgets_the_first_time(training, monkeypatch):
-    monkeypatch.setattr(recalibration, "BATCH_SIZE", 32)
+def test_recalibrating_again_forgets_the_first_time(training):
     model = tiny_model(tiny_recipe(), training.schema)
-    recalibrate(model, training, num_videos=96)
+    recalibrate(model, training, num_videos=96, batch_size=32)
     first = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for name, tensor in model.state_dict().items():
         if name.endswith(STATISTICS):
             tensor += 1
 
-    recalibrate(model, training, num_videos=96)
+    recalibrate(model, training, num_videos=96, batch_size=32)
 
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, first[name]), name
 
 
 def test_whitening_is_recalibrated_as_batch_norms_are(training, monkeypatch):
-    monkeypatch.setattr(recalibration, "BATCH_SIZE", 32)
     model = tiny_model(tiny_recipe(pooling="second_order", sampling="all"), training.schema)
     layers = [part for part in model.modules() if isinstance(part, WhitenedResiduals)]
     seen = {layer: [] for layer in layers}
@@ -94,7 +89,7 @@ def test_whitening_is_recalibrated_as_batch_norms_are(training, monkeypatch):
 
         monkeypatch.setattr(layer, "describe", noted)
 
-    recalibrate(model, training, num_videos=64)
+    recalibrate(model, training, num_videos=64, batch_size=32)
 
     assert len(layers) == 4
     for layer in layers:
@@ -128,15 +123,14 @@ def test_dropout_drops_nothing_while_statistics_are_estimated(training):
         assert torch.equal(tensor, plain.state_dict()[name]), name
 
 
-def test_a_batch_of_bad_records_alone_is_not_looked_at(training, tmp_path, monkeypatch):
-    monkeypatch.setattr(recalibration, "BATCH_SIZE", 1)
+def test_a_batch_of_bad_records_alone_is_not_looked_at(training, tmp_path):
     content = bytearray(training.paths[0].read_bytes())
     content[-6] ^= 0x40  # the last record's payload
     (tmp_path / "bad.tfrecord").write_bytes(content)
     records = Records([tmp_path], skip_bad_records=True, schema=training.schema)
     model = tiny_model(tiny_recipe(sampling="all"), training.schema)
 
-    recalibrate(model, records, num_videos=96)
+    recalibrate(model, records, num_videos=96, batch_size=1)
 
     assert records.num_skipped == 1
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())

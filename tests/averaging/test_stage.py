@@ -188,7 +188,7 @@ def test_checkpoints_of_other_runs_are_refused(checkpoints, tmp_path):
     rewrite_checkpoint(checkpoints[1], run="another")
 
     assert message_of(checkpoints, tmp_path / "averaged.safetensors") == (
-        f"{checkpoints[1]} and {checkpoints[0]} are of different runs.\n"
+        f"{checkpoints[1]} and {checkpoints[0]} belong to different runs.\n"
         "Average checkpoints of one run only: same recipe, seed and records."
     )
 
@@ -198,7 +198,7 @@ def test_an_average_is_not_averaged_again(checkpoints, tmp_path):
     average_checkpoints(checkpoints, averaged, batch_norm="last")
 
     assert message_of([*checkpoints, averaged], tmp_path / "again.safetensors") == (
-        f"{averaged} is an average already.\nName the checkpoints of its steps instead."
+        f"{averaged} is already an average.\nName the checkpoints of its steps instead."
     )
 
 
@@ -290,7 +290,7 @@ def test_a_checkpoint_that_goes_away_meanwhile_is_named(checkpoints, tmp_path, m
     monkeypatch.setattr(averages, "sha256_of", removed)
 
     assert message_of(checkpoints, tmp_path / "averaged.safetensors", batch_norm="last") == (
-        f"{checkpoints[0]} cannot be read any more: No such file or directory.\n"
+        f"{checkpoints[0]} can no longer be read: No such file or directory.\n"
         "Average again, from the checkpoints that are left."
     )
     assert all(name.startswith("step-") for name in os.listdir(tmp_path))

@@ -126,7 +126,7 @@ def test_an_average_is_compared_and_one_that_loses_is_kept_only_if_asked(runner,
     assert lost.stderr.endswith(
         f"Error: The mean of 10 checkpoints has a validation GAP@20 of {gap:.5f}, but {named} "
         f"alone has {gaps[best]:.5f}; nothing was written.\n"
-        "Use that checkpoint, or keep the average all the same with --even-if-worse.\n"
+        "Use that checkpoint, or write the average anyway with --even-if-worse.\n"
     )
 
 

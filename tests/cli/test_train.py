@@ -38,8 +38,8 @@ def test_every_recipe_becomes_a_run_of_its_name(workspace):
     for line, name in zip(lines, MEMBERS, strict=True):
         assert re.fullmatch(
             rf"runs/{name}: 24 steps in \d+\.\d s, "
-            r"GAP@20 0\.\d{4} at best, "
-            r"0\.\d{4} of (the mean of 3 checkpoints|checkpoint \d+ alone)",
+            r"validation GAP@20 0\.\d{4} \((the mean of 3 checkpoints|checkpoint \d+ alone); "
+            r"best single checkpoint 0\.\d{4}\)",
             line,
         )
         files = sorted(
@@ -136,7 +136,7 @@ def test_the_gap_it_prints_is_that_of_the_validation_predictions(workspace, runn
     for line in workspace.trained.stdout.splitlines():
         path = workspace.path / line.split(":")[0] / "validation.safetensors"
         found = json.loads(runner.invoke(main, ["evaluate", str(path), "--json"]).stdout)
-        assert f", {found['gap']:.4f} of " in line
+        assert f", validation GAP@20 {found['gap']:.4f} (" in line
 
 
 def test_a_run_may_have_another_name_values_and_seed(runner, own_workspace):
@@ -227,7 +227,7 @@ def test_a_finished_run_is_skipped_with_a_line(runner, own_workspace):
     result = runner.invoke(main, ["train", "recipes/bag.toml", *TRAINING])
 
     assert result.exit_code == 0, result.output
-    assert result.stdout == line.replace(": ", ": was finished already: ", 1) + "\n"
+    assert result.stdout == line.replace(": ", ": was already finished: ", 1) + "\n"
     assert result.stderr == ""
 
 
@@ -316,10 +316,9 @@ def test_skipped_records_are_counted_at_the_end(runner, own_workspace):
 def process(own_workspace):
     """A real process that trains for longer than any test waits."""
     options = ["--set", "training.max_steps=10_000_000", "--set", "training.checkpoint_every=20"]
-    code = "from ensemble_kit.cli import main; main()"
     words = ["train", "recipes/mean.toml", *TRAINING[:2], *options, "--name", "long"]
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *words],
+        [sys.executable, "-m", "ensemble_kit", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -331,7 +330,12 @@ def process(own_workspace):
     process.communicate()
 
 
-def test_ctrl_c_leaves_a_run_that_average_and_predict_accept(process, runner, own_workspace):
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_signal_leaves_a_run_that_average_and_predict_accept(
+    number, code, process, runner, own_workspace
+):
     run = own_workspace.path / "runs" / "long"
     until = time.monotonic() + 60
     while len(list(run.glob("checkpoints/step-*"))) < 3:
@@ -339,13 +343,13 @@ def test_ctrl_c_leaves_a_run_that_average_and_predict_accept(process, runner, ow
         assert time.monotonic() < until
         time.sleep(0.02)
 
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     stdout, stderr = process.communicate(timeout=30)
 
-    assert (process.returncode, stdout) == (130, "")
+    assert (process.returncode, stdout) == (code, "")
     said = re.search(
-        r"runs/long: stopped at step (\d+); the same command goes on from there\.\n"
-        r"Use what there is with `ensemble-kit average runs/long`\.\n\Z",
+        r"runs/long: stopped at step (\d+); the same command resumes it\.\n"
+        r"Use its checkpoints so far with `ensemble-kit average runs/long`\.\n\Z",
         stderr,
     )
     assert said, stderr

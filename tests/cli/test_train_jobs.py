@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from workspace_fixture import TRAINING
 
 from ensemble_kit.cli import main
+from ensemble_kit.store.workspace import RunFolder
 
 PATIENCE = 200  # seconds until two processes have imported PyTorch and trained some steps
 
@@ -31,7 +33,7 @@ def test_one_recipe_that_fails_does_not_stop_the_rest(runner, own_workspace):
     (fault,) = re.findall(r"^bad: failed: (elsewhere/bad: .* at step .*)$", result.stderr, re.M)
     assert result.stderr.endswith(
         f"Error: 1 of 2 jobs failed:\n  bad: {fault}\n"
-        "Mend that and give the same command again; what has finished is left as it is.\n"
+        "Fix this and give the same command again; finished runs are left as they are.\n"
     )
     assert (own_workspace.path / "elsewhere" / "mean" / "validation.safetensors").exists()
 
@@ -57,24 +59,55 @@ def process(own_workspace):
 
 def test_ctrl_c_ends_all_runs_in_their_own_way(process, own_workspace):
     runs = [own_workspace.path / "elsewhere" / name for name in ("mean", "bag")]
-    until = time.monotonic() + PATIENCE
-    while not all(list(run.glob("checkpoints/step-*")) for run in runs):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_for_checkpoints(process, runs)
 
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     stdout, stderr = process.communicate(timeout=PATIENCE)
 
     assert (process.returncode, stdout) == (130, "")
     assert "Traceback" not in stderr
-    assert stderr.endswith("Stopped; the same command goes on with: mean, bag, rnn.\n")
+    assert stderr.endswith("Stopped; the same command resumes: mean, bag, rnn.\n")
     for run in runs:
         last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
         assert last["state"] == "stopped"
         assert f"elsewhere/{run.name}: stopped at step {last['step']};" in stderr
         assert (run / "checkpoints" / f"step-{last['step']:08d}.safetensors").exists()
     assert not (own_workspace.path / "elsewhere" / "rnn").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_runs_stop_when_the_command_that_started_them_is_killed(process, own_workspace, runner):
+    runs = [own_workspace.path / "elsewhere" / name for name in ("mean", "bag")]
+    wait_for_checkpoints(process, runs)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) == 2
+
+    process.kill()
+
+    until = time.monotonic() + PATIENCE
+    while any(is_running(pid) for pid in children):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    for run in runs:
+        last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+        assert last["state"] == "stopped"
+        with RunFolder(run).locked():  # nobody trains it any more
+            pass
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for_checkpoints(process, runs):
+    until = time.monotonic() + PATIENCE
+    while not all(list(run.glob("checkpoints/step-*")) for run in runs):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def test_jobs_are_not_for_torchrun(runner, own_workspace, monkeypatch):

@@ -17,6 +17,7 @@ from ensemble_kit.data.order import (
     shuffled,
     training_order,
 )
+from ensemble_kit.data.tfrecord import Shard
 
 SHARDS = st.lists(st.integers(0, 6), min_size=1, max_size=7)  # records in each
 
@@ -28,7 +29,7 @@ def index_of(counts, *, length=5):
     def locate(path, **_):
         looked_through.append(path)
         count = counts[int(path.name)]
-        return np.arange(count) * 1000, np.full(count, length)
+        return Shard(np.arange(count) * 1000, np.full(count, length), 1000 * count, 0, "")
 
     paths = [Path(str(shard)) for shard in range(len(counts))]
     index = RecordIndex(paths, check_crc=True, on_bad=pytest.fail)

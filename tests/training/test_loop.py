@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.store.provenance import CheckpointMetadata
 from ensemble_kit.store.run_log import read_metrics
 from ensemble_kit.store.tensor_files import open_tensors
-from ensemble_kit.training import gradients, loop, optimisation
+from ensemble_kit.training import gradients, loop, optimisation, stage
 from ensemble_kit.training.loss import cross_entropy
 
 
@@ -259,7 +260,7 @@ def test_runs_that_differ_have_different_identities(change, tmp_path, records):
 
 
 def test_every_line_of_the_log_says_where_the_run_was(folder, records, monkeypatch):
-    monkeypatch.setattr(loop, "LOG_EVERY", 4)
+    monkeypatch.setattr(stage, "Trainer", partial(loop.Trainer, log_every=4))
     recipe = tiny_recipe(max_steps=8, checkpoint_every=4, examples_per_decay=64)
 
     trained = train_tiny(folder, records, recipe, is_validated=True)
@@ -497,7 +498,7 @@ def test_patience_without_validation_records_is_refused(folder, records):
         train_tiny(folder, records, patience=2)
 
     assert str(caught.value) == (
-        "--patience waits for a better GAP, which takes validation records.\n"
+        "--patience waits for a better GAP@20, which needs validation records.\n"
         "Name them with --validation, or leave --patience out."
     )
     assert not folder.exists()

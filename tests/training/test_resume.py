@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pytest
 import torch
 from builders import interrupt_after, lines_of, tiny_recipe, tiny_records, train_tiny
 
+from ensemble_kit.data.dataset import Records
+from ensemble_kit.data.tfrecord import read_records, write_records
 from ensemble_kit.errors import OutputError, TrainingError
 from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.store import tensor_files as checkpoints
@@ -156,7 +159,7 @@ def test_another_run_is_not_gone_on_with(change, what, folder, records):
     assert bytes_of(train_tiny(folder, records).folder) == before
 
 
-def test_force_begins_anew(folder, records, monkeypatch):
+def test_force_starts_over(folder, records, monkeypatch):
     with monkeypatch.context() as patched:
         interrupt_after(patched, 3)
         train_tiny(folder, records)
@@ -164,6 +167,114 @@ def test_force_begins_anew(folder, records, monkeypatch):
     trained = train_tiny(folder, records, force=True)
 
     assert [line["step"] for line in lines_of(trained)] == [1, 6]
+
+
+def rewritten(path, change):
+    """Replace a file of records by as many bytes, and give it back its time of modification."""
+    times = path.stat()
+    change(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert path.stat().st_size == times.st_size
+
+
+def swap_records(path):
+    first, second, *rest = [bytes(record) for record in read_records(path)]
+    write_records(path, [second, first, *rest], force=True)
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-6] ^= 0x40  # in the last record's payload
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+@pytest.mark.parametrize("which", ["training", "validation"])
+def test_records_that_changed_at_the_same_size_and_time_make_another_run(
+    is_finished, which, folder, tmp_path, monkeypatch
+):
+    records = tiny_records(tmp_path / "records")
+    with monkeypatch.context() as patched:
+        if not is_finished:
+            interrupt_after(patched, 3)
+        train_tiny(folder, records, is_validated=True)
+    training, validation = records
+    rewritten({"training": training, "validation": validation}[which].paths[1], swap_records)
+
+    with pytest.raises(OutputError) as caught:
+        train_tiny(folder, reopened(records), is_validated=True)
+
+    assert str(caught.value) == (
+        f"{folder} holds a run with other values of: {which} records.\n"
+        "Give this run another --name, or replace the old one with --force."
+    )
+
+
+def reopened(records):
+    return tuple(Records(each.patterns) for each in records)
+
+
+@pytest.mark.parametrize("which", ["training", "validation"])
+def test_a_payload_that_changed_under_its_checksum_makes_another_run(which, folder, tmp_path):
+    records = tiny_records(tmp_path / "records")
+    train_tiny(folder, records, is_validated=True)
+    flip_a_bit(records[which == "validation"].paths[1])
+
+    with pytest.raises(OutputError) as caught:
+        train_tiny(folder, reopened(records), is_validated=True)
+
+    assert caught.value.problem == f"{folder} holds a run with other values of: {which} records."
+
+
+def test_records_that_were_only_copied_or_touched_are_the_same_run(folder, tmp_path):
+    records = tiny_records(tmp_path / "records")
+    train_tiny(folder, records, is_validated=True)
+    for path in records[0].paths:
+        path.write_bytes(path.read_bytes())
+        os.utime(path, ns=(1, 1))
+
+    assert train_tiny(folder, reopened(records), is_validated=True).was_finished
+
+
+def test_a_teacher_counts_by_its_content(folder, records, tmp_path):
+    teacher = tmp_path / "teacher.csv"
+    lines = ["VideoId,LabelConfidencePairs", *(f"{v.id},1 0.5" for v in records[0].videos())]
+    teacher.write_text("\n".join(lines))
+    train_tiny(folder, records, teacher=teacher)
+    teacher.write_text(teacher.read_text().replace("1 0.5", "1 0.6"))
+
+    with pytest.raises(OutputError) as caught:
+        train_tiny(folder, records, teacher=teacher)
+
+    assert caught.value.problem == f"{folder} holds a run with other values of: --teacher."
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_a_folder_that_is_removed_while_it_is_trained_is_not_made_again(
+    how, folder, records, monkeypatch
+):
+    whole = Records.training_batches
+
+    def training_batches(self, *arguments, **options):
+        for number, batch in enumerate(whole(self, *arguments, **options)):
+            if number == 3:
+                shutil.rmtree(folder.parent)
+                if how == "replaced":
+                    folder.mkdir(parents=True)
+                    (folder / ".lock").touch()
+            yield batch
+
+    monkeypatch.setattr(Records, "training_batches", training_batches)
+
+    with pytest.raises(TrainingError) as caught:
+        train_tiny(folder, records, is_validated=True)
+
+    assert str(caught.value) == (
+        f"{folder} was removed or replaced while it was being trained.\n"
+        "Give the same command again, and leave the folder in place until it ends."
+    )
+    assert folder.parent.exists() == (how == "replaced")
+    assert not folder.joinpath("checkpoints").exists()
 
 
 def test_a_run_that_is_being_trained_is_left_alone(folder, records):

@@ -75,7 +75,7 @@ def test_the_command_writes_and_prints_once(trained):
     folder, printed = trained[1:]
 
     assert re.fullmatch(
-        r"runs/tiny: 4 steps in \d+\.\d s, GAP@20 0\.\d{4} at best, 0\.\d{4} of .*\n", printed
+        r"runs/tiny: 4 steps in \d+\.\d s, validation GAP@20 0\.\d{4} \(.*\)\n", printed
     )
     assert sorted(path.name for path in (folder / "runs" / "tiny").glob("*.*")) == [
         ".lock",

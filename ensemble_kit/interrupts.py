@@ -1,0 +1,104 @@
+"""Signals that ask a process to end: Ctrl-C, SIGTERM and SIGHUP, all handled alike.
+
+SIGTERM is what a scheduler, a container or `kill` sends, and SIGHUP what a closed terminal sends.
+Python ends at once on both, so nothing would be written and no file cleaned up. Within
+``signals_interrupt`` they raise what Ctrl-C raises.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+Handler = Callable[[int, FrameType | None], None]
+
+
+class Interrupt(KeyboardInterrupt):
+    """A signal that asked the process to end.
+
+    Args:
+        number: The signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def signal_of(error: KeyboardInterrupt) -> int:
+    """Return the signal that an interrupt came from: SIGINT unless it says another one."""
+    return error.number if isinstance(error, Interrupt) else signal.SIGINT
+
+
+def exit_code_of(number: int | None) -> int:
+    """Return the exit code of a process that a signal ended, SIGINT for None.
+
+    As shells report it: 130 after Ctrl-C (SIGINT), 143 after SIGTERM, 129 after SIGHUP.
+    """
+    return 128 + (signal.SIGINT if number is None else number)
+
+
+@contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """Let Ctrl-C, SIGTERM and SIGHUP raise ``Interrupt`` in the block.
+
+    While a module is imported they end the process at once instead, without a traceback: an
+    exception in the middle of an import may be turned into another one by an extension module, and
+    nothing that is worth keeping has begun.
+    """
+    with handled(_interrupt):
+        yield
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if _is_importing(frame):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code_of(number))
+    raise Interrupt(number)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+@contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Let the signals wait until the block has ended: half a step could not be resumed."""
+    waiting: list[int] = []
+    with handled(lambda number, _: waiting.append(number)):
+        yield
+    if waiting:
+        signal.raise_signal(waiting[0])
+
+
+@contextmanager
+def handled(handler: Handler) -> Iterator[None]:
+    """Give the signals a handler for a block.
+
+    Signals that were ignored, as ``nohup`` does with SIGHUP, stay ignored. Only the main thread may
+    handle signals, so in another one nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {
+        number: signal.signal(number, handler)
+        for number in SIGNALS
+        if signal.getsignal(number) not in (signal.SIG_IGN, None)
+    }
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
