@@ -120,7 +120,7 @@ class TrainingStateMetadata(Metadata):
     kit_version: str
     name: str
     settings: dict[str, str]
-    modified_ns: tuple[int, ...]
+    modified_ns: tuple[int, ...] = ()
     is_finished: bool
     step: int
     batches: int

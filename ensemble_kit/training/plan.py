@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import get_args
 
@@ -215,7 +216,7 @@ class RunPlan:
         paths = [(records, path) for records in self._records for path in records.paths]
         changed = [
             (records, path)
-            for (records, path), then, now in zip(paths, before, self.modified_ns, strict=True)
+            for (records, path), then, now in zip_longest(paths, before, self.modified_ns)
             if then != now
         ]
         damaged = [records for records, path in changed if not records.is_whole(path)]
