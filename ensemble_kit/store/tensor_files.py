@@ -160,10 +160,21 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
             metadata = _metadata(path, handle.metadata())
             yield TensorFile(path, specs, metadata, handle, stream, _offsets(stream))
     except SafetensorError as error:
+        if not _begins_as_tensors(path):  # there safetensors would speak of a header's length
+            raise CheckpointError(
+                f"{path} is not a safetensors file.",
+                hint="Name a checkpoint or another .safetensors file that ensemble-kit wrote.",
+            ) from error
         raise CheckpointError(
             f"{path} is not a whole safetensors file: {error}.",
             hint="Make the file again, or copy it again from where it is whole.",
         ) from error
+
+
+def _begins_as_tensors(path: Path) -> bool:
+    """Return whether the JSON of a header begins where it should, or the file ends before that."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] in (b"{", b"")
 
 
 def _offsets(stream: BufferedReader) -> dict[str, int]:

@@ -321,17 +321,34 @@ def test_a_file_with_something_behind_it_is_refused(checkpoint):
     [
         b"",
         b"short",
-        b"\xff" * 40,
-        pickle.dumps({"weights": [1.0] * 40}),
         struct.pack("<Q", 20) + b"{}",
-        struct.pack("<Q", 4) + b"nope",
+        struct.pack("<Q", 4) + b"{ope",
     ],
-    ids=["empty", "short", "garbage", "pickle", "long header", "no JSON"],
+    ids=["empty", "short", "long header", "no JSON"],
 )
-def test_what_is_no_safetensors_file_is_refused(path, content):
+def test_what_is_no_whole_safetensors_file_is_refused(path, content):
     path.write_bytes(content)
 
     assert_not_whole(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"VideoId,LabelConfidencePairs\na,1 0.5\n",
+        b"\xff" * 40,
+        pickle.dumps({"weights": [1.0] * 40}),
+        struct.pack("<Q", 4) + b"nope",
+    ],
+    ids=["CSV", "garbage", "pickle", "no JSON"],
+)
+def test_a_file_of_another_kind_is_not_said_to_have_a_header(path, content):
+    path.write_bytes(content)
+
+    assert message_of(path) == (
+        f"{path} is not a safetensors file.\n"
+        "Name a checkpoint or another .safetensors file that ensemble-kit wrote."
+    )
 
 
 @pytest.mark.parametrize(
