@@ -106,8 +106,8 @@ class Predictions:
         Raises:
             PredictionsError: The file has gone, or a value is not a probability.
         """
-        rows = self.source.read(places, self.num_classes)
-        if isinstance(self.source, ListedRows):  # its values were checked with their lines
+        rows, are_probabilities = self.source.read(places, self.num_classes)
+        if are_probabilities:
             return rows
         return as_probabilities(rows, [self.ids[place] for place in places], self.path)
 

@@ -1,8 +1,9 @@
 """Where the probabilities of a predictions file lie: all of them, or the best of each video.
 
-Whatever holds them, rows are asked for by their places in the file and come as dense rows with
-``-inf`` where a class is not listed. ``bounds`` is ``(N,)``, what no class that is not listed can
-exceed, or None where every class is listed.
+Whatever holds them, ``read`` returns dense rows of the videos at some places in the file, with
+``-inf`` where a class is not listed, and whether all of them are known to be from 0 to 1.
+``bounds`` is ``(N,)``, what no class that is not listed can exceed, or None where every class is
+listed.
 
 Rows are float64 where the file has float64 numbers or text, and float32 elsewhere. Rounding
 float64 to float32 would be smaller and faster, but it makes ties of scores that differ, and GAP
@@ -33,11 +34,11 @@ class DenseRows:
     matrix: RowFile | NDArray[Any]
     bounds: None = None
 
-    def read(self, places: NDArray[np.int64], num_classes: int) -> Floats:
+    def read(self, places: NDArray[np.int64], num_classes: int) -> tuple[Floats, bool]:
         """Return the rows of some videos; they have ``num_classes`` columns already."""
         rows = self.matrix.read(places) if isinstance(self.matrix, RowFile) else self.matrix[places]
         is_double = rows.dtype.itemsize == np.dtype(np.float64).itemsize
-        return rows.astype(np.float64 if is_double else np.float32, copy=False)
+        return rows.astype(np.float64 if is_double else np.float32, copy=False), False
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class ListedRows:
             bounds[has_pairs] = np.minimum.reduceat(confidences, offsets[:-1][has_pairs])
         return bounds
 
-    def read(self, places: NDArray[np.int64], num_classes: int) -> Floats:
+    def read(self, places: NDArray[np.int64], num_classes: int) -> tuple[Floats, bool]:
         """Return the rows of some videos; ``-inf`` where a class is not listed."""
         offsets, classes, confidences = self.pairs
         counts = np.diff(offsets)[places]
@@ -64,7 +65,7 @@ class ListedRows:
         pairs = np.arange(counts.sum()) + np.repeat(offsets[places] - ends + counts, counts)
         rows = np.full((len(places), num_classes), -np.inf)
         rows[np.repeat(np.arange(len(places)), counts), classes[pairs]] = confidences[pairs]
-        return rows
+        return rows, True  # confidences were compared with 0 and 1 when their lines were read
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class TopRows:
     classes: RowFile
     bounds: NDArray[np.float32]
 
-    def read(self, places: NDArray[np.int64], num_classes: int) -> Floats:
+    def read(self, places: NDArray[np.int64], num_classes: int) -> tuple[Floats, bool]:
         """Return the rows of some videos; ``-inf`` where a class was not kept."""
         rows = np.full((len(places), num_classes), -np.inf, np.float32)
         classes = self.classes.read(places)
@@ -90,11 +91,17 @@ class TopRows:
                 f"{self.classes.path} lists a class outside of its {num_classes} classes.",
                 hint="Make the file again with `ensemble-kit predict`.",
             )
-        np.put_along_axis(rows, classes, self.values.read(places), axis=1)
-        return rows
+        values = self.values.read(places)
+        np.put_along_axis(rows, classes, values, axis=1)
+        return rows, are_probabilities(values)  # far fewer than the rows have
 
 
 Rows: TypeAlias = DenseRows | ListedRows | TopRows
+
+
+def are_probabilities(values: Floats) -> bool:
+    """Return whether all values are from 0 to 1; NaN is not."""
+    return not values.size or bool(values.min() >= 0 and values.max() <= 1)
 
 
 def as_probabilities(rows: Floats, ids: Sequence[str], path: Path) -> Floats:
@@ -108,7 +115,7 @@ def as_probabilities(rows: Floats, ids: Sequence[str], path: Path) -> Floats:
     Raises:
         PredictionsError: A value is NaN, or more than 1e-6 outside.
     """
-    if not rows.size or (rows.min() >= 0 and rows.max() <= 1):  # False with NaN
+    if are_probabilities(rows):
         return rows
     is_listed = rows != -np.inf
     is_wrong = is_listed & ~((rows >= -SLACK) & (rows <= 1 + SLACK))

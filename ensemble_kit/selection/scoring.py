@@ -25,6 +25,7 @@ from ensemble_kit.metrics import top_classes
 from ensemble_kit.predictions.rows import Floats
 from ensemble_kit.selection.ranking import (
     ABSENT,
+    HIT,
     ONE,
     Keys,
     key_flags,
@@ -54,14 +55,14 @@ class Mixture:
         sums: The scores of each block's pairs, float64, and one more place, which is 0.
         bounds: ``(N,)``; no score outside of the table exceeds it.
         is_flat: ``(N,)``, bool; whether all scores outside of the table equal the bound.
-        is_listed: Which of each block's pairs some term lists; None where a term lists all.
+        lists_all: Whether some term lists every class of every video.
     """
 
     terms: tuple[Term, ...]
     sums: tuple[NDArray[np.float64], ...]
     bounds: NDArray[np.float64]
     is_flat: NDArray[np.bool_]
-    is_listed: tuple[NDArray[np.bool_], ...] | None
+    lists_all: bool
 
 
 class Spread(NamedTuple):
@@ -70,12 +71,10 @@ class Spread(NamedTuple):
     Attributes:
         least: ``(P + 1,)`` for each block.
         most: ``(P + 1,)`` for each block.
-        lists_all: Whether each term lists every class of every video.
     """
 
     least: list[Floats]
     most: list[Floats]
-    lists_all: bool
 
 
 class _Live(NamedTuple):
@@ -91,13 +90,10 @@ class _Live(NamedTuple):
     sums: NDArray[np.float64]
     flags: Keys
 
-    def keys(self, block: Block, term: Term, is_listed: NDArray[np.bool_] | None) -> Keys:
-        """Return the keys with a term added; with ``is_listed`` None, all pairs are listed."""
+    def keys(self, block: Block, term: Term) -> Keys:
+        """Return the keys with a term added, as if every pair were listed."""
         values = block.values[term.candidate].take(self.pairs)
-        keys = to_keys(self.sums + _weighted(values, term.weight), self.flags)
-        if is_listed is not None:
-            keys[~is_listed[self.pairs]] = ABSENT
-        return keys
+        return to_keys(self.sums + _weighted(values, term.weight), self.flags)
 
     def taken(self, rows: NDArray[np.int64]) -> "_Live":
         """Return the live pairs of some of the videos."""
@@ -125,8 +121,7 @@ class Scorer:
 
     def spread(self, terms: Sequence[Term]) -> Spread:
         """Return the least and the most that any of some terms adds."""
-        lists_all = all(self.table.lists_all[term.candidate] for term in terms)
-        spread = Spread([], [], lists_all)
+        spread = Spread([], [])
         for block in self.table.blocks:
             values = [_weighted(block.values[term.candidate], term.weight) for term in terms]
             spread.least.append(reduce(np.minimum, values))
@@ -140,37 +135,20 @@ class Scorer:
         for index, weight in terms:
             bounds += _weighted(table.bounds[index], weight)
             is_flat &= table.is_flat[index]
-        is_listed = None
-        if not any(table.lists_all[term.candidate] for term in terms):
-            is_listed = tuple(self._listed(block, terms) for block in table.blocks)
+        lists_all = any(table.lists_all[term.candidate] for term in terms)
         sums = tuple(summed(block, terms) for block in table.blocks)
-        return Mixture(tuple(terms), sums, bounds, is_flat, is_listed)
-
-    def _listed(self, block: Block, terms: Sequence[Term]) -> NDArray[np.bool_]:
-        """Return which pairs of a block some term lists, where no term lists all."""
-        is_listed = np.zeros(block.values.shape[1], np.bool_)
-        if block.is_listed is not None:
-            for term in terms:
-                is_listed |= block.is_listed[term.candidate]
-        return is_listed
+        return Mixture(tuple(terms), sums, bounds, is_flat, lists_all)
 
     def added(self, mixture: Mixture, term: Term) -> Mixture:
         """Return a mixture with one more term."""
         table, (index, weight) = self.table, term
         blocks = zip(table.blocks, mixture.sums, strict=True)
-        is_listed = None
-        if mixture.is_listed is not None and not table.lists_all[index]:
-            is_listed = tuple(
-                listed | block.is_listed[index]
-                for block, listed in zip(table.blocks, mixture.is_listed, strict=True)
-                if block.is_listed is not None
-            )
         return Mixture(
             (*mixture.terms, term),
             tuple(sums + _weighted(block.values[index], weight) for block, sums in blocks),
             mixture.bounds + _weighted(table.bounds[index], weight),
             mixture.is_flat & table.is_flat[index],
-            is_listed,
+            mixture.lists_all or bool(table.lists_all[index]),
         )
 
     def pool(self, terms: Sequence[Term]) -> Keys:
@@ -251,8 +229,6 @@ class Extension:
         block, sums = self.scorer.table.blocks[index], self.mixture.sums[index]
         least = sums + spread.least[index]
         least[-1] = -np.inf
-        if self.mixture.is_listed is not None and not spread.lists_all:
-            least[~self.mixture.is_listed[index]] = -np.inf  # perhaps no term lists it
         floors = self._kth_best(least[_padded(block.offsets, len(sums) - 1)])
         is_live = (sums + spread.most[index])[:-1] >= np.repeat(floors, np.diff(block.offsets))
         live = np.append(np.flatnonzero(is_live), len(sums) - 1)
@@ -283,15 +259,15 @@ class Extension:
         """
         table, k = self.scorer.table, self.scorer.k
         pool = np.zeros((table.num_videos, k), np.uint64)
-        for index, (block, live) in enumerate(zip(table.blocks, self.live, strict=True)):
-            is_listed = self._is_listed(index, term)
-            keys = live.keys(block, term, is_listed)
+        for block, live in zip(table.blocks, self.live, strict=True):
+            keys = live.keys(block, term)
             keys.sort(axis=1)
+            self._leave_out_unlisted(keys, live, block, term)
             rows = pool[block.start : block.start + block.num_videos]
             rows[:] = keys[:, -k:]
             unsettled = unsettled_rows(keys[:, -k - 1 :])
             if unsettled.size:
-                keys = live.taken(unsettled).keys(block, term, is_listed)
+                keys = self._listed_keys(live.taken(unsettled), block, term)
                 order = np.argsort(~(keys >> ONE), axis=1, kind="stable")[:, k - 1 :: -1]
                 rows[unsettled] = np.take_along_axis(keys, order, axis=1)
         unproved = np.flatnonzero(~self._is_proved(to_scores(pool[:, 0]), term))
@@ -301,13 +277,32 @@ class Extension:
             pool[videos] = self.scorer.exact_keys(videos, (*self.mixture.terms, term))
         return pool
 
-    def _is_listed(self, index: int, term: Term) -> NDArray[np.bool_] | None:
-        """Return which pairs of a block the terms list; None where a term lists all."""
-        block, before = self.scorer.table.blocks[index], self.mixture.is_listed
-        if before is None or block.is_listed is None or self.scorer.table.lists_all[term.candidate]:
-            return None
-        is_listed: NDArray[np.bool_] = before[index] | block.is_listed[term.candidate]
-        return is_listed
+    def _lists_all(self, term: Term) -> bool:
+        return self.mixture.lists_all or bool(self.scorer.table.lists_all[term.candidate])
+
+    def _leave_out_unlisted(self, keys: Keys, live: _Live, block: Block, term: Term) -> None:
+        """Make pairs that no term lists absent, in keys that ``sort`` has put in order.
+
+        A class that no term lists has the score 0, like one that is listed as 0, but it is not
+        ranked. The two need be told apart only where a score of 0 is among the k best, which is
+        seldom; to look at every pair took more time than the ranking.
+        """
+        if self._lists_all(term):
+            return
+        doubtful = np.flatnonzero(keys[:, -self.scorer.k] <= HIT)
+        if doubtful.size:
+            keys[doubtful] = self._listed_keys(live.taken(doubtful), block, term)
+            keys[doubtful] = np.sort(keys[doubtful], axis=1)
+
+    def _listed_keys(self, live: _Live, block: Block, term: Term) -> Keys:
+        """Return the keys of some videos, ``ABSENT`` where no term lists a pair."""
+        keys = live.keys(block, term)
+        if not self._lists_all(term) and block.is_listed is not None:
+            is_listed = np.zeros(live.pairs.shape, np.bool_)
+            for candidate, _ in (*self.mixture.terms, term):
+                is_listed |= block.is_listed[candidate].take(live.pairs)
+            keys[~is_listed] = ABSENT
+        return keys
 
     def _is_proved(self, lowest: NDArray[np.float64], term: Term) -> NDArray[np.bool_]:
         """Return for which videos no class outside of the table can be among the k best.
@@ -322,7 +317,7 @@ class Extension:
         proved: NDArray[np.bool_] = (
             table.is_whole | (lowest > bounds) | ((lowest == bounds) & is_flat)
         )
-        if self.mixture.is_listed is not None and not table.lists_all[index]:
+        if not self._lists_all(term):
             proved |= bounds == 0  # no term lists a class that is outside
         return proved
 

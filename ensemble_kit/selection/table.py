@@ -198,7 +198,8 @@ def _read(known: Candidates, start: int, stop: int, k: int, depth: int) -> _Piec
         bounds[index] = bound
         keeps |= block > bound[:, None]
         if known.candidates[index].predictions.is_sparse:  # listed as 0 is not the same as missing
-            keeps |= (raw[index] == 0) & (bound == 0)[:, None]
+            at_zero = np.flatnonzero(bound == 0)
+            keeps[at_zero] |= raw[index][at_zero] == 0
     some_flat = np.flatnonzero(is_flat.any(axis=0))
     if some_flat.size:  # of equal scores the lowest classes rank first, so the k lowest are enough
         left_out = ~keeps[some_flat]
