@@ -36,7 +36,7 @@ from ensemble_kit.selection.ranking import (
 )
 from ensemble_kit.selection.table import NUM_THREADS, READ_VALUES, Block, Table
 
-KEPT_BYTES = 2**27  # rows of unproved videos that a scorer keeps
+KEPT_BYTES = 2**27  # of unproved videos' rows that a scorer keeps, and an extension of sums
 
 
 class Term(NamedTuple):
@@ -159,29 +159,7 @@ class Scorer:
         """Return the GAP of a mixture; 0 with no terms."""
         return pooled_gap(self.pool(terms), self.table.num_positives) if terms else 0.0
 
-    def exact_keys(self, videos: NDArray[np.int64], terms: Sequence[Term]) -> Keys:
-        """Return the keys of some videos' k best classes from the candidates' own rows, ``(n, k)``.
-
-        Args:
-            videos: ``(n,)``, places in the table.
-            terms: At least one.
-        """
-        shape = len(videos), self.table.num_classes
-        total, is_listed, is_hit = np.zeros(shape), np.zeros(shape, np.bool_), self._hits(videos)
-        whole = [self._rows_of(video) for video in videos.tolist()]
-        for index, weight in terms:
-            rows = np.stack([all_rows[index] for all_rows in whole])
-            is_listed |= rows > -np.inf
-            total += _weighted(np.maximum(rows, 0), weight)
-        classes, scores = top_classes(np.where(is_listed, total, -np.inf), self.k)
-        is_absent = scores == -np.inf
-        flags = key_flags(np.take_along_axis(is_hit, classes, axis=1))
-        flags[is_absent] = ABSENT
-        best = np.zeros((len(videos), self.k), np.uint64)
-        best[:, -classes.shape[1] :] = to_keys(np.where(is_absent, 0, scores), flags)[:, ::-1]
-        return best
-
-    def _rows_of(self, video: int) -> Floats:
+    def rows_of(self, video: int) -> Floats:
         """Return all candidates' probabilities of a video, ``(M, C)``.
 
         The same few videos are asked for again and again, so their rows are kept.
@@ -195,7 +173,8 @@ class Scorer:
                 self._num_bytes += rows.nbytes
         return rows
 
-    def _hits(self, videos: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def hits_of(self, videos: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which classes are labels of some videos, ``(n, C)``."""
         is_hit = np.zeros((len(videos), self.table.num_classes), np.bool_)
         starts = [block.start for block in self.table.blocks]
         for row, video in enumerate(videos):
@@ -221,6 +200,7 @@ class Extension:
     def __init__(self, scorer: Scorer, mixture: Mixture, spread: Spread) -> None:
         self.scorer = scorer
         self.mixture = mixture
+        self._sums: dict[int, tuple[NDArray[np.float64], NDArray[np.bool_]]] = {}
         with ThreadPoolExecutor(NUM_THREADS) as threads:
             blocks = range(len(scorer.table.blocks))
             self.live = list(threads.map(lambda index: self._laid_out(index, spread), blocks))
@@ -274,8 +254,46 @@ class Extension:
         step = max(1, self.scorer.read_values // table.num_classes)
         for start in range(0, unproved.size, step):
             videos = unproved[start : start + step]
-            pool[videos] = self.scorer.exact_keys(videos, (*self.mixture.terms, term))
+            pool[videos] = self._exact_keys(videos, term)
         return pool
+
+    def _exact_keys(self, videos: NDArray[np.int64], term: Term) -> Keys:
+        """Return the keys of some videos' k best classes from the candidates' own rows, ``(n, k)``.
+
+        Args:
+            videos: ``(n,)``, places in the table.
+            term: The term that is added.
+        """
+        scorer = self.scorer
+        sums, are_listed = zip(*map(self._exact_sums, videos.tolist()), strict=True)
+        rows = np.stack([scorer.rows_of(video)[term.candidate] for video in videos.tolist()])
+        total = np.stack(sums) + _weighted(np.maximum(rows, 0), term.weight)
+        is_listed = np.stack(are_listed) | (rows > -np.inf)
+        classes, scores = top_classes(np.where(is_listed, total, -np.inf), scorer.k)
+        is_absent = scores == -np.inf
+        flags = key_flags(np.take_along_axis(scorer.hits_of(videos), classes, axis=1))
+        flags[is_absent] = ABSENT
+        best = np.zeros((len(videos), scorer.k), np.uint64)
+        best[:, -classes.shape[1] :] = to_keys(np.where(is_absent, 0, scores), flags)[:, ::-1]
+        return best
+
+    def _exact_sums(self, video: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Return the mixture's scores of all classes of a video, and which classes it lists.
+
+        They are the same for every term that is added, so they are kept: to sum them again for each
+        made truncated predictions, where more videos need this, several times as slow as others.
+        """
+        kept = self._sums.get(video)
+        if kept is None:
+            rows = self.scorer.rows_of(video)
+            total, is_listed = np.zeros(rows.shape[1]), np.zeros(rows.shape[1], np.bool_)
+            for index, weight in self.mixture.terms:
+                is_listed |= rows[index] > -np.inf
+                total += _weighted(np.maximum(rows[index], 0), weight)
+            kept = total, is_listed
+            if (len(self._sums) + 1) * (total.nbytes + is_listed.nbytes) <= KEPT_BYTES:
+                self._sums[video] = kept
+        return kept
 
     def _lists_all(self, term: Term) -> bool:
         return self.mixture.lists_all or bool(self.scorer.table.lists_all[term.candidate])
