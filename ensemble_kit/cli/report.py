@@ -34,7 +34,11 @@ if TYPE_CHECKING:
 )
 @click.option("-o", "--output", type=FILE, default=REPORT, show_default=True, help="Page to write.")
 @click.option(
-    "--top-k", type=click.IntRange(min=1), default=TOP_K, show_default=True, help="The k of GAP@k."
+    "--top-k",
+    type=click.IntRange(min=1),
+    default=TOP_K,
+    show_default=True,
+    help="Number of classes of each video that GAP counts.",
 )
 @records_options
 @force_option

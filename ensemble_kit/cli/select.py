@@ -10,6 +10,7 @@ from ensemble_kit.choices import (
     BEAM_WIDTH,
     CRITERION,
     DTYPE,
+    ENOUGH_VIDEOS,
     MAX_SIZE,
     MIXING,
     RESAMPLES,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 @click.option(
     "--max-size",
     metavar="SIZE",
-    help="The most bytes all members may take: 1GiB, 1GB, 995MiB ...  "
+    help="Maximum size of all members together: 1GiB, 1GB, 995MiB ...  "
     f"[default: {MAX_SIZE // 2**30}GiB]",
 )
 @click.option(
@@ -50,74 +51,76 @@ if TYPE_CHECKING:
     type=one_of(Dtype),
     default=DTYPE,
     show_default=True,
-    help="The type that members will be fused in.",
+    help="Type that members will be stored in.",
 )
 @click.option(
     "--mixing",
     type=one_of(Mixing),
     default=MIXING,
     show_default=True,
-    help="How members are mixed: their mean, each counted by its own GAP, or by what is best.",
+    help="Mixing coefficients: equal, proportional to each member's GAP, or optimised.",
 )
 @click.option(
     "--strategy",
     type=one_of(Strategy),
     default=STRATEGY,
     show_default=True,
-    help="How members are looked for; replacement is greedy and may count one more than once.",
+    help="How to search for members; replacement is greedy and may add a member again.",
 )
 @click.option(
     "--criterion",
     type=one_of(Criterion),
     default=CRITERION,
     show_default=True,
-    help="What the next member is chosen by.",
+    help="What an addition is chosen by: its gain, or its gain for each byte.",
 )
-@click.option("--max-members", type=click.IntRange(min=1), help="The most members.")
+@click.option("--max-members", type=click.IntRange(min=1), help="Maximum number of members.")
 @click.option(
     "--beam-width",
     type=click.IntRange(min=1),
     default=BEAM_WIDTH,
     show_default=True,
-    help="How many ensembles a beam search follows.",
+    help="Number of ensembles that a beam search follows.",
 )
 @click.option(
-    "--start", multiple=True, metavar="NAME", help="A member beforehand; may be given often."
+    "--start", multiple=True, metavar="NAME", help="Start with this member; may be repeated."
 )
-@click.option("--exclude", multiple=True, metavar="NAME", help="Leave it out; may be given often.")
+@click.option("--exclude", multiple=True, metavar="NAME", help="Leave out; may be repeated.")
 @click.option(
     "--confirm",
     type=click.FloatRange(0, 1, max_open=True),
-    help="The share of the videos held out to confirm the choice.  [default: 0.5, or 0 where there "
-    "are under 2,000 videos]",
+    help="Share of the videos to hold out and confirm the choice on.  [default: 0.5, or 0 with "
+    f"fewer than {ENOUGH_VIDEOS:,} videos]",
 )
 @click.option(
     "--resamples",
     type=click.IntRange(min=0),
     default=RESAMPLES,
     show_default=True,
-    help="How often videos are drawn for 95 % intervals.",
+    help="Number of bootstrap resamples for 95 % intervals; 0 for none.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="The seed of these draws.")
-@click.option("--labels", type=EXISTING_FILE, help="CSV of VideoId,Labels for the predictions.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the resamples.")
+@click.option(
+    "--labels", type=EXISTING_FILE, help="CSV file of the videos' labels: VideoId,Labels."
+)
 @click.option(
     "--top-k",
     type=click.IntRange(min=1),
     default=TOP_K,
     show_default=True,
-    help="The k of GAP@k.",
+    help="Number of classes of each video that GAP counts.",
 )
 @click.option(
     "--size",
     "sizes",
     multiple=True,
     metavar="NAME=SIZE",
-    help="The bytes of a model that is not the kit's, by its file's name without .csv; once for "
-    "each.",
+    help="Size of a candidate whose size is not known, by its file's name without the suffix; may "
+    "be repeated.",
 )
 @click.option("--intersect", is_flag=True, help="Leave out videos that some file lacks.")
 @click.option(
-    "--report", "wants_report", is_flag=True, help=f"Write {REPORT.name} beside the selection too."
+    "--report", "wants_report", is_flag=True, help=f"Also write {REPORT.name} beside the selection."
 )
 @force_option
 @json_option

@@ -230,7 +230,7 @@ def _refuse_classes(opened: Sequence[Predictions]) -> int | None:
                 f"{certain[0].path} has {num_classes} classes.",
                 hint=hint,
             )
-    # one with names, where there is one: the others are compared with it
+    # a file that names the classes, if there is one, is what the others are compared with
     named = [predictions for predictions in certain if predictions.label_names is not None]
     for predictions in certain:
         first = (named or certain)[0]

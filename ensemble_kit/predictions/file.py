@@ -151,7 +151,7 @@ def read_predictions(path: Path, *, num_classes: int | None = None) -> Predictio
     Raises:
         CheckpointError: A tensor file is not a whole predictions file.
         PredictionsError: A file cannot be read, a line of a CSV file is not what it should be, or
-            a video is there twice.
+            a video appears twice.
     """
     form = _form_of(path)
     if form == "tensors":
@@ -203,7 +203,7 @@ def write_predictions(
 
     Raises:
         OutputError: ``path`` exists and ``force`` is False, or the disk refuses the file.
-        PredictionsError: A value is not a probability, or an id is there twice or cannot be kept.
+        PredictionsError: A value is not a probability, or an id appears twice or cannot be kept.
         ValueError: The numbers of videos or of classes do not agree.
     """
     refuse_overwrite(path, force=force)

@@ -81,7 +81,7 @@ def are_label_lists(labels: LabelLists, num_videos: int, num_classes: int) -> bo
 
 
 def refuse_ids(ids: Sequence[str], path: Path, *, forbidden: str) -> None:
-    """Raise if an id is there twice, or has a character that a file cannot keep.
+    """Raise if an id appears twice, or has a character that a file cannot keep.
 
     Args:
         ids: The videos.
@@ -95,7 +95,7 @@ def refuse_ids(ids: Sequence[str], path: Path, *, forbidden: str) -> None:
     for video in ids:
         if video in seen or not _can_be_kept(video, forbidden):
             problem = (
-                "is there twice" if video in seen else "has a character that the file cannot keep"
+                "appears twice" if video in seen else "has a character that the file cannot keep"
             )
             raise PredictionsError(
                 f"{path}: video id {video!r} {problem}.",

@@ -12,8 +12,6 @@ from ensemble_kit.selection.ranking import Keys, pooled_gap
 from ensemble_kit.selection.scoring import Scorer, Term
 from ensemble_kit.selection.table import Table
 
-ENOUGH_VIDEOS = 2000  # from this many on, half are held out unless another share is asked for
-
 
 class Gaps(NamedTuple):
     """GAPs of one ensemble.

@@ -12,6 +12,7 @@ from ensemble_kit.choices import (
     BEAM_WIDTH,
     CRITERION,
     DTYPE,
+    ENOUGH_VIDEOS,
     MAX_SIZE,
     MIXING,
     RESAMPLES,
@@ -25,7 +26,7 @@ from ensemble_kit.choices import (
 from ensemble_kit.errors import SelectionError
 from ensemble_kit.files import refuse_overwrite
 from ensemble_kit.predictions.candidates import Candidates, read_candidates, refuse_unknown
-from ensemble_kit.selection.judging import ENOUGH_VIDEOS, Judge, held_out
+from ensemble_kit.selection.judging import Judge, held_out
 from ensemble_kit.selection.mixing import optimised, search_weights
 from ensemble_kit.selection.outcome import Outcome, Writer, distinct
 from ensemble_kit.selection.scoring import Term

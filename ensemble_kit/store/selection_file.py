@@ -1,4 +1,7 @@
-"""Selection files: what ``select`` writes and ``fuse`` and ``report`` read. Imports no stage."""
+"""Selection files: what ``select`` writes and ``fuse`` and ``report`` read.
+
+Every GAP is on the selection videos, those that members were chosen on, unless it says otherwise.
+"""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,11 +22,11 @@ class SelectedMetadata(Metadata):
 
     Attributes:
         name: The name of its predictions.
-        coefficient: What its probabilities are multiplied by; the members' sum to 1.
-        bytes: What it will take in the fused file; 0 where its size was not told.
+        coefficient: What its probabilities are multiplied by; the coefficients sum to 1.
+        bytes: What it will take in the fused file; 0 where its size is not known.
         gap: The GAP of the member alone, on all videos.
         gap_without: The GAP of the other members, on all videos; 0 where there is no other.
-        predictions: The predictions it was selected by.
+        predictions: The predictions that it was selected by.
         model: The model that made them, its path relative to the selection; None for a CSV file.
     """
 
@@ -37,18 +40,19 @@ class SelectedMetadata(Metadata):
 
 
 class StepMetadata(Metadata):
-    """One addition, and what all members so far have then.
+    """One addition, and the ensemble of all members so far.
 
     Attributes:
-        added: The member's name; with replacement it may come more than once.
-        gap: The GAP of all members then, on the videos that selection chose by.
-        gain: What the addition changed; the first step's is its GAP.
-        bytes: What all members take then.
-        confirmed_gap: The GAP on the videos held out; None where none were. So for
-            ``confirmed_gain``.
-        interval: A bootstrap interval of the GAP, on the videos held out if there are any, else on
-            those chosen by; None where no resample was taken. So for ``gain_interval``.
-        is_distinguishable: Whether the gain's interval lies above 0; None without one.
+        added: The member's name; with replacement it may be added more than once.
+        gap: The GAP of the ensemble.
+        gain: What the addition changed; for the first step, its GAP.
+        bytes: What all members of the ensemble take.
+        confirmed_gap: The GAP on the held-out videos; None where none were held out.
+        confirmed_gain: The gain on the held-out videos; None where none were held out.
+        interval: A bootstrap interval of the GAP, on the held-out videos if there are any, else on
+            the selection videos; None without resamples.
+        gain_interval: A bootstrap interval of the gain, on the same videos.
+        is_distinguishable: Whether the gain's interval lies above 0; None without an interval.
     """
 
     added: str
@@ -63,13 +67,13 @@ class StepMetadata(Metadata):
 
 
 class FrontierMetadata(Metadata):
-    """An ensemble that no other one measured beats with as few bytes.
+    """An ensemble that is better than every smaller one that was measured.
 
     Attributes:
-        members: Their names; with replacement one may come more than once.
-        gap: Their GAP on the videos that selection chose by.
-        confirmed_gap: The GAP on the videos held out; None where none were.
-        bytes: What they take together.
+        members: Their names; with replacement a name may be there more than once.
+        gap: The GAP of the ensemble.
+        confirmed_gap: The GAP on the held-out videos; None where none were held out.
+        bytes: What the members take together.
     """
 
     members: tuple[str, ...]
@@ -79,19 +83,19 @@ class FrontierMetadata(Metadata):
 
 
 class CandidateMetadata(Metadata):
-    """What selection could choose from, best first.
+    """A candidate that selection could choose.
 
     Attributes:
-        gap: The GAP of the candidate alone, on the videos that selection chose by.
-        confirmed_gap: The GAP on the videos held out; None where none were.
-        bytes: What it would take in the fused file; 0 where its size was not told.
-        bytes_by_dtype: The same for each type it could be fused in; None where no model of the kit
-            made the predictions.
-        num_values: Numbers that ``fuse`` would store for it; None as above.
-        skipped: Why it is no member; None for a member.
+        gap: The GAP of the candidate alone.
+        confirmed_gap: The GAP on the held-out videos; None where none were held out.
+        bytes: What it would take in the fused file; 0 where its size is not known.
+        bytes_by_dtype: What it would take in each type; None where no model of the kit made the
+            predictions.
+        num_values: How many numbers ``fuse`` would store for it; None as for ``bytes_by_dtype``.
+        skipped: Why it is not a member; None for a member.
         predictions: The file of its predictions, its path relative to the selection.
-        top_k: How many classes of a video that file keeps; None where it keeps all, or the number
-            differs.
+        top_k: How many classes of each video the file keeps; None where it keeps all, or where the
+            number differs from video to video.
     """
 
     name: str
@@ -106,12 +110,13 @@ class CandidateMetadata(Metadata):
 
 
 class PartMetadata(Metadata):
-    """Some of the videos, and what the members score there.
+    """Some of the videos, and what the members score on them.
 
     Attributes:
-        videos: How many there are; so for ``positives``.
-        gap: The GAP of the members' weighted mean.
-        interval: A bootstrap interval of it; None where no resample was taken.
+        videos: The number of videos.
+        positives: The number of their labels.
+        gap: The GAP of the members' weighted mean on them.
+        interval: A bootstrap interval of that GAP; None without resamples.
     """
 
     videos: int
@@ -121,12 +126,12 @@ class PartMetadata(Metadata):
 
 
 class ConfirmMetadata(Metadata):
-    """How the videos were split in those to choose by and those held out.
+    """How the videos were split into selection videos and held-out videos.
 
     Attributes:
-        fraction: The share of videos held out, by the hash of their ids.
-        chosen_by: The videos that selection chose by.
-        held_out: The videos that it did not look at.
+        fraction: The share of the videos that were held out, by the hash of their ids.
+        chosen_by: The selection videos.
+        held_out: The held-out videos, which the search did not look at.
     """
 
     fraction: float
@@ -135,19 +140,19 @@ class ConfirmMetadata(Metadata):
 
 
 class SearchMetadata(Metadata):
-    """How members were looked for.
+    """How members were searched for.
 
     Attributes:
-        strategy: ``greedy`` adds one member after the other, each once; ``replacement`` may add one
-            again, which counts it more; ``beam`` follows the ``beam_width`` best ensembles;
-            ``exhaustive`` measures every ensemble that fits.
+        strategy: ``greedy`` adds one member after the other, each once; ``replacement`` may add a
+            member again, which gives it more weight; ``beam`` follows the ``beam_width`` best
+            ensembles; ``exhaustive`` measures every ensemble that fits.
         criterion: What an addition is chosen by.
         max_members: The most members; with replacement, the most additions. None for no limit.
         beam_width: How many ensembles a beam search follows; None for other strategies.
-        start: Members that were set beforehand, by name; so for ``excluded``.
+        start: The members that the search started with, by name.
+        excluded: The candidates that were left out, by name.
         evaluations: How many ensembles were measured.
-        greedy_gap: The GAP that ``greedy`` reaches on the videos chosen by; None where that is the
-            strategy.
+        greedy_gap: The GAP that ``greedy`` reaches; None where ``greedy`` is the strategy.
     """
 
     strategy: Strategy
@@ -161,13 +166,14 @@ class SearchMetadata(Metadata):
 
 
 class OptimisedMetadata(Metadata):
-    """What optimising the mixing coefficients brought over the uniform mean of the same members.
+    """What optimised mixing coefficients gained over the uniform mean of the same members.
 
     Attributes:
-        uniform_gap: The GAP of the uniform mean, on the videos that selection chose by.
-        gap: The GAP of the optimised mean, on the same.
-        confirmed_uniform_gap: ``uniform_gap`` on the videos held out; None where none were.
-        confirmed_gap: ``gap`` on the videos held out.
+        uniform_gap: The GAP of the uniform mean.
+        gap: The GAP of the optimised mean.
+        confirmed_uniform_gap: ``uniform_gap`` on the held-out videos; None where none were held
+            out.
+        confirmed_gap: ``gap`` on the held-out videos; None where none were held out.
     """
 
     uniform_gap: float
@@ -180,8 +186,8 @@ class BootstrapMetadata(Metadata):
     """How intervals were made: videos drawn with replacement.
 
     Attributes:
-        resamples: How many times; 0 makes no interval.
-        level: The share of resamples within an interval.
+        resamples: How often; with 0 there are no intervals.
+        level: The share of the resamples within an interval.
         seed: The seed of the draws.
     """
 
@@ -191,14 +197,15 @@ class BootstrapMetadata(Metadata):
 
 
 class TruncationMetadata(Metadata):
-    """What classes that some predictions left out could change.
+    """What the classes that some predictions files left out could change.
 
     Attributes:
-        candidates: The names of those that keep some classes of each video only.
-        gap_bounds: Between these the GAP of the members lies, on the videos that selection chose
-            by, whatever the probabilities left out are.
-        is_decided: Whether the same members would be chosen, whatever they are; None where bounds
-            do not tell: for a beam search, and where members are mixed by their own GAPs.
+        candidates: The names of the candidates whose files keep only some classes of each video.
+        gap_bounds: Between these the GAP of the members lies, whatever the left-out probabilities
+            are.
+        is_decided: Whether the same members would be chosen, whatever the left-out probabilities
+            are; None where bounds cannot say: for a beam search, and where members are mixed in
+            proportion to their own GAPs.
     """
 
     candidates: tuple[str, ...]
@@ -210,25 +217,26 @@ class SelectionMetadata(Metadata):
     """A selection: what ``selection.json`` holds.
 
     Attributes:
-        k: The k of every GAP in it.
+        k: The k of every GAP@k in it.
         dtype: The type that members' bytes were counted in.
         max_size: The most bytes that the members together may take.
-        mixing: How the members' probabilities are mixed: ``uniform`` is their mean, ``gap`` counts
-            each by its own GAP, ``optimised`` by what gives the best GAP.
+        mixing: How the members' probabilities are mixed: ``uniform`` is their mean, ``gap`` weights
+            each by its own GAP, ``optimised`` by coefficients that were optimised.
         rule: How members were chosen, in words.
         search: How members were chosen, in numbers.
         dataset_sha256: The hash of video ids and labels in order.
         vocabulary_sha256: The hash of the class names; None where every candidate is a CSV file.
-        labels: The file of labels; None where the predictions' own were taken.
-        videos: All videos; so for ``positives``.
-        left_out: Videos that not every file has.
-        gap: The GAP of the members' weighted mean on all videos.
+        labels: The file of labels; None where they came from the predictions files.
+        videos: The number of all videos.
+        positives: The number of their labels.
+        left_out: The number of videos that not every file has.
+        gap: The GAP of the members' weighted mean, on all videos.
         bytes: What all members take together.
-        members: In the order in which they were added.
+        members: The members, in the order in which they were added.
         path: The additions that led to the members.
-        frontier: By bytes: the best of all ensembles that were measured with as few.
-        candidates: Best first.
-        confirm: How the videos were split; None where all were chosen by.
+        frontier: For each size, the best ensemble measured that is no larger.
+        candidates: The candidates, best first.
+        confirm: How the videos were split; None where no videos were held out.
         bootstrap: How intervals were made.
         optimised: None unless ``mixing`` is ``optimised``.
         truncation: None where every candidate keeps every class.

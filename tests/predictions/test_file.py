@@ -531,9 +531,9 @@ def test_a_value_that_is_no_probability_is_named_when_read(tmp_path):
 @pytest.mark.parametrize(
     ("write_ids", "ids", "fault"),
     [
-        (write, ("a", "b", "a"), "'a' is there twice."),
+        (write, ("a", "b", "a"), "'a' appears twice."),
         (write, ("a", "b\nc", "d"), r"'b\nc' has a character that the file cannot keep."),
-        (write_csv, ("a", "b", "a"), "'a' is there twice."),
+        (write_csv, ("a", "b", "a"), "'a' appears twice."),
         (write_csv, ("a", "b\rc", "d"), r"'b\rc' has a character that the file cannot keep."),
         (write, ("a", "\ud800", "d"), r"'\ud800' has a character that the file cannot keep."),
     ],

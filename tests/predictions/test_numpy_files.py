@@ -77,7 +77,7 @@ def test_an_id_that_is_there_twice_is_named(tmp_path):
     path = write_npy(tmp_path / "p.npy", ids=["a", "b", "a"])
 
     assert refused(path) == (
-        f"{path}: video id 'a' is there twice.\n"
+        f"{path}: video id 'a' appears twice.\n"
         "Give every record its own id, without line ends, in characters of Unicode."
     )
 
