@@ -174,7 +174,7 @@ def _trace(
                 dynamic_shapes=tuple(free),
                 input_names=[*schema.widths, "num_frames", *map(draws_name, ensemble.random_names)],
                 output_names=[*OUTPUTS, *map(module_name, shares)],
-                opset_version=max([OPSET, *map(opset_of, _imported(ensemble).values())]),
+                opset_version=max([OPSET, *map(opset_of, _foreign_graphs(ensemble).values())]),
                 optimize=False,  # the weights have to be attached first
                 verbose=False,
             )
@@ -182,8 +182,8 @@ def _trace(
     return ensemble, program.model
 
 
-def _imported(ensemble: FusedEnsemble) -> dict[str, onnx.ModelProto]:
-    """Return the graphs of the members that another framework made, by their names."""
+def _foreign_graphs(ensemble: FusedEnsemble) -> dict[str, onnx.ModelProto]:
+    """Return the graphs of the foreign members by their names."""
     members = {name: ensemble.member(name) for name in ensemble.names}
     return {
         name: member.graph for name, member in members.items() if isinstance(member, ForeignModel)
@@ -191,14 +191,16 @@ def _imported(ensemble: FusedEnsemble) -> dict[str, onnx.ModelProto]:
 
 
 def _place_foreign(model: ir.Model, ensemble: FusedEnsemble) -> None:
-    """Put imported graphs in the place of the operators that they were traced as."""
+    """Put foreign graphs in the place of the operators that they were traced as."""
     opset = model.opset_imports[""]
-    for name, proto in _imported(ensemble).items():
-        imported = ir.from_proto(proto)
-        if imported.opset_imports[""] != opset:
-            version_converter.convert_version(imported, opset)
+    for name, proto in _foreign_graphs(ensemble).items():
+        foreign = ir.from_proto(proto)
+        if foreign.opset_imports[""] != opset:
+            version_converter.convert_version(foreign, opset)
         prefix = f"{PREFIX}{member_prefix(name)}{WEIGHTS}"
-        inline_foreign(model, imported, name, prefix=prefix)
+        inline_foreign(model, foreign, name, prefix=prefix)
+        for domain, version in foreign.opset_imports.items():  # that of classical models too
+            model.opset_imports[domain] = max(version, model.opset_imports.get(domain, 0))
         model.opset_imports.pop(DOMAIN, None)
 
 

@@ -14,6 +14,7 @@ import onnxruntime
 from ensemble_kit.choices import DEVICE, Device
 from ensemble_kit.draws import draw_numbers, draws_name
 from ensemble_kit.errors import ExportError, ProviderError
+from ensemble_kit.serving.inputs import checked_feed, run_session
 from ensemble_kit.serving.onnx_file import read_properties
 from ensemble_kit.serving.opening import open_session
 
@@ -75,6 +76,7 @@ class OnnxEnsemble:
         # Batches come in any shape, and a plan of memory is kept for each: half a file's size more
         # at three shapes, and no faster.
         options.enable_mem_pattern = False
+        self._name = str(path)
         self.session = open_session(
             path,
             device=device,
@@ -119,19 +121,19 @@ class OnnxEnsemble:
                 draws; None takes the first R rows of the tables that other files hold.
 
         Raises:
-            ValueError: A modality is missing or is not one of the file's inputs, or its draws are
-                no input, or not as many as were asked for.
+            ValueError: An input is missing, unknown, empty, or of another type, shape or range
+                than the file takes (see ``serving.inputs``), or the file's draws are not an input,
+                or not as many as were asked for.
+            ProviderError: ONNX Runtime cannot run the file on these videos.
         """
-        expected = set(self.inputs) - {"num_frames"} - self._draws.keys()
-        if set(frames) != expected:
-            raise ValueError(
-                f"frames has {sorted(frames)}; the file's inputs are {sorted(expected)}"
-            )
-        if (repeats or draws) and not self._draws:
+        if (repeats is not None or draws) and not self._draws:
             raise ValueError("the file's draws are not an input; repeats and draws cannot be given")
-        counts = np.asarray(num_frames, dtype=np.int64)
-        feed = {**frames, "num_frames": counts, **self._drawn(len(counts), repeats, draws)}
-        return Tags(*self.session.run(OUTPUTS, feed))
+        if repeats is not None and repeats < 1:
+            raise ValueError(f"repeats is {repeats}; it must be at least 1")
+        ports = {value.name: value for value in self.session.get_inputs()}
+        drawn = self._drawn(np.size(num_frames), repeats, draws)
+        feed = checked_feed(ports, frames, num_frames, drawn)
+        return Tags(*run_session(self.session, OUTPUTS, feed, name=self._name))
 
     def _drawn(
         self,
