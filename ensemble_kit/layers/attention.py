@@ -20,17 +20,17 @@ class MultiHeadAttention(nn.Module):
 
         output = BN([softmax(q_h k_h^T / sqrt(F / H)) v_h for each head h]) Wo + bo
 
-    q, k and v have no bias; the batch norm is S4's. Arithmetic of Vaswani et al. (2017), as S4's
-    code has it (pomonam/LearnablePoolingMethods, ``TransformerEncoder``). Projections start Glorot
-    uniform.
+    q, k and v have no bias, and the batch norm is an addition of S4. Otherwise this is the
+    attention of Vaswani et al. (2017), as S4's code computes it (pomonam/LearnablePoolingMethods,
+    ``TransformerEncoder``). Projections start Glorot uniform.
 
     Args:
         num_features: F, the size of a row.
         num_heads: H; divides F.
-        num_rows: Where given, logits are normalised by a batch norm over that many key positions in
-            place of the scaling, as S4's attention clusters have it. In training a set must then
-            have all its rows or none, because a key position is normalised over whole sets.
-        momentum: Of the batch norms' running statistics.
+        num_rows: If given, a batch norm over this many key positions takes the place of the
+            scaling, as in S4's attention clusters. Each set must then have all its rows or none in
+            training, because a key position is normalised over whole sets.
+        momentum: The momentum of the batch norms' running statistics.
 
     Shape:
         - rows: ``(B, N, F)``.
@@ -56,7 +56,7 @@ class MultiHeadAttention(nn.Module):
         self.head_norm = BatchNorm(num_features=num_features, momentum=momentum)
 
     def forward(self, rows: Tensor, is_row: Tensor) -> Tensor:
-        """Return what each row takes from the others."""
+        """Return, for each row, the values of all rows weighted by its attention to them."""
         queries, keys, values = (
             self._heads(layer(rows)) for layer in (self.queries, self.keys, self.values)
         )
@@ -85,13 +85,13 @@ class Encoder(nn.Module):
 
         y = LN(x + attention(x)),    output = LN(y + relu(y W1 + b1) W2 + b2)
 
-    Batch norm inside the attention block is the paper's. Its code has a third layer norm and a
-    second residual around the feed-forward part instead; the number of parameters is the same.
+    The batch norm inside the attention block is in the paper. Its code has a third layer norm and a
+    second residual connection around the feed-forward part instead, with as many parameters.
 
     Args:
         num_features: F.
         num_heads: H.
-        momentum: Of the batch norm's running statistics.
+        momentum: The momentum of the batch norm's running statistics.
 
     Shape:
         - rows: ``(B, N, F)``; ``is_row``: ``(B, N)``, bool.
@@ -119,23 +119,23 @@ class Encoder(nn.Module):
 
 
 class ClusterEncoder(nn.Module):
-    """The encoder that gives similarities: ``R^{N x F} -> R^{N x K}`` (S4, 3.2, encoder 2*).
+    """The encoder that computes similarities: ``R^{N x F} -> R^{N x K}`` (S4, 3.2, encoder 2*).
 
     ::
 
         y = LN(x + attention(x)),    a = BN(relu(BN(relu(y W1 + b1)) W2 + b2))
 
-    Not a softmax: similarities may be negative. As in the code (``NetVladAttenCluster``) the
-    attention's logits have a batch norm over key positions in place of the scaling, which ties the
-    layer to N frames, of which a video has all or none in training. Its dropout with rate 0.9 is a
-    slip and is left out.
+    There is no softmax, and similarities may be negative. As in the code (``NetVladAttenCluster``)
+    a batch norm over key positions takes the place of the scaling of the attention's logits. The
+    layer therefore works on N frames only, and in training each video has all of them or none. The
+    code's dropout with rate 0.9 looks like a mistake and is left out.
 
     Args:
         num_features: F.
         num_clusters: K.
         num_heads: H.
         num_frames: N, the number of frames that are sampled.
-        momentum: Of the batch norms' running statistics.
+        momentum: The momentum of the batch norms' running statistics.
 
     Shape:
         - rows: ``(B, N, F)``; ``is_row``: ``(B, N)``, bool.
@@ -174,7 +174,7 @@ class ClusterEncoder(nn.Module):
 
 
 class AttentionNetVLAD(nn.Module):
-    """NetVLAD with encoders around it or in the place of its assignment (S4, 3.1 and 3.2).
+    """NetVLAD with encoders around it or in place of its assignment (S4, 3.1 and 3.2).
 
     ::
 
@@ -183,19 +183,19 @@ class AttentionNetVLAD(nn.Module):
         V[k] = l2(sum_t a_k(x_t) (x_t - c_k))
         V = encoder(V) over clusters if encode_clusters;   output = l2(V)
 
-    Attention makes a frame's part depend on all frames drawn, so this pooling is run on the drawn
-    frames themselves, once a repeat, and not on weights.
+    With attention a frame's contribution depends on all sampled frames, so this pooling runs on the
+    sampled frames themselves, once for each repeat, and not on frame weights.
 
     Args:
         num_features: F, the size of one frame's feature vector.
         num_clusters: K.
         num_heads: H of every encoder; divides F.
-        encode_frames: Whether an encoder over frames comes before.
-        encode_clusters: Whether an encoder over clusters comes after.
+        encode_frames: Whether an encoder over frames comes before the assignment.
+        encode_clusters: Whether an encoder over clusters comes after the aggregation.
         similarity: ``softmax`` or ``attention``.
-        num_frames: N, the number of frames that are sampled; None is any number, which attention
-            similarities cannot have.
-        momentum: Of the batch norms' running statistics.
+        num_frames: N, the number of frames that are sampled, or None for all frames of a video,
+            which ``similarity`` ``attention`` does not allow.
+        momentum: The momentum of the batch norms' running statistics.
 
     Shape:
         - frames: ``(B, N, F)``, floating point.

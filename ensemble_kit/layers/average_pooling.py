@@ -6,8 +6,8 @@ from torch import Tensor, nn
 class AveragePooling(nn.Module):
     """The weighted mean of a set of frames: ``x = sum_t w_t f_t / sum_t w_t``.
 
-    The frames are L2-normalised before, so this differs from the mean vector of a video-level
-    record, which is averaged first and normalised afterwards.
+    The frames are L2-normalised before they are averaged. The mean vector of a video-level record
+    is different: it is averaged first and normalised afterwards.
 
     Args:
         num_features: D, the size of one frame's feature vector.

@@ -16,8 +16,9 @@ class ContextGating(nn.Module):
 
     Args:
         num_features: F, the size of the vector.
-        momentum: Of the batch norm's running statistics.
-        remove_diagonal: Whether a feature is kept out of its own gate: W without its diagonal.
+        momentum: The momentum of the batch norm's running statistics.
+        remove_diagonal: Whether the diagonal of W counts as 0, so that no feature takes part in its
+            own gate.
 
     Shape:
         - features: ``(..., F)``, floating point.

@@ -19,8 +19,8 @@ class DBoF(nn.Module):
 
         a_t = act(BN(x_t W)),    output = max_t a_t    or    sum_t w_t a_t / sum_t w_t
 
-    W starts as N(0, 1 / sqrt(D)). google/youtube-8m, ``DbofModel``, whose second projection is the
-    recipe's hidden layer here.
+    W starts as N(0, 1 / sqrt(D)). The code is google/youtube-8m, ``DbofModel``; its second
+    projection is the recipe's hidden layer here.
 
     Args:
         num_features: D, the size of one frame's feature vector.
@@ -28,7 +28,7 @@ class DBoF(nn.Module):
         activation: ``relu6`` (the starter code of 2017 and 2018), ``relu`` (S1) or ``sigmoid``
             (the starter code since 2019).
         over_frames: ``max`` or ``average``.
-        momentum: Of the batch norm's running statistics.
+        momentum: The momentum of the batch norm's running statistics.
 
     Shape:
         - frames: ``(B, T, D)``, floating point.

@@ -13,13 +13,13 @@ DEQUANTISATION_OFFSET = 4.0 / 512.0 - 2.0
 
 
 class PreparedFrames(NamedTuple):
-    """What members read: each takes ``normalised`` or, where its recipe says so, ``joint``.
+    """What members read: ``normalised``, or ``joint`` if the recipe says so.
 
     Attributes:
         joint: ``(B, T, sum of D)``, floating point: the modalities side by side, padding 0.
         normalised: The same, each joint frame of L2 norm 1, or 0.
         is_frame: ``(B, T)``, bool; False marks padding.
-        stored: The frames as they were given, for members that another framework made.
+        stored: The frames as they were passed in, for foreign models.
     """
 
     joint: Tensor
@@ -31,8 +31,8 @@ class PreparedFrames(NamedTuple):
 def dequantise(stored: Tensor) -> Tensor:
     """Return the features that bytes stand for: ``q * 4/255 + (4/512 - 2)``.
 
-    The formula is the starter code's (google/youtube-8m, ``utils.Dequantize``), which lies 4/512
-    above the inverse of its encoder. 0 becomes -1.9921875 and 255 becomes 2.0078125.
+    The formula of the starter code (google/youtube-8m, ``utils.Dequantize``). Its results lie 4/512
+    above the inverse of the encoder. 0 becomes -1.9921875 and 255 becomes 2.0078125.
 
     Args:
         stored: uint8, any shape.
@@ -44,7 +44,7 @@ def dequantise(stored: Tensor) -> Tensor:
 
 
 def quantise(features: Tensor) -> Tensor:
-    """Return the bytes that ``dequantise`` made features of, as whole numbers in float32."""
+    """Return the bytes from which ``dequantise`` made these features, as whole float32 numbers."""
     return ((features - DEQUANTISATION_OFFSET) / DEQUANTISATION_SCALE).round().clamp(0, 255)
 
 
@@ -57,8 +57,9 @@ def mark_frames(num_frames: Tensor, padded_length: int) -> Tensor:
 def prepare_frames(frames: Mapping[str, Tensor], num_frames: Tensor) -> PreparedFrames:
     """Dequantise, join the modalities and L2-normalise each joint frame.
 
-    As the starter code does before every model: padding is 0 *after* dequantisation, and the
-    length is that of the joint vector (1,152 features in YouTube-8M), not of each modality.
+    The starter code does the same before every model. Padding is 0 *after* dequantisation, and the
+    length that becomes 1 is that of the joint vector (1,152 features in YouTube-8M), not that of
+    each modality.
 
     Args:
         frames: ``(B, T, D)`` for each modality, in the schema's order; uint8 is dequantised.

@@ -43,7 +43,7 @@ class RandomSampling(nn.Module):
     Shape:
         - is_frame: ``(B, T)``, bool; a video's own frames come first.
         - draws: uniform numbers in [0, 1): ``(B, R, N)``, or ``(R, N)`` for all videos alike;
-          None draws ``(B, 1, N)`` afresh.
+          None draws new ones, ``(B, 1, N)``.
         - output: frame weights ``(B, R, T)``, float32, each row's sum N, or 0 with no frame.
     """
 
@@ -65,7 +65,7 @@ class RandomSampling(nn.Module):
 
 
 class SequenceSampling(nn.Module):
-    """Take N consecutive frames from a random start, the last one repeated where n < N.
+    """Take N consecutive frames from a random start; the last one is repeated where n < N.
 
     ``start = floor(u * (max(n - N, 0) + 1))``, ``idx_i = min(start + i, n - 1)``:
     google/youtube-8m, ``SampleRandomSequence``.
@@ -75,8 +75,8 @@ class SequenceSampling(nn.Module):
 
     Shape:
         - is_frame: ``(B, T)``, bool.
-        - draws: one uniform number in [0, 1) a repeat: ``(B, R, 1)``, or ``(R, 1)`` for all videos
-          alike; None draws ``(B, 1, 1)`` afresh.
+        - draws: one uniform number in [0, 1) for each repeat: ``(B, R, 1)``, or ``(R, 1)`` for all
+          videos alike; None draws new ones, ``(B, 1, 1)``.
         - output: frame weights ``(B, R, T)``, float32.
     """
 
@@ -103,8 +103,8 @@ class SequenceSampling(nn.Module):
 class UniformSampling(nn.Module):
     """Take N frames at equal distances: ``idx_i = floor(i * n / N)``, repeated where n < N.
 
-    S4's sampler (pomonam/LearnablePoolingMethods), in whole numbers here so that no rounding of
-    ``i / N`` moves an index.
+    S4's sampler (pomonam/LearnablePoolingMethods), but computed in integers, so that rounding of
+    ``i / N`` cannot move an index.
 
     Args:
         num_frames: N, the number of frames taken.

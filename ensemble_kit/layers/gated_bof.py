@@ -26,7 +26,7 @@ class GatedBoF(nn.Module):
         num_features: D, the size of one frame's feature vector.
         num_clusters: K, the number of clusters.
         gate_rank: The inner size of the gate; 1,024 in the code.
-        momentum: Of the batch norms' running statistics.
+        momentum: The momentum of the batch norms' running statistics.
         is_first: Whether these are the frames of the first modality, whose counts are gated.
 
     Shape:

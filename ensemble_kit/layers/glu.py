@@ -1,4 +1,4 @@
-"""Gated linear unit: Dauphin et al. (2017), as arXiv:1706.06905 compares it in table 2."""
+"""Gated linear unit: Dauphin et al. (2017), compared in table 2 of arXiv:1706.06905."""
 
 from math import sqrt
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class GLU(nn.Module):
     """Gate one linear map of a vector by another: ``y = sigmoid(x W1 + b1) * (x W2 + b2)``.
 
-    Both matrices start as N(0, 1 / sqrt(F)), as context gating's does; biases at 0.
+    Both matrices start as N(0, 1 / sqrt(F)), as in context gating; biases start at 0.
 
     Args:
         num_features: F, the size of the vector.

@@ -1,7 +1,7 @@
 """Classifier heads: from features to the probability of every class.
 
-Under autocast the products are in bfloat16 and what follows them in float32: near 1 a probability
-in bfloat16 has two digits.
+Under autocast the products are computed in bfloat16 and everything after them in float32, because
+near 1 a bfloat16 number has only two decimal digits.
 """
 
 from torch import Tensor, nn
@@ -10,9 +10,9 @@ from ensemble_kit.layers.precision import at_least_float32
 
 
 class Logistic(nn.Module):
-    """One logistic regression a class: ``p = sigmoid(x W + b)``.
+    """One logistic regression for each class: ``p = sigmoid(x W + b)``.
 
-    W starts Glorot uniform, b at 0, as TF-slim's fully connected layer.
+    W starts Glorot uniform and b at 0, as in TF-slim's fully connected layer.
 
     Args:
         num_features: D, the size of the features.
@@ -39,21 +39,22 @@ class Logistic(nn.Module):
 
 
 class MixtureOfExperts(nn.Module):
-    """M logistic experts a class, mixed by a softmax gate that also has a dummy entry.
+    """M logistic experts for each class, mixed by a softmax gate that also has a dummy entry.
 
     ::
 
         p_c = sum_{m < M} softmax_m(x Wg_c) * sigmoid(x We_cm + be_cm)
 
-    The softmax runs over M + 1 entries; the last, the dummy, multiplies 0, so the gate can turn all
-    experts down. The gates have no bias. google/youtube-8m, ``MoeModel``; the same as equations 6
-    to 8 of the MFB paper (S1), which leaves out the dummy. Kernels start Glorot uniform.
+    The softmax runs over M + 1 entries. The last one, the dummy, belongs to no expert, so the gate
+    can turn all experts down. The gates have no bias. The code is google/youtube-8m, ``MoeModel``;
+    equations 6 to 8 of the MFB paper (S1) are the same without the dummy. Kernels start Glorot
+    uniform.
 
     Args:
         num_features: D, the size of the features.
         num_classes: C.
-        num_experts: M, experts a class.
-        gate_rank: The inner size of gates of low rank, ``x Wr Wg``; None for gates of full rank.
+        num_experts: M, the experts of one class.
+        gate_rank: The inner size of low-rank gates, ``x Wr Wg``; None for gates of full rank.
 
     Shape:
         - features: ``(..., D)``, floating point.

@@ -11,16 +11,16 @@ from ensemble_kit.layers.normalisation import BatchNorm
 class HiddenProjection(nn.Module):
     """Project a pooled descriptor to H features: ``y = x W + b``, or ``y = act(BN(x W))``.
 
-    All the winning runs had the batch norm and its ReLU6 off; the starter code's DBoF has both, and
-    NeXtVLAD drops half of x before and has the batch norm alone. W starts as
-    N(0, 1 / sqrt(fan_in)), where the code takes the number of the first modality's clusters for the
-    fan-in; b as N(0, 0.01).
+    The winning runs had neither the batch norm nor its ReLU6. The starter code's DBoF has both;
+    NeXtVLAD has dropout on x and the batch norm alone. W starts as N(0, 1 / sqrt(fan_in)), where
+    the code takes the number of clusters of the first modality for the fan-in; b starts as
+    N(0, 0.01).
 
     Args:
         num_features: F, the size of the descriptor.
         size: H, the size of the output.
-        fan_in: The number that scales W's start.
-        batch_norm_momentum: Of a batch norm in the place of the bias; None for the bias.
+        fan_in: The number that scales the start of W.
+        batch_norm_momentum: The momentum of a batch norm in place of the bias; None for the bias.
         has_relu6: Whether ReLU6 follows.
         dropout: The share of x that training drops.
 

@@ -41,7 +41,7 @@ class FCConcat(nn.Module):
 
     Args:
         sizes: The size of each modality's descriptor.
-        size: The width of each projection; the paper gives it as many parameters as MFB, whose
+        size: The width of each projection. In the paper it has as many parameters as MFB, whose
             projections are 5,000 wide.
 
     Shape:
@@ -71,14 +71,13 @@ class MFB(nn.Module):
         z = dropout((U l + b) * (V a + c)),   y[i] = sum_{j < k} z[i * k + j]
         output = l2(relu(y))
 
-    ReLU stands where MFB's authors take a signed square root, as section 3.1 of S1 has it. S1 gives
-    neither k nor the size; 5 and 1,000 are those of yuzcccc/vqa-mfb, whose dropout of 0.1 it does
-    give.
+    As in section 3.1 of S1, a ReLU replaces the signed square root of MFB's authors. S1 gives the
+    dropout, 0.1, but neither k nor the size; the recipes take 5 and 1,000 from yuzcccc/vqa-mfb.
 
     Args:
         sizes: The sizes of the two modalities' descriptors.
         size: o, the size of the output.
-        factors: k, products summed into one output.
+        factors: k, the number of products summed into one output.
         dropout: The share of z that training drops.
 
     Shape:
@@ -110,7 +109,7 @@ class SharedSpace(nn.Module):
     """Both modalities mapped into one space: ``m = tanh(W1 x1 + W2 x2 + b)`` (S3, figure 3).
 
     The paper writes ``m = f(x1, x2)`` and gives neither f nor its width; ours is one layer. The
-    mappings start as N(0, 0.01), as it says.
+    mappings start as N(0, 0.01), as the paper says.
 
     Args:
         sizes: The size of each modality's descriptor.
@@ -137,7 +136,7 @@ class SharedSpace(nn.Module):
 
 
 class Projection(nn.Module):
-    """Each modality mapped, side by side, and drawn together by a penalty (S3, figure 3).
+    """Each modality mapped, side by side, with a penalty on their distance (S3, figure 3).
 
     The output is ``[W1 x1; W2 x2]``; the loss gains ``penalty * mean_b |W1 x1 - W2 x2|^2``. The
     paper gives neither the width nor the penalty's weight. The mappings start as N(0, 0.01).
@@ -165,7 +164,7 @@ class Projection(nn.Module):
         self.weights = nn.ParameterList([0.01 * torch.randn(width, size) for width in sizes])
 
     def forward(self, pooled: Sequence[Tensor]) -> Tensor:
-        """Return the mapped modalities, and keep the penalty of their distance in training."""
+        """Return the mapped modalities; in training, keep the penalty on their distance."""
         left, right = (values @ weight for values, weight in zip(pooled, self.weights, strict=True))
         if self.training:
             self.last_penalty = self.penalty * (left - right).square().sum(dim=-1).mean()

@@ -19,13 +19,13 @@ class NetFV(nn.Module):
 
     FV1 is L2-normalised for each cluster and again as one vector; FV2 only as one vector, because
     the code (antoine77340/LOUPE, ``NetFV``) flattens it before its first norm. As in the code,
-    ``s = cov^2 + 1e-6`` with cov started as N(1, 1 / sqrt(D)), and divides FV1 once and FV2 twice.
-    Centres start as N(0, 1 / sqrt(D)), apart from the assignment's weights.
+    ``s = cov^2 + 1e-6``, where cov starts as N(1, 1 / sqrt(D)); FV1 is divided by s once and FV2
+    twice. Centres start as N(0, 1 / sqrt(D)) and share nothing with the assignment's weights.
 
     Args:
         num_features: D, the size of one frame's feature vector.
         num_clusters: K, the number of clusters.
-        momentum: Of the batch norm's running statistics.
+        momentum: The momentum of the batch norm's running statistics.
 
     Shape:
         - frames: ``(B, T, D)``, floating point.

@@ -23,13 +23,13 @@ class NetVLAD(nn.Module):
     V is then L2-normalised for each cluster and again as one vector. As in the code of the second
     paper (antoine77340/LOUPE) the centres are independent of the assignment's weights, start as
     N(0, 1 / sqrt(D)) and not from k-means, and the assignment has a batch norm. Ours differs in the
-    order of the output, which is cluster-major where theirs is feature-major, a permutation that
-    the next layer's weights absorb.
+    order of the output: it is cluster-major where theirs is feature-major. The next layer's weights
+    absorb that permutation.
 
     Args:
         num_features: D, the size of one frame's feature vector.
         num_clusters: K, the number of cluster centres.
-        momentum: Of the batch norm's running statistics.
+        momentum: The momentum of the batch norm's running statistics.
         has_centres: False is NetRVLAD, equation 10 of arXiv:1706.06905: sums instead of residuals.
         non_local: The block that the residuals pass before they are normalised, or None.
 
@@ -51,7 +51,7 @@ class NetVLAD(nn.Module):
         non_local: NonLocalArguments | None = None,
     ) -> None:
         super().__init__()
-        # first, so that a seed gives every matrix the start that it always gave it
+        # before the other weights, because the order decides what a seed gives to each of them
         block = (
             non_local_block(non_local, num_features=num_features, num_clusters=num_clusters)
             if non_local is not None

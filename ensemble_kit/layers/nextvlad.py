@@ -10,24 +10,24 @@ from ensemble_kit.layers.protocols import require_divisor
 
 
 class NeXtVLAD(nn.Module):
-    """NetVLAD over groups of an expanded frame, each group with an attention of its own.
+    """NetVLAD over groups of an expanded frame, with a separate attention for each group.
 
     With the frame expanded to ``x' = x We + be`` of size E * D and cut into G groups x'_g::
 
         alpha_g = sigmoid(x' Wa + ba)_g,    a_gk = softmax_k(BN(x' Wc))
         V[k] = sum_t w_t sum_g alpha_g a_gk (x'_tg - c_k),    output = BN(vec(l2(V[k])))
 
-    linrongc/youtube-8m, ``NeXtVLADModel``. Its recipe reads frames that are not L2-normalised, as
-    the code does; the code also un-whitens rgb with the extractor's eigenvalues, which are not part
-    of the data, and takes 4/512 from it: neither is done here. Matrices start as TF-slim's fully
-    connected layers do, assignment and centres as N(0, 1 / sqrt(fan-in)).
+    The code is linrongc/youtube-8m, ``NeXtVLADModel``. As in the code, the recipe reads frames that
+    are not L2-normalised. The code also undoes the whitening of rgb with the extractor's
+    eigenvalues, which are not part of the data, and subtracts 4/512; ours does neither. Matrices
+    start as in TF-slim's fully connected layers, assignment and centres as N(0, 1 / sqrt(fan-in)).
 
     Args:
         num_features: D, the size of one frame's feature vector.
         num_clusters: K.
         expansion: E.
         num_groups: G; divides E * D.
-        momentum: Of the batch norms' running statistics.
+        momentum: The momentum of the batch norms' running statistics.
 
     Shape:
         - frames: ``(B, T, D)``, floating point.

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 
 class NonLocalArguments(TypedDict):
-    """What a pooling is told of its non-local block.
+    """The size and temperature of a pooling's non-local block.
 
-    ``num_clusters`` and ``half_features`` for the inner size are the pooling's own K and D / 2,
-    ``rsqrt_features`` for the temperature is ``1 / sqrt(D)``.
+    For the inner size ``num_clusters`` stands for the pooling's K and ``half_features`` for D / 2;
+    for the temperature ``rsqrt_features`` stands for ``1 / sqrt(D)``.
     """
 
     inner_size: Literal["num_clusters", "half_features"] | int
@@ -21,15 +21,15 @@ class NonLocalArguments(TypedDict):
 class NonLocal(nn.Module):
     """Let each cluster's residual attend to those of all clusters.
 
-    On the residuals before they are normalised, rows v_i one a cluster::
+    It reads the residuals before they are normalised, one row v_i for each cluster::
 
         A = softmax_j(tau * (v Wt)(v Wp)^T),    v' = v + (A (v Wg)) Wo
 
-    Equation 5 shows no temperature tau; the code has it, because rows grow with the number of
-    frames and the softmax saturates without it. No biases. Wt, Wp and Wg start as
-    N(0, 1 / sqrt(D)), Wo as N(0, 1 / sqrt(inner)). Two of the published models feed ``v Wp`` where
-    ``v Wg`` belongs and leave Wg without use (17Skye17/2nd-YouTube8M); ours computes the equation
-    for all, with the same number of parameters.
+    Equation 5 has no temperature tau. The code has it, because rows grow with the number of frames
+    and the softmax saturates without it. There are no biases. Wt, Wp and Wg start as
+    N(0, 1 / sqrt(D)), Wo as N(0, 1 / sqrt(inner)). Two of the published models use ``v Wp`` where
+    ``v Wg`` belongs and leave Wg unused (17Skye17/2nd-YouTube8M); ours computes the equation for
+    all of them, with the same number of parameters.
 
     Args:
         num_features: D, the size of one residual.
@@ -50,7 +50,7 @@ class NonLocal(nn.Module):
         self.output = nn.Parameter(torch.randn(inner_size, num_features) / sqrt(inner_size))
 
     def forward(self, residuals: Tensor) -> Tensor:
-        """Return the residuals with what each cluster has taken from the others."""
+        """Return the residuals, each with the attended values of all clusters added."""
         inner = torch.cat([self.theta, self.phi, self.g], dim=1)  # to read the residuals once
         query, key, value = (residuals @ inner).chunk(3, dim=-1)
         attention = (self.temperature * (query @ key.mT)).softmax(dim=-1)

@@ -21,8 +21,8 @@ def l2_normalise(values: Tensor, *, dim: int = -1) -> Tensor:
 def l2_normalise_twice(rows: Tensor) -> Tensor:
     """Scale rows to length 1, and then all of them as one vector.
 
-    ``l2_normalise(l2_normalise(rows).flatten(-2))``, but the second length is known from the first
-    ones, so that the numbers are scaled once.
+    The same as ``l2_normalise(l2_normalise(rows).flatten(-2))``, but the second length follows from
+    the first ones, so that the numbers are scaled only once.
 
     Args:
         rows: ``(..., K, D)``, floating point.
@@ -36,7 +36,7 @@ def l2_normalise_twice(rows: Tensor) -> Tensor:
 
 
 def _inverse_length(values: Tensor, dim: int) -> Tensor:
-    # of a norm and not of a sum of squares, which ONNX Runtime would write down one by one
+    # a norm, not a sum of squares: ONNX Runtime would write every square to memory
     length: Tensor = torch.linalg.vector_norm(values, dim=dim, keepdim=True)
     return length.clamp_min(1e-6).reciprocal()
 
@@ -44,17 +44,17 @@ def _inverse_length(values: Tensor, dim: int) -> Tensor:
 class BatchNorm(nn.Module):
     """Batch normalisation over all dimensions but the last, with a weight for each row.
 
-    Arithmetic of Ioffe and Szegedy (arXiv:1502.03167, algorithm 1) with the constants of TF-slim
-    that all five systems ran with: epsilon 1e-3, and by default a decay of 0.999. In training, a
-    row of weight w counts as w equal rows, so frames drawn with replacement need not be copied;
-    padding has weight 0. As in PyTorch the running variance is the unbiased one.
-    Statistics are taken in float32 under autocast too.
+    Ioffe and Szegedy (arXiv:1502.03167, algorithm 1) with the constants of TF-slim that all five
+    systems used: epsilon 1e-3, and by default a decay of 0.999. In training, a row of weight w
+    counts as w equal rows, so frames drawn with replacement need not be copied; padding has weight
+    0. The running variance is the unbiased one, as in PyTorch. Statistics are computed in float32
+    even under autocast.
 
     Args:
         num_features: F, the size of the last dimension.
         momentum: The share of a new batch in the running statistics, 1 - decay. None averages
-            all batches since ``reset_statistics`` equally, which is how statistics are
-            re-estimated after averaging.
+            all batches since ``reset_statistics`` equally, which recalibration after checkpoint
+            averaging uses.
 
     Attributes:
         group: The processes that train together, whose rows count as those of one batch; None
@@ -93,8 +93,9 @@ class BatchNorm(nn.Module):
     def of_product(self, rows: Tensor, weight: Tensor, row_weights: Tensor | None = None) -> Tensor:
         """Return ``BN(rows @ weight)``.
 
-        Outside of training the factors go into the weights, which are fewer numbers than a product
-        of many frames has, and which ONNX Runtime multiplies once, when it opens a file.
+        Outside of training the weights are scaled instead of the products, because they are fewer
+        numbers than the products of many frames. ONNX Runtime scales them once, when it opens a
+        file.
 
         Args:
             rows: ``(..., D)``, floating point.
@@ -137,7 +138,7 @@ class BatchNorm(nn.Module):
             variance = squares / total
         with torch.no_grad():
             share = self.momentum
-            if share is None:  # not counted otherwise: a compiled step would be another each time
+            if share is None:  # counting in training too would recompile a compiled step each time
                 self.num_batches += 1
                 share = 1.0 / self.num_batches
             unbiased = variance * (total / (total - 1).clamp_min(1.0))

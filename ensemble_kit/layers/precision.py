@@ -7,10 +7,9 @@ from torch import Tensor
 
 
 def without_autocast(values: Tensor) -> AbstractContextManager[None]:
-    """Return a block in which nothing is rounded to bfloat16 on the device of some values.
+    """Return a context that turns autocast off on the device of some values.
 
-    Where autocast is off there is nothing to turn off, and nothing that an exported graph would
-    have to say about it.
+    Where autocast is off already it does nothing, so that it leaves no trace in an exported graph.
     """
     kind = values.device.type
     if torch.is_autocast_enabled(kind):
@@ -19,5 +18,5 @@ def without_autocast(values: Tensor) -> AbstractContextManager[None]:
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Return values in float32 if they are in half of it, else as they are."""
+    """Return half-precision values in float32, and others as they are."""
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values

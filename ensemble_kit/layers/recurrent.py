@@ -34,11 +34,11 @@ class Recurrence(nn.Module):
         i, f, o = sigmoid(W x + U h + b),   g = tanh(Wg x + Ug h + bg)
         c' = f * c + i * g,   h' = o * tanh(c')
 
-    The cells are PyTorch's and cuDNN's, for the speed of their kernels. The GRU applies the reset
-    gate after the recurrent product, where the papers' TensorFlow cell computes ``Un (r * h)``.
-    Each cell has a second bias that TensorFlow's has not. The LSTM has no peepholes (S3 prints
-    them, the code does not have them). Starts as TensorFlow's cells do: Glorot uniform kernels, GRU
-    gate biases and the LSTM's forget bias 1, other biases 0.
+    The cells are those of PyTorch and cuDNN, for the speed of their kernels. The GRU applies the
+    reset gate after the recurrent product, where the papers' TensorFlow cell computes ``Un (r *
+    h)``. Each cell has a second bias, which TensorFlow's cells do not have. The LSTM has no
+    peepholes: S3 prints them, but its code does not have them. Weights start as in TensorFlow:
+    kernels Glorot uniform, the GRU's gate biases and the LSTM's forget bias 1, other biases 0.
 
     Args:
         cell: ``gru`` or ``lstm``.
@@ -78,7 +78,7 @@ class Recurrence(nn.Module):
 
     def forward(self, frames: Tensor, num_frames: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
         """Return the top layer's outputs and, for each layer, its final states."""
-        lengths = num_frames.clamp(min=1)  # neither form takes a sequence of no steps
+        lengths = num_frames.clamp(min=1)  # neither PyTorch nor ONNX takes a sequence of no steps
         has_frames = (num_frames > 0).unsqueeze(1)
         run = self._run_in_onnx if torch.onnx.is_in_onnx_export() else self._run
         outputs, layers = run(frames, lengths)
@@ -102,7 +102,7 @@ class Recurrence(nn.Module):
     def arrange_for_onnx(self) -> None:
         """Replace the cells by their weights in ONNX's order, which only an export can run.
 
-        So the graph has nothing to reorder, and the file holds each weight once.
+        The graph then reorders nothing, and the file holds each weight once.
         """
         with torch.no_grad():
             self.onnx = nn.ParameterDict()
@@ -114,7 +114,7 @@ class Recurrence(nn.Module):
         del self.cells
 
     def _run_in_onnx(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
-        """Write ONNX's own cells, which know sequence lengths, in place of a packed sequence."""
+        """Write ONNX's cells, which take sequence lengths, in place of a packed sequence."""
         assert self.onnx is not None
         sequence = frames.transpose(0, 1)  # ONNX wants (T, B, D)
         steps, batch = sequence.shape[0], sequence.shape[1]
@@ -127,7 +127,7 @@ class Recurrence(nn.Module):
             "direction": "forward" if directions == 1 else "bidirectional",
         }
         if self.cell == "gru":
-            attributes["linear_before_reset"] = 1  # this cell's place of the reset gate
+            attributes["linear_before_reset"] = 1  # the reset gate comes after the product
         layers = []
         for layer in range(self.num_layers):
             weights = [
@@ -182,8 +182,8 @@ def arranged_for_onnx(cell: Literal["gru", "lstm"], tensors: Sequence[Tensor]) -
 
     Args:
         cell: ``gru`` or ``lstm``.
-        tensors: What PyTorch has for it, by ``ONNX_KINDS``: two biases where ONNX has one. Their
-            values, or whatever else has the gates in its first dimension.
+        tensors: PyTorch's tensors for it, by ``ONNX_KINDS``: two biases where ONNX has one. Any
+            tensors will do that have the gates in their first dimension.
 
     Returns:
         ``(1, ...)``, with the gates in ONNX's order.
@@ -200,7 +200,7 @@ class RecurrentPooling(nn.Module):
     """The final states of a recurrent stack.
 
     Args:
-        cell: ``gru`` or ``lstm``; for the others see ``Recurrence``.
+        cell: ``gru`` or ``lstm``.
         num_features: D, the size of one frame's feature vector.
         hidden_size: H, the size of one layer's state in one direction.
         num_layers: L, layers stacked.
@@ -255,7 +255,7 @@ class AttentionBiGRU(nn.Module):
         u_t = tanh(Ww h_t + bw),   alpha = softmax_t(u_t . uw) over the video's frames
         output = sum_t alpha_t h_t
 
-    S3 states no sizes. We, Ww and uw start Glorot normal, as Yang et al. start theirs.
+    S3 gives no sizes. We, Ww and uw start Glorot normal, as in Yang et al.
 
     Args:
         num_features: D, the size of one frame's feature vector.
@@ -301,7 +301,7 @@ class AttentionBiGRU(nn.Module):
         outputs, _ = self.recurrence(self.embedding(frames), num_frames)
         logits = self.context(self.attention(outputs).tanh()).squeeze(-1)  # (B, T)
         positions = torch.arange(frames.shape[1], device=frames.device)
-        # a video of no frames attends to its first, whose output is 0
+        # a video of no frames attends to its first row, whose output is 0
         is_frame = positions < num_frames.clamp(min=1).unsqueeze(1)
         attention = logits.masked_fill(~is_frame, float("-inf")).softmax(dim=-1)
         attended: Tensor = attention.unsqueeze(1) @ outputs

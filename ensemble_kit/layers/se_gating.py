@@ -11,12 +11,12 @@ from ensemble_kit.layers.normalisation import BatchNorm
 class SEGating(nn.Module):
     """Gate a vector through a narrow layer: ``y = x * sigmoid(relu(BN(x W1)) W2)``.
 
-    NeXtVLAD's context gating at a sixteenth of the parameters (linrongc/youtube-8m). Matrices start
-    as N(0, 1 / sqrt(fan-in)).
+    NeXtVLAD uses it in place of context gating, with about an eighth of the parameters
+    (linrongc/youtube-8m). Matrices start as N(0, 1 / sqrt(fan-in)).
 
     Args:
         num_features: F, the size of the vector; the narrow layer has F / 16.
-        momentum: Of the batch norm's running statistics.
+        momentum: The momentum of the batch norm's running statistics.
 
     Shape:
         - features: ``(..., F)``, floating point.

@@ -23,10 +23,11 @@ class WhitenedResiduals(nn.Module):
 
         S[k] = sum_t w_t a_tk (r_tk - mean_k) / sqrt(var_k + 1e-6),    output[k] = S[k] / |S[k]|
 
-    Whitening is diagonal: mean and variance of each cluster's residuals over all frames, dimension
-    by dimension, kept as running statistics. The paper whitens with ``Sigma^-1/2`` and names no
-    estimator. Nothing of size B x T x K x D is ever made: a sum of residuals, or of their squares,
-    is expanded into sums of products of frames, whose weights are divided by the distances.
+    Whitening is diagonal: it uses the mean and variance of each cluster's residuals over all
+    frames, one dimension at a time, kept as running statistics. The paper whitens with
+    ``Sigma^-1/2`` and names no estimator. Nothing of size B x T x K x D is ever computed: a sum of
+    residuals, or of their squares, is expanded into sums of products of frames with weights divided
+    by distances.
 
     Args:
         num_features: D.
@@ -123,7 +124,7 @@ class WhitenedResiduals(nn.Module):
         variance = (mean_square - mean.square()).clamp_min(0.0)
         with torch.no_grad():
             share = self.momentum
-            if share is None:  # not counted otherwise: a compiled step would be another each time
+            if share is None:  # counting in training too would recompile a compiled step each time
                 self.num_batches += 1
                 share = 1.0 / self.num_batches
             self.running_mean.lerp_(mean, share)
@@ -133,7 +134,8 @@ class WhitenedResiduals(nn.Module):
     def _squared_sums(self, frames: Tensor, weights: Tensor) -> Tensor:
         """Sum ``weights[k, t] * residual[t, k]^2`` over t; shapes as in ``_residual_sums``.
 
-        Expanded too: a loop over clusters would keep K times the frames for the backward pass.
+        This is expanded too, because a loop over clusters would keep K copies of the frames for the
+        backward pass.
         """
         centres = self.centres
         mass = weights.sum(dim=-1, keepdim=True)
@@ -141,7 +143,8 @@ class WhitenedResiduals(nn.Module):
         second = _weighted_sums(frames.square(), weights)
         if self.order == 1:
             return second - 2 * first * centres + mass * centres.square()
-        # (x_i - c_i)^2 (x_j - c_j)^2: what is even in i and j, and what is not with its mirror
+        # (x_i - c_i)^2 (x_j - c_j)^2: terms symmetric in i and j, then the others with their
+        # mirrors
         products = _outer(frames, frames)
         even = (
             _weighted_sums(products.square(), weights)
@@ -158,16 +161,17 @@ class WhitenedResiduals(nn.Module):
 class SecondOrder(nn.Module):
     """First- and second-order residuals of a set of frames, side by side.
 
-    Branch 1 sums residuals of the frames; branch 2 sums outer products of the residuals of the
-    frames projected to F' features, with centres and an assignment of its own. The zeroth-order
-    term of equation 7 is left out, as in figure 3. All is in float32 under autocast too: sums of
-    residuals are differences of large sums. The projection starts as N(0, 1 / sqrt(D)).
+    Branch 1 sums residuals of the frames. Branch 2 projects the frames to F' features and sums
+    outer products of their residuals; it has its own centres and assignment. The zeroth-order term
+    of equation 7 is left out, as in figure 3. Everything is computed in float32 even under
+    autocast, because sums of residuals are differences of large sums. The projection starts as N(0,
+    1 / sqrt(D)).
 
     Args:
         num_features: D, the size of one frame's feature vector.
         num_clusters: K of both branches.
         reduced_size: F'.
-        momentum: Of all running statistics.
+        momentum: The share of a new batch in all running statistics.
 
     Shape:
         - frames: ``(B, T, D)``, floating point.
@@ -196,7 +200,7 @@ class SecondOrder(nn.Module):
         )
 
     def describe(self, frames: Tensor, row_weights: Tensor) -> tuple[Tensor, ...]:
-        """Return what both branches need of the frames."""
+        """Return the frames of both branches, their assignments and statistics."""
         described: list[Tensor] = []
         with without_autocast(frames):
             frames = at_least_float32(frames)
@@ -224,7 +228,7 @@ class SecondOrder(nn.Module):
 
 
 def _outer(left: Tensor, right: Tensor) -> Tensor:
-    """Return ``left[i] * right[j]`` of the last dimensions, ``(..., D * D)``, j the faster."""
+    """Return ``left[i] * right[j]`` of the last dimensions, ``(..., D * D)``; j runs faster."""
     return (left.unsqueeze(-1) * right.unsqueeze(-2)).flatten(-2)
 
 

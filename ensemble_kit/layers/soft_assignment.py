@@ -9,20 +9,20 @@ from ensemble_kit.layers.normalisation import BatchNorm
 
 
 class SoftAssignment(nn.Module):
-    """Say how much each frame belongs to each cluster: ``a(x) = softmax(BN(x W))``.
+    """Compute how much each frame belongs to each cluster: ``a(x) = softmax(BN(x W))``.
 
-    arXiv:1706.06905, equation 5, with batch norm in place of the bias, as its code has it. W starts
+    arXiv:1706.06905, equation 5, with a batch norm in place of the bias, as in its code. W starts
     as N(0, 1 / sqrt(D)).
 
     Args:
         num_features: D, the size of one frame's feature vector.
         num_clusters: K, the number of clusters.
-        momentum: Of the batch norm's running statistics.
+        momentum: The momentum of the batch norm's running statistics.
 
     Shape:
         - frames: ``(B, T, D)``, floating point.
         - row_weights: ``(B, T)``, how often a frame counts in the batch's statistics.
-        - output: ``(B, T, K)``, each row's sum 1.
+        - output: ``(B, T, K)``, the sum of each row is 1.
     """
 
     def __init__(self, *, num_features: int, num_clusters: int, momentum: float) -> None:

@@ -13,12 +13,12 @@ class SoftBoF(nn.Module):
 
         z[k] = sum_t w_t * a_k(x_t),    output = z / |z|
 
-    The L2 norm is the code's (17Skye17/2nd-YouTube8M, ``SoftDbofModelLF``); equation 7 has none.
+    The code has the L2 norm (17Skye17/2nd-YouTube8M, ``SoftDbofModelLF``); equation 7 has none.
 
     Args:
         num_features: D, the size of one frame's feature vector.
         num_clusters: K, the number of clusters.
-        momentum: Of the batch norm's running statistics.
+        momentum: The momentum of the batch norm's running statistics.
 
     Shape:
         - frames: ``(B, T, D)``, floating point.

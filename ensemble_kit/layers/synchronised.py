@@ -1,4 +1,4 @@
-"""Sums over the processes that train one model together, through which gradients flow."""
+"""Differentiable sums over the processes that train one model together."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ from torch.distributed import ProcessGroup
 
 
 def sum_over_processes(values: Tensor, group: ProcessGroup | None) -> Tensor:
-    """Return the sum of every process's values, the same in each of them.
+    """Return the sum of the values of all processes, in each process.
 
-    What the sum does to the loss of any process comes back to the values of all: the gradient of a
-    sum is the sum of the gradients.
+    The gradient with respect to a process's values is the sum of the gradients of all processes,
+    because the sum enters the loss of each of them.
 
     Args:
         values: Floating point, of the same shape in each process.
-        group: The processes; None is this one alone.
+        group: The processes; None where this is the only one.
     """
     if group is None:
         return values

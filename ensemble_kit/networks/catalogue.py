@@ -16,7 +16,7 @@ class Entry:
 
     Attributes:
         recipe: The recipe.
-        size: How large it is, built for the schema that was asked for.
+        size: Its size when it is built for the requested schema.
     """
 
     recipe: Recipe
@@ -58,12 +58,13 @@ def list_recipes(
     """Return the shipped recipes, sorted by name.
 
     Args:
-        schema: What to build them for when they are measured.
-        paper: Only recipes whose source holds this text, in any case, or whose folder it is.
+        schema: The schema to build them for when they are measured.
+        paper: Only recipes whose source contains this text, in upper or lower case, or whose folder
+            has this name.
         part: Only recipes with this part.
 
     Raises:
-        RecipeError: No recipe is left.
+        RecipeError: No recipe matches.
     """
     recipes = [load_recipe(name) for name in recipe_names()]
     left = [recipe for recipe in recipes if paper is None or _is_from(recipe, paper)]
@@ -71,7 +72,7 @@ def list_recipes(
         folders = dict.fromkeys(recipe.name.partition("/")[0] for recipe in recipes)
         raise RecipeError(
             f"No recipe is from {paper!r}.",
-            hint=f"Name a folder ({', '.join(folders)}) or words of a paper's entry.",
+            hint=f"Name a folder ({', '.join(folders)}) or a part of a paper's reference.",
         )
     chosen = [recipe for recipe in left if part is None or part in parts_of(recipe)]
     if not chosen:

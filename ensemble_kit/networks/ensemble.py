@@ -1,4 +1,4 @@
-"""Many members in one graph. Imports ``submodel``, ``foreign`` and ``layers``."""
+"""Many members in one graph."""
 
 from collections.abc import Mapping, Sequence
 from typing import cast
@@ -15,15 +15,15 @@ from ensemble_kit.networks.member import MemberModel
 class FusedEnsemble(nn.Module):
     """The mixed probabilities of several sub-models over the same frames.
 
-    The frames are dequantised and normalised once. Each member that samples at random does so R
-    times with its own fixed table of uniform numbers, so the same input always gives the same
-    output, alone or in any batch; a member that draws nothing runs once.
+    The frames are dequantised and normalised once for all members. A member that samples at random
+    does so R times, with its own fixed table of uniform numbers, so the same video always gets the
+    same probabilities, alone or in any batch. A member that draws nothing runs once.
 
     Args:
         members: The models by name, all built for the same schema.
-        coefficients: How much each member's probabilities count; they sum to 1.
-        schema: What the inputs and the classes are.
-        repeats: R, test-time draws whose probabilities are averaged.
+        coefficients: The mixing coefficient of each member; they sum to 1.
+        schema: The modalities and classes.
+        repeats: R, the number of test-time draws whose probabilities are averaged.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class FusedEnsemble(nn.Module):
 
         Args:
             frames: ``(B, T, D)`` for each modality of the schema, uint8 or floating point.
-            num_frames: ``(B,)``, integers; what lies beyond is padding and changes nothing.
+            num_frames: ``(B,)``, integers; frames from there on are padding and change nothing.
 
         Returns:
             ``(B, C)``, float32 in [0, 1].
@@ -66,8 +66,8 @@ class FusedEnsemble(nn.Module):
         """Return each member's probabilities times its coefficient, ``(B, C)``.
 
         Args:
-            frames: As for ``forward``; so for ``num_frames``.
-            num_frames: ``(B,)``.
+            frames: As in ``forward``.
+            num_frames: As in ``forward``.
             draws: Uniform numbers ``(R, N)`` or ``(B, R, N)`` for each of ``random_names``.
         """
         ordered = {name: frames[name] for name in self.schema.widths}
@@ -79,7 +79,7 @@ class FusedEnsemble(nn.Module):
 
     @staticmethod
     def mix(shares: Sequence[Tensor]) -> Tensor:
-        """Return the sum of the members' shares."""
+        """Return the sum of the members' shares, ``(B, C)``."""
         mixed = shares[0]
         for share in shares[1:]:
             mixed = mixed + share
@@ -96,14 +96,14 @@ class FusedEnsemble(nn.Module):
 
 
 def module_name(member: str) -> str:
-    """Return the name of the module that is a member, for ``train`` and ``float`` are taken."""
+    """Return the name of a member's module, because ``train`` and ``float`` are Module's own."""
     return f"member_{member}"
 
 
 def example_frames(
     schema: Schema, batch_size: int, length: int
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Return made-up frames to compare two forms of a model with, the same on every call.
+    """Return random frames to compare two forms of a model with, the same on every call.
 
     Returns:
         Frames ``(batch_size, length, D)`` of each modality in the schema's value type, and

@@ -1,7 +1,7 @@
 """Models from files, ready to tag videos.
 
-``load`` opens a checkpoint, an imported model, a fused file or an ONNX file; what it returns turns
-a batch of records into probabilities, whichever it was.
+``load`` opens a checkpoint, a foreign model, a fused file or an ONNX file. Whichever it was, the
+result turns a batch of records into probabilities.
 """
 
 from collections.abc import Callable
@@ -38,15 +38,15 @@ from ensemble_kit.store.tensor_files import TensorFile, open_tensors
 
 
 class LoadedModel:
-    """A model that tags videos, whatever file it came from.
+    """A model that tags videos, from any file.
 
     Attributes:
         path: The file.
         kind: ``checkpoint``, ``foreign``, ``fused`` or ``onnx``.
         name: The run's name, or the file's stem.
-        schema: What its inputs and classes are.
-        repeats: Draws whose probabilities are averaged; 1 where nothing is drawn.
-        num_values: Numbers stored: parameters and statistics. 0 for an ONNX file.
+        schema: Its modalities and classes.
+        repeats: R, the number of draws whose probabilities are averaged; 1 where nothing is drawn.
+        num_values: How many numbers the file stores, parameters and statistics; 0 for an ONNX file.
     """
 
     def __init__(
@@ -82,11 +82,11 @@ class LoadedModel:
 
 
 def load(path: Path, *, repeats: int | None = None, device: str = "cpu") -> LoadedModel:
-    """Open a checkpoint, an imported model, a fused file or an ONNX file.
+    """Open a checkpoint, a foreign model, a fused file or an ONNX file.
 
     Args:
         path: A ``.safetensors`` or ``.onnx`` file of the kit.
-        repeats: R for test-time draws; None means 1, or what an ONNX file was exported with.
+        repeats: R for test-time draws; None means 1, or as many as an ONNX file was exported with.
         device: ``cpu`` or ``cuda``.
 
     Raises:
@@ -111,14 +111,14 @@ def load(path: Path, *, repeats: int | None = None, device: str = "cpu") -> Load
                 sum(member.num_values for member in fused.members),
                 runner(ensemble, None, device),
             )
-        record = member_file_metadata(file)
+        metadata = member_file_metadata(file)
         model: MemberModel = load_member(file).to(device)
-    draws = model.draws_for(record.name, repeats=repeats or 1)
+    draws = model.draws_for(metadata.name, repeats=repeats or 1)
     return LoadedModel(
         path,
-        record.kind,
-        record.name,
-        record.data_schema,
+        metadata.kind,
+        metadata.name,
+        metadata.data_schema,
         1 if draws is None else draws.shape[0],
         count_stored(file),
         runner(model, draws, device),
@@ -130,16 +130,22 @@ def load_sub_model(file: TensorFile) -> SubModel:
     return build_sub_model(file.metadata_as(CheckpointMetadata), file, path=file.path)
 
 
-def build_sub_model(record: CheckpointMetadata, tensors: Tensors, *, path: Path) -> SubModel:
-    """Build the sub-model of a record, in float32 and evaluation mode; faults name ``path``."""
+def build_sub_model(metadata: CheckpointMetadata, tensors: Tensors, *, path: Path) -> SubModel:
+    """Build the sub-model that metadata describe, in float32 and evaluation mode.
+
+    Args:
+        metadata: The recipe and the schema.
+        tensors: Its weights.
+        path: The file that errors name.
+    """
     with torch.device("meta"):
-        model = SubModel(parse_recipe(record.recipe), record.data_schema)
+        model = SubModel(parse_recipe(metadata.recipe), metadata.data_schema)
     fill(model, tensors, prefix="", path=path)
     return model.eval()
 
 
 def member_file_metadata(file: TensorFile) -> CheckpointMetadata | ForeignMetadata:
-    """Return what an open file says of itself that can be a member: trained, or imported.
+    """Return the metadata of an open file that can be a member: a checkpoint or a foreign model.
 
     Raises:
         CheckpointError: The file is of another kind.
@@ -150,26 +156,26 @@ def member_file_metadata(file: TensorFile) -> CheckpointMetadata | ForeignMetada
 
 
 def load_member(file: TensorFile, tensors: Tensors | None = None) -> MemberModel:
-    """Build the model of an open checkpoint or imported file, in evaluation mode.
+    """Build the model of an open checkpoint or foreign model, in evaluation mode.
 
     Args:
         file: The file.
-        tensors: What to take in place of the file's own tensors, if anything.
+        tensors: Tensors to use in place of the file's own, if any.
     """
-    record = member_file_metadata(file)
-    if isinstance(record, CheckpointMetadata):
-        return build_sub_model(record, tensors or file, path=file.path)
-    model = empty_foreign(file, record.mapping, record.data_schema, name=record.name)
+    metadata = member_file_metadata(file)
+    if isinstance(metadata, CheckpointMetadata):
+        return build_sub_model(metadata, tensors or file, path=file.path)
+    model = empty_foreign(file, metadata.mapping, metadata.data_schema, name=metadata.name)
     model.weights = foreign_weights(model, tensors or file, path=file.path)
     return model.eval()
 
 
 def load_fused(file: TensorFile, *, repeats: int) -> FusedEnsemble:
     """Build the ensemble of an open fused file, its weights in float32, in evaluation mode."""
-    record = file.metadata_as(FusedMetadata)
-    members = {m.name: load_fused_member(file, m, record.data_schema) for m in record.members}
-    coefficients = [member.coefficient for member in record.members]
-    return FusedEnsemble(members, coefficients, record.data_schema, repeats=repeats).eval()
+    metadata = file.metadata_as(FusedMetadata)
+    members = {m.name: load_fused_member(file, m, metadata.data_schema) for m in metadata.members}
+    coefficients = [member.coefficient for member in metadata.members]
+    return FusedEnsemble(members, coefficients, metadata.data_schema, repeats=repeats).eval()
 
 
 def load_fused_member(file: TensorFile, member: MemberMetadata, schema: Schema) -> MemberModel:
@@ -198,10 +204,10 @@ def empty_member(
 def empty_foreign(
     file: TensorFile, mapping: MappingMetadata, schema: Schema, *, prefix: str = "", name: str
 ) -> ForeignModel:
-    """Build an imported model without its weights.
+    """Build a foreign model without its weights.
 
     Raises:
-        CheckpointError: Its graph is missing or damaged.
+        CheckpointError: The graph is missing or damaged.
     """
     graph = onnx.ModelProto()
     try:
@@ -215,7 +221,7 @@ def empty_foreign(
 
 
 def member_prefix(name: str) -> str:
-    """Return what a member's tensor names begin with in a fused file."""
+    """Return the prefix of a member's tensor names in a fused file."""
     return f"{module_name(name)}."
 
 

@@ -1,7 +1,4 @@
-"""An exported file as a model of batches of records.
-
-Imports ``layers``, ``onnx_record`` and ``runtime``.
-"""
+"""An exported file as a model of batches of records."""
 
 from pathlib import Path
 from typing import Any
@@ -22,11 +19,11 @@ class OnnxModel:
 
     Args:
         path: The file.
-        repeats: R for test-time draws; None means what it was exported with.
+        repeats: R for test-time draws; None means as many as it was exported with.
         device: ``cpu`` or ``cuda``.
 
     Attributes:
-        schema: What records have to hold: bytes fit an input that takes numbers too.
+        schema: What records must hold. A float32 input takes records of bytes too.
         repeats: Draws whose probabilities are averaged.
 
     Raises:
@@ -39,8 +36,8 @@ class OnnxModel:
         self._record = record = record_of(self._ensemble.metadata, path)
         if repeats not in {None, record.repeats} and not record.repeats_are_free:
             raise CheckpointError(
-                f"{path} draws as often as it was exported to; --repeats cannot change it.",
-                hint="Leave --repeats out, or export again with another --repeats.",
+                f"{path} was exported for {record.repeats} repeats; --repeats cannot change that.",
+                hint="Leave --repeats out, or export the ensemble again with another --repeats.",
             )
         self.repeats = repeats or record.repeats
         modalities = tuple(self._as_read(modality) for modality in record.data_schema.modalities)
@@ -57,7 +54,7 @@ class OnnxModel:
         return modality.model_copy(update={"value_type": "uint8"}) if takes_bytes else modality
 
     def _as_input(self, name: str, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return frames in the type of their input; bytes stand for numbers."""
+        """Return frames in the type of their input; a float32 input gets dequantised bytes."""
         if self._record.input_types[name] == "float32" and values.dtype == np.uint8:
             return dequantise(torch.from_numpy(values)).numpy()
         return values

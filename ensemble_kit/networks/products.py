@@ -60,9 +60,9 @@ def output_axes(model: nn.Module) -> dict[str, int]:
 
 
 def product_axes(file: TensorFile) -> dict[str, int]:
-    """Return the matrices of products in an open checkpoint or imported file, by tensor.
+    """Return the matrices of products in an open checkpoint or foreign model, by tensor.
 
-    The numbers are the dimensions that count their outputs, as of ``product_axes``.
+    The numbers are the dimensions that count their outputs, as in ``output_axes``.
     """
     record = member_file_metadata(file)
     if isinstance(record, CheckpointMetadata):

@@ -1,4 +1,4 @@
-"""Run a model on batches of records, on a device."""
+"""Run a model on batches of records."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,7 +49,7 @@ def runner(
     """Return a function from a batch of records to probabilities ``(B, C)``, float32.
 
     Args:
-        model: A sub-model or an ensemble, in evaluation mode, on ``device``.
+        model: A member or an ensemble, in evaluation mode, on ``device``.
         draws: A sub-model's uniform numbers ``(R, N)``, or None.
         device: ``cpu`` or ``cuda``.
     """
@@ -66,7 +66,7 @@ def runner(
 def measure(
     run: Callable[[Batch], np.ndarray[Any, Any]], records: Records, *, k: int = 20
 ) -> Metrics:
-    """Return the metrics of a model on some records; ties rank by the records' order."""
+    """Return the metrics of a model on records; equal probabilities keep the records' order."""
     accumulator = MetricsAccumulator(num_classes=records.schema.num_classes, k=k)
     for batch in records.batches(BATCH_SIZE):
         accumulator.add(run(batch), batch.labels)

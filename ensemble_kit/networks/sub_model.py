@@ -61,16 +61,17 @@ class SubModel(nn.Module):
         or of the joint frame (early) -> modality fusion -> hidden projection -> gating -> head
         -> probability gating -> mean over repeats
 
-    Sampling is a weighting: a set pooling describes each frame once and aggregates R times, and
-    whatever follows it runs R times. A sequence pooling reads the sampled frames themselves, and
-    with all frames runs once.
+    Sampling is a weighting: a set pooling describes each frame once and aggregates the frames R
+    times, and everything after it runs R times. A sequence pooling reads the sampled frames
+    themselves, once for each repeat; where nothing is sampled it runs once.
 
     Args:
         recipe: The parts and their arguments.
-        schema: Widths and the number of classes.
+        schema: The modalities with their widths, and the number of classes.
 
     Raises:
-        RecipeError: The recipe does not fit the schema's modalities, or its parts each other.
+        RecipeError: The recipe does not fit the schema's modalities, or its parts do not fit
+            together.
     """
 
     def __init__(self, recipe: Recipe, schema: Schema) -> None:
@@ -128,7 +129,7 @@ class SubModel(nn.Module):
 
     @property
     def num_draws(self) -> int | None:
-        """How many uniform numbers one repeat draws; None where nothing is drawn."""
+        """How many uniform numbers one repeat uses; None where nothing is drawn."""
         return self.sampling.num_draws
 
     @property
@@ -138,7 +139,7 @@ class SubModel(nn.Module):
 
     @property
     def frame_choice(self) -> FrameChoice | None:
-        """The sampling as a rule to copy frames by while records are read; None reads all."""
+        """The sampling as a rule for copying frames while records are read; None reads all."""
         name = self.recipe.sampling.name
         count = self.sampling.num_frames
         if name == "all" or count is None:
@@ -146,7 +147,10 @@ class SubModel(nn.Module):
         return FrameChoice(name, count, in_order=self.is_sequential)
 
     def draws_for(self, name: str, *, repeats: int) -> Tensor | None:
-        """Return the fixed uniform numbers of a member of this name; None if nothing is drawn."""
+        """Return the fixed uniform numbers ``(R, N)`` of a member of this name.
+
+        None if nothing is drawn.
+        """
         if self.num_draws is None:
             return None
         return draw_table(name, repeats=repeats, num_frames=self.num_draws)
@@ -162,11 +166,11 @@ class SubModel(nn.Module):
 
         Args:
             frames: ``(B, T, D)`` for each modality of the schema, uint8 or floating point.
-            num_frames: ``(B,)``, integers; what lies beyond is padding and changes nothing.
-            draws: Uniform numbers ``(R, N)`` or ``(B, R, N)`` for random sampling; None draws
-                once afresh. Ignored where nothing is drawn.
+            num_frames: ``(B,)``, integers; frames from there on are padding and change nothing.
+            draws: Uniform numbers ``(R, N)`` or ``(B, R, N)`` for random sampling; None draws one
+                repeat. Ignored where nothing is drawn.
             frame_weights: ``(B, T)``, float32, for frames that ``frame_choice`` has chosen: how
-                often each was drawn. They are not sampled again.
+                often each was drawn. Such frames are not sampled again.
 
         Returns:
             ``(B, C)`` in [0, 1]: the mean of R repeats.
@@ -182,7 +186,7 @@ class SubModel(nn.Module):
     ) -> Tensor:
         """Return probabilities for frames that ``prepare_frames`` has prepared.
 
-        A fused graph prepares the frames once and calls this of each member.
+        A fused graph prepares the frames once and calls this for each member.
         """
         joint = prepared.normalised if self.recipe.input.l2_normalise else prepared.joint
         values = joint.to(next(self.parameters()).dtype)
@@ -211,7 +215,7 @@ class SubModel(nn.Module):
         return probabilities.mean(dim=1)
 
     def penalty(self) -> Tensor | None:
-        """Return what the modality fusion adds to the loss of the last batch, if anything."""
+        """Return what the modality fusion adds to the loss of the last batch, or None."""
         return self.fusion.last_penalty
 
     def regularised(self) -> list[Tensor]:
@@ -230,13 +234,13 @@ class SubModel(nn.Module):
     def _sample(
         self, is_frame: Tensor, draws: Tensor | None, frame_weights: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the weight of each frame ``(B, R, T)``, and a sequence's frames ``(B, R, N)``.
+        """Return the frame weights ``(B, R, T)`` and the indices ``(B, R, N)`` of a sequence.
 
-        The second is None for a set, and where the sequence is the frames as they are.
+        The indices are None for a set pooling, and where a sequence takes all frames as they are.
         """
         if frame_weights is not None:
             return frame_weights.unsqueeze(1), None
-        if draws is None and self.num_draws is not None:  # once, for weights and frames alike
+        if draws is None and self.num_draws is not None:  # the same draw for weights and indices
             draws = torch.rand(is_frame.shape[0], 1, self.num_draws, device=is_frame.device)
         weights = self.sampling(is_frame, draws)
         return weights, self.sampling.indices(is_frame, draws) if self.is_sequential else None
@@ -261,12 +265,12 @@ class SubModel(nn.Module):
 
 
 def pooling_name(stream: str) -> str:
-    """Return the key of a stream's pooling, for ``type`` and ``keys`` are taken in a ModuleDict."""
+    """Return the key of a stream's pooling, because ModuleDict reserves ``type`` and ``keys``."""
     return f"stream_{stream}"
 
 
 def _streams(recipe: Recipe, schema: Schema) -> dict[str, tuple[int, int]]:
-    """Return which features of the joint frame each pooling reads, by stream name.
+    """Return the slice of the joint frame that each pooling reads, by stream name.
 
     Raises:
         RecipeError: The modality fusion does not fit the schema's modalities.
@@ -297,7 +301,7 @@ def _streams(recipe: Recipe, schema: Schema) -> dict[str, tuple[int, int]]:
 
 
 def _require_modalities(recipe: Recipe, fusion: Fusion, streams: Collection[str]) -> None:
-    """Refuse a modality fusion of another number of modalities than there are."""
+    """Refuse a modality fusion that joins another number of modalities than there are."""
     needed = fusion.num_modalities
     if recipe.fusion is not None and needed not in {None, len(streams)}:
         raise RecipeError(
@@ -308,7 +312,7 @@ def _require_modalities(recipe: Recipe, fusion: Fusion, streams: Collection[str]
 
 
 def _require_diagonals(recipe: Recipe) -> None:
-    """Refuse to leave out the diagonal of a gate that the recipe does not have."""
+    """Refuse ``remove_diagonal`` without the gating whose diagonal it removes."""
     hidden, head = recipe.hidden, recipe.head
     if hidden is not None and hidden.remove_diagonal and not _has_diagonal(hidden.gating):
         raise RecipeError(
@@ -350,7 +354,7 @@ def _gating(table: HiddenTable, momentum: float) -> Gating | None:
 
 
 def measure_recipe(recipe: Recipe, schema: Schema) -> Size:
-    """Return the size of a recipe built for a schema, without memory for its weights."""
+    """Return the size of a recipe built for a schema, without allocating its weights."""
     with torch.device("meta"):
         model = SubModel(recipe, schema)
     return Size(

@@ -1,4 +1,4 @@
-"""Tensors of a file become the weights of a model, checked one by one."""
+"""Weights of a model from the tensors of a file, each of them checked."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,20 +15,20 @@ from ensemble_kit.store.tensor_files import TensorFile, TensorSpec
 
 
 class Tensors(Protocol):
-    """Tensors by name: an open file, or what is computed from several."""
+    """Tensors by name: those of an open file, or those computed from several files."""
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
         """The type and shape of every tensor."""
 
     def tensor(self, name: str) -> Tensor:
-        """Return a tensor of the type that its spec says."""
+        """Return a tensor, in the type that its spec names."""
 
 
 def foreign_weights(
     model: ForeignModel, tensors: Tensors, *, prefix: str = "", path: Path
 ) -> dict[str, Tensor]:
-    """Return an imported model's weights in the types that its graph has them in."""
+    """Return a foreign model's weights in the types that its graph expects."""
     return {
         name: read_weight(tensors, prefix + WEIGHTS + name, shape, path=path).to(dtype)
         for name, (dtype, shape) in model.weight_specs.items()
@@ -36,7 +36,7 @@ def foreign_weights(
 
 
 def fill(model: torch.nn.Module, file: Tensors, *, prefix: str, path: Path) -> None:
-    """Give a model built on the meta device its tensors, floating ones in float32.
+    """Give a model that was built on the meta device its tensors, floating ones in float32.
 
     Raises:
         CheckpointError: A tensor is missing, has another shape, or holds NaN or infinity.
@@ -48,7 +48,7 @@ def fill(model: torch.nn.Module, file: Tensors, *, prefix: str, path: Path) -> N
 
 
 def read_weight(file: Tensors, name: str, shape: tuple[int, ...], *, path: Path) -> Tensor:
-    """Return a tensor of a file, in float32 if it is a floating one or has a scale.
+    """Return a tensor of a file, in float32 if it is floating point or has scales.
 
     Raises:
         CheckpointError: It is missing, has another shape, or holds NaN or infinity.
@@ -71,13 +71,13 @@ def _require_shape(file: Tensors, name: str, shapes: Sequence[tuple[int, ...]], 
         found = "is missing" if spec is None else f"has shape {spec.shape}"
         needed = " or ".join(map(str, shapes))
         raise CheckpointError(
-            f"{path}: tensor {name} {found}; its recipe needs {needed}.",
-            hint="Make the file again with this version of ensemble-kit.",
+            f"{path}: tensor {name} {found}; the model needs shape {needed}.",
+            hint="Write the file again with this version of ensemble-kit.",
         )
 
 
 def not_finite(path: Path, name: str) -> CheckpointError:
-    """Return the fault of a file one of whose tensors holds NaN or infinity."""
+    """Return the error for a file with NaN or infinity in a tensor."""
     return CheckpointError(
         f"{path}: tensor {name} holds NaN or infinity.",
         hint="Use a checkpoint from before the run diverged.",

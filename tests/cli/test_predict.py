@@ -160,8 +160,8 @@ def test_the_repeats_of_an_onnx_file_are_fixed(runner, forms, own_workspace):
 
     assert result.exit_code == 1
     assert result.stderr == (
-        f"Error: {forms['onnx']} draws as often as it was exported to; --repeats cannot change "
-        "it.\nLeave --repeats out, or export again with another --repeats.\n"
+        f"Error: {forms['onnx']} was exported for 2 repeats; --repeats cannot change that.\n"
+        "Leave --repeats out, or export the ensemble again with another --repeats.\n"
     )
 
 

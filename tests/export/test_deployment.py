@@ -151,8 +151,8 @@ def test_a_pooling_that_takes_repeats_one_by_one_fixes_their_number(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         load(path, repeats=3)
     assert str(caught.value) == (
-        f"{path} draws as often as it was exported to; --repeats cannot change it.\n"
-        "Leave --repeats out, or export again with another --repeats."
+        f"{path} was exported for 2 repeats; --repeats cannot change that.\n"
+        "Leave --repeats out, or export the ensemble again with another --repeats."
     )
 
 

@@ -555,8 +555,8 @@ def test_a_file_with_a_missing_weight_is_refused(rewritten):
     with pytest.raises(CheckpointError) as caught:
         load(path)
     assert str(caught.value) == (
-        f"{path}: tensor weights.fc1/b is missing; its recipe needs ({HIDDEN},).\n"
-        "Make the file again with this version of ensemble-kit."
+        f"{path}: tensor weights.fc1/b is missing; the model needs shape ({HIDDEN},).\n"
+        "Write the file again with this version of ensemble-kit."
     )
 
 

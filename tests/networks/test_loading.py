@@ -135,13 +135,13 @@ def test_weights_are_computed_with_in_float32_whatever_they_are_stored_in(path):
     [
         (
             lambda tensors: tensors.pop("hidden.bias"),
-            "tensor hidden.bias is missing; its recipe needs (6,).\n"
-            "Make the file again with this version of ensemble-kit.",
+            "tensor hidden.bias is missing; the model needs shape (6,).\n"
+            "Write the file again with this version of ensemble-kit.",
         ),
         (
             lambda tensors: tensors.update({"hidden.bias": torch.ones(2, 3)}),
-            "tensor hidden.bias has shape (2, 3); its recipe needs (6,).\n"
-            "Make the file again with this version of ensemble-kit.",
+            "tensor hidden.bias has shape (2, 3); the model needs shape (6,).\n"
+            "Write the file again with this version of ensemble-kit.",
         ),
         (
             lambda tensors: tensors["hidden.weight"][0].fill_(torch.inf),
@@ -195,8 +195,8 @@ def test_the_repeats_of_a_file_that_holds_its_draws_cannot_be_changed(exported):
         load(exported.path, repeats=exported.repeats + 1)
 
     assert str(caught.value) == (
-        f"{exported.path} draws as often as it was exported to; --repeats cannot change it.\n"
-        "Leave --repeats out, or export again with another --repeats."
+        f"{exported.path} was exported for {exported.repeats} repeats; --repeats cannot change "
+        "that.\nLeave --repeats out, or export the ensemble again with another --repeats."
     )
     assert load(exported.path, repeats=exported.repeats).repeats == exported.repeats
 
