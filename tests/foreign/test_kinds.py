@@ -5,43 +5,34 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from builders import contents_of, tiny_frames, tiny_schema
-from foreign_models import dequantised, parsed_model, run_original, sigmoid
-from onnx import TensorProto, helper, numpy_helper
+from builders import contents_of
+from foreign_kinds import (
+    CLASSES,
+    HEAD,
+    LAST_FRAME,
+    MEAN,
+    SCHEMA,
+    TRANSPOSED,
+    WIDTH,
+    batch_of,
+    classical_model,
+    originals,
+    weights,
+)
+from foreign_models import dequantised, parsed_model, sigmoid
+from onnx import numpy_helper
 
 from ensemble_kit import import_onnx
-from ensemble_kit.data.dataset import Batch
-from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import ForeignModelError
 from ensemble_kit.foreign import stage
 from ensemble_kit.foreign.conversion import convert
 from ensemble_kit.networks.loading import load
-
-WIDTH, CLASSES = 4, 3
-SCHEMA = tiny_schema(widths={"rgb": WIDTH, "audio": 2}, num_classes=CLASSES, value_type="uint8")
-HEAD = """
-   h = MatMul (pooled, w)
-   p = Sigmoid (h)
-"""
-# The mean of a video's frames, which lie in x (b, t, 4), of which n count.
-MEAN = """
-   one = Constant <value_ints = [1]> ()
-   sum = ReduceSum <keepdims = 0> (x, one)
-   counts = Cast <to = 1> (n)
-   column = Unsqueeze (counts, one)
-   pooled = Div (sum, column)
-"""
 
 
 @pytest.fixture(autouse=True)
 def _in_this_process(monkeypatch):
     """Import without a child process, which takes seconds to start; see test_limits.py."""
     monkeypatch.setattr(stage, "convert_in_child", convert)
-
-
-def weights(seed=0):
-    matrix = np.random.default_rng(seed).standard_normal((WIDTH, CLASSES))
-    return {"w": matrix.astype(np.float32)}
 
 
 @pytest.fixture
@@ -75,13 +66,6 @@ def message_of(bring):
     return message_of
 
 
-def batch_of(counts, rng, schema=SCHEMA):
-    frames, num_frames = tiny_frames(schema, counts, rng)
-    arrays = {name: values.numpy() for name, values in frames.items()}
-    ids = tuple(map(str, range(len(counts))))
-    return Batch(ids, arrays, num_frames.numpy(), LabelLists.from_lists([]))
-
-
 def assert_mean(path, rng, *, scale=1.0):
     """Compare a model of the mean of frames with NumPy, video by video."""
     batch = batch_of([3, 9, 1], rng)
@@ -89,9 +73,6 @@ def assert_mean(path, rng, *, scale=1.0):
     for row, count in enumerate(batch.num_frames):
         mean = dequantised(batch.frames["rgb"][row, :count]).mean(axis=0)
         np.testing.assert_allclose(found[row], sigmoid(scale * mean @ weights()["w"]), atol=1e-5)
-
-
-TRANSPOSED = "x = Transpose <perm = [0, 2, 1]> (xt)\n" + MEAN + HEAD
 
 
 def test_features_before_frames_are_refused_unless_it_is_said(write, bring, message_of, rng):
@@ -185,24 +166,6 @@ def test_a_table_of_positions_shorter_than_the_videos_is_refused_with_their_leng
     assert str(caught.value).endswith(
         "\nImport the model again from records with videos as long as these."
     )
-
-
-LAST_FRAME = """
-   shape = Shape <start = 1, end = 2> (x)
-   zero = Constant <value_ints = [0]> ()
-   one = Constant <value_ints = [1]> ()
-   two = Constant <value_ints = [2]> ()
-   steps = Slice (table, zero, shape, zero)
-   counts = Cast <to = 1> (n)
-   unit = Constant <value_float = 1.0> ()
-   last = Sub (counts, unit)
-   column = Unsqueeze (last, one)
-   equal = Equal (steps, column)
-   mask = Cast <to = 1> (equal)
-   mask3 = Unsqueeze (mask, two)
-   xm = Mul (x, mask3)
-   pooled = ReduceSum <keepdims = 0> (xm, one)
-"""
 
 
 def test_tables_of_whole_numbers_are_no_weights_and_never_rounded(write, bring):
@@ -414,60 +377,6 @@ def test_what_joins_the_videos_of_a_batch_is_not_blamed_on_padding(write, messag
     assert hint == ("Export the model in its evaluation mode, without operators that join videos.")
 
 
-def classical_model(path, *, has_zipmap, kind="linear"):
-    """Write what scikit-learn's and LightGBM's converters write: labels, and probabilities."""
-    if kind == "linear":
-        attributes = {
-            "classlabels_ints": list(range(CLASSES)),
-            "coefficients": weights()["w"].T.ravel().tolist(),
-            "intercepts": [0.0] * CLASSES,
-            "post_transform": "LOGISTIC",
-        }
-        node = helper.make_node(
-            "LinearClassifier", ["pooled"], ["lab", "raw"], domain="ai.onnx.ml", **attributes
-        )
-    else:  # a tree for each class: one split on its feature
-        tree = {"nodes_treeids": [], "nodes_nodeids": [], "nodes_featureids": [],
-                "nodes_values": [], "nodes_modes": [], "nodes_truenodeids": [],
-                "nodes_falsenodeids": [], "class_treeids": [], "class_nodeids": [],
-                "class_ids": [], "class_weights": []}  # fmt: skip
-        for index in range(CLASSES):
-            tree["nodes_treeids"] += [index] * 3
-            tree["nodes_nodeids"] += [0, 1, 2]
-            tree["nodes_featureids"] += [index, 0, 0]
-            tree["nodes_values"] += [0.0, 0.0, 0.0]
-            tree["nodes_modes"] += ["BRANCH_LEQ", "LEAF", "LEAF"]
-            tree["nodes_truenodeids"] += [1, 0, 0]
-            tree["nodes_falsenodeids"] += [2, 0, 0]
-            tree["class_treeids"] += [index] * 2
-            tree["class_nodeids"] += [1, 2]
-            tree["class_ids"] += [index] * 2
-            tree["class_weights"] += [-1.0, 1.0 + index]
-        node = helper.make_node(
-            "TreeEnsembleClassifier", ["pooled"], ["lab", "raw"], domain="ai.onnx.ml",
-            classlabels_int64s=list(range(CLASSES)), post_transform="LOGISTIC", **tree,
-        )  # fmt: skip
-    base = parsed_model(f"float[b, t, {WIDTH}] x, int64[b] n", MEAN, {}, 17, "float[b, 4] pooled")
-    nodes = [*base.graph.node, node]
-    label = helper.make_tensor_value_info("lab", TensorProto.INT64, ["b"])
-    probabilities = helper.make_tensor_value_info("raw", TensorProto.FLOAT, ["b", CLASSES])
-    if has_zipmap:
-        nodes.append(
-            helper.make_node(
-                "ZipMap", ["raw"], ["zm"], domain="ai.onnx.ml",
-                classlabels_int64s=list(range(CLASSES)),
-            )
-        )  # fmt: skip
-        rows = helper.make_map_type_proto(
-            TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, None)
-        )
-        probabilities = helper.make_value_info("zm", helper.make_sequence_type_proto(rows))
-    graph = helper.make_graph(nodes, "g", base.graph.input, [label, probabilities])
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
-    return path
-
-
 @pytest.mark.parametrize("has_zipmap", [True, False])
 def test_a_linear_classifier_is_a_member(has_zipmap, tmp_path, bring, message_of, rng):
     path = classical_model(tmp_path / "m.onnx", has_zipmap=has_zipmap)
@@ -496,20 +405,6 @@ def test_trees_are_a_member_whose_numbers_stay_as_they_are(tmp_path, bring, rng)
         mean = dequantised(batch.frames["rgb"][row, :count]).mean(axis=0)
         leaves = np.where(mean[:CLASSES] <= 0, -1.0, 1.0 + np.arange(CLASSES))
         np.testing.assert_allclose(found[row], sigmoid(leaves), atol=1e-5)
-
-
-def originals(path, batch):
-    """Return what the original says of each video alone."""
-    return [
-        run_original(
-            path,
-            {
-                "x": dequantised(batch.frames["rgb"][[row], :count]),
-                "n": np.array([count], np.int64),
-            },
-        )[0]
-        for row, count in enumerate(batch.num_frames)
-    ]
 
 
 def test_the_scales_of_a_quantised_graph_stay_exact(write, bring, rng):

@@ -1,0 +1,100 @@
+"""Foreign members of several kinds in one fused file and one ONNX file."""
+
+import numpy as np
+import pytest
+import torch
+from foreign_kinds import (
+    HEAD,
+    LAST_FRAME,
+    SCHEMA,
+    TRANSPOSED,
+    WIDTH,
+    classical_model,
+    weights,
+)
+from foreign_models import dequantised, parsed_model, sigmoid
+from workspace_fixture import write_selection_of
+
+from ensemble_kit import export_onnx, fuse, import_onnx
+from ensemble_kit.errors import ProviderError
+from ensemble_kit.foreign import stage
+from ensemble_kit.foreign.conversion import convert
+from ensemble_kit.runtime import OnnxEnsemble
+from ensemble_kit.verification import verify
+
+COEFFICIENTS = {"classical": 0.5, "last": 0.25, "transposed": 0.25}
+
+
+def exact():
+    """Return weights that bfloat16 holds exactly."""
+    return {"w": torch.from_numpy(weights()["w"]).bfloat16().float().numpy()}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    inputs = f"float[b, t, {WIDTH}] x, int64[b] n"
+    table = {"table": np.arange(300, dtype=np.float32)}
+    models = {
+        "last": parsed_model(inputs, LAST_FRAME + HEAD, exact() | table, 17, "float[b, 3] p"),
+        "transposed": parsed_model(
+            f"float[b, {WIDTH}, t] xt, int64[b] n", TRANSPOSED, exact(), 17, "float[b, 3] p"
+        ),
+    }
+    classical_model(folder / "classical.onnx", has_zipmap=True)
+    options = {"classical": {"probabilities": "zm"}, "last": {}, "transposed": {}}
+    files = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "convert_in_child", convert)
+        for name, chosen in options.items():
+            path = folder / f"{name}.onnx"
+            if name in models:
+                path.write_bytes(models[name].SerializeToString())
+            files[name] = import_onnx(
+                path,
+                folder / f"{name}.safetensors",
+                schema=SCHEMA,
+                name=name,
+                inputs={"rgb": "xt:channels-first" if name == "transposed" else "x"},
+                num_frames="n",
+                **chosen,
+            ).path
+    write_selection_of(folder / "selection.json", files, COEFFICIENTS)
+    fuse(folder / "selection.json", folder / "fused.safetensors", dtype="bf16")
+    export_onnx(folder / "fused.safetensors", folder / "ensemble.onnx")
+    return folder / "ensemble.onnx"
+
+
+def expected_of(frames):
+    """Return what all members together say of one video, ``(T, 4)``."""
+    of_mean, of_last = (
+        [sigmoid(row @ matrix) for matrix in (weights()["w"], exact()["w"])]
+        for row in (frames.mean(axis=0), frames[-1])
+    )
+    return 0.5 * of_mean[0] + 0.25 * of_mean[1] + 0.25 * of_last[1]
+
+
+def test_the_exported_file_computes_what_the_originals_do(exported):
+    random = np.random.default_rng(3)
+    counts = np.array([300, 257, 1, 9])  # 257 is a whole number that bfloat16 does not hold
+    stored = {
+        name: random.integers(0, 256, (4, 300, width)).astype(np.uint8)
+        for name, width in SCHEMA.widths.items()
+    }
+
+    found = OnnxEnsemble(exported).run(stored, counts).probabilities
+
+    for row, count in enumerate(counts):
+        frames = dequantised(stored["rgb"][row, :count])
+        np.testing.assert_allclose(found[row], expected_of(frames), atol=1e-5)
+    claims = {claim.name: claim.verdict for claim in verify(exported)}
+    assert claims["parity"] == claims["content"] == "holds"
+
+
+def test_a_video_longer_than_a_members_table_is_an_error(exported):
+    stored = {name: np.zeros((1, 301, width), np.uint8) for name, width in SCHEMA.widths.items()}
+
+    with pytest.raises(ProviderError) as caught:
+        OnnxEnsemble(exported).run(stored, np.array([301]))
+
+    assert str(caught.value).startswith(f"ONNX Runtime cannot run {exported} on 1 videos: ")
