@@ -16,8 +16,9 @@ from ensemble_kit.foreign.onnx_source import Foreign
 from ensemble_kit.layers.frame_preparation import prepare_frames
 from ensemble_kit.networks.ensemble import example_frames
 from ensemble_kit.networks.foreign import ForeignModel, opset_of
-from ensemble_kit.networks.foreign_session import count, run_foreign
+from ensemble_kit.networks.foreign_session import run_foreign
 from ensemble_kit.serving.opening import open_session
+from ensemble_kit.wording import counted
 
 TOLERANCE = 1e-5  # float32 in another order of sums, over thousands of terms
 PADDING_TOLERANCE = 1e-4  # a graph that reads padding is further off than any order of sums
@@ -71,8 +72,8 @@ def _compare(model: ForeignModel, original: "_Original", videos: int, length: in
             opset = opset_of(model.graph)
             raise ForeignModelError(
                 f"{original.path}: in opset {opset}, its probabilities differ by {difference:.2g} "
-                f"from those of the file on {count(videos, 'video')} of {count(length, 'frame')}; "
-                f"the tolerance is {TOLERANCE:.0e}.",
+                f"from those of the file on {counted(videos, 'video')} of "
+                f"{counted(length, 'frame')}; the tolerance is {TOLERANCE:.0e}.",
                 hint=f"Export the model again in opset {opset}.",
             )
         change = _change_alone(model, frames, num_frames, found)
@@ -169,8 +170,8 @@ class _Original:
         if found != shape:
             raise ForeignModelError(
                 f"{self.path}: its output {self.output} has shape {found} for "
-                f"{count(videos, 'video')} of {count(length, 'frame')} and {classes} classes; it "
-                f"should have shape {shape}.",
+                f"{counted(videos, 'video')} of {counted(length, 'frame')} and {classes} classes; "
+                f"it should have shape {shape}.",
                 hint="Name the right output with --probabilities, or the right records.",
             )
         low, high = float(probabilities.min()), float(probabilities.max())

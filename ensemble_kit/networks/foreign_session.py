@@ -12,6 +12,7 @@ from torch import Tensor
 from ensemble_kit.errors import ForeignModelError
 from ensemble_kit.serving.opening import open_session
 from ensemble_kit.store.dtypes import BY_ONNX
+from ensemble_kit.wording import counted
 
 MAX_REASON = 500  # characters of ONNX Runtime's message that are worth reading
 
@@ -84,15 +85,10 @@ def run_foreign(
         videos, frames = size
         reason = " ".join(str(error).split()).rstrip(".")[:MAX_REASON]
         raise ForeignModelError(
-            f"{name}: ONNX Runtime cannot run it on {count(videos, 'video')} of "
-            f"{count(frames, 'frame')}: {reason}.",
+            f"{name}: ONNX Runtime cannot run it on {counted(videos, 'video')} of "
+            f"{counted(frames, 'frame')}: {reason}.",
             hint=hint,
         ) from error
-
-
-def count(number: int, noun: str) -> str:
-    """Return a number with its noun: ``1 video``, ``2 videos``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _held_elsewhere(value: onnx.ValueInfoProto) -> TensorProto:

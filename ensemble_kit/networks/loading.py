@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from ensemble_kit.data.dataset import Batch, Records
 from ensemble_kit.data.schema import Schema, check_fits
-from ensemble_kit.errors import CheckpointError
+from ensemble_kit.errors import CheckpointError, ForeignModelError
 from ensemble_kit.metrics import Metrics
 from ensemble_kit.networks.ensemble import FusedEnsemble, module_name
 from ensemble_kit.networks.foreign import GRAPH, ForeignModel
@@ -212,12 +212,18 @@ def empty_foreign(
     graph = onnx.ModelProto()
     try:
         graph.ParseFromString(file.array(prefix + GRAPH).tobytes())
-    except (SafetensorError, DecodeError) as error:
+        model = ForeignModel(graph, mapping, schema, name=name)
+        is_whole = [each.name for each in mapping.inputs] == [each.name for each in model.inputs]
+        is_whole = is_whole and len(graph.graph.output) == 1
+    except (SafetensorError, DecodeError, UnicodeDecodeError, ValueError, ForeignModelError):
+        is_whole = False
+    if not is_whole:
         raise CheckpointError(
-            f"{file.path}: tensor {prefix + GRAPH} is missing or holds no ONNX graph.",
+            f"{file.path}: tensor {prefix + GRAPH} is missing, or is not the ONNX graph of the "
+            "metadata.",
             hint="Import the model again from its ONNX file.",
-        ) from error
-    return ForeignModel(graph, mapping, schema, name=name)
+        )
+    return model
 
 
 def member_prefix(name: str) -> str:

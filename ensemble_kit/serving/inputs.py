@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ensemble_kit.draws import draws_name
 from ensemble_kit.errors import ProviderError
+from ensemble_kit.wording import counted
 
 NUM_FRAMES = "num_frames"
 DRAWS = draws_name("")  # the prefix of the inputs that are draws
@@ -58,8 +59,8 @@ def checked_feed(
         sizes = sizes or values.shape[:2]
         if values.shape[:2] != sizes:
             raise ValueError(
-                f"frames[{name!r}] holds {values.shape[0]} videos of {values.shape[1]} frames, "
-                f"but another modality {sizes[0]} of {sizes[1]}"
+                f"frames[{name!r}] has {values.shape[0]} videos of {values.shape[1]} frames, "
+                f"but another modality has {sizes[0]} of {sizes[1]}"
             )
     assert sizes is not None
     counts = _checked_counts(num_frames, *sizes)
@@ -87,7 +88,7 @@ def run_session(
         found: list[Any] = session.run(list(outputs), dict(feed))
     except Exception as error:  # ONNX Runtime's exceptions have no common class
         raise ProviderError(
-            f"ONNX Runtime cannot run {name} on {len(feed[NUM_FRAMES])} videos: "
+            f"ONNX Runtime cannot run {name} on {counted(len(feed[NUM_FRAMES]), 'video')}: "
             f"{' '.join(str(error).split()).rstrip('.')}.",
             hint="Tag fewer videos at a time, and none longer than the records that its members "
             "were trained or imported with.",
@@ -115,7 +116,8 @@ def _checked_counts(num_frames: Array, videos: int, length: int) -> NDArray[np.i
         raise ValueError(f"num_frames is {counts.dtype}; it must be integers")
     if counts.shape != (videos,):
         raise ValueError(
-            f"num_frames has shape {counts.shape}; for {videos} videos it must be ({videos},)"
+            f"num_frames has shape {counts.shape}; for {counted(videos, 'video')} it must be "
+            f"({videos},)"
         )
     wrong = np.flatnonzero((counts < 0) | (counts > length))
     if wrong.size:
@@ -147,7 +149,7 @@ def _checked_draws(name: str, values: Array, port: onnxruntime.NodeArg, videos: 
     what = f"draws[{name.removeprefix(DRAWS)!r}]"
     _check_port(what, draws, port)
     if draws.shape[0] != videos:
-        raise ValueError(f"{what} is for {draws.shape[0]} videos; there are {videos}")
+        raise ValueError(f"{what} is for {counted(draws.shape[0], 'video')}; there are {videos}")
     if draws.shape[1] < 1:
         raise ValueError(f"{what} holds 0 repeats; at least 1 is needed")
     if not bool(((draws >= 0) & (draws < 1)).all()):

@@ -97,4 +97,4 @@ def test_a_video_longer_than_a_members_table_is_an_error(exported):
     with pytest.raises(ProviderError) as caught:
         OnnxEnsemble(exported).run(stored, np.array([301]))
 
-    assert str(caught.value).startswith(f"ONNX Runtime cannot run {exported} on 1 videos: ")
+    assert str(caught.value).startswith(f"ONNX Runtime cannot run {exported} on 1 video: ")

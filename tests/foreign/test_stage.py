@@ -532,7 +532,28 @@ def rewritten(tmp_path):
     return rewrite
 
 
-@pytest.mark.parametrize("graph", [None, b"no graph"])
+def other_graph(**changes):
+    model = foreign_model(opset=11)
+    for name, value in changes.items():
+        getattr(model.graph, name).append(value)
+    return model.SerializeToString()
+
+
+NAMELESS_TYPE = helper.make_tensor_value_info("x", 99, ["b"])
+SECOND_OUTPUT = helper.make_tensor_value_info("h3", TensorProto.FLOAT, ["b", HIDDEN])
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        None,
+        b"no graph",
+        b"",
+        other_graph(input=NAMELESS_TYPE),
+        other_graph(output=SECOND_OUTPUT),
+    ],
+    ids=["missing", "garbage", "empty", "unknown type", "two outputs"],
+)
 def test_a_file_with_a_damaged_graph_is_refused(graph, rewritten):
     def change(tensors):
         del tensors["graph"]
@@ -544,7 +565,7 @@ def test_a_file_with_a_damaged_graph_is_refused(graph, rewritten):
     with pytest.raises(CheckpointError) as caught:
         load(path)
     assert str(caught.value) == (
-        f"{path}: tensor graph is missing or holds no ONNX graph.\n"
+        f"{path}: tensor graph is missing, or is not the ONNX graph of the metadata.\n"
         "Import the model again from its ONNX file."
     )
 

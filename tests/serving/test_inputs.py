@@ -74,7 +74,7 @@ def poisoned(value):
         ),
         (
             {"text": np.zeros((2, 4, 2), np.float32)},
-            "frames['text'] holds 2 videos of 4 frames, but another modality 2 of 5",
+            "frames['text'] has 2 videos of 4 frames, but another modality has 2 of 5",
         ),
         ({"counts": (5,)}, "num_frames has shape (1,); for 2 videos it must be (2,)"),
         ({"counts": np.array(5)}, "num_frames has shape (); for 2 videos it must be (2,)"),
@@ -102,7 +102,7 @@ def poisoned(value):
         ),
         (
             {"draws": {"draws_a": np.zeros((1, 1, 3), np.float32)}},
-            "draws['a'] is for 1 videos; there are 2",
+            "draws['a'] is for 1 video; there are 2",
         ),
         (
             {"draws": {"draws_a": np.zeros((2, 0, 3), np.float32)}},
