@@ -1,6 +1,7 @@
 """Fixtures that every test may ask for."""
 
 import os
+import secrets
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,24 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each: as many workers as c
 # would all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add how many damaged files ``tests/fuzz`` reads, and which."""
+    group = parser.getgroup("fuzz", "damaged files")
+    group.addoption("--fuzz", type=int, metavar="N", help="Read N of each kind.")
+    group.addoption("--fuzz-seed", type=int, metavar="SEED", help="Whatever is damaged, and how.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Draw a seed where more files are asked for; the suite's own are the same each time."""
+    if config.option.fuzz_seed is None:
+        config.option.fuzz_seed = secrets.randbelow(2**32) if config.option.fuzz else 0
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Say which seed was drawn."""
+    return f"--fuzz-seed {config.option.fuzz_seed}" if config.option.fuzz else None
 
 
 @pytest.fixture

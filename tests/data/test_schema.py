@@ -179,7 +179,7 @@ def test_a_schema_of_other_bytes_than_text_is_an_error(path):
     with pytest.raises(RecordError) as error:
         read_schema(path)
 
-    assert str(error.value) == f"{path} is not text in UTF-8.\nName a schema TOML that exists."
+    assert str(error.value) == f"{path} is not text in UTF-8.\nSave the file as UTF-8."
 
 
 def test_label_names_come_by_index_from_the_last_column(tmp_path):
