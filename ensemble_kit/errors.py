@@ -1,4 +1,4 @@
-"""The errors that a user can fix. This module imports nothing of the kit.
+"""The errors that a user can fix, and how a message quotes a value that a file holds.
 
 EnsembleKitError
 ├── InputError         a file that was named and is not there
@@ -20,9 +20,36 @@ EnsembleKitError
 
 from typing import Any
 
+from ensemble_kit.wording import printable
+
+LONGEST_MESSAGE, LONGEST_VALUE = 2_000, 80  # characters; a file can hold a name of megabytes
+
+
+def shown(value: object) -> str:
+    """Return a value of a file as messages quote it: as Python writes it, cut after 80 characters.
+
+    Python itself refuses to write a number of more than 4,300 digits, or lists within lists
+    without an end.
+    """
+    try:
+        text = repr(value[: LONGEST_VALUE + 1] if isinstance(value, str | bytes) else value)
+    except (ValueError, RecursionError):
+        return f"a value too long to show ({type(value).__name__})"
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
+
+
+def _presentable(text: str) -> str:
+    """Return a message that neither steers a terminal nor fills it."""
+    if len(text) > LONGEST_MESSAGE:
+        text = f"{text[: LONGEST_MESSAGE - 200]} [...] {text[-200:]}"
+    return printable(text)
+
 
 class EnsembleKitError(Exception):
     """An error that the user can fix; ``hint`` is required and says how.
+
+    Both come to hold names and values from files that anybody may have made, so what is not
+    printable is shown as its escape, and what is too long is cut.
 
     Args:
         problem: What is wrong: the file, the key, the value, what was expected.
@@ -30,9 +57,9 @@ class EnsembleKitError(Exception):
     """
 
     def __init__(self, problem: str, *, hint: str) -> None:
-        super().__init__(f"{problem}\n{hint}")
-        self.problem = problem
-        self.hint = hint
+        self.problem = _presentable(problem)
+        self.hint = _presentable(hint)
+        super().__init__(f"{self.problem}\n{self.hint}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let an error cross from one process to another whole; by default its hint is lost."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ensemble_kit.errors import OutputError, SizeLimitError
+from ensemble_kit.errors import InputError, OutputError, SizeLimitError
 
 UNITS = {
     "": 1, "B": 1,
@@ -75,9 +75,18 @@ def _umask() -> int:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the SHA-256 of a file as 64 hexadecimal digits.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read: {error.strerror}.", hint="Name a file that you may read."
+        ) from error
 
 
 def parse_size(text: str) -> int:

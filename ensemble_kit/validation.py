@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-LONGEST_VALUE = 80  # characters of a refused value that a message shows
+from ensemble_kit.errors import shown
 
 
 class Complaint(NamedTuple):
@@ -56,19 +56,14 @@ def _complaint(detail: Any, model: type[BaseModel], owner: str) -> Complaint:
     if kind == "union_tag_invalid":
         expected = [tag.strip("'") for tag in detail["ctx"]["expected_tags"].split(", ")]
         name = value["name"] if isinstance(value, dict) else detail["ctx"]["tag"]
-        problem = f"{place} has name {_shown(name)}{near(str(name), expected)}"
+        problem = f"{place} has name {shown(name)}{near(str(name), expected)}"
         return Complaint(problem, f"Name one of: {', '.join(expected)}.")
     is_table = kind in {"model_type", "model_attributes_type"}
     wanted = "Input should be a table" if is_table else detail["msg"].removeprefix("Value error, ")
     if not place:
         return Complaint(wanted, "Correct the file.")
     hint = f"Give {place} a value of the right type and range."
-    return Complaint(f"{place} is {_shown(value)}: {wanted}", hint)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
+    return Complaint(f"{place} is {shown(value)}: {wanted}", hint)
 
 
 def _rank(detail: Any) -> int:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from os.path import normpath
+from os.path import isfile, normpath
 from pathlib import Path
 from typing import Literal
 
@@ -136,7 +136,7 @@ def _content(path: Path, record: OnnxMetadata) -> Claim:
 
 def _hash_beside(path: Path, beside: FileMetadata) -> str:
     other = path.with_name(Path(beside.path).name)  # of a name in its own folder only
-    return sha256_of(other) if other.is_file() else ""
+    return sha256_of(other) if isfile(other) else ""
 
 
 def _bytes(files: Sequence[Path], max_size: int) -> Claim:
@@ -185,7 +185,7 @@ def _parents(path: Path, record: FusedMetadata) -> Claim:
     missing = []
     for parent in parents:
         found = _parent(path, parent)
-        if not found.is_file():
+        if not isfile(found):
             missing.append(parent.path)
         elif sha256_of(found) != parent.sha256:
             return Claim("parents", "fails", f"{parent.path} has another SHA-256 than is named")
@@ -205,7 +205,7 @@ def _fused_parity(file: TensorFile, record: FusedMetadata) -> Claim:
         members = []
         for member in record.members:
             path = _parent(file.path, member.checkpoint)
-            if not path.is_file() or sha256_of(path) != member.checkpoint.sha256:
+            if not isfile(path) or sha256_of(path) != member.checkpoint.sha256:
                 finding = f"{member.checkpoint.path} is not there as it was fused"
                 return Claim("parity", "not checked", finding)
             checkpoint = stack.enter_context(open_tensors(path))

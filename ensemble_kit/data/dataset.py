@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from itertools import chain, count, islice
+from os.path import isfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -291,7 +292,7 @@ class Records:
 
     def _resolve_schema(self) -> Schema:
         for folder in (self.paths[0].parent, self.paths[0].parent.parent):
-            if (folder / "schema.toml").is_file():
+            if isfile(folder / "schema.toml"):
                 return read_schema(folder / "schema.toml")
         for path in self.paths:
             for number, record in numbered_records(

@@ -64,7 +64,7 @@ def find_schema(record: bytes | memoryview, *, path: Path, number: int = 1) -> S
             keys = {key.encode() for _, key in kind.modalities}
             if keys <= streams.keys() and kind.id_key.encode() in found[0]:
                 return _schema_of(kind, streams)
-    except (DecodeError, IndexError) as error:
+    except (DecodeError, IndexError, ValueError) as error:  # ValueError: features of no width
         raise RecordError(
             f"{path}, record {number}: it holds no frame that its schema could be told from.",
             hint=WRITE_A_SCHEMA,

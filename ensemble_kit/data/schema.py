@@ -7,21 +7,31 @@ import csv
 import hashlib
 import io
 import json
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from ensemble_kit.choices import InputType, Level
-from ensemble_kit.errors import PredictionsError, RecordError
+from ensemble_kit.errors import PredictionsError, RecordError, shown
 from ensemble_kit.files import written_aside
+from ensemble_kit.texts import parse_toml, read_text
 from ensemble_kit.validation import complaints
 from ensemble_kit.wording import counted
 
 MAX_FRAMES = 300  # what the starter code of YouTube-8M reads of a video
+# Beyond every data set, and small enough that a mistyped number fills no memory.
+MAX_CLASSES, MAX_WIDTH = 1_000_000, 1_000_000
+MAX_DIGITS = 18  # of a class index: Python reads no number of more than 4,300
 MODALITY_NAME = r"^[a-z][a-z0-9_]*$"
 DIFFERENCE_HINTS: Mapping[str, str] = MappingProxyType(
     {
@@ -82,6 +92,17 @@ class Vocabulary(NamedTuple):
         return None
 
 
+def _all_text(names: Any) -> Any:
+    """Raise ``ValueError`` at the first name that is none: pydantic would complain of each."""
+    for index, name in enumerate(names if isinstance(names, list | tuple) else ()):
+        if not isinstance(name, str):
+            raise ValueError(f"name {index} is {shown(name)}, expected text")
+    return tuple(names) if isinstance(names, list) else names
+
+
+Names: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_all_text)]
+
+
 class Modality(BaseModel):
     """One stream of features.
 
@@ -96,7 +117,7 @@ class Modality(BaseModel):
 
     name: Annotated[str, Field(pattern=MODALITY_NAME)]
     key: Annotated[str, Field(min_length=1)]
-    width: Annotated[int, Field(ge=1)]
+    width: Annotated[int, Field(ge=1, le=MAX_WIDTH)]
     value_type: InputType
 
 
@@ -120,9 +141,9 @@ class Schema(BaseModel):
     modalities: Annotated[tuple[Modality, ...], Field(min_length=1, strict=False)]
     id_key: str
     labels_key: str
-    num_classes: Annotated[int, Field(ge=1)]
-    max_frames: Annotated[int, Field(ge=1)] = MAX_FRAMES
-    label_names: Annotated[tuple[str, ...] | None, Field(strict=False)] = None
+    num_classes: Annotated[int, Field(ge=1, le=MAX_CLASSES)]
+    max_frames: Annotated[int, Field(ge=1, le=1_000_000)] = MAX_FRAMES
+    label_names: Annotated[Names | None, Field(strict=False)] = None
 
     @model_validator(mode="after")
     def _agrees(self) -> "Schema":
@@ -199,10 +220,10 @@ def read_schema(path: Path) -> Schema:
         RecordError: The file is missing or is no TOML, a key is unknown or missing, a value is not
             what the schema asks for, or the label names cannot be read.
     """
-    text = _read_text(path, hint="Name a schema TOML that exists.")
+    text = read_text(path, RecordError, hint="Name a schema TOML that exists.")
     try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        values = parse_toml(text)
+    except ValueError as error:
         raise RecordError(f"{path} is not TOML: {error}.", hint="Correct the file.") from error
     names_file = values.get("label_names")
     if isinstance(names_file, str):
@@ -261,15 +282,15 @@ def read_label_names(path: Path, num_classes: int) -> tuple[str, ...]:
     Raises:
         RecordError: The file is missing, a row has no index of its own, or a class has no row.
     """
-    text = _read_text(path, hint="Name a CSV file of classes that exists.")
-    reader = csv.reader(io.StringIO(text, newline=""))
-    width = max(2, len(next(reader, ())))
+    text = read_text(path, RecordError, hint="Name a CSV file of classes that exists.")
+    rows = _rows(path, text)
+    width = max(2, len(next(rows, (0, ()))[1]))
     names: dict[int, str] = {}
-    for row in filter(None, reader):
-        index = int(row[0]) if row[0].isdecimal() else -1
+    for number, row in rows:
+        index = int(row[0]) if row[0].isdecimal() and len(row[0]) <= MAX_DIGITS else -1
         if len(row) < width or not 0 <= index < num_classes or index in names:
             raise RecordError(
-                f"{path}, line {reader.line_num}: found {','.join(row)!r}, expected an index from "
+                f"{path}, line {number}: found {shown(','.join(row))}, expected an index from "
                 f"0 to {num_classes - 1} that no line above has, and a name.",
                 hint="Write each class once under one header: its index first, its name last.",
             )
@@ -283,13 +304,17 @@ def read_label_names(path: Path, num_classes: int) -> tuple[str, ...]:
     return tuple(names[index] for index in range(num_classes))
 
 
-def _read_text(path: Path, *, hint: str) -> str:
+def _rows(path: Path, text: str) -> Iterator[tuple[int, Sequence[str]]]:
+    """Yield the rows of a CSV file that are not empty, and the lines that they end on."""
+    reader = csv.reader(io.StringIO(text, newline=""))
     try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RecordError(f"{path} cannot be read: {error.strerror}.", hint=hint) from error
-    except UnicodeDecodeError as error:
-        raise RecordError(f"{path} is not text in UTF-8.", hint=hint) from error
+        for row in reader:
+            if row:
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise RecordError(
+            f"{path}, line {reader.line_num}: {error}.", hint="Correct the quotes of that line."
+        ) from error
 
 
 def _toml(value: Any) -> str:

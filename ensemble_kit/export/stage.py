@@ -4,6 +4,7 @@ import glob
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 
 import onnx
@@ -138,7 +139,7 @@ def _selection_of(fused: Path, record: FusedMetadata) -> SelectionMetadata | Non
     if record.selection is None:
         return None
     path = fused.parent / record.selection.path
-    if not path.is_file() or sha256_of(path) != record.selection.sha256:
+    if not isfile(path) or sha256_of(path) != record.selection.sha256:
         return None
     return read_selection(path)
 

@@ -1,9 +1,11 @@
 """Fuse: the members of a selection into one file, in the type they will be shipped in."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from os.path import isfile
 from pathlib import Path
 
 import torch
@@ -12,7 +14,7 @@ from ensemble_kit._version import __version__
 from ensemble_kit.choices import DTYPE, MAX_GAP_LOSS, MAX_SIZE, Dtype
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import Schema, check_fits
-from ensemble_kit.errors import FusionError
+from ensemble_kit.errors import FusionError, shown
 from ensemble_kit.files import refuse_overwrite, sha256_of, written_aside
 from ensemble_kit.fusion.gap_loss import Forms, Loss, loss_on
 from ensemble_kit.fusion.weights import FusedWeights, Member, RoundedTensors
@@ -33,6 +35,7 @@ from ensemble_kit.store.provenance import (
 from ensemble_kit.store.selection_file import SelectionMetadata, read_selection
 from ensemble_kit.store.size_limit import refuse_size
 from ensemble_kit.store.tensor_files import TensorFile, open_tensors, stream_tensors
+from ensemble_kit.store.workspace import RUN_NAME
 
 TOLERANCE = 1e-6  # float32 sums of the same numbers in the same order; 8 eps of a probability
 FUSIBLE = ("checkpoint", "foreign")
@@ -150,8 +153,13 @@ def _open_members(
                 "imported models can be fused.",
                 hint="Select again without it.",
             )
+        if not re.fullmatch(RUN_NAME, member.name):
+            raise FusionError(
+                f"{selection}: {shown(member.name)} cannot name a member of a graph.",
+                hint="Make the selection again with `ensemble-kit select`.",
+            )
         path = selection.parent / member.model.file.path
-        if not path.is_file():
+        if not isfile(path):
             raise FusionError(
                 f"{selection}: the checkpoint of member {member.name}, {path}, does not exist.",
                 hint="Put it back, or predict and select again.",

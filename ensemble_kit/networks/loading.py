@@ -5,6 +5,7 @@ result turns a batch of records into probabilities.
 """
 
 from collections.abc import Callable
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +233,7 @@ def member_prefix(name: str) -> str:
 
 
 def _load_onnx(path: Path, repeats: int | None, device: str) -> LoadedModel:
-    if not path.is_file():
+    if not isfile(path):
         raise CheckpointError(f"{path} does not exist.", hint="Name a file that exists.")
     onnx_model = OnnxModel(path, repeats=repeats, device=device)
     schema, repeats = onnx_model.schema, onnx_model.repeats

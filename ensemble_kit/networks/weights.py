@@ -39,11 +39,18 @@ def fill(model: torch.nn.Module, file: Tensors, *, prefix: str, path: Path) -> N
     """Give a model that was built on the meta device its tensors, floating ones in float32.
 
     Raises:
-        CheckpointError: A tensor is missing, has another shape, or holds NaN or infinity.
+        CheckpointError: A tensor is missing, has another shape or type, or holds NaN or infinity.
     """
     state: dict[str, Tensor] = {}
     for name, empty in model.state_dict().items():
         state[name] = read_weight(file, prefix + name, tuple(empty.shape), path=path)
+        if state[name].dtype != empty.dtype:
+            wanted = str(empty.dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{path}: tensor {prefix + name} holds {file.specs[prefix + name].dtype}; its "
+                f"recipe needs numbers that are read as {wanted}.",
+                hint="Make the file again with this version of ensemble-kit.",
+            )
     model.load_state_dict(state, assign=True)
 
 
@@ -56,7 +63,8 @@ def read_weight(file: Tensors, name: str, shape: tuple[int, ...], *, path: Path)
     _require_shape(file, name, [shape], path)
     tensor, scale = file.tensor(name), None
     if name + SCALE in file.specs:
-        _require_shape(file, name + SCALE, [(shape[0], 1), (1, shape[-1])], path)
+        scales = [(shape[0], 1), (1, shape[-1])] if len(shape) == 2 else []
+        _require_shape(file, name + SCALE, scales, path)
         scale = file.tensor(name + SCALE)
     if scale is not None or file.specs[name].dtype in FLOATING:
         tensor = Stored(tensor, scale).restored()
@@ -69,7 +77,7 @@ def _require_shape(file: Tensors, name: str, shapes: Sequence[tuple[int, ...]], 
     spec = file.specs.get(name)
     if spec is None or spec.shape not in shapes:
         found = "is missing" if spec is None else f"has shape {spec.shape}"
-        needed = " or ".join(map(str, shapes))
+        needed = " or ".join(map(str, shapes)) or "none"
         raise CheckpointError(
             f"{path}: tensor {name} {found}; the model needs shape {needed}.",
             hint="Write the file again with this version of ensemble-kit.",

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from os.path import isfile
 from pathlib import Path
 
 import numpy as np
@@ -248,7 +249,7 @@ def _refuse_changed_models(opened: Sequence[Predictions]) -> None:
         if model is None:
             continue
         path = predictions.path.parent / model.file.path
-        if path.is_file() and sha256_of(path) != model.file.sha256:
+        if isfile(path) and sha256_of(path) != model.file.sha256:
             raise SelectionError(
                 f"{path} has changed since it predicted {predictions.path}.",
                 hint=f"Predict again with `ensemble-kit predict {path} DATA -o "

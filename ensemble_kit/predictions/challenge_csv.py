@@ -20,13 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_kit.data.labels import LabelLists
-from ensemble_kit.errors import PredictionsError
+from ensemble_kit.data.schema import MAX_CLASSES
+from ensemble_kit.errors import PredictionsError, shown
 
 PREDICTIONS_HEADER = "VideoId,LabelConfidencePairs"
 PREDICTIONS_HEADERS = (PREDICTIONS_HEADER, "VideoID,LabelConfidencePairs", "Id,Labels")
 LABELS_HEADER = "VideoId,Labels"
-MAX_CLASSES = 1_000_000  # where no count is known: so that a mistyped class is not a huge matrix
-LONGEST_SHOWN = 80  # characters of what is wrong that a message repeats
 
 
 class Pairs(NamedTuple):
@@ -112,7 +111,7 @@ def _lines(path: Path, headers: Sequence[str]) -> Iterator[tuple[str, str, str]]
                 video, text = _fields(line.rstrip("\n"), where, headers[0])
                 if line_of.setdefault(video, number) != number:
                     raise PredictionsError(
-                        f"{where}: video {_shown(video)} is on line {line_of[video]} already.",
+                        f"{where}: video {shown(video)} is on line {line_of[video]} already.",
                         hint="Keep one line for each video.",
                     )
                 yield where, video, text
@@ -132,7 +131,7 @@ def _lines(path: Path, headers: Sequence[str]) -> Iterator[tuple[str, str, str]]
 
 def _check_header(header: str, headers: Sequence[str], path: Path) -> None:
     if header not in headers:
-        first = f"the first line is {_shown(header)}" if header else "there is no header"
+        first = f"the first line is {shown(header)}" if header else "there is no header"
         raise PredictionsError(
             f"{path}: {first}, expected {headers[0]!r}.",
             hint=f"Name a file in the challenge's format, with the header {headers[0]}.",
@@ -150,7 +149,7 @@ def _fields(line: str, where: str, header: str) -> tuple[str, str]:
         video, comma, text = line.partition(",")
         if not comma:
             raise PredictionsError(
-                f"{where}: there is no comma in {_shown(video)}.",
+                f"{where}: there is no comma in {shown(video)}.",
                 hint=f"Write one line for each video: {header}.",
             )
         return video, text
@@ -179,8 +178,7 @@ def _add_classes(
         is_number = token.isascii() and token.isdecimal() and len(token) < 19
         if not is_number or int(token) >= limit:
             raise PredictionsError(
-                f"{where}: {_shown(token)} is not a class, expected a number from 0 to "
-                f"{limit - 1}.",
+                f"{where}: {shown(token)} is not a class, expected a number from 0 to {limit - 1}.",
                 hint="Number the classes from 0, as the records' labels do.",
             )
         classes.append(int(token))
@@ -199,19 +197,15 @@ def _confidence(token: str, where: str) -> float:
         confidence = -1.0
     if confidence != confidence:
         raise PredictionsError(
-            f"{where}: a confidence is not a number ({_shown(token)}).",
+            f"{where}: a confidence is not a number ({shown(token)}).",
             hint="Predict again with a model whose weights and features are finite.",
         )
     if not 0 <= confidence <= 1:
         raise PredictionsError(
-            f"{where}: {_shown(token)} is not a confidence, expected a number from 0 to 1.",
+            f"{where}: {shown(token)} is not a confidence, expected a number from 0 to 1.",
             hint="Write probabilities, not logits or percentages.",
         )
     return confidence
-
-
-def _shown(text: str) -> str:
-    return repr(text[:LONGEST_SHOWN])
 
 
 def _int64(values: "array[int]") -> NDArray[np.int64]:

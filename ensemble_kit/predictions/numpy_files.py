@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Mapping
 from math import prod
 from os import SEEK_CUR, SEEK_END
+from os.path import isfile
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -109,7 +110,7 @@ def _read_npy(path: Path) -> Arrays:
 
 
 def _read_ids(path: Path, matrix_path: Path) -> tuple[str, ...]:
-    if not path.is_file():
+    if not isfile(path):
         raise PredictionsError(
             f"{matrix_path}: there are no video ids, expected {path.name} beside it.",
             hint="Write them there, one on each line, in the order of the rows.",
@@ -255,7 +256,7 @@ def _texts(array: NDArray[Any], name: str, path: Path) -> tuple[str, ...]:
 
 
 def _refuse_matrix(header: _Header, path: Path) -> None:
-    if len(header.shape) != 2 or header.dtype.name not in FLOATS:
+    if len(header.shape) != 2 or not header.shape[1] or header.dtype.name not in FLOATS:
         raise PredictionsError(
             f"{path}: the probabilities are {header.dtype} of shape {header.shape}, expected "
             "float16, float32 or float64 of shape (videos, classes).",

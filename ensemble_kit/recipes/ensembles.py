@@ -5,7 +5,6 @@ are mixed, and what the source reports.
 """
 
 import json
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, get_args
@@ -16,6 +15,7 @@ from ensemble_kit.choices import Mixing
 from ensemble_kit.errors import RecipeError
 from ensemble_kit.recipes.reading import ENSEMBLES, recipe_names, recipe_root
 from ensemble_kit.recipes.tables import Count, SourceTable, Table
+from ensemble_kit.texts import parse_toml
 from ensemble_kit.validation import complaints, near
 
 
@@ -134,14 +134,14 @@ def parse_ensembles(name: str, text: str, recipes: Sequence[str]) -> EnsemblesFi
         RecipeError: See ``load_ensembles``.
     """
     try:
-        file = EnsemblesFile.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(
-            f"{name} is not TOML: {error}.", hint="Correct the file at that place."
-        ) from error
+        file = EnsemblesFile.model_validate(parse_toml(text))
     except ValidationError as error:
         first = complaints(error, EnsemblesFile, owner="a published ensemble")[0]
         raise RecipeError(f"{name}: {first.problem}.", hint=first.hint) from error
+    except ValueError as error:
+        raise RecipeError(
+            f"{name} is not TOML: {error}.", hint="Correct the file at that place."
+        ) from error
     for key, ensemble in file.ensembles.items():
         _require_members(f"{name}: ensembles.{key}", ensemble, recipes)
     return file

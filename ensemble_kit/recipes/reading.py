@@ -5,16 +5,16 @@ and the source of every number. Imports ``errors``, ``provenance`` and ``recipe_
 """
 
 import json
-import tomllib
 from collections.abc import Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
 from pydantic import PrivateAttr, ValidationError
 
-from ensemble_kit.errors import RecipeError
+from ensemble_kit.errors import RecipeError, shown
 from ensemble_kit.recipes.tables import (
     Fusion,
     Head,
@@ -29,6 +29,7 @@ from ensemble_kit.recipes.tables import (
     TrainingTable,
 )
 from ensemble_kit.store.provenance import RecipeMetadata
+from ensemble_kit.texts import parse_toml, read_text
 from ensemble_kit.validation import complaints, near
 
 ENSEMBLES = "ensembles.toml"  # in a folder of recipes: not a recipe, see recipes/ensembles.py
@@ -88,17 +89,13 @@ def read_recipe_text(name: str) -> RecipeMetadata:
     """
     if name.endswith(".toml"):
         path = Path(name)
-        if not path.is_file():
+        if not isfile(path):
             raise RecipeError(
                 f"{name} does not exist.",
                 hint="Name a TOML file that exists, or a recipe of `ensemble-kit recipes list`.",
             )
-        try:
-            return RecipeMetadata(name=path.stem, text=path.read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            raise RecipeError(
-                f"{name} is not text in UTF-8.", hint="Save the file as UTF-8."
-            ) from error
+        text = read_text(path, RecipeError, hint="Name a TOML file that you may read.")
+        return RecipeMetadata(name=path.stem, text=text)
     names = recipe_names()
     if name not in names:
         raise RecipeError(
@@ -127,8 +124,8 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 def parse_recipe(record: RecipeMetadata) -> Recipe:
     """Check a recipe's text with its overrides; see ``load_recipe``."""
     try:
-        tables = tomllib.loads(record.text)
-    except tomllib.TOMLDecodeError as error:
+        tables = parse_toml(record.text)
+    except ValueError as error:
         raise RecipeError(
             f"Recipe {record.name} is not TOML: {error}.", hint="Correct the file at that place."
         ) from error
@@ -174,18 +171,18 @@ def _set(tables: dict[str, Any], override: str) -> None:
     *parents, last = key.strip().split(".")
     if not separator or not last:
         raise RecipeError(
-            f"--set {override!r} is not of the form table.key=value.",
+            f"--set {shown(override)} is not of the form table.key=value.",
             hint="Write for example --set pooling.num_clusters=16.",
         )
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = parse_toml(f"value = {text}")["value"]
+    except ValueError:
         value = text.strip()  # a bare word: --set head.name=logistic needs no quotes
     for parent in parents:
         tables = tables.setdefault(parent, {})
         if not isinstance(tables, dict):
             raise RecipeError(
-                f"--set {override!r}: {parent} is a value, not a table.",
+                f"--set {shown(override)}: {parent} is a value, not a table.",
                 hint="Set the value itself, or name a key of a table.",
             )
     tables[last] = value

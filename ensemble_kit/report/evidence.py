@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +128,7 @@ def gather(
 
 def _problem(file: FileMetadata, folder: Path) -> str | None:
     path = folder / file.path
-    if not path.is_file():
+    if not isfile(path):
         return f"{file.path} is not there."
     if sha256_of(path) != file.sha256:
         return f"{file.path} has changed since the selection was made."

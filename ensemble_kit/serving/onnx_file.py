@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
+from os.path import isfile
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -342,7 +343,7 @@ def _require_beside(path: Path, name: str, outside: Mapping[str, str], num_bytes
     numbers = [outside.get(key, "0") for key in ("offset", "length")]
     if not location or Path(location).name != location:
         fault = f"in {location!r}, outside of its folder"
-    elif not other.is_file():
+    elif not isfile(other):
         fault = f"in {location}, which does not exist"
     elif not all(number.isdecimal() for number in numbers) or (
         int(numbers[0]) + max(int(numbers[1]), num_bytes) > other.stat().st_size

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Literal, TypeAlias, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ensemble_kit.choices import (
     LAYOUT,
@@ -21,16 +21,22 @@ from ensemble_kit.choices import (
     InputType,
     Layout,
 )
-from ensemble_kit.data.schema import Schema
+from ensemble_kit.data.schema import MAX_CLASSES, Names, Schema
 from ensemble_kit.files import sha256_of
+from ensemble_kit.store.workspace import RUN_NAME
 
 ModelKind = Literal["checkpoint", "foreign", "fused", "onnx"]
+# What numbers may be: a file that was damaged, or made to harm, may say of 10^80 repeats.
+Count: TypeAlias = Annotated[int, Field(ge=0, le=2**53)]
+Repeats: TypeAlias = Annotated[int, Field(ge=1, le=100_000)]
+TopK: TypeAlias = Annotated[int, Field(ge=1, le=MAX_CLASSES)]
+RunName: TypeAlias = Annotated[str, Field(pattern=f"^{RUN_NAME}$")]  # folders and nodes have it
 
 
 class Metadata(BaseModel):
     """Metadata read strictly: unknown keys and wrong types are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class FileMetadata(Metadata):
@@ -79,13 +85,13 @@ class CheckpointMetadata(Metadata):
 
     kind: Literal["checkpoint"] = "checkpoint"
     kit_version: str
-    name: str
+    name: RunName
     run: str
     recipe: RecipeMetadata
     data_schema: Schema
-    step: int
-    examples: int
-    seed: int
+    step: Count
+    examples: Count
+    seed: Count
     training_files: tuple[str, ...]
     validation_files: tuple[str, ...] = ()
     ema_decay: float | None = None
@@ -97,7 +103,7 @@ class CheckpointMetadata(Metadata):
 class MeasuredMetadata(Metadata):
     """A step that a checkpoint was written at; its GAP@20 is None without validation records."""
 
-    step: int
+    step: Count
     gap: float | None
 
 
@@ -118,13 +124,13 @@ class TrainingStateMetadata(Metadata):
 
     kind: Literal["training state"] = "training state"
     kit_version: str
-    name: str
+    name: RunName
     settings: dict[str, str]
     modified_ns: tuple[int, ...] = ()
     is_finished: bool
-    step: int
-    batches: int
-    examples: int
+    step: Count
+    batches: Count
+    examples: Count
     seconds: float
     measured: tuple[MeasuredMetadata, ...]
 
@@ -171,7 +177,7 @@ class ForeignMetadata(Metadata):
 
     kind: Literal["foreign"] = "foreign"
     kit_version: str
-    name: str
+    name: RunName
     mapping: MappingMetadata
     data_schema: Schema
     onnx: FileMetadata
@@ -189,8 +195,8 @@ class ModelMetadata(Metadata):
 
     file: FileMetadata
     kind: ModelKind
-    num_values: int
-    repeats: int
+    num_values: Count
+    repeats: Repeats
 
 
 class PredictionsMetadata(Metadata):
@@ -207,10 +213,10 @@ class PredictionsMetadata(Metadata):
     kit_version: str
     name: str
     model: ModelMetadata | None
-    label_names: tuple[str, ...]
+    label_names: Names
     vocabulary_sha256: str
     dataset_sha256: str
-    top_k: int | None = None
+    top_k: TopK | None = None
 
 
 class MemberMetadata(Metadata):
@@ -222,12 +228,18 @@ class MemberMetadata(Metadata):
         checkpoint: The file that it was fused from, imported or trained.
     """
 
-    name: str
+    name: RunName
     coefficient: float
     recipe: RecipeMetadata | None
     mapping: MappingMetadata | None = None
     checkpoint: FileMetadata
-    num_values: int
+    num_values: Count
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "MemberMetadata":
+        if (self.recipe is None) == (self.mapping is None):
+            raise ValueError(f"member {self.name} needs either a recipe or a mapping")
+        return self
 
 
 class ValidationMetadata(Metadata):
@@ -242,10 +254,10 @@ class ValidationMetadata(Metadata):
     """
 
     gap: float
-    k: int
-    videos: int
+    k: TopK
+    videos: Count
     dataset_sha256: str
-    repeats: int
+    repeats: Repeats
 
 
 class FusedMetadata(Metadata):
@@ -263,11 +275,18 @@ class FusedMetadata(Metadata):
     kind: Literal["fused"] = "fused"
     kit_version: str
     dtype: Dtype
-    members: tuple[MemberMetadata, ...]
+    members: Annotated[tuple[MemberMetadata, ...], Field(min_length=1)]
     data_schema: Schema
     selection: FileMetadata | None
     validation: ValidationMetadata | None
-    top_k: int
+    top_k: TopK
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "FusedMetadata":
+        names = [member.name for member in self.members]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two members share a name: {', '.join(names)}")
+        return self
 
 
 class OnnxMetadata(Metadata):
@@ -293,13 +312,13 @@ class OnnxMetadata(Metadata):
     dtype: Dtype
     members: tuple[MemberMetadata, ...]
     data_schema: Schema
-    label_names: tuple[str, ...]
+    label_names: Names
     input_types: dict[str, InputType]
     sampling: DrawSource
-    repeats: int
+    repeats: Repeats
     repeats_are_free: bool
     draws: dict[str, int]
-    top_k: int
+    top_k: TopK
     weights_file: FileMetadata | None
     fused_sha256: str
     validation: ValidationMetadata | None

@@ -6,12 +6,14 @@ Imports ``errors``; TensorBoard, which is an extra, only where it is asked for.
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from os.path import isfile
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ensemble_kit.errors import OutputError, TrainingError
+from ensemble_kit.texts import parse_json
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -87,14 +89,43 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a log; none where there is no file, and not half a line at its end."""
-    if not path.is_file():
+    """Return the lines of a log, each with a whole number ``step``; none where there is no file.
+
+    A run that was killed may leave half a line, and a damaged file anything: what is no such line
+    is left out, and so is a ``validation`` without a number ``gap``.
+
+    Raises:
+        TrainingError: The file cannot be read.
+    """
+    if not isfile(path):
         return []
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with suppress(json.JSONDecodeError):  # a run that was killed may leave half a line
-            lines.append(json.loads(line))
-    return lines
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise TrainingError(
+            f"{path} cannot be read: {error.strerror}.", hint="Name runs that you may read."
+        ) from error
+    return [line for line in map(parse_line, lines) if line is not None]
+
+
+def parse_line(text: bytes) -> dict[str, Any] | None:
+    """Return a line of a log; None where it is not whole. See ``read_metrics``."""
+    try:
+        line = parse_json(text)
+    except ValueError:
+        return None
+    if not isinstance(line, dict) or type(line.get("step")) is not int:
+        return None
+    validation = line.get("validation")
+    if validation is not None and not (
+        isinstance(validation, dict) and _is_finite(validation.get("gap"))
+    ):
+        del line["validation"]
+    return line
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and -1e300 < value < 1e300  # an int may be too large
 
 
 def require_tensorboard() -> None:

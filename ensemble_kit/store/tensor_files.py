@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from math import prod
+from os.path import isfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -20,7 +21,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from ensemble_kit.errors import CheckpointError
+from ensemble_kit.errors import CheckpointError, shown
 from ensemble_kit.files import written_aside
 from ensemble_kit.store.dtypes import BY_NUMPY, BY_SAFETENSORS, StorageType
 from ensemble_kit.store.provenance import METADATA_TYPES, TensorMetadata
@@ -106,12 +107,9 @@ class TensorFile:
 
     def rows(self, name: str) -> RowFile:
         """Return where a matrix lies, to read rows of it after this file is closed."""
-        with self.path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            start, _ = json.loads(file.read(length))[name]["data_offsets"]
         dtype = self.specs[name].storage_type.numpy
         num_rows, num_columns = self.specs[name].shape
-        return RowFile(self.path, 8 + length + start, dtype, (num_rows, num_columns))
+        return RowFile(self.path, self._offsets[name], dtype, (num_rows, num_columns))
 
     def tensor(self, name: str) -> "torch.Tensor":
         """Return a tensor as a CPU torch tensor of the stored type."""
@@ -148,15 +146,16 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
         CheckpointError: The file is missing, is not a whole safetensors file, or was not written
             by ensemble-kit.
     """
-    if not path.is_file():
+    if not isfile(path):
         raise CheckpointError(f"{path} does not exist.", hint="Name a file that exists.")
     try:
-        with safe_open(path, framework="np") as handle, path.open("rb") as stream:
+        with _opened(path) as stream, safe_open(path, framework="np") as handle:
             slices = {name: handle.get_slice(name) for name in sorted(handle.keys())}
             specs = {
                 name: TensorSpec(part.get_dtype(), tuple(part.get_shape()))
                 for name, part in slices.items()
             }
+            _refuse_types(path, specs)
             metadata = _metadata(path, handle.metadata())
             yield TensorFile(path, specs, metadata, handle, stream, _offsets(stream))
     except SafetensorError as error:
@@ -175,6 +174,24 @@ def _begins_as_tensors(path: Path) -> bool:
     """Return whether the JSON of a header begins where it should, or the file ends before that."""
     with path.open("rb") as file:
         return file.read(9)[8:] in (b"{", b"")
+
+
+def _opened(path: Path) -> BufferedReader:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error.strerror}.", hint="Name a file that you may read."
+        ) from error
+
+
+def _refuse_types(path: Path, specs: Mapping[str, TensorSpec]) -> None:
+    for name, spec in specs.items():
+        if spec.dtype not in BY_SAFETENSORS:
+            raise CheckpointError(
+                f"{path}: tensor {shown(name)} holds {spec.dtype}, which no file of the kit does.",
+                hint="Name a file that ensemble-kit wrote.",
+            )
 
 
 def _offsets(stream: BufferedReader) -> dict[str, int]:

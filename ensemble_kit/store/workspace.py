@@ -11,6 +11,7 @@ from typing import TextIO
 
 from ensemble_kit.errors import CheckpointError, OutputError, TrainingError
 
+RUN_NAME = r"[A-Za-z0-9_][A-Za-z0-9_-]*"
 RUNS = Path("runs")
 SELECTION = Path("ensemble") / "selection.json"
 FUSED = Path("ensemble") / "fused.safetensors"
@@ -200,7 +201,7 @@ def run_name(recipe_name: str) -> str:
 
 def check_run_name(name: str) -> None:
     """Raise ``TrainingError`` unless a name can name a folder and the nodes of a graph."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name):
+    if not re.fullmatch(RUN_NAME, name):
         raise TrainingError(
             f"{name!r} cannot name a run.",
             hint="Use letters, digits, _ and -, and do not begin with -.",

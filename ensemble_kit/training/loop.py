@@ -28,6 +28,7 @@ from ensemble_kit.training.plan import RunPlan, TrainedRun
 from ensemble_kit.training.processes import Processes
 from ensemble_kit.training.state import (
     Position,
+    fitting,
     read_state,
     remove_checkpoints,
     save_state,
@@ -88,12 +89,26 @@ class Trainer:
         self.start = time.monotonic()
 
     def restore(self) -> None:
-        """Load weights and Adam's moments from the run's state."""
-        tensors = self.processes.share(read_state(self.plan.run) if self.processes.is_first else {})
+        """Load weights and Adam's moments from the run's state.
+
+        Raises:
+            CheckpointError: The state is damaged.
+        """
+        tensors = self.processes.share(self._read_state() if self.processes.is_first else {})
         self.model.load_state_dict(_under(MODEL, tensors))
         self.optimiser.restore(_under(ADAM, tensors))
         if self.average is not None:
             self.average.restore(_under(EMA, tensors))
+
+    def _read_state(self) -> dict[str, Tensor]:
+        tensors = read_state(self.plan.run)
+        state = self.model.state_dict()
+        wanted = {MODEL + name: tensor for name, tensor in state.items()}
+        moments = self.optimiser.expected(_under(ADAM, tensors))
+        wanted |= {ADAM + name: tensor for name, tensor in moments}
+        if self.average is not None:
+            wanted |= {EMA + name: tensor for name, tensor in state.items()}
+        return fitting(self.plan.run, tensors, wanted)
 
     def train(self, shown: Progress) -> TrainedRun:
         """Take all steps that are left, or those before an interrupt."""

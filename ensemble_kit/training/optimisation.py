@@ -3,7 +3,7 @@
 And what others do in their place: warm-up, half a cosine, one norm of all gradients.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from math import cos, pi
 
 import torch
@@ -87,6 +87,17 @@ class Optimiser:
         for name, parameter in self._parameters.items():
             for moment, tensor in self._adam.state[parameter].items():
                 yield f"{moment}.{name}", tensor
+
+    def expected(self, names: Container[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield what ``restore`` looks for in tensors of such names, as tensors that are alike.
+
+        A parameter without moments had no gradient.
+        """
+        for name, parameter in self._parameters.items():
+            if any(f"{moment}.{name}" in names for moment in MOMENTS):
+                yield f"exp_avg.{name}", parameter
+                yield f"exp_avg_sq.{name}", parameter
+                yield f"step.{name}", torch.zeros(())
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up what ``tensors`` has yielded; a parameter without moments had no gradient."""

@@ -5,7 +5,6 @@ that a killed process leaves and the state does not know of (lines, checkpoints,
 is removed before training resumes. No state of a random generator is kept: each step seeds its own.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,9 @@ import torch
 from torch import Tensor
 
 from ensemble_kit._version import __version__
+from ensemble_kit.errors import CheckpointError
 from ensemble_kit.store.provenance import MeasuredMetadata, TrainingStateMetadata
+from ensemble_kit.store.run_log import parse_line
 from ensemble_kit.store.tensor_files import open_tensors, save_tensors
 from ensemble_kit.store.workspace import RunFolder
 from ensemble_kit.training.plan import RunPlan, TrainedRun
@@ -110,6 +111,29 @@ def read_state(run: RunFolder) -> dict[str, Tensor]:
         return dict(file.tensors())
 
 
+def fitting(
+    run: RunFolder, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the tensors of a state that take the place of others, by name.
+
+    Args:
+        run: The run, for the message.
+        tensors: Those of its state.
+        wanted: The others by the same names, which say of what type and shape each has to be.
+
+    Raises:
+        CheckpointError: One is missing, or is of another type or shape.
+    """
+    for name, like in wanted.items():
+        held = tensors.get(name)
+        if held is None or (held.dtype, held.shape) != (like.dtype, like.shape):
+            raise CheckpointError(
+                f"{run.state}: tensor {name} is missing or does not fit the run's recipe.",
+                hint="Train the run again with --force; its checkpoints may still be whole.",
+            )
+    return {name: tensors[name] for name in wanted}
+
+
 def remove_checkpoints(run: RunFolder, *, but: set[int]) -> None:
     """Remove all checkpoints except those of some steps."""
     kept = {run.checkpoint(step) for step in but}
@@ -134,7 +158,8 @@ def _cut_log(path: Path, step: int) -> None:
     length = 0
     with path.open("rb+") as file:
         for line in file:
-            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+            parsed = parse_line(line) if line.endswith(b"\n") else None
+            if parsed is None or parsed["step"] > step:
                 break
             length += len(line)
         file.truncate(length)

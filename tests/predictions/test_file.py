@@ -386,7 +386,7 @@ def test_a_video_in_one_file_only_is_named(tmp_path, ids, to, message):
         ),
         (
             ["VideoId,LabelConfidencePairs", f"a,{'1' * 5000} 0.5"],
-            f"{{path}}, line 2: {'1' * 80!r} is not a class, expected a number from 0 to 3.\n"
+            f"{{path}}, line 2: '{'1' * 76}... is not a class, expected a number from 0 to 3.\n"
             "Number the classes from 0, as the records' labels do.",
         ),
         (

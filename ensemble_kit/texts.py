@@ -1,0 +1,66 @@
+"""Text, TOML and JSON from files, read within bounds; whatever is wrong is one kind of error."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from ensemble_kit.errors import EnsembleKitError
+
+MAX_CHARACTERS = 2**26  # a million label names take a third of it
+# A key of 64 parts: tomllib takes seconds for one of 20,000, and four times as long for one of
+# twice as many.
+_DEEP_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){64}""")
+
+
+def read_text(path: Path, error_type: type[EnsembleKitError], *, hint: str) -> str:
+    """Return a file's text, in UTF-8 with or without a byte order mark.
+
+    Args:
+        path: The file.
+        error_type: What to raise.
+        hint: What to do where the file cannot be read.
+
+    Raises:
+        EnsembleKitError: Of the type that was asked for: the file cannot be read, is no text in
+            UTF-8, or has more than ``MAX_CHARACTERS``.
+    """
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(MAX_CHARACTERS + 1)
+    except OSError as error:
+        raise error_type(f"{path} cannot be read: {error.strerror}.", hint=hint) from error
+    except UnicodeDecodeError as error:
+        raise error_type(f"{path} is not text in UTF-8.", hint="Save the file as UTF-8.") from error
+    if len(text) > MAX_CHARACTERS:
+        raise error_type(
+            f"{path} has more than {MAX_CHARACTERS:,} characters.", hint="Name another file."
+        )
+    return text
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Return the tables of a TOML text.
+
+    Raises:
+        ValueError: It is no TOML, is nested too deeply, or has a number of over 4,300 digits.
+    """
+    try:
+        if _DEEP_KEY.search(text):
+            raise RecursionError
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: It is no JSON, is nested too deeply, or has a number of over 4,300 digits.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
