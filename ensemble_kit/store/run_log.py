@@ -116,11 +116,9 @@ def parse_line(text: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(line, dict) or type(line.get("step")) is not int:
         return None
-    validation = line.get("validation")
-    if validation is not None and not (
-        isinstance(validation, dict) and _is_finite(validation.get("gap"))
-    ):
-        del line["validation"]
+    validation = line.pop("validation", None)
+    if isinstance(validation, dict) and _is_finite(validation.get("gap")):
+        line["validation"] = validation
     return line
 
 

@@ -41,7 +41,8 @@ from ensemble_kit.data.summary import summarise
 from ensemble_kit.data.synthetic import synthesize
 from ensemble_kit.errors import OutputError
 from ensemble_kit.export import export_onnx
-from ensemble_kit.foreign import import_onnx
+from ensemble_kit.foreign.conversion import convert
+from ensemble_kit.foreign.plan import ImportPlan
 from ensemble_kit.fusion import fuse
 from ensemble_kit.inference import evaluate_predictions
 from ensemble_kit.networks.loading import load
@@ -390,9 +391,13 @@ def _foreign(folder: Path) -> list[Kind]:
     damage = one_of(damage_message, damage_message, damage_message, damage_bytes)
 
     def read(path: Path) -> None:
-        import_onnx(
-            path, path.with_suffix(".safetensors"), schema=schema, name="foreign",
-            inputs={"rgb": "pixels"}, num_frames="lengths", activation="sigmoid", force=True,
+        convert(
+            ImportPlan(
+                model=path, output=path.with_suffix(".safetensors"), data_schema=schema,
+                name="foreign", inputs={"rgb": ("pixels",)}, num_frames="lengths", is_frame=None,
+                probabilities=None, frames="dequantised", activation="sigmoid", lengths=(5,),
+                force=True,
+            )
         )  # fmt: skip
 
     written = tuple(model.SerializeToString() for model in originals)
