@@ -40,7 +40,6 @@ class ForeignFile:
 def convert(plan: ImportPlan) -> ForeignFile:
     """Read, check, prove and write a foreign model in this process; see ``import_onnx``."""
     foreign, model, metadata = _built(plan)
-    model.weights = {name: foreign.tensor(name) for name in foreign.weights}
     tensors = {WEIGHTS + name: tensor for name, tensor in model.weights.items()}
     for name, tensor in tensors.items():
         if not is_finite(tensor):
@@ -53,7 +52,7 @@ def convert(plan: ImportPlan) -> ForeignFile:
 
 
 def _built(plan: ImportPlan) -> tuple[Foreign, ForeignModel, ForeignMetadata]:
-    """Return the model without its weights; whatever a damaged file does is one error."""
+    """Return the model with its weights; whatever a damaged file does is one error."""
     path, schema = plan.model, plan.data_schema
     try:
         foreign = read_foreign(path, output=plan.probabilities, opset=OPSET)
@@ -74,6 +73,7 @@ def _built(plan: ImportPlan) -> tuple[Foreign, ForeignModel, ForeignMetadata]:
         )
         model = ForeignModel(foreign.graph, metadata.mapping, schema, name=str(path))
         check_inputs(model, path, explicit_layouts(plan.inputs))
+        model.weights = {name: foreign.tensor(name) for name in foreign.weights}
     except EnsembleKitError:
         raise
     except Exception as error:  # those of protobuf, onnx_ir and NumPy have no common class

@@ -143,13 +143,20 @@ class _Original:
             hint="Export the model again, for an opset that ONNX Runtime reads.",
             options=options,
         )
+        try:
+            self._inputs = {value.name: value for value in self._session.get_inputs()}
+        except UnicodeDecodeError as error:
+            raise ForeignModelError(
+                f"{path}: the name of an input is not text in UTF-8.",
+                hint="Export the model again from the framework that made it.",
+            ) from error
 
     def run(self, feed: Mapping[str, Tensor], videos: int, length: int) -> Tensor:
         """Return the output."""
         unused = {
-            value.name: _zeros(value, videos, length)
-            for value in self._session.get_inputs()
-            if value.name not in feed  # the output does not depend on it, but it needs some value
+            name: _zeros(value, videos, length)
+            for name, value in self._inputs.items()
+            if name not in feed  # the output does not depend on it, but it needs some value
         }
         return run_foreign(
             self._session,

@@ -12,6 +12,7 @@ is looked at. Every size is compared with what the file has, and what is unpacke
 limited to ``MAX_UNPACKED`` bytes a file.
 """
 
+import sys
 import zipfile
 from collections.abc import Mapping
 from math import prod
@@ -252,6 +253,8 @@ def _texts(array: NDArray[Any], name: str, path: Path) -> tuple[str, ...]:
             hint=f"Save {name} as an array of strings.",
         )
     texts = np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array.astype(str)
+    if (np.ascontiguousarray(texts).view(np.uint32) > sys.maxunicode).any():
+        raise ValueError(f"{name} has a character that Unicode has not")  # Python's str may crash
     return tuple(texts.tolist())
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_kit.data.labels import LabelLists
-from ensemble_kit.errors import PredictionsError
+from ensemble_kit.errors import PredictionsError, shown
 
 
 def dataset_sha256(ids: Sequence[str], labels: LabelLists) -> str:
@@ -98,7 +98,7 @@ def refuse_ids(ids: Sequence[str], path: Path, *, forbidden: str) -> None:
                 "appears twice" if video in seen else "has a character that the file cannot keep"
             )
             raise PredictionsError(
-                f"{path}: video id {video!r} {problem}.",
+                f"{path}: video id {shown(video)} {problem}.",
                 hint="Give every record its own id, without line ends, in characters of Unicode.",
             )
         seen.add(video)

@@ -216,7 +216,9 @@ class RunPlan:
         paths = [(records, path) for records in self._records for path in records.paths]
         changed = [
             (records, path)
-            for (records, path), then, now in zip_longest(paths, before, self.modified_ns)
+            for (records, path), then, now in zip_longest(
+                paths, before[: len(paths)], self.modified_ns
+            )
             if then != now
         ]
         damaged = [records for records, path in changed if not records.is_whole(path)]

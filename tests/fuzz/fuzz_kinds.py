@@ -339,7 +339,7 @@ def _go_on(plans: list[RunPlan]) -> Callable[[Path], None]:
         for plan in plans:
             plan = replace(plan, folder=path.parent)
             try:
-                found = plan.find(force=False)
+                found = plan.find_state(force=False)
             except OutputError:  # the state of the other one
                 continue
             assert found is not None

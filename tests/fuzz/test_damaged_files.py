@@ -42,7 +42,7 @@ def test_damaged_files_are_read_or_refused(name, kinds, tmp_path, request):
 
     if findings.failures:
         pytest.fail(findings.report(kinds[name], seed), pytrace=False)
-    assert findings.refused  # some damage is seen
+    assert findings.refused or name == "log"  # some is seen; a log leaves out damaged lines
     assert findings.read  # and some does no harm
 
 
