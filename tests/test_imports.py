@@ -1,6 +1,7 @@
 """Imports point one way; what is light stays light."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -155,3 +156,17 @@ def test_the_public_names_are_found_where_they_are_said_to_be():
     with pytest.raises(AttributeError) as caught:
         _ = ensemble_kit.nothing
     assert str(caught.value) == "module 'ensemble_kit' has no attribute 'nothing'"
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "passive"), ("active", "active")])
+def test_openmp_waits_asleep_unless_the_user_says_otherwise(before, after):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    if before is not None:
+        environment["OMP_WAIT_POLICY"] = before
+    code = "import ensemble_kit, os; print(os.environ['OMP_WAIT_POLICY'])"
+
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+
+    assert result.stdout == f"{after}\n"

@@ -106,3 +106,29 @@ def test_predictions_are_measured_alike_in_blocks_of_any_size(records, tmp_path)
 
     assert once.videos == 40
     assert again == once
+
+
+@pytest.mark.parametrize("name", ["y.txt", "y.npz", "y.csv.gz", "y.onnx", "y"])
+def test_a_suffix_that_says_another_format_is_refused_and_nothing_is_computed(
+    name, records, tmp_path
+):
+    output = tmp_path / name
+
+    with pytest.raises(OutputError) as caught:
+        predict(tmp_path / "no such model", records, output)
+
+    assert str(caught.value) == (
+        f"{output} does not end in .safetensors or .csv, and predictions are written in no other "
+        "format.\nName a .safetensors file, or a .csv file for the challenge's format."
+    )
+
+
+def test_suffixes_may_be_in_upper_case_and_paths_strings(records, tmp_path):
+    model = tmp_path / "model.safetensors"
+    write_checkpoint(model, tiny_recipe(), records.schema)
+
+    csv = predict(str(model), records, str(tmp_path / "MINE.CSV"))
+    own = predict(model, records, tmp_path / "MINE.SAFETENSORS")
+
+    assert csv.read_text(encoding="utf-8").startswith("VideoId,LabelConfidencePairs\n")
+    assert read_predictions(own).ids == tuple(video.id for video in records.videos())

@@ -1,17 +1,20 @@
 """ensemble-kit demo."""
 
-import os
+import json
 import shlex
 import time
+from contextlib import chdir
 from pathlib import Path
 
 import click
 
 from ensemble_kit.cli.options import FOLDER, force_option
 from ensemble_kit.errors import OutputError
+from ensemble_kit.files import written_aside
+from ensemble_kit.wording import counted
 
-# What a reader would type, in a folder of their own.
-ROAD = (
+# What a reader would type in an empty folder.
+COMMANDS = (
     "ensemble-kit data synthesize data",
     "ensemble-kit train demo/average-moe demo/soft-bof demo/netvlad demo/gru"
     " --train 'data/train/*.tfrecord' --validation 'data/validate/*.tfrecord'",
@@ -22,6 +25,7 @@ ROAD = (
     "ensemble-kit export-onnx --repeats 1 -o ensemble/once.onnx",
     "ensemble-kit report 'data/test/*.tfrecord'",
 )
+STATE = Path(".demo.json")  # how many of the commands have finished
 
 
 @click.command()
@@ -29,34 +33,66 @@ ROAD = (
 @force_option
 @click.pass_context
 def demo(ctx: click.Context, folder: Path, force: bool) -> None:
-    """Run the whole road on synthetic records in FOLDER, a few minutes of work on two cores.
+    """Run the whole pipeline on synthetic records in FOLDER; it takes minutes on two cores.
 
-    It makes records in the challenge's format, trains four small sub-models, averages and selects
-    them, fuses the selection, exports it, and scores every step on test records. Each command is
-    printed before it runs, so that it can be repeated.
+    It makes records in the challenge's format, trains four small sub-models and averages their
+    checkpoints, selects members, fuses them, exports the ensemble, and scores every step on test
+    records. Each command is printed before it runs, so that you can repeat it. If the demo is
+    stopped, the same command resumes it.
 
     \b
     Example:
         ensemble-kit demo
     """  # noqa: D301 - \b is click's mark for "keep these lines"
-    if folder.exists() and any(folder.iterdir()) and not force:
+    root = ctx.find_root().command
+    resumed = None if force else _num_finished(folder)
+    start = time.monotonic()
+    _make(folder)
+    click.echo(f"$ mkdir -p {folder} && cd {folder}")
+    if resumed:
+        click.echo(f"\nThe first {counted(resumed, 'command')} had finished before.")
+    with chdir(folder):
+        for number, line in enumerate(COMMANDS[resumed or 0 :], start=resumed or 0):
+            _write_state(number)
+            words = shlex.split(line)
+            # a command that was stopped may have written files; `train` resumes its runs instead
+            if force or (number == resumed and words[1] != "train"):
+                words.append("--force")
+            click.echo(f"\n$ {shlex.join(words) if '--force' in words else line}")
+            with root.make_context("ensemble-kit", words[1:]) as step:
+                root.invoke(step)
+        _write_state(len(COMMANDS))
+    click.echo(f"\nDone in {time.monotonic() - start:.0f} s. All files are in {folder}.")
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be made: {error.strerror}.", hint="Name a folder you may write to."
+        ) from error
+
+
+def _num_finished(folder: Path) -> int | None:
+    """Return how many commands of a stopped demo have finished; None if the folder is empty.
+
+    Raises:
+        OutputError: The folder holds a demo that is finished, or something else.
+    """
+    try:
+        finished = json.loads((folder / STATE).read_text(encoding="utf-8"))["finished"]
+    except (OSError, ValueError, KeyError, TypeError):
+        finished = None
+    if isinstance(finished, int) and 0 <= finished < len(COMMANDS):
+        return finished
+    if folder.exists() and any(folder.iterdir()):
         raise OutputError(
             f"{folder} is not empty.", hint="Name another folder, or replace files with --force."
         )
-    root = ctx.find_root().command
-    folder.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
-    came_from = Path.cwd()
-    click.echo(f"$ mkdir -p {folder} && cd {folder}")
-    os.chdir(folder)
-    try:
-        for line in ROAD:
-            words = shlex.split(line)
-            if force:
-                words.append("--force")
-            click.echo(f"\n$ {shlex.join(words) if force else line}")
-            with root.make_context("ensemble-kit", words[1:]) as step:
-                root.invoke(step)
-    finally:
-        os.chdir(came_from)
-    click.echo(f"\nDone in {time.monotonic() - start:.0f} s. All files are in {folder}.")
+    return None
+
+
+def _write_state(finished: int) -> None:
+    with written_aside(STATE, force=True) as aside:
+        aside.write_text(json.dumps({"finished": finished}), encoding="utf-8")

@@ -1,0 +1,112 @@
+"""Signals that ask a process to end, in real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from ensemble_kit.interrupts import (
+    Interrupt,
+    exit_code_of,
+    interrupts_wait,
+    signal_of,
+    signals_interrupt,
+)
+
+PATIENCE = 60
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+def test_each_signal_raises_an_interrupt_that_says_which_it_was(number, code):
+    before = signal.getsignal(number)
+
+    with signals_interrupt(), pytest.raises(Interrupt) as caught:
+        signal.raise_signal(number)
+
+    assert isinstance(caught.value, KeyboardInterrupt)
+    assert signal_of(caught.value) == number
+    assert exit_code_of(number) == code
+    assert signal.getsignal(number) == before
+
+
+def test_an_interrupt_that_python_raised_itself_is_ctrl_c():
+    assert signal_of(KeyboardInterrupt()) == signal.SIGINT
+    assert exit_code_of(None) == 130
+
+
+@pytest.mark.parametrize(("number", "_"), SIGNALS)
+def test_a_signal_waits_until_the_block_has_ended(number, _):
+    reached = []
+
+    def work():
+        with interrupts_wait():
+            signal.raise_signal(number)
+            reached.append("the end of the block")
+        reached.append("what follows it")
+
+    with signals_interrupt(), pytest.raises(Interrupt) as caught:
+        work()
+
+    assert reached == ["the end of the block"]
+    assert signal_of(caught.value) == number
+
+
+def test_a_signal_that_was_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals_interrupt(), interrupts_wait():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_in_another_thread_nothing_is_handled():
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def work():
+        with signals_interrupt(), interrupts_wait():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+    assert seen == [before]
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+@pytest.mark.parametrize("module", ["click", "torch", "ensemble_kit.training.loop"])
+def test_a_signal_while_modules_load_ends_the_command_without_a_traceback(
+    module, number, code, tmp_path
+):
+    # a finder that stands still at the module, as a slow disk would
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, time\n"
+        "class Slow:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}:\n"
+        "            print('loading', flush=True)\n"
+        "            time.sleep(1000)\n"
+        "sys.meta_path.insert(0, Slow())\n"
+    )
+    words = ["train", "demo/gru", "--train", str(tmp_path)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "ensemble_kit", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    ) as process:
+        assert process.stdout.readline() == "loading\n"
+        time.sleep(0.1)
+
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=PATIENCE)
+
+    assert (process.returncode, stdout, stderr) == (code, "", "")
