@@ -33,27 +33,31 @@ if TYPE_CHECKING:
     type=one_of(Method),
     default=METHOD,
     show_default=True,
-    help="All alike; only those that raise the validation GAP; or the moving average of training.",
+    help="Average all; only those that raise the validation GAP@20; or use the moving average.",
 )
 @click.option(
     "--last", type=click.IntRange(min=1),
-    help="How many of a RUN's last checkpoints  [default: as its recipe says; all for greedy].",
+    help="How many of a RUN's last checkpoints  [default: as in its recipe; all for greedy].",
 )  # fmt: skip
-@click.option("--from-step", type=click.IntRange(min=0), help="Leave out a RUN's earlier steps.")
+@click.option(
+    "--from-step",
+    type=click.IntRange(min=0),
+    help="Leave out checkpoints of a RUN's earlier steps.",
+)
 @click.option(
     "--batch-norm",
     type=one_of(BatchNormRule),
     default=BATCH_NORM_RULE,
     show_default=True,
-    help="Statistics estimated anew; their mean (of ema: as training kept them); the last step's.",
+    help="Estimate statistics again; average them (ema: keep them); take the last step's.",
 )
 @click.option("--data", multiple=True, metavar="GLOB", help="Records to recalibrate on.")
 @click.option(
     "--validation", multiple=True, metavar="GLOB",
-    help="Records to compare GAPs on  [default: those of the run, if they are still there].",
+    help="Records to compare GAP@20 on  [default: the run's, if they still exist].",
 )  # fmt: skip
 @click.option(
-    "--even-if-worse", is_flag=True, help="Write an average that loses to a checkpoint alone."
+    "--even-if-worse", is_flag=True, help="Write the average even if a single checkpoint is better."
 )
 @device_option
 @records_options
@@ -74,8 +78,8 @@ def average(
 ) -> None:
     """Average the last checkpoints of a RUN, or the CHECKPOINTS named, into one.
 
-    Where there are validation records, the average has to have at least the GAP of the best
-    checkpoint alone; otherwise nothing is written.
+    If there are validation records, the average is written only if its GAP@20 is at least that of
+    the best single checkpoint.
 
     \b
     Example:
@@ -90,9 +94,9 @@ def average(
 
     is_run = len(run) == 1 and run[0].is_dir()
     if not is_run and any(path.is_dir() for path in run):
-        raise click.UsageError("Name one RUN, or the CHECKPOINTS of one.")
+        raise click.UsageError("Name one RUN, or the CHECKPOINTS of one run.")
     if (last or from_step) and (not is_run or method == "ema"):
-        raise click.UsageError("--last and --from-step choose from a RUN's checkpoints.")
+        raise click.UsageError("--last and --from-step choose among the checkpoints of a RUN.")
     if not is_run and output is None:
         raise click.UsageError("Name the file to write with -o.")
     training = Records(data, **reading) if data else None
@@ -129,8 +133,8 @@ def _describe(outcome: "AveragedRun") -> list[str]:
         return lines
     lines.append(f"{outcome.path}: {outcome.description}, batch norm {outcome.batch_norm}.")
     if outcome.gap is None:
-        return [*lines, "There are no validation records, so it was compared with nothing."]
+        return [*lines, "There are no validation records, so it was not compared with anything."]
     compared = f"Its validation GAP@20 is {outcome.gap:.5f}"
     if outcome.best is not None:
-        compared += f"; the best checkpoint alone, {outcome.best}, has {outcome.best_gap:.5f}"
+        compared += f"; the best single checkpoint, {outcome.best}, has {outcome.best_gap:.5f}"
     return [*lines, f"{compared}."]

@@ -20,10 +20,12 @@ from ensemble_kit.cli.options import (
 @click.command()
 @click.argument("model_or_predictions", type=EXISTING_FILE)
 @click.argument("data", nargs=-1)
-@click.option("--labels", type=EXISTING_FILE, help="CSV of VideoId,Labels for the predictions.")
+@click.option(
+    "--labels", type=EXISTING_FILE, help="CSV of VideoId,Labels for the predicted videos."
+)
 @click.option(
     "--top-k", type=click.IntRange(min=1), default=TOP_K, show_default=True,
-    help="Classes of each video that GAP and mAP look at.",
+    help="How many of each video's best classes GAP and mAP count.",
 )  # fmt: skip
 @repeats_option
 @device_option
@@ -42,7 +44,8 @@ def evaluate(
     """Print GAP, Hit@1, PERR and mAP of MODEL_OR_PREDICTIONS.
 
     A model (a checkpoint, a fused file or an ONNX file) is run on the records DATA. Predictions are
-    a file that `ensemble-kit predict` wrote, or a CSV in the challenge's format.
+    a file that `ensemble-kit predict` wrote, NumPy's .npy or .npz, or a CSV file in the challenge's
+    format.
 
     \b
     Examples:
@@ -56,7 +59,9 @@ def evaluate(
 
     if is_predictions_file(model_or_predictions):
         if data:
-            raise click.UsageError("DATA belongs to a model; predictions have been made already.")
+            raise click.UsageError(
+                "A predictions file takes no DATA; only a model is run on records."
+            )
         metrics = evaluate_predictions(read_predictions(model_or_predictions), labels, k=top_k)
     else:
         if not data:

@@ -21,14 +21,18 @@ from ensemble_kit.cli.options import (
 @click.argument("model", type=EXISTING_FILE)
 @click.argument("data", nargs=-1, required=True)
 @click.option(
-    "-o", "--output", type=FILE, required=True, help="A .safetensors file, or a challenge .csv."
+    "-o",
+    "--output",
+    type=FILE,
+    required=True,
+    help="File to write: .safetensors, or .csv in the challenge's format.",
 )
 @repeats_option
 @click.option("--batch-size", type=click.IntRange(min=1), default=BATCH_SIZE, show_default=True)
 @click.option(
     "--top-k",
     type=click.IntRange(min=1),
-    help="Classes of each video to keep.  [default: all, 20 in a .csv]",
+    help="How many classes of each video to keep  [default: all, 20 in a .csv].",
 )
 @device_option
 @records_options

@@ -1,8 +1,8 @@
-"""Train one sub-model: the papers' optimisation, checkpoints at steps, a log, a state to resume.
+"""Train one sub-model as the papers do, with checkpoints, a log, and a state to resume from.
 
-Google's starter code and every system built on it optimise alike (google/youtube-8m, ``train.py``):
-Adam, a learning rate that falls in stairs of examples seen, each variable's gradient clipped by
-itself, cross entropy on probabilities, an L2 penalty on the head's kernels.
+Google's starter code (google/youtube-8m, ``train.py``) and every system built on it optimise alike:
+Adam, a learning rate that falls in steps of so many examples, each variable's gradient clipped by
+itself, cross entropy on probabilities, and an L2 penalty on the kernels of the head.
 """
 
 from ensemble_kit.training.stage import train_checkpoints

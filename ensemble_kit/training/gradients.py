@@ -18,13 +18,13 @@ from ensemble_kit.training.processes import Processes
 
 
 class Part(NamedTuple):
-    """Some videos of a batch, on the device.
+    """A part of a batch, on the device.
 
     Attributes:
         frames: ``(B, T, D)`` for each modality.
         num_frames: ``(B,)``, int64.
         frame_weights: ``(B, T)``, float32, or None.
-        targets: ``(B, C)``: the labels, bool, or with a teacher's part in them, float32.
+        targets: ``(B, C)``: the labels, bool, or mixed with a teacher's probabilities, float32.
     """
 
     frames: dict[str, Tensor]
@@ -34,12 +34,12 @@ class Part(NamedTuple):
 
 
 class Differentiator:
-    """Computes gradients of the loss, which the parameters then hold, in every process the same.
+    """Adds the gradients of the loss to the parameters; they are the same in every process.
 
     Args:
         plan: The run.
-        model: What is trained.
-        processes: Who trains it; each has a share of every batch.
+        model: The model that is trained.
+        processes: The processes that train it; each has a share of every batch.
     """
 
     def __init__(self, plan: RunPlan, model: SubModel, processes: Processes) -> None:
@@ -60,9 +60,10 @@ class Differentiator:
 
         Args:
             batch: This process's share of the batch.
-            counts: How many videos each process has, none of them without one.
+            counts: How many videos each process has; every process has at least one.
         """
-        # each process's gradients are of its own videos, and their mean over processes is taken
+        # DistributedDataParallel takes the mean of the processes' gradients. Scaled by this, each
+        # video counts the same, however the videos are shared out.
         each = self._processes.count / sum(counts)
         penalty = sum(kernel.square().sum() for kernel in self._model.regularised())
         total = 0.5 * self._plan.recipe.training.l2_penalty * penalty
@@ -95,7 +96,7 @@ class Differentiator:
         return at_least_float32(probabilities)
 
     def _in_step(self, *, is_last: bool) -> AbstractContextManager[None]:
-        """Return what the last part of a batch is differentiated in, which joins the gradients."""
+        """Return a context in which only a batch's last part joins the processes' gradients."""
         if is_last or self._joined is None:
             return nullcontext()
         return self._joined.no_sync()
@@ -104,7 +105,7 @@ class Differentiator:
 def parts_of(
     batch: Batch, targets: "np.ndarray[Any, Any]", num_parts: int, device: str
 ) -> Iterator[Part]:
-    """Yield a batch in parts of nearly equal size, the larger ones first, on a device."""
+    """Yield a batch on a device, in parts of nearly equal size, the larger ones first."""
     for rows in np.array_split(np.arange(len(batch.ids)), num_parts):
         start, stop = int(rows[0]), int(rows[-1]) + 1
         weights = batch.frame_weights

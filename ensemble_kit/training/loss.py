@@ -1,4 +1,4 @@
-"""The starter code's loss, on probabilities."""
+"""The loss of Google's starter code: cross entropy on probabilities."""
 
 from torch import Tensor
 
@@ -8,8 +8,9 @@ LOG_EPSILON = 1e-5
 def cross_entropy(probabilities: Tensor, labels: Tensor) -> Tensor:
     """Return ``mean_b sum_c -(y log(p + 1e-5) + (1 - y) log(1 - p + 1e-5))``.
 
-    The starter code's loss, in probability space because a mixture of sigmoids has no logits. A sum
-    over classes, so C ln 2 where all probabilities are one half.
+    The loss of Google's starter code (google/youtube-8m, ``losses.py``). It takes probabilities
+    because a mixture of sigmoids has no logits. It is a sum over classes: C ln 2 if every
+    probability is one half.
 
     Args:
         probabilities: ``(B, C)`` in [0, 1].

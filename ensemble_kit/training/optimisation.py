@@ -1,6 +1,6 @@
 """The papers' optimisation: a staircase of learning rates, gradients clipped one by one, Adam.
 
-And what others do in their place: warm-up, half a cosine, one norm of all gradients.
+Recipes may choose alternatives: a warm-up, a cosine schedule, one norm for all gradients.
 """
 
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -15,11 +15,11 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 def learning_rate_at(schedule: TrainingTable, examples: int) -> float:
-    """Return the learning rate of the step that comes after so many examples.
+    """Return the learning rate of the step that follows ``examples`` examples.
 
-    The papers' staircase, ``rate * decay ^ floor(examples / examples_per_decay)``, or half a
+    It is the papers' staircase, ``rate * decay ^ floor(examples / examples_per_decay)``, or half a
     cosine, ``rate * (1 + cos(pi * examples / all examples)) / 2``. A warm-up multiplies it by
-    ``(examples + batch) / warmup_examples`` for as long as that is less than 1.
+    ``(examples + batch) / warmup_examples`` as long as that is less than 1.
     """
     if schedule.schedule == "cosine":
         share = examples / (schedule.max_steps * schedule.batch_size)
@@ -35,7 +35,7 @@ def learning_rate_at(schedule: TrainingTable, examples: int) -> float:
 def clip_each(gradients: Sequence[Tensor], limit: float) -> None:
     """Scale each gradient by itself, in place, to an L2 norm of at most ``limit``.
 
-    The reference's ``clip_by_norm``, variable by variable, and not the global norm.
+    This is ``tf.clip_by_norm`` for each variable, as in the starter code; not the global norm.
     """
     norms = torch._foreach_norm(list(gradients))
     scales = [limit / norm.clamp_min(limit) for norm in norms]
@@ -52,8 +52,8 @@ class Optimiser:
     """Adam on a model's parameters, under a schedule.
 
     Args:
-        model: What is trained.
-        schedule: The recipe's.
+        model: The model that is trained.
+        schedule: The recipe's table ``training``.
     """
 
     def __init__(self, model: nn.Module, schedule: TrainingTable) -> None:
@@ -64,14 +64,14 @@ class Optimiser:
         )
 
     def clear(self) -> None:
-        """Forget the gradients."""
+        """Remove the gradients of the last step."""
         self._adam.zero_grad(set_to_none=True)
 
     def step(self, examples: int) -> float:
         """Clip the gradients, take one step, and return its learning rate.
 
         Args:
-            examples: Videos seen before this step.
+            examples: How many videos the run has seen before this step.
         """
         rate = learning_rate_at(self._schedule, examples)
         for group in self._adam.param_groups:
@@ -100,7 +100,7 @@ class Optimiser:
                 yield f"step.{name}", torch.zeros(())
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take up what ``tensors`` has yielded; a parameter without moments had no gradient."""
+        """Load what ``tensors`` yielded; a parameter without moments never had a gradient."""
         state = {
             index: {moment: tensors[f"{moment}.{name}"].clone() for moment in MOMENTS}
             for index, name in enumerate(self._parameters)

@@ -1,4 +1,4 @@
-"""The processes that train one run together: what torchrun starts, talking by gloo or NCCL."""
+"""The processes that torchrun starts to train one run together, connected by gloo or NCCL."""
 
 import atexit
 import json
@@ -15,18 +15,18 @@ from torch.distributed import ProcessGroup
 from ensemble_kit.layers.normalisation import BatchNorm
 from ensemble_kit.layers.second_order import WhitenedResiduals
 
-# The first process averages and predicts while the others wait; torchrun ends all when one dies.
+# The others wait while the first process averages and predicts; torchrun ends all if one dies.
 PATIENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Which of the processes this is.
+    """The processes that train together, as one of them sees them.
 
     Attributes:
-        rank: Counted from 0; the first one writes all files.
-        count: How many there are.
-        device: ``cpu`` or ``cuda``: where what they tell each other has to be.
+        rank: This process's number, counted from 0; the first one writes all files.
+        count: How many processes there are.
+        device: ``cpu`` or ``cuda``, where tensors have to be to be sent.
     """
 
     rank: int = 0
@@ -35,16 +35,16 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this process is the one that writes files."""
         return self.rank == 0
 
     @property
     def group(self) -> ProcessGroup | None:
-        """The group of all processes; None where this is the only one."""
+        """The group of all processes; None if this is the only one."""
         return distributed.group.WORLD if self.count > 1 else None
 
     def gather(self, values: Tensor) -> Tensor:
-        """Return every process's values, of one shape, stacked by rank."""
+        """Return the values of all processes, which have one shape, stacked by rank."""
         if self.count == 1:
             return values.unsqueeze(0)
         own = values.to(self.device)
@@ -53,11 +53,11 @@ class Processes:
         return torch.stack(every).cpu()
 
     def gather_number(self, number: float) -> list[float]:
-        """Return every process's number, by rank."""
+        """Return the numbers of all processes, by rank."""
         return self.gather(torch.tensor(number, dtype=torch.float64)).tolist()
 
     def tell(self, value: Any) -> Any:
-        """Return the first process's value, of what JSON can hold, in all of them."""
+        """Return the first process's value, which JSON can hold, in every process."""
         if self.count == 1:
             return value
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -67,7 +67,7 @@ class Processes:
         return json.loads(bytes(told.tolist()))
 
     def share(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the first process's tensors in all of them, on the CPU."""
+        """Return the first process's tensors in every process, on the CPU."""
         if self.count == 1:
             return dict(tensors)
         specs = {
@@ -84,7 +84,7 @@ class Processes:
         return shared
 
     def synchronise(self, model: nn.Module) -> None:
-        """Let a model's batch statistics be those of all processes' videos together."""
+        """Compute a model's batch statistics over the videos of all processes together."""
         for part in model.modules():
             if isinstance(part, (BatchNorm, WhitenedResiduals)):
                 part.group = self.group
@@ -94,10 +94,10 @@ class Processes:
 
 
 def join(device: str) -> Processes:
-    """Return what torchrun has made of this process, once it has met the others.
+    """Return this process among those that torchrun has started, once all are connected.
 
     Args:
-        device: ``cpu`` talks by gloo; ``cuda`` by NCCL, each process on a GPU of its own.
+        device: ``cpu`` connects them by gloo; ``cuda`` by NCCL, each process on its own GPU.
     """
     count = num_processes()
     if count == 1:
@@ -111,5 +111,5 @@ def join(device: str) -> Processes:
 
 
 def num_processes() -> int:
-    """Return how many processes torchrun has started; 1 without it."""
+    """Return how many processes torchrun has started; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,8 +1,8 @@
-"""Soft targets: what an ensemble has predicted for the videos that a sub-model learns from.
+"""Soft targets: an ensemble's predictions for the videos that a sub-model learns from.
 
-As the winners of 2018 did (miha-skalic/youtube8mchallenge): the loss is a mean of the cross
-entropy with the labels and of that with the teacher's probabilities, which is the cross entropy
-with the mean of both, because it is linear in them.
+As the winners of 2018 did (miha-skalic/youtube8mchallenge), the loss is a weighted mean of the
+cross entropy with the labels and the cross entropy with the teacher's probabilities. Because cross
+entropy is linear in its targets, that is the cross entropy with the weighted mean of both.
 """
 
 from collections.abc import Sequence
@@ -18,17 +18,17 @@ from ensemble_kit.predictions.file import read_predictions
 
 
 class Teacher:
-    """The predictions of a file, by video.
+    """A predictions file of the training records, by video.
 
     Args:
-        path: A predictions file of the training records: the kit's, NumPy's or a challenge CSV.
-            Classes that it does not list for a video have probability 0.
-        share: What the teacher counts, in [0, 1]; the labels count the rest.
-        schema: What the training records hold.
+        path: The file: the kit's, NumPy's or a challenge CSV. Classes that it does not list for a
+            video have probability 0.
+        share: The teacher's share of the targets, in [0, 1]; the labels have the rest.
+        schema: The schema of the training records.
 
     Raises:
         CheckpointError: A tensor file is not a whole predictions file.
-        PredictionsError: The file cannot be read, or is of another vocabulary.
+        PredictionsError: The file cannot be read, or has another vocabulary.
     """
 
     def __init__(self, path: Path, share: float, schema: Schema) -> None:
@@ -39,7 +39,7 @@ class Teacher:
         if difference is not None:
             raise PredictionsError(
                 difference.between(str(path), "the training records"),
-                hint="Use a teacher of the same vocabulary.",
+                hint="Use a teacher with the same vocabulary.",
             )
 
     def mixed(self, ids: Sequence[str], labels: NDArray[np.bool_]) -> NDArray[np.floating[Any]]:
@@ -50,14 +50,14 @@ class Teacher:
             labels: ``(B, C)``.
 
         Raises:
-            PredictionsError: The teacher has not seen one of the videos.
+            PredictionsError: The file lacks one of the videos.
         """
         missing = next((video for video in ids if video not in self._places), None)
         if missing is not None:
             raise PredictionsError(
                 f"{self._predictions.path} lacks video {missing!r}, which the training records "
                 "have.",
-                hint="Predict the training records with the teacher, all of them.",
+                hint="Predict all of the training records with the teacher.",
             )
         places = np.array([self._places[video] for video in ids], np.int64)
         rows = self._predictions.taken(places).astype(np.float32, copy=False)

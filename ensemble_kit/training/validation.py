@@ -1,4 +1,4 @@
-"""The metrics of a model that is being trained, each process measuring a share of the records."""
+"""The metrics of a model during training; each process runs its share of the records."""
 
 import torch
 
@@ -15,15 +15,15 @@ def measure_together(
 ) -> Metrics:
     """Return the metrics of a model on some records, the same in every process.
 
-    Every process runs each so-manieth batch, and the first one ranks what all have found in the
-    order of the records. So the metrics are those that one process would find alone.
+    With N processes, each runs every N-th batch, and the first one ranks the results of all of them
+    in the order of the records. So the metrics are those that a single process would compute.
 
     Args:
         model: The model; it is left in evaluation mode.
         records: The records, the same in every process.
-        name: The run's name, which stands for its draws: the same single one at each checkpoint.
+        name: The run's name, which seeds its one draw of frames: the same at each checkpoint.
         device: ``cpu`` or ``cuda``.
-        processes: Who measures.
+        processes: The processes that measure together.
     """
     run = runner(model.eval(), model.draws_for(name, repeats=1), device)
     if processes.count == 1:
@@ -33,15 +33,15 @@ def measure_together(
     accumulator = MetricsAccumulator(num_classes=num_classes)
     while True:
         batch = next(batches, None)
-        # probabilities and labels
-        found = torch.zeros(2, BATCH_SIZE, num_classes, dtype=torch.float32)
+        # probabilities, then labels
+        both = torch.zeros(2, BATCH_SIZE, num_classes, dtype=torch.float32)
         if batch is not None:
-            found[0, : len(batch.ids)] = torch.from_numpy(run(batch))
-            found[1, : len(batch.ids)] = torch.from_numpy(batch.labels.dense(num_classes))
+            both[0, : len(batch.ids)] = torch.from_numpy(run(batch))
+            both[1, : len(batch.ids)] = torch.from_numpy(batch.labels.dense(num_classes))
         counts = processes.gather_number(0 if batch is None else len(batch.ids))
         if not any(counts):
             break
-        for (probabilities, labels), count in zip(processes.gather(found), counts, strict=True):
+        for (probabilities, labels), count in zip(processes.gather(both), counts, strict=True):
             if processes.is_first:
                 accumulator.add(probabilities[: int(count)].numpy(), labels[: int(count)].numpy())
     return Metrics(**processes.tell(accumulator.result().as_dict()))

@@ -120,7 +120,7 @@ def test_an_average_is_compared_and_one_that_loses_is_kept_only_if_asked(runner,
     gap = json.loads(found.stdout)["gap"]
     assert kept.stdout == (
         "other.safetensors: the mean of 10 checkpoints, batch norm average.\n"
-        f"Its validation GAP@20 is {gap:.5f}; the best checkpoint alone, {named}, has "
+        f"Its validation GAP@20 is {gap:.5f}; the best single checkpoint, {named}, has "
         f"{gaps[best]:.5f}.\n"
     )
     assert lost.stderr.endswith(
@@ -138,7 +138,7 @@ def test_without_validation_records_it_says_that_nothing_was_compared(runner, ow
 
     assert printed == (
         "runs/vlad/averaged.safetensors: the mean of 3 checkpoints, batch norm recalibrate.\n"
-        "There are no validation records, so it was compared with nothing.\n"
+        "There are no validation records, so it was not compared with anything.\n"
     )
 
 
@@ -202,15 +202,15 @@ def test_checkpoints_of_different_runs_are_refused(runner, own_workspace):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["runs/bag", "runs/rnn"], "Name one RUN, or the CHECKPOINTS of one."),
+        (["runs/bag", "runs/rnn"], "Name one RUN, or the CHECKPOINTS of one run."),
         (["runs/bag/averaged.safetensors"], "Name the file to write with -o."),
         (
             ["runs/bag/averaged.safetensors", "-o", "other.safetensors", "--last", "2"],
-            "--last and --from-step choose from a RUN's checkpoints.",
+            "--last and --from-step choose among the checkpoints of a RUN.",
         ),
         (
             ["runs/bag", "--method", "ema", "--from-step", "6"],
-            "--last and --from-step choose from a RUN's checkpoints.",
+            "--last and --from-step choose among the checkpoints of a RUN.",
         ),
     ],
 )

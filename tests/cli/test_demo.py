@@ -1,4 +1,4 @@
-"""The demo, with quick commands in place of its own."""
+"""The demo, with quick commands in place of the real ones."""
 
 import importlib
 import re

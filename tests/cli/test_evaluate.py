@@ -147,4 +147,4 @@ def test_records_are_refused_beside_predictions(runner, own):
     result = runner.invoke(main, ["evaluate", str(own), "records.tfrecord"])
 
     assert result.exit_code == 2
-    assert "DATA belongs to a model; predictions have been made already." in result.stderr
+    assert "A predictions file takes no DATA; only a model is run on records." in result.stderr

@@ -1,4 +1,4 @@
-"""The whole road as a user types it, in a folder with records and recipes."""
+"""The whole pipeline as a user types it, in a folder with records and recipes."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def type_in(runner, own_workspace):
     return run
 
 
-def test_the_road_needs_no_further_argument(type_in, runner, own_workspace):
+def test_the_pipeline_needs_no_further_argument(type_in, runner, own_workspace):
     ensemble = own_workspace.path / "ensemble"
     type_in("train", *(f"recipes/{name}.toml" for name in MEMBERS), *TRAINING)
 

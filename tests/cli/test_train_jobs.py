@@ -30,9 +30,9 @@ def test_one_recipe_that_fails_does_not_stop_the_rest(runner, own_workspace):
 
     assert result.exit_code == 1
     assert re.fullmatch(r"elsewhere/mean: 8 steps in .*\n", result.stdout)
-    (fault,) = re.findall(r"^bad: failed: (elsewhere/bad: .* at step .*)$", result.stderr, re.M)
+    (problem,) = re.findall(r"^bad: failed: (elsewhere/bad: .* at step .*)$", result.stderr, re.M)
     assert result.stderr.endswith(
-        f"Error: 1 of 2 jobs failed:\n  bad: {fault}\n"
+        f"Error: 1 of 2 jobs failed:\n  bad: {problem}\n"
         "Fix this and give the same command again; finished runs are left as they are.\n"
     )
     assert (own_workspace.path / "elsewhere" / "mean" / "validation.safetensors").exists()

@@ -2,7 +2,7 @@
 
     python killed.py FOLDER NUM_RUNS
 
-Python and torch are started once; each run is a fork that SIGKILL ends at a moment of its own. A
+Python and torch are started once; each run is a fork that SIGKILL ends at another moment. A
 moment is a call that touches the disk, takes a step or writes a tensor.
 """
 
@@ -32,7 +32,7 @@ def plan_of(folder, records):
 
 
 def train(folder, records, *, killed_at=None):
-    """Train in a process of its own; return how many moments it had, or None if it was killed."""
+    """Train in another process; return how many moments it had, or None if it was killed."""
     reading, writing = os.pipe()
     child = os.fork()
     if child:

@@ -53,7 +53,7 @@ def test_a_video_that_the_teacher_has_not_seen_is_named(tmp_path):
 
     assert str(caught.value) == (
         f"{path} lacks video 'd', which the training records have.\n"
-        "Predict the training records with the teacher, all of them."
+        "Predict all of the training records with the teacher."
     )
 
 
@@ -70,7 +70,7 @@ def test_a_teacher_of_another_vocabulary_is_refused(names, message, tmp_path):
     with pytest.raises(PredictionsError) as caught:
         Teacher(path, 0.5, SCHEMA)
 
-    assert str(caught.value) == f"{path} {message}\nUse a teacher of the same vocabulary."
+    assert str(caught.value) == f"{path} {message}\nUse a teacher with the same vocabulary."
 
 
 def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_written(tmp_path):
