@@ -1,25 +1,67 @@
-"""Files written aside, hashes and sizes. Imports only ``errors``."""
+"""Files written aside and renamed, hashes, sizes."""
 
 import hashlib
 import os
 import re
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
+from typing import NoReturn
 
 from ensemble_kit.errors import InputError, OutputError, SizeLimitError
 
-UNITS = {
-    "": 1, "B": 1,
-    "KB": 10**3, "MB": 10**6, "GB": 10**9,
-    "KIB": 2**10, "MIB": 2**20, "GIB": 2**30,
-}  # fmt: skip
+UNITS: Mapping[str, int] = MappingProxyType(
+    {
+        "bytes": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9,
+        "KiB": 2**10, "MiB": 2**20, "GiB": 2**30,
+    }
+)  # fmt: skip
+BINARY, DECIMAL = ("GiB", "MiB", "KiB"), ("GB", "MB", "KB")
+LARGEST_SIZE = 2**63 - 1  # no file system has a larger file
+LONGEST_NAME = 255  # bytes that the common file systems allow in a name
+PART = ".kit.part"  # the end of the name of a file that is being written
+KEPT_OF_NAME = 100  # bytes of the final name that such a file's name repeats
+KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+)
 
 
 def refuse_overwrite(path: Path, *, force: bool) -> None:
-    """Raise ``OutputError`` if ``path`` exists and may not be replaced."""
-    if path.exists() and not force:
+    """Raise ``OutputError`` unless ``path`` may be written.
+
+    It may not where it exists and ``force`` is False, where it is no file but a folder, a device, a
+    pipe or a socket, which ``force`` does not replace either, and where its name is too long.
+    """
+    size = len(os.fsencode(path.name))
+    if size > LONGEST_NAME:
+        raise OutputError(
+            f"{path} has a name of {size} bytes; file systems allow {LONGEST_NAME}.",
+            hint="Choose a shorter name.",
+        )
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink() and not force:
+            raise OutputError(
+                f"{path} is a link to {os.readlink(path)}, which does not exist.",
+                hint="Name another output, or write the file that it links to with --force.",
+            ) from None
+        return
+    except OSError as error:
+        _refuse(path, error)
+    for is_kind, kind in KINDS:
+        if is_kind(mode):
+            raise OutputError(
+                f"{path} is {kind}, not a file.", hint="Name a file; only files are replaced."
+            )
+    if not force:
         raise OutputError(
             f"{path} exists already.", hint="Name another output, or replace it with --force."
         )
@@ -27,37 +69,39 @@ def refuse_overwrite(path: Path, *, force: bool) -> None:
 
 @contextmanager
 def written_aside(path: Path, *, force: bool) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; move it there when the block ends well.
+    """Yield a temporary path beside ``path``; move it there when the block ends without an error.
 
-    The file is flushed to the disk before it is renamed, so ``path`` holds the old bytes or the
-    new ones and never a part of either, whenever the process ends.
+    The file is flushed to the disk before it is renamed, and its folder after that, so ``path``
+    holds the old bytes or the new ones and never a part of either, whenever the process or the
+    machine stops. A link is followed: the file that it links to is replaced, and the link stays.
+
+    A process that is killed cannot remove its temporary file. The next one that writes into the
+    folder does, which is why the file stays locked while it is written: the system unlocks it
+    when the process ends in whatever way.
 
     Args:
         path: The file to write; missing folders are made.
         force: Whether an existing file may be replaced.
 
     Raises:
-        OutputError: ``path`` exists and ``force`` is False, or the disk refuses the file.
+        OutputError: ``path`` may not be written, or the disk refuses the file.
     """
     refuse_overwrite(path, force=force)
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(target.parent)
+        handle, aside = _locked_part(target)
     except OSError as error:
-        is_blocked = isinstance(error, FileExistsError | NotADirectoryError)
-        reason = "a file is in the place of its folder" if is_blocked else error.strerror
-        raise OutputError(
-            f"{path} cannot be written: {reason}.", hint="Name a folder you may write to."
-        ) from error
-    aside = Path(name)
+        _refuse(path, error)
     try:
         yield aside
         with aside.open("rb+") as file:
             os.fsync(file.fileno())
         aside.chmod(0o666 & ~_umask())  # mkstemp's 0600 would hide the file from the team
         refuse_overwrite(path, force=force)
-        aside.replace(path)
+        aside.replace(target)
+        _flush_folder(target.parent)
     except OSError as error:
         raise OutputError(
             f"{path} cannot be written: {error.strerror or error}.",
@@ -66,6 +110,64 @@ def written_aside(path: Path, *, force: bool) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             aside.unlink()
+        os.close(handle)
+
+
+def _refuse(path: Path, error: OSError) -> NoReturn:
+    is_blocked = isinstance(error, FileExistsError | NotADirectoryError)
+    reason = "a file is in the place of its folder" if is_blocked else error.strerror
+    raise OutputError(
+        f"{path} cannot be written: {reason}.", hint="Name a folder you may write to."
+    ) from error
+
+
+def _locked_part(target: Path) -> tuple[int, Path]:
+    """Make a file beside ``target`` and lock it; another process may remove it in between."""
+    start = os.fsencode(target.name)[:KEPT_OF_NAME].decode(errors="ignore")
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{start}.", suffix=PART, dir=target.parent)
+        _is_locked(handle, waits=True)
+        aside = Path(name)
+        if aside.exists():
+            return handle, aside
+        os.close(handle)
+
+
+def _is_locked(handle: int, *, waits: bool) -> bool:
+    """Lock an open file until it is closed or its process ends; return whether that worked.
+
+    It does not where another process has locked it, nor on a system or a disk without locks, where
+    no file is therefore taken for abandoned.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files in a folder that no living process has locked."""
+    for part in folder.glob(f".*{PART}"):
+        with suppress(OSError):  # another process was faster, or it is not ours to remove
+            if stat.S_ISREG(part.lstat().st_mode):
+                with part.open("rb+") as file:
+                    if _is_locked(file.fileno(), waits=False):
+                        part.unlink()
+
+
+def _flush_folder(folder: Path) -> None:
+    """Have the disk keep a rename; file systems that cannot flush a folder need not."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:
@@ -89,25 +191,60 @@ def sha256_of(path: Path) -> str:
         ) from error
 
 
-def parse_size(text: str) -> int:
+class Size(int):
+    """A number of bytes that remembers the unit in which a person typed it.
+
+    Attributes:
+        unit: One of ``UNITS``.
+    """
+
+    unit: str
+
+    def __new__(cls, num_bytes: int, unit: str) -> "Size":
+        """Make a number of bytes."""
+        size = super().__new__(cls, num_bytes)
+        size.unit = unit
+        return size
+
+
+def parse_size(text: str) -> Size:
     """Read a number of bytes such as ``1GiB`` (2^30), ``1GB`` (10^9), ``995 MiB`` or ``4000``.
 
     Raises:
         SizeLimitError: The text is not a positive number with one of these units.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    num_bytes = int(float(match[1]) * UNITS.get(match[2].upper(), 0)) if match else 0
-    if num_bytes < 1:
-        raise SizeLimitError(
-            f"{text!r} is not a size.",
-            hint="Write a number and a unit: 1GiB (2^30 bytes), 1GB (10^9 bytes), 995MiB.",
-        )
-    return num_bytes
+    match = re.fullmatch(r"\s*(\d{1,30}(?:\.\d{1,30})?)\s*([A-Za-z]*)\s*", text, re.ASCII)
+    if match:
+        typed = match[2].upper() or "BYTES"
+        unit = next((unit for unit in UNITS if unit.upper() == typed), None)
+        num_bytes = int(float(match[1]) * UNITS[unit]) if unit else 0
+        if unit and 1 <= num_bytes <= LARGEST_SIZE:
+            return Size(num_bytes, unit)
+    raise SizeLimitError(
+        f"{text[:80]!r} is not a size.",
+        hint="Write a number and a unit: 1GiB (2^30 bytes), 1GB (10^9 bytes), 995MiB.",
+    )
 
 
-def format_size(num_bytes: int) -> str:
-    """Write a number of bytes for people: ``994.1 MiB``, ``12.0 KiB``, ``17 bytes``."""
-    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if abs(num_bytes) >= factor:
-            return f"{num_bytes / factor:.1f} {unit}"
-    return f"{num_bytes} bytes"
+def format_size(num_bytes: int, *, like: int | None = None) -> str:
+    """Write a number of bytes for people: ``994.1 MiB``, ``12.0 KiB``, ``17 bytes``.
+
+    What a person typed is written in the same unit, and what is compared with it in units of the
+    same kind: 10 MB that a file of 9.6 MiB fits into would have to be converted first.
+
+    Args:
+        num_bytes: How many there are.
+        like: What the number will be compared with.
+    """
+    if isinstance(num_bytes, Size) and num_bytes.unit in (*BINARY, *DECIMAL):
+        return f"{num_bytes / UNITS[num_bytes.unit]:.1f} {num_bytes.unit}"
+    is_decimal = isinstance(like, Size) and like.unit in DECIMAL
+    for unit in DECIMAL if is_decimal else BINARY:
+        if abs(num_bytes) >= UNITS[unit]:
+            return f"{num_bytes / UNITS[unit]:.1f} {unit}"
+    return f"{int(num_bytes)} bytes"
+
+
+def format_of_limit(num_bytes: int, limit: int) -> str:
+    """Write a size beside the limit that it keeps, in units alike: ``9.4 MB of 10.0 MB``."""
+    return f"{format_size(num_bytes, like=limit)} of {format_size(limit)}"

@@ -142,7 +142,7 @@ def _hash_beside(path: Path, beside: FileMetadata) -> str:
 def _bytes(files: Sequence[Path], max_size: int) -> Claim:
     size = sum(file.stat().st_size for file in files)
     what = "1 file" if len(files) == 1 else f"{len(files)} files"
-    finding = f"{size:,} in {what} ({format_size(size)}) of {format_size(max_size)}"
+    finding = f"{size:,} in {what} ({format_size(size, like=max_size)}) of {format_size(max_size)}"
     return Claim("bytes", _verdict(size <= max_size), finding)
 
 

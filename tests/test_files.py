@@ -1,12 +1,16 @@
 import os
+import signal
+import socket
 import stat
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble_kit.errors import OutputError, SizeLimitError
-from ensemble_kit.files import format_size, parse_size, sha256_of, written_aside
+from ensemble_kit.files import format_size, parse_size, refuse_overwrite, sha256_of, written_aside
 
 
 def write(path, content, *, force, then=lambda: None):
@@ -40,13 +44,29 @@ def test_sizes_are_read(text, num_bytes):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "GiB", "-1GiB", "0", "0MB", "0.1B", "1 GiB 2", "1TB", "1e9", "1,5GB", "a", "1.GB"]
+    "text",
+    [
+        "",
+        "GiB",
+        "-1GiB",
+        "0",
+        "0MB",
+        "0.1B",
+        "1 GiB 2",
+        "1TB",
+        "1e9",
+        "1,5GB",
+        "a",
+        "1.GB",
+        "9" * 400,
+        "9" * 25 + "GB",
+    ],
 )
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(SizeLimitError) as caught:
         parse_size(text)
     assert str(caught.value) == (
-        f"{text!r} is not a size.\n"
+        f"{text[:80]!r} is not a size.\n"
         "Write a number and a unit: 1GiB (2^30 bytes), 1GB (10^9 bytes), 995MiB."
     )
 
@@ -65,6 +85,24 @@ def test_what_is_no_size_is_refused(text):
 )
 def test_sizes_are_written_for_people(num_bytes, text):
     assert format_size(num_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("limit", "num_bytes", "texts"),
+    [
+        ("10MB", 9_437_184, ("10.0 MB", "9.4 MB")),
+        ("9.5mib", 9_437_184, ("9.5 MiB", "9.0 MiB")),
+        ("1GB", 12_345, ("1.0 GB", "12.3 KB")),
+        ("10000000", 9_437_184, ("9.5 MiB", "9.0 MiB")),
+        ("500B", 17, ("500 bytes", "17 bytes")),
+    ],
+)
+def test_a_limit_is_written_in_the_unit_that_was_typed_and_sizes_in_units_like_it(
+    limit, num_bytes, texts
+):
+    size = parse_size(limit)
+
+    assert (format_size(size), format_size(num_bytes, like=size)) == texts
 
 
 @settings(max_examples=50, deadline=None)
@@ -182,3 +220,131 @@ def test_the_hash_is_that_of_the_bytes(tmp_path):
     path.write_bytes(b"abc")  # FIPS 180-2, appendix B.1
 
     assert sha256_of(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def refusal(path, *, force):
+    with pytest.raises(OutputError) as caught, written_aside(path, force=force):
+        pytest.fail("the block must not run")
+    return str(caught.value)
+
+
+def test_a_link_is_followed_so_that_the_file_is_replaced_and_the_link_stays(tmp_path):
+    (tmp_path / "there").mkdir()
+    target, link = tmp_path / "there" / "target.bin", tmp_path / "link.bin"
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+
+    assert refusal(link, force=False).startswith(f"{link} exists already.")
+    write(link, b"new", force=True)
+
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+    assert sorted(os.listdir(tmp_path)) == ["link.bin", "there"]
+
+
+def test_a_link_to_nothing_is_written_through_with_force_alone(tmp_path):
+    link = tmp_path / "link.bin"
+    link.symlink_to(tmp_path / "missing.bin")
+
+    assert refusal(link, force=False) == (
+        f"{link} is a link to {tmp_path / 'missing.bin'}, which does not exist.\n"
+        "Name another output, or write the file that it links to with --force."
+    )
+    write(link, b"new", force=True)
+
+    assert link.is_symlink()
+    assert (tmp_path / "missing.bin").read_bytes() == b"new"
+
+
+def test_links_in_a_circle_are_one_error(tmp_path):
+    link = tmp_path / "link.bin"
+    link.symlink_to(link)
+
+    assert refusal(link, force=True) == (
+        f"{link} cannot be written: Too many levels of symbolic links.\n"
+        "Name a folder you may write to."
+    )
+
+
+def make_socket(path):
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [(os.mkfifo, "a pipe"), (make_socket, "a socket"), (os.mkdir, "a folder")],
+    ids=["pipe", "socket", "folder"],
+)
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_what_is_no_file_is_not_replaced_even_with_force(make, kind, is_linked, tmp_path):
+    path = tmp_path / "output"
+    make(path)
+    mode = path.stat().st_mode
+    if is_linked:
+        path = tmp_path / "link"
+        path.symlink_to("output")
+
+    assert refusal(path, force=True) == (
+        f"{path} is {kind}, not a file.\nName a file; only files are replaced."
+    )
+    assert (tmp_path / "output").stat().st_mode == mode
+
+
+def test_a_device_is_not_replaced_even_with_force(tmp_path):
+    link = tmp_path / "null"
+    link.symlink_to(os.devnull)  # asked about, never written
+
+    with pytest.raises(OutputError) as caught:
+        refuse_overwrite(link, force=True)
+
+    assert str(caught.value) == (
+        f"{link} is a device, not a file.\nName a file; only files are replaced."
+    )
+
+
+def test_a_name_that_no_file_system_allows_is_refused_before_the_work(tmp_path):
+    write(tmp_path / ("ü" * 127 + "a"), b"all", force=False)
+    path = tmp_path / ("ü" * 128)
+
+    assert refusal(path, force=True) == (
+        f"{path} has a name of 256 bytes; file systems allow 255.\nChoose a shorter name."
+    )
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ensemble_kit.files import written_aside
+
+with written_aside(Path(sys.argv[1]), force=False) as aside:
+    aside.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_that_writes_there(tmp_path):
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "killed.bin")]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert len(os.listdir(tmp_path)) == 1
+    (tmp_path / ".mine.part").write_bytes(b"")  # another program's
+
+    with written_aside(tmp_path / "one.bin", force=False) as one:
+        one.write_bytes(b"1")
+        write(tmp_path / "two.bin", b"2", force=False)  # one.bin is still being written
+
+    assert sorted(os.listdir(tmp_path)) == [".mine.part", "one.bin", "two.bin"]
+    assert (tmp_path / "one.bin").read_bytes() == b"1"
+
+
+def test_the_file_is_flushed_then_renamed_then_its_folder_is_flushed(tmp_path, monkeypatch):
+    flushed = []
+    path = tmp_path / "file.bin"
+
+    def fsync(handle):
+        flushed.append((stat.S_ISDIR(os.fstat(handle).st_mode), path.exists()))
+
+    monkeypatch.setattr("ensemble_kit.files.os.fsync", fsync)
+    write(path, b"all", force=False)
+
+    assert flushed == [(False, False), (True, True)]

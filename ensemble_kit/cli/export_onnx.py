@@ -55,12 +55,12 @@ def export_onnx(fused: Path, output: Path, max_size: str, **options: Any) -> Non
         ensemble-kit export-onnx --low-memory --triton models
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.export.stage import export_onnx as export
-    from ensemble_kit.files import format_size, parse_size
+    from ensemble_kit.files import format_of_limit, parse_size
 
     exported = export(fused, output, max_size=parse_size(max_size), **options)
     card = exported.card or f"{exported.path.with_name('README.md')} was there and is left as it is"
     click.echo(
-        f"{exported.path}: {format_size(exported.num_bytes)} of {format_size(exported.max_size)}, "
+        f"{exported.path}: {format_of_limit(exported.num_bytes, exported.max_size)}, "
         f"{exported.repeats} repeats.\n"
         f"ONNX Runtime agrees with PyTorch to {exported.worst_difference:.2g}.\n"
         f"Model card: {card}."

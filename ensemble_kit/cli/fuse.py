@@ -56,7 +56,7 @@ def fuse(
         ensemble-kit fuse --dtype int8 --data 'validate/*.tfrecord'
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.data.dataset import Records
-    from ensemble_kit.files import format_size, parse_size
+    from ensemble_kit.files import format_of_limit, parse_size
     from ensemble_kit.fusion.stage import fuse as fuse_members
 
     records = Records(data, **reading) if data else None
@@ -71,8 +71,8 @@ def fuse(
     )
     loss = fused.loss
     click.echo(
-        f"{fused.path}: {len(fused.members)} members in {dtype}, {format_size(fused.num_bytes)} "
-        f"of {format_size(fused.max_size)}.\n"
+        f"{fused.path}: {len(fused.members)} members in {dtype}, "
+        f"{format_of_limit(fused.num_bytes, fused.max_size)}.\n"
         f"Equal to its members; rounding to {dtype} changed a probability by "
         f"{loss.worst_change:.2g} at most, {loss.mean_change:.2g} on average."
     )

@@ -23,7 +23,7 @@ from ensemble_kit.choices import (
 )
 from ensemble_kit.cli.options import EXISTING_FILE, FILE, force_option, json_option, one_of
 from ensemble_kit.errors import SizeLimitError
-from ensemble_kit.files import format_size, parse_size, refuse_overwrite
+from ensemble_kit.files import format_of_limit, parse_size, refuse_overwrite
 from ensemble_kit.store.workspace import REPORT, SELECTION
 from ensemble_kit.wording import counted, printable
 
@@ -155,10 +155,11 @@ def select(
     page = output.with_name(REPORT.name)
     if wants_report:
         refuse_overwrite(page, force=force)  # before the work
+    limit = None if max_size is None else parse_size(max_size)
     selection = select_members(
         predictions or find_predictions(),
         output=output,
-        max_size=None if max_size is None else parse_size(max_size),
+        max_size=limit,
         labels_path=labels,
         sizes=_named_sizes(sizes),
         force=force,
@@ -172,7 +173,7 @@ def select(
     if as_json:
         click.echo(selection.model_dump_json())
         return
-    for line in [*_table(selection), *_summary(selection, output)]:
+    for line in [*_table(selection), *_summary(selection, output, limit or selection.max_size)]:
         click.echo(printable(line))
     if wants_report:
         click.echo(printable(f"{page}: open it in a browser."))
@@ -205,12 +206,12 @@ def _table(selection: "SelectionMetadata") -> list[str]:
     ]
 
 
-def _summary(selection: "SelectionMetadata", output: Path) -> Iterator[str]:
+def _summary(selection: "SelectionMetadata", output: Path, limit: int) -> Iterator[str]:
     """Say in a few sentences what was chosen, and how far it can be trusted."""
     yield (
         f"{output}: {len(selection.members)} of "
         f"{counted(len(selection.candidates), 'candidate')}, "
-        f"GAP@{selection.k} {selection.gap:.4f}{_size(selection)}."
+        f"GAP@{selection.k} {selection.gap:.4f}{_size(selection, limit)}."
     )
     if selection.left_out:
         left_out = counted(selection.left_out, "video")
@@ -233,12 +234,12 @@ def _summary(selection: "SelectionMetadata", output: Path) -> Iterator[str]:
         yield _truncation(selection.truncation)
 
 
-def _size(selection: "SelectionMetadata") -> str:
+def _size(selection: "SelectionMetadata", limit: int) -> str:
     """Say what the members take, or which sizes nobody knows."""
     unknown = [member.name for member in selection.members if not member.bytes]
     if len(unknown) == len(selection.members):
         return ", of unknown size"
-    size = f", {format_size(selection.bytes)} of {format_size(selection.max_size)}"
+    size = f", {format_of_limit(selection.bytes, limit)}"
     without = f" without {', '.join(unknown)}, of unknown size" if unknown else ""
     return f"{size} in {selection.dtype}{without}"
 

@@ -135,7 +135,7 @@ class Search:
         if smallest.num_bytes > self.rules.limit:
             raise SizeLimitError(
                 f"No candidate fits in {format_size(self.rules.limit)}: {smallest.name}, the "
-                f"smallest, takes {format_size(smallest.num_bytes)}.",
+                f"smallest, takes {format_size(smallest.num_bytes, like=self.rules.limit)}.",
                 hint="Raise --max-size, or train a smaller sub-model.",
             )
 

@@ -32,8 +32,9 @@ def refuse_size(
         return
     excess, room = num_bytes - max_size, max_size - overhead
     fault = (
-        f"The {kind} file has {num_bytes:,} bytes ({format_size(num_bytes)}), {excess:,} bytes "
-        f"({format_size(excess)}) over the limit of {format_size(max_size)}."
+        f"The {kind} file has {num_bytes:,} bytes ({format_size(num_bytes, like=max_size)}), "
+        f"{excess:,} bytes ({format_size(excess, like=max_size)}) over the limit of "
+        f"{format_size(max_size)}."
     )
     if selection is None:
         raise SizeLimitError(
@@ -47,7 +48,7 @@ def refuse_size(
         )
     raise SizeLimitError(
         f"{fault} Of what selection measured, {' + '.join(fit.members)} would fit and score best: "
-        f"GAP@{selection.k} {fit.gap:.4f} in {format_size(fit.bytes)}.",
+        f"GAP@{selection.k} {fit.gap:.4f} in {format_size(fit.bytes, like=max_size)}.",
         hint=f"Select and fuse again with --dtype {dtype} --max-size {room}, or raise --max-size "
         "here.",
     )

@@ -17,6 +17,7 @@ SELECTION = Path("ensemble") / "selection.json"
 FUSED = Path("ensemble") / "fused.safetensors"
 ONNX = Path("ensemble") / "ensemble.onnx"
 REPORT = Path("ensemble") / "report.html"
+LONGEST_RUN_NAME = 200  # what is made of it may have 255 bytes
 
 
 @dataclass(frozen=True)
@@ -201,8 +202,10 @@ def run_name(recipe_name: str) -> str:
 
 def check_run_name(name: str) -> None:
     """Raise ``TrainingError`` unless a name can name a folder and the nodes of a graph."""
-    if not re.fullmatch(RUN_NAME, name):
+    if len(name) > LONGEST_RUN_NAME or not re.fullmatch(RUN_NAME, name):
+        shown = name if len(name) <= LONGEST_RUN_NAME else f"{name[:20]}..."
         raise TrainingError(
-            f"{name!r} cannot name a run.",
-            hint="Use letters, digits, _ and -, and do not begin with -.",
+            f"{shown!r} cannot name a run.",
+            hint=f"Use at most {LONGEST_RUN_NAME} letters, digits, _ and -, and do not begin "
+            "with -.",
         )

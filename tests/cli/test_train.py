@@ -274,7 +274,8 @@ def test_a_name_that_no_folder_should_have_is_refused(runner, own_workspace):
 
     assert result.exit_code == 1
     assert result.stderr == (
-        "Error: 'a b' cannot name a run.\nUse letters, digits, _ and -, and do not begin with -.\n"
+        "Error: 'a b' cannot name a run.\n"
+        "Use at most 200 letters, digits, _ and -, and do not begin with -.\n"
     )
 
 

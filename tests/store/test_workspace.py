@@ -65,11 +65,23 @@ def test_a_recipes_name_becomes_one_that_a_run_can_have(recipe, name):
     check_run_name(name)
 
 
-@pytest.mark.parametrize("name", ["", "-gru", "a/b", "a.b", "gru\n", ".."])
+@pytest.mark.parametrize("name", ["", "-gru", "a/b", "a.b", "gru\n", ".", "..", "../x"])
 def test_a_name_that_cannot_name_a_run_is_refused(name):
     with pytest.raises(TrainingError) as caught:
         check_run_name(name)
 
     assert str(caught.value) == (
-        f"{name!r} cannot name a run.\nUse letters, digits, _ and -, and do not begin with -."
+        f"{name!r} cannot name a run.\n"
+        "Use at most 200 letters, digits, _ and -, and do not begin with -."
+    )
+
+
+def test_a_name_too_long_for_a_folder_is_refused_and_cut():
+    check_run_name("a" * 200)
+    with pytest.raises(TrainingError) as caught:
+        check_run_name("a" * 201)
+
+    assert str(caught.value) == (
+        f"'{'a' * 20}...' cannot name a run.\n"
+        "Use at most 200 letters, digits, _ and -, and do not begin with -."
     )

@@ -441,7 +441,8 @@ def test_a_name_that_could_not_name_a_node_of_a_graph_is_refused(name, tmp_path,
         train_tiny(tmp_path / name, records)
 
     assert str(caught.value) == (
-        f"{name!r} cannot name a run.\nUse letters, digits, _ and -, and do not begin with -."
+        f"{name!r} cannot name a run.\n"
+        "Use at most 200 letters, digits, _ and -, and do not begin with -."
     )
     assert not (tmp_path / name).exists()
 
