@@ -19,12 +19,14 @@ from ensemble_kit.choices import (
 )
 from ensemble_kit.cli.options import (
     FOLDER,
+    SuggestingGroup,
     echo_skipped,
     force_option,
     json_option,
     one_of,
     records_options,
 )
+from ensemble_kit.wording import counted, printable
 
 NUM_CLASSES_SHOWN = 5
 
@@ -64,7 +66,7 @@ class Range(click.ParamType[tuple[int, int]]):
         return int(low), int(high)
 
 
-@click.group()
+@click.group(cls=SuggestingGroup)
 def data() -> None:
     """Look at records, check them, make some."""
 
@@ -83,7 +85,7 @@ def info(patterns: tuple[str, ...], as_json: bool, **reading: Any) -> None:
     from ensemble_kit.data.dataset import Records
     from ensemble_kit.data.summary import summarise
 
-    records = Records(patterns, **reading)
+    records = Records(patterns, needs_labels=False, **reading)
     summary = summarise(records)
     echo_skipped(records)
     if as_json:
@@ -103,19 +105,24 @@ def info(patterns: tuple[str, ...], as_json: bool, **reading: Any) -> None:
         "labels": "{total:,}; {min} to {max} a video, {mean:.1f} on average".format(
             **summary["labels"]
         ),
+        "unlabelled": f"{summary['unlabelled']:,} records have no key of labels"
+        if summary["unlabelled"]
+        else "",
         "most frequent": ", ".join(f"{c['name']} ({c['videos']:,})" for c in frequent),
     }.items():
-        click.echo(f"{name:14} {value}")
+        if value:
+            click.echo(f"{name:14} {value}")
 
 
 @data.command()
 @click.argument("patterns", metavar="PATTERN...", nargs=-1, required=True)
 @records_options
-def check(patterns: tuple[str, ...], **reading: Any) -> None:
+@json_option
+def check(patterns: tuple[str, ...], as_json: bool, **reading: Any) -> None:
     """Read all records and stop at a bad one.
 
     Both checksums are compared, and every value with the schema. With --skip-bad-records,
-    read on, and say how many have which fault and where the first is.
+    read on, and say how many have which problem and where the first is.
 
     \b
     Example:
@@ -123,12 +130,26 @@ def check(patterns: tuple[str, ...], **reading: Any) -> None:
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.data.dataset import Records
 
-    records = Records(patterns, **reading)
-    num_good = sum(1 for _ in records.videos())
-    click.echo(f"{num_good:,} good records in {len(records.paths):,} files")
+    records = Records(patterns, needs_labels=False, **reading)
+    num_good, num_unlabelled = 0, 0
+    for video in records.videos():
+        num_good += 1
+        num_unlabelled += not video.is_labelled
     first = {error.kind: error for error in reversed(records.skipped)}
-    for kind, count in Counter(error.kind for error in records.skipped).most_common():
-        click.echo(f"{count:,} with {kind}; the first: {first[kind].problem}")
+    kinds = Counter(error.kind for error in records.skipped).most_common()
+    if as_json:
+        bad = [
+            {"kind": kind, "records": count, "first": first[kind].problem} for kind, count in kinds
+        ]
+        found = {"good": num_good, "unlabelled": num_unlabelled, "files": len(records.paths)}
+        click.echo(json.dumps(found | {"bad": bad}, ensure_ascii=False))
+        return
+    good, files = counted(num_good, "good record"), counted(len(records.paths), "file")
+    click.echo(f"{good} in {files}")
+    if num_unlabelled:
+        click.echo(f"{counted(num_unlabelled, 'record')} without labels, as test records are")
+    for kind, count in kinds:
+        click.echo(printable(f"{count:,} with {kind}; the first: {first[kind].problem}"))
     echo_skipped(records)
 
 

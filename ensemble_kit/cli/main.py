@@ -1,4 +1,4 @@
-"""The group of all commands. It alone turns a fault into a line of text and an exit code."""
+"""The group of all commands: the one place where an error becomes text and an exit code."""
 
 import importlib
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ensemble_kit._version import __version__
+from ensemble_kit.cli.options import SuggestingGroup, add_quiet
 from ensemble_kit.errors import EnsembleKitError
 from ensemble_kit.interrupts import exit_code_of, signal_of
 
@@ -32,11 +33,11 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
 )
 
 
-class KitGroup(click.Group):
-    """A group whose commands are imported when they are named, and whose faults are one line."""
+class KitGroup(SuggestingGroup):
+    """A group whose commands are imported when they are named, and whose errors are text."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the commands in the order of the road they make."""
+        """Return the commands in the order of the pipeline."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -45,10 +46,11 @@ class KitGroup(click.Group):
             return None
         module = importlib.import_module(f"ensemble_kit.cli.{COMMANDS[cmd_name]}")
         command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        add_quiet(command)
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; a fault the user can hint becomes ``Error: …`` and exit code 1."""
+        """Run a command; an error that the user can fix becomes ``Error: …`` and exit code 1."""
         try:
             return super().invoke(ctx)
         except EnsembleKitError as error:
@@ -63,7 +65,7 @@ def main() -> None:
     """Train, average, select, fuse and export video-tagging ensembles that fit in one file.
 
     \b
-    In a workspace with trained runs, these three are the whole road:
+    In a workspace with trained runs, these three commands make one ONNX file:
         ensemble-kit select
         ensemble-kit fuse --dtype bf16
         ensemble-kit export-onnx

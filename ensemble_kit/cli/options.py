@@ -1,5 +1,7 @@
-"""Arguments and options that several commands share. Imports ``errors`` and click."""
+"""Arguments and options that several commands share."""
 
+import difflib
+import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -14,8 +16,44 @@ from ensemble_kit.files import parse_size
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class SuggestingGroup(click.Group):
+    """A group that names the command which was probably meant."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that was named, or end with the nearest one."""
+        names = self.list_commands(ctx)
+        if args[0] not in names and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], names, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            ctx.fail(f"No such command {args[0]!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+
+def add_quiet(command: click.Command) -> None:
+    """Give a command, or every command of a group, the option ``--quiet`` unless it has it."""
+    if isinstance(command, click.Group):
+        for each in command.commands.values():
+            add_quiet(each)
+    elif all("--quiet" not in option.opts for option in command.params):
+        command.params.append(
+            click.Option(
+                ["--quiet"], is_flag=True, expose_value=False, callback=_be_quiet,
+                help="Show no progress.",
+            )
+        )  # fmt: skip
+
+
+def _be_quiet(ctx: click.Context, _: click.Parameter, is_quiet: bool) -> None:
+    if is_quiet:
+        from ensemble_kit.progress import quietly
+
+        ctx.with_resource(quietly())
+
+
 class Existing(click.ParamType[Path]):
-    """A path that must be there; one that is not is a fault of the input, not of the usage."""
+    """A path that must exist; one that does not is an error of the input, not of the usage."""
 
     name = "FILE"
 
@@ -25,8 +63,9 @@ class Existing(click.ParamType[Path]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Return the path, or raise ``InputError``."""
         path = Path(value)
-        if not path.is_file() and not (self.or_folder and path.is_dir()):
-            kind = "is not a file" if path.exists() else "does not exist"
+        # os.path's functions take any name, such as one too long for the system
+        if not os.path.isfile(path) and not (self.or_folder and os.path.isdir(path)):
+            kind = "is not a file" if os.path.exists(path) else "does not exist"
             wanted = "file or folder" if self.or_folder else "file"
             raise InputError(f"{path} {kind}.", hint=f"Name a {wanted} that exists.")
         return path

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ensemble_kit.cli.options import EXISTING_FILE, FILE, force_option, json_option
+from ensemble_kit.cli.options import EXISTING_FILE, FILE, SuggestingGroup, force_option, json_option
 
 if TYPE_CHECKING:
     from ensemble_kit.networks.catalogue import EnsembleEntry, Entry
 
 
-@click.group()
+@click.group(cls=SuggestingGroup)
 def recipes() -> None:
     """List, show, copy and check recipes.
 

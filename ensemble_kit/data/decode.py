@@ -32,6 +32,7 @@ class Video:
     Attributes:
         id: The video's id; bytes that are not UTF-8 are written as escapes.
         classes: Class indices, int64, sorted, each once.
+        is_labelled: Whether its record has the key of labels; the challenge's test records do not.
         frames: ``(T, D)`` for each modality's name, uint8 or float32 as the schema says. Often a
             read-only view.
     """
@@ -39,6 +40,7 @@ class Video:
     id: str
     classes: NDArray[np.int64]
     frames: dict[str, NDArray[Any]]
+    is_labelled: bool = True
 
     @property
     def num_frames(self) -> int:
@@ -95,14 +97,16 @@ class Decoder:
         identity = _one_bytes(
             Feature.FromString(_value(context, self._id_key, found)), repr(self._schema.id_key)
         )
-        if self._needs_labels or self._labels_key in context:
+        video = identity.decode(errors="backslashreplace")
+        is_labelled = self._labels_key in context
+        if self._needs_labels or is_labelled:
             classes = self._classes(Feature.FromString(_value(context, self._labels_key, found)))
         else:
             classes = np.empty(0, np.int64)
         frames, lengths = {}, []
         for layout in self._layouts:
             payload = _value(streams, layout.key, found)
-            values, length = layout.read(payload, self._schema.max_frames)
+            values, length = layout.read(payload, self._schema.max_frames, video=video)
             frames[layout.name] = values
             lengths.append(length)
         if len(set(lengths)) > 1:
@@ -114,7 +118,7 @@ class Decoder:
             )
         if lengths[0] == 0:
             raise RecordProblem("it has no frames.", kind="no frames", hint=MAKE_AGAIN)
-        return Video(identity.decode(errors="backslashreplace"), classes, frames)
+        return Video(video, classes, frames, is_labelled)
 
     def _classes(self, feature: Any) -> NDArray[np.int64]:
         num_classes = self._schema.num_classes
@@ -162,10 +166,12 @@ class Layout:
             [("header", "u1", (len(header),)), ("values", self._dtype, (modality.width,))]
         )
 
-    def read(self, payload: bytes | memoryview, max_frames: int) -> tuple[NDArray[Any], int]:
+    def read(
+        self, payload: bytes | memoryview, max_frames: int, *, video: str
+    ) -> tuple[NDArray[Any], int]:
         """Return at most ``max_frames`` frames, ``(T, D)``, and how many the record has.
 
-        Only the frames that are returned are looked into.
+        Only the frames that are returned are looked into. ``video`` is its id, for messages.
         """
         values = self.strided(payload)
         if values is not None:
@@ -176,7 +182,8 @@ class Layout:
         if self._dtype.kind == "f" and not np.isfinite(values).all():
             frame, value = np.argwhere(~np.isfinite(values))[0]
             raise RecordProblem(
-                f"frame {frame + 1} of {self.name} holds {values[frame, value]}.",
+                f"frame {frame + 1} of {self.name} holds {values[frame, value]} in video "
+                f"{video!r}.",
                 kind="a value that is not finite",
                 hint=MAKE_AGAIN,
             )

@@ -3,6 +3,7 @@
 Records are read, not mapped: a file that is cut short under a mapping ends the whole process.
 """
 
+import errno
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -143,6 +144,16 @@ class BatchReader:
         self._files.close()
 
 
+def _most_open_files() -> int:
+    """Return how many files may be kept open: a quarter of what the system allows a process."""
+    try:
+        from resource import RLIMIT_NOFILE, getrlimit
+    except ImportError:  # Windows
+        return OPEN_FILES
+    allowed, _ = getrlimit(RLIMIT_NOFILE)
+    return OPEN_FILES if allowed < 0 else max(1, min(OPEN_FILES, allowed // 4))
+
+
 class RecordFiles:
     """Reads records at known places, through a buffer that the next one overwrites.
 
@@ -155,6 +166,7 @@ class RecordFiles:
         self._paths = paths
         self._check_crc = check_crc
         self._files: dict[int, FileIO] = {}
+        self._most = _most_open_files()
         self._buffer = memoryview(bytearray())
 
     def read(self, place: Place) -> memoryview:
@@ -195,8 +207,19 @@ class RecordFiles:
             self._files.popitem()[1].close()
 
     def _open(self, shard: int) -> FileIO:
-        file = self._files.pop(shard, None) or FileIO(ready(self._paths[shard]))
+        file = self._files.pop(shard, None)
+        while file is None:
+            try:
+                file = FileIO(ready(self._paths[shard]))
+            except OSError as error:
+                if error.errno != errno.EMFILE or not self._files:
+                    raise
+                self._most = len(self._files)  # all that the system allows beside other files
+                self._close_oldest()
         self._files[shard] = file  # the last one used comes last
-        if len(self._files) > OPEN_FILES:
-            self._files.pop(next(iter(self._files))).close()
+        if len(self._files) > self._most:
+            self._close_oldest()
         return file
+
+    def _close_oldest(self) -> None:
+        self._files.pop(next(iter(self._files))).close()

@@ -267,10 +267,11 @@ def write_schema(
 def read_label_names(path: Path, num_classes: int) -> tuple[str, ...]:
     """Read the names of the classes from a CSV file with a header.
 
-    The first column is the class index, the last one the name: ``label_id,label_name`` as
-    YouTube-8M has it, ``index,mid,display_name`` as AudioSet does. Rows may come in any order. A
-    row with too many columns has commas in its name that nobody quoted, as YouTube-8M's
-    ``271,Nike, Inc.``; they are put back.
+    The first column is the class index. The name is in the column ``Name``, as YouTube-8M's
+    ``vocabulary.csv`` has it, or else in the last one: ``label_id,label_name`` as YouTube-8M's
+    lists of names have it, ``index,mid,display_name`` as AudioSet does. Rows may come in any
+    order. A row with too many columns has commas in a name at its end that nobody quoted, as
+    YouTube-8M's ``271,Nike, Inc.``; they are put back.
 
     Args:
         path: The CSV file, in UTF-8.
@@ -280,21 +281,11 @@ def read_label_names(path: Path, num_classes: int) -> tuple[str, ...]:
         C names, by class index.
 
     Raises:
-        RecordError: The file is missing, a row has no index of its own, or a class has no row.
+        RecordError: The file is missing, a row has no index that no other row has, a name is
+            empty or that of another class, or a class has no row.
     """
     text = read_text(path, RecordError, hint="Name a CSV file of classes that exists.")
-    rows = _rows(path, text)
-    width = max(2, len(next(rows, (0, ()))[1]))
-    names: dict[int, str] = {}
-    for number, row in rows:
-        index = int(row[0]) if row[0].isdecimal() and len(row[0]) <= MAX_DIGITS else -1
-        if len(row) < width or not 0 <= index < num_classes or index in names:
-            raise RecordError(
-                f"{path}, line {number}: found {shown(','.join(row))}, expected an index from "
-                f"0 to {num_classes - 1} that no line above has, and a name.",
-                hint="Write each class once under one header: its index first, its name last.",
-            )
-        names[index] = ",".join(row[width - 1 :])
+    names = _names_by_class(path, _rows(path, text.removeprefix("\ufeff")), num_classes)
     if len(names) < num_classes:
         missing = next(index for index in range(num_classes) if index not in names)
         raise RecordError(
@@ -302,6 +293,34 @@ def read_label_names(path: Path, num_classes: int) -> tuple[str, ...]:
             hint="Name the file that belongs to these records, or correct num_classes.",
         )
     return tuple(names[index] for index in range(num_classes))
+
+
+def _names_by_class(
+    path: Path, rows: Iterator[tuple[int, Sequence[str]]], num_classes: int
+) -> dict[int, str]:
+    _, header = next(rows, (0, ()))
+    width = max(2, len(header))
+    column = header.index("Name") if "Name" in header[1:] else width - 1
+    names: dict[int, str] = {}
+    classes: dict[str, int] = {}
+    for number, row in rows:
+        index = int(row[0]) if row[0].isdecimal() and len(row[0]) <= MAX_DIGITS else -1
+        problem = (
+            f"expected an index from 0 to {num_classes - 1} that no line above has, and a name"
+        )
+        if len(row) >= width and 0 <= index < num_classes and index not in names:
+            name = (",".join(row[column:]) if column == width - 1 else row[column]).strip()
+            if name and name not in classes:
+                names[index], classes[name] = name, index
+                continue
+            problem = f"which gives class {index} no name"
+            if name:
+                problem = f"whose name class {classes[name]} has already"
+        raise RecordError(
+            f"{path}, line {number}: found {shown(','.join(row))}, {problem}.",
+            hint="Write each class once under one header: its index first, its own name last.",
+        )
+    return names
 
 
 def _rows(path: Path, text: str) -> Iterator[tuple[int, Sequence[str]]]:

@@ -1,4 +1,4 @@
-"""Figures of some records. Imports ``dataset`` and ``kinds``."""
+"""Figures of some records."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,14 +13,16 @@ def summarise(records: Records) -> dict[str, Any]:
 
     Returns:
         ``kind``, ``modalities``, ``num_classes``, ``files``, ``records`` and ``skipped``;
+        ``unlabelled``, the records without the key of labels;
         ``frames`` and ``labels`` with ``total``, ``min``, ``max`` and ``mean`` over the videos;
         ``classes`` with ``index``, ``name`` and ``videos`` of each class seen, frequent ones first.
     """
-    num_frames, num_labels = [], []
+    num_frames, num_labels, num_unlabelled = [], [], 0
     videos_of: Counter[int] = Counter()
     for video in records.videos():
         num_frames.append(video.num_frames)
         num_labels.append(len(video.classes))
+        num_unlabelled += not video.is_labelled
         videos_of.update(video.classes.tolist())
     names = records.schema.names
     return {
@@ -30,6 +32,7 @@ def summarise(records: Records) -> dict[str, Any]:
         "files": len(records.paths),
         "records": len(num_frames),
         "skipped": records.num_skipped,
+        "unlabelled": num_unlabelled,
         "frames": _spread(num_frames),
         "labels": _spread(num_labels),
         "classes": [

@@ -6,10 +6,10 @@ https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
 """
 
 import hashlib
-import mmap
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from ensemble_kit.files import written_aside
 
 HEADER = struct.Struct("<QI")
 FOOTER = struct.Struct("<I")
-MAPPED_BYTES = 1 << 20  # larger files are mapped; below, one read is cheaper than the page faults
+BLOCK_BYTES = 1 << 20  # read at once
 
 COPY_AGAIN = "Copy the file again from where it is whole, or leave it out with --skip-bad-records."
 
@@ -75,18 +75,56 @@ def numbered_records(
     differs from its checksum, and ends where the framing itself is broken: nothing behind that
     place can be trusted.
     """
-    buffer = _open(path)
+    try:
+        with ready(path).open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if not size:
+                raise _empty(path)
+            window = _Window(file)
 
-    def header_at(position: int) -> memoryview:
-        return buffer[position : position + HEADER.size]
+            def header_at(position: int) -> memoryview:
+                return window.bytes_at(position, HEADER.size)
 
-    places = _framing(path, len(buffer), header_at, check_crc=check_crc, on_bad=on_bad)
-    for number, (start, length) in enumerate(places, start=1):
-        record = buffer[start : start + length]
-        if check_crc and not matches_crc(buffer[start : start + length + FOOTER.size]):
-            on_bad(damaged(path, number, length))
-        else:
-            yield number, record
+            places = _framing(path, size, header_at, check_crc=check_crc, on_bad=on_bad)
+            for number, (start, length) in enumerate(places, start=1):
+                framed = window.bytes_at(start, length + FOOTER.size)
+                if len(framed) < length + FOOTER.size:  # the file became shorter
+                    return on_bad(_truncated(path, number, length + FOOTER.size, len(framed)))
+                if check_crc and not matches_crc(framed):
+                    on_bad(damaged(path, number, length))
+                else:
+                    yield number, framed[:length]
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return None
+
+
+class _Window:
+    """The bytes of a file, read some at a time.
+
+    They are not mapped: a file that becomes shorter under a mapping ends the process with a bus
+    error. Each block is memory that nothing else is read into, so that views of it stay what they
+    are after the next block.
+    """
+
+    def __init__(self, file: FileIO) -> None:
+        self._file = file
+        self._start = 0
+        self._block = memoryview(b"")
+
+    def bytes_at(self, start: int, length: int) -> memoryview:
+        """Return some bytes; fewer where the file ends before."""
+        offset = start - self._start
+        if offset < 0 or offset + length > len(self._block):
+            self._file.seek(start)
+            parts = []
+            left = max(length, BLOCK_BYTES)
+            while left and (part := self._file.read(left)):  # a system reads 2 GiB at most
+                parts.append(part)
+                left -= len(part)
+            self._start, offset = start, 0
+            self._block = memoryview(parts[0] if len(parts) == 1 else b"".join(parts))
+        return self._block[offset : offset + length]
 
 
 class Shard(NamedTuple):
@@ -122,7 +160,7 @@ def locate_records(
         RecordError: The file is missing or empty.
     """
     try:
-        with ready(path).open("rb") as file:  # not mapped: a file cut short would end the process
+        with ready(path).open("rb") as file:
             status = os.fstat(file.fileno())
             size = status.st_size
             digest = hashlib.sha256()
@@ -190,21 +228,6 @@ def write_records(path: Path, records: Iterable[bytes], *, force: bool) -> None:
             file.write(length + FOOTER.pack(_masked_crc(length)))
             file.write(record)
             file.write(FOOTER.pack(_masked_crc(record)))
-
-
-def _open(path: Path) -> memoryview:
-    """Return the bytes of a file that is not empty; the view keeps a mapping alive."""
-    try:
-        with ready(path).open("rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > MAPPED_BYTES:
-                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            content = file.read()
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    if not content:
-        raise _empty(path)
-    return memoryview(content)
 
 
 def _masked_crc(data: bytes | memoryview) -> int:

@@ -50,7 +50,7 @@ def test_all_of_it_is_an_option(runner, asked):
         "triton": Path("models"), "max_size": 10**9, "force": True,
     }  # fmt: skip
     assert asked == [("f.safetensors", "e.onnx", options)]
-    assert result.stdout.startswith("e.onnx: 3.0 MiB of 953.7 MiB, 3 repeats.\n")
+    assert result.stdout.startswith("e.onnx: 3.1 MB of 1.0 GB, 3 repeats.\n")
 
 
 def test_a_readme_that_stays_is_told(runner, monkeypatch):

@@ -267,8 +267,8 @@ def test_a_record_that_the_schema_does_not_fit_is_named(context, lists, problem,
 @pytest.mark.parametrize(
     ("values", "problem", "hint"),
     [
-        ([1.0, NAN], "frame 2 of rgb holds nan.", MAKE_AGAIN),
-        ([-INFINITY, 1.0], "frame 2 of rgb holds -inf.", MAKE_AGAIN),
+        ([1.0, NAN], "frame 2 of rgb holds nan in video 'v'.", MAKE_AGAIN),
+        ([-INFINITY, 1.0], "frame 2 of rgb holds -inf in video 'v'.", MAKE_AGAIN),
         ([1.0], "frame 2 of rgb has 1 features, the schema says 2.", CORRECT_SCHEMA),
     ],
 )

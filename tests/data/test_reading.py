@@ -1,5 +1,8 @@
 """Training batches read in this process; those read by others are equal to them."""
 
+import errno
+import subprocess
+import sys
 from io import FileIO
 from itertools import islice
 
@@ -224,3 +227,45 @@ def test_more_ranks_than_videos_of_a_batch_are_refused(folder):
         "A batch of 3 videos cannot be shared by 4 processes.\n"
         "Set training.batch_size to 4 or more, or start fewer processes."
     )
+
+
+LIMITED = """
+import resource, sys
+from ensemble_kit.data.dataset import Records
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+records = Records([sys.argv[1]])
+for workers in (0, 1):
+    batches = records.training_batches(7, seed=0, epochs=1, workers=workers)
+    print(sum(len(batch.ids) for batch in batches))
+"""
+
+
+def test_more_files_are_read_than_the_system_lets_a_process_open(tmp_path):
+    for number in range(200):
+        content = frame_record(f"v{number}", [0], **ONE_FRAME)
+        write_records(tmp_path / f"{number:03}.tfrecord", [content], force=False)
+
+    result = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+
+    assert (result.stdout.split(), result.stderr) == (["200", "200"], "")
+
+
+def test_where_other_files_leave_little_room_fewer_records_files_are_kept_open(folder, monkeypatch):
+    opened = []
+
+    class Scarce(FileIO):
+        def __init__(self, path):
+            if sum(not file.closed for file in opened) >= 2:
+                raise OSError(errno.EMFILE, "Too many open files")
+            super().__init__(path)
+            opened.append(self)
+
+    monkeypatch.setattr(reading, "FileIO", Scarce)
+
+    batches = list(Records([folder]).training_batches(4, seed=0, epochs=1))
+
+    assert sorted(name for batch in batches for name in batch.ids) == sorted(IDS)
+    assert len(opened) > 2

@@ -23,7 +23,7 @@ key = "rgb"
 width = 4
 value_type = "uint8"
 """
-WRITE_EACH = "Write each class once under one header: its index first, its name last."
+WRITE_EACH = "Write each class once under one header: its index first, its own name last."
 
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=5)
 modality = st.builds(
@@ -194,6 +194,49 @@ def test_commas_that_nobody_quoted_are_part_of_the_name(tmp_path):
     path.write_text("label_id,label_name\n0,Nike, Inc.\n1,Car\n")
 
     assert read_label_names(path, 2) == ("Nike, Inc.", "Car")
+
+
+def test_youtube8ms_own_vocabulary_has_its_names_in_the_column_name(tmp_path):
+    path = tmp_path / "vocabulary.csv"
+    path.write_text(
+        "\ufeffIndex,TrainVideoCount,KnowledgeGraphId,Name,WikiUrl,WikiDescription\n"
+        '1,9,/m/01,"Nike, Inc.",https://w/N,"Makes shoes, and more."\n0,10,/m/00,Game,https://w/G,\n',
+        encoding="utf-8",
+    )
+
+    assert read_label_names(path, 2) == ("Game", "Nike, Inc.")
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ("1,", "which gives class 1 no name"),
+        ("1,  ", "which gives class 1 no name"),
+        ("1,a", "whose name class 0 has already"),
+        (f"{'9' * 5000},b", "expected an index from 0 to 2 that no line above has, and a name"),
+    ],
+)
+def test_a_name_that_tells_no_class_apart_is_refused_by_its_line(tmp_path, row, problem):
+    path = tmp_path / "names.csv"
+    path.write_text(f"label_id,label_name\n0,a\n{row}\n2,c\n")
+
+    with pytest.raises(RecordError) as error:
+        read_label_names(path, 3)
+
+    shown = row if len(row) < 80 else f"{row[:80]}..."
+    assert str(error.value) == f"{path}, line 3: found {shown!r}, {problem}.\n{WRITE_EACH}"
+
+
+def test_a_field_that_no_csv_has_is_refused_by_its_line(tmp_path):
+    path = tmp_path / "names.csv"
+    path.write_text(f"label_id,label_name\n0,{'a' * 200_000}\n")
+
+    with pytest.raises(RecordError) as error:
+        read_label_names(path, 1)
+
+    assert str(error.value) == (
+        f"{path}, line 2: field larger than field limit (131072).\nWrite the file as CSV in UTF-8."
+    )
 
 
 @pytest.mark.parametrize("row", ["1", "x,b", "-1,b", "3,b", "0,again"])

@@ -40,11 +40,31 @@ def test_writes_the_published_framing(path):
     assert path.read_bytes() == expected
 
 
-@pytest.mark.parametrize("mapped_bytes", [0, 1 << 20])
-def test_reads_back_what_was_written_mapped_or_not(path, mapped_bytes, monkeypatch):
-    monkeypatch.setattr(tfrecord, "MAPPED_BYTES", mapped_bytes)
+@pytest.mark.parametrize("block_bytes", [1, 13, 20, 1 << 20])
+def test_reads_back_what_was_written_whatever_is_read_at_once(path, block_bytes, monkeypatch):
+    monkeypatch.setattr(tfrecord, "BLOCK_BYTES", block_bytes)
 
-    assert read(path) == PAYLOADS
+    records = list(read_records(path))  # all are held, so none may lie where another is read into
+
+    assert [bytes(record) for record in records] == PAYLOADS
+
+
+def test_a_file_that_becomes_shorter_while_it_is_read_is_an_error(tmp_path):
+    path = tmp_path / "a.tfrecord"
+    payloads = [bytes([number]) * 300_000 for number in range(20)]  # blocks of 1 MiB are read
+    write_records(path, payloads, force=False)
+    records = read_records(path)
+    assert bytes(next(records)) == payloads[0]
+    with path.open("rb+") as file:
+        file.truncate(1_500_000)
+
+    with pytest.raises(BadRecord) as error:
+        list(records)
+
+    assert str(error.value) == (
+        f"{path}, record 5: the file ends within it: 300004 bytes expected, 299924 left.\n"
+        f"{COPY_AGAIN}"
+    )
 
 
 def test_an_existing_file_is_kept(path):
