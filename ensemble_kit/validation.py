@@ -14,6 +14,8 @@ from pydantic import BaseModel, ValidationError
 
 from ensemble_kit.errors import shown
 
+WRONG_BRANCH = 2  # the rank of a complaint about a type that the value was not meant to have
+
 
 class Complaint(NamedTuple):
     """One thing that is wrong: the two halves of an error, ``problem`` without its full stop."""
@@ -31,7 +33,16 @@ def complaints(error: ValidationError, model: type[BaseModel], *, owner: str) ->
         owner: What they are, for the message: ``a recipe``.
     """
     ordered = sorted(error.errors(), key=_rank)
-    return list(dict.fromkeys(_complaint(each, model, owner) for each in ordered))
+    told = [each["loc"] for each in ordered if _rank(each) < WRONG_BRANCH]
+    return list(
+        dict.fromkeys(
+            _complaint(each, model, owner)
+            for each in ordered
+            if _rank(each) < WRONG_BRANCH
+            # the other branch of the union has said what is wrong
+            or not any(each["loc"][:-1] == place[: len(each["loc"]) - 1] for place in told)
+        )
+    )
 
 
 def near(word: str, known: Sequence[str]) -> str:
@@ -72,7 +83,7 @@ def _rank(detail: Any) -> int:
         return 0
     # a table by modality is not a number, but what matters is what is wrong within it
     is_wrong_branch = detail["type"] == "int_type" and isinstance(detail["input"], dict)
-    return 2 if is_wrong_branch else 1
+    return WRONG_BRANCH if is_wrong_branch else 1
 
 
 def _walk(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[type[BaseModel], str]:

@@ -189,7 +189,7 @@ def write_checkpoint(
         kit_version="0.0",
         name=name,
         run=run,
-        recipe=recipe.record,
+        recipe=recipe.metadata,
         data_schema=schema,
         step=step,
         examples=step * recipe.training.batch_size,

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ensemble_kit.cli.options import EXISTING_FILE, FILE, SuggestingGroup, force_option, json_option
+from ensemble_kit.errors import RecipeError
+from ensemble_kit.wording import printable
 
 if TYPE_CHECKING:
     from ensemble_kit.networks.catalogue import EnsembleEntry, Entry
@@ -139,7 +141,7 @@ def show(recipe: str, overrides: tuple[str, ...], schema: str, as_json: bool) ->
 
     loaded = load_recipe(recipe, overrides)
     if not as_json:
-        click.echo(loaded.record.text.rstrip())
+        click.echo(loaded.metadata.text.rstrip())
         return
     from ensemble_kit.networks.sub_model import measure_recipe
 
@@ -177,17 +179,42 @@ def copy(recipe: str, output: Path, force: bool) -> None:
 
 @recipes.command()
 @click.argument("paths", nargs=-1, required=True, type=EXISTING_FILE, metavar="FILE...")
-def check(paths: tuple[Path, ...]) -> None:
-    """Check that each FILE is a recipe.
+@json_option
+def check(paths: tuple[Path, ...], as_json: bool) -> None:
+    """Check that each FILE is a recipe, and name all problems of those that are not.
 
     \b
     Example:
         ensemble-kit recipes check my-gru.toml
     """  # noqa: D301 - \b is click's mark for "keep these lines"
-    from ensemble_kit.recipes.reading import load_recipe
+    from ensemble_kit.recipes.reading import load_recipe, recipe_errors
 
-    for path in paths:
-        click.echo(f"{path}: {load_recipe(str(path)).title}")
+    errors = {path: recipe_errors(str(path)) for path in paths}
+    if as_json:
+        found = [
+            {
+                "file": str(path),
+                "problems": [{"problem": each.problem, "hint": each.hint} for each in problems],
+            }
+            for path, problems in errors.items()
+        ]
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        for path, problems in errors.items():
+            if not problems:
+                click.echo(printable(f"{path}: {load_recipe(str(path)).title}"))
+    _refuse([error for problems in errors.values() for error in problems])
+
+
+def _refuse(errors: "Sequence[RecipeError]") -> None:
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        lines = [f"{error.problem} {error.hint}" for error in errors]
+        raise RecipeError(
+            "\n".join([f"There are {len(errors)} problems.", *lines]),
+            hint="Correct them, and check again.",
+        )
 
 
 @recipes.command()

@@ -25,6 +25,7 @@ from ensemble_kit.store.workspace import RUNS
 if TYPE_CHECKING:
     from ensemble_kit.engines.jobs import Job, JobEnd
     from ensemble_kit.pipeline import FinishedRun
+    from ensemble_kit.recipes.reading import Recipe
     from ensemble_kit.training.plan import RunPlan
 
 
@@ -36,7 +37,11 @@ if TYPE_CHECKING:
 )
 @click.option("--validation", multiple=True, metavar="GLOB", help="Validation records.")
 @click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a value of the recipe."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="[RECIPE:]KEY=VALUE",
+    help="Set a value of the recipes that have the key, or of one RECIPE.",
 )
 @click.option("--name", metavar="NAME", help="Name of the run, instead of the recipe's.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
@@ -136,7 +141,7 @@ def train(
     from ensemble_kit.data.dataset import Records
     from ensemble_kit.engines.jobs import Job
     from ensemble_kit.progress import quietly
-    from ensemble_kit.recipes.reading import load_recipe
+    from ensemble_kit.recipes.reading import load_recipes
     from ensemble_kit.store.workspace import run_name
     from ensemble_kit.training.plan import RunPlan
     from ensemble_kit.training.processes import num_processes
@@ -151,7 +156,7 @@ def train(
     planned = {field.name for field in fields(RunPlan)}
     reading = {option: value for option, value in options.items() if option not in planned}
     options = {option: value for option, value in options.items() if option in planned}
-    loaded = [load_recipe(recipe, overrides) for recipe in recipes]
+    loaded = load_recipes(recipes, overrides)
     folders = [output / (name or run_name(recipe.name)) for recipe in loaded]
     for folder in folders:
         if folders.count(folder) > 1:
@@ -173,10 +178,10 @@ def train(
     for plan in plans if jobs is not None else plans[1:]:
         plan.find_state(force=force)
     if jobs is not None:
-        words = words_of(click.get_current_context(), leave_out={"jobs", "ensemble"})
+        words = words_of(click.get_current_context(), leave_out={"jobs", "ensemble", "overrides"})
         _train_side_by_side(
             [
-                Job(plan.run.name, ("train", *words, "--", recipe))
+                Job(plan.run.name, ("train", *words, *_set_words(plan.recipe), "--", recipe))
                 for plan, recipe in zip(plans, recipes, strict=True)
             ],
             at_once=min(jobs, len(recipes)),
@@ -196,6 +201,10 @@ def _train_one(plan: "RunPlan", *, force: bool) -> None:
         raise click.exceptions.Exit(exit_code_of(finished.trained.signal))
     if finished.averaged is not None:  # otherwise another of torchrun's processes says it
         click.echo(_describe(finished, plan.recipe.training.max_steps))
+
+
+def _set_words(recipe: "Recipe") -> list[str]:
+    return [f"--set={override}" for override in recipe.metadata.overrides]
 
 
 def _named(recipes: Sequence[str], ensemble: str | None) -> tuple[str, ...]:

@@ -50,17 +50,17 @@ class Recipe(Table):
     training: TrainingTable
     reported: ReportedTable | None = None
 
-    _record: RecipeMetadata = PrivateAttr()
+    _metadata: RecipeMetadata = PrivateAttr()
 
     @property
-    def record(self) -> RecipeMetadata:
+    def metadata(self) -> RecipeMetadata:
         """The recipe's name, text and overrides, as files carry them."""
-        return self._record
+        return self._metadata
 
     @property
     def name(self) -> str:
         """The recipe's name, such as ``willow/gated-net-vlad``."""
-        return self._record.name
+        return self._metadata.name
 
 
 def recipe_root() -> Traversable:
@@ -121,23 +121,96 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     return parse_recipe(found.model_copy(update={"overrides": tuple(overrides)}))
 
 
-def parse_recipe(record: RecipeMetadata) -> Recipe:
-    """Check a recipe's text with its overrides; see ``load_recipe``."""
+def load_recipes(names: Sequence[str], overrides: Sequence[str] = ()) -> list[Recipe]:
+    """Load several recipes, and set each value over those that have its key.
+
+    Args:
+        names: As in ``load_recipe``.
+        overrides: As in ``load_recipe``, or ``NAME:table.key=value`` for one of ``names`` alone.
+
+    Raises:
+        RecipeError: As ``load_recipe``; or a value is for a recipe that is not in ``names``, or no
+            recipe has its key.
+    """
+    own: dict[str, list[str]] = {name: [] for name in names}
+    for override in overrides:
+        prefix, separator, _ = override.partition("=")[0].rpartition(":")
+        if separator:
+            if prefix not in own:
+                raise RecipeError(
+                    f"--set {override!r} is for {prefix}, which is not among the recipes"
+                    f"{near(prefix, names)}.",
+                    hint=f"Name one of: {', '.join(names)}.",
+                )
+            own[prefix].append(override[len(prefix) + 1 :])
+            continue
+        taking = [name for name in names if _takes(name, own[name], override)]
+        for name in taking or names[:1]:  # one that has no such key says so when it is loaded
+            own[name].append(override)
+    return [load_recipe(name, own[name]) for name in names]
+
+
+def _takes(name: str, before: Sequence[str], override: str) -> bool:
+    """Return whether a recipe has the key of an override, whatever the value is worth."""
+    tables = _tables(read_recipe_text(name))
+    for each in before:
+        _set(tables, each)
+    *parents, last = override.partition("=")[0].strip().split(".")
+    table: Any = tables
+    for parent in parents:
+        table = table.get(parent) if isinstance(table, dict) else None
+    if not isinstance(table, dict):
+        return False
+    _set(tables, override)
     try:
-        tables = parse_toml(record.text)
-    except ValueError as error:
-        raise RecipeError(
-            f"Recipe {record.name} is not TOML: {error}.", hint="Correct the file at that place."
-        ) from error
-    for override in record.overrides:
+        Recipe.model_validate(tables)
+    except ValidationError as error:
+        return not any(
+            detail["type"] == "extra_forbidden" and detail["loc"][-1] == last
+            for detail in error.errors()
+        )
+    return True
+
+
+def recipe_errors(name: str) -> list[RecipeError]:
+    """Return all that is wrong with a recipe, the most telling first; nothing where it is one."""
+    try:
+        load_recipe(name)
+    except RecipeError as error:
+        cause = error.__cause__
+        if isinstance(cause, ValidationError):
+            return _errors(read_recipe_text(name).name, cause)
+        return [error]
+    return []
+
+
+def parse_recipe(metadata: RecipeMetadata) -> Recipe:
+    """Check a recipe's text with its overrides; see ``load_recipe``."""
+    tables = _tables(metadata)
+    for override in metadata.overrides:
         _set(tables, override)
     try:
         recipe = Recipe.model_validate(tables)
     except ValidationError as error:
-        first = complaints(error, Recipe, owner="a recipe")[0]
-        raise RecipeError(f"Recipe {record.name}: {first.problem}.", hint=first.hint) from error
-    recipe._record = record
+        raise _errors(metadata.name, error)[0] from error
+    recipe._metadata = metadata
     return recipe
+
+
+def _errors(name: str, error: ValidationError) -> list[RecipeError]:
+    return [
+        RecipeError(f"Recipe {name}: {each.problem}.", hint=each.hint)
+        for each in complaints(error, Recipe, owner="a recipe")
+    ]
+
+
+def _tables(metadata: RecipeMetadata) -> dict[str, Any]:
+    try:
+        return parse_toml(metadata.text)
+    except ValueError as error:
+        raise RecipeError(
+            f"Recipe {metadata.name} is not TOML: {error}.", hint="Correct the file at that place."
+        ) from error
 
 
 def recipe_json_schema() -> str:

@@ -212,7 +212,7 @@ class Trainer:
             kit_version=__version__,
             name=self.plan.run.name,
             run=self.plan.identity,
-            recipe=self.plan.recipe.record,
+            recipe=self.plan.recipe.metadata,
             data_schema=self.plan.training.schema,
             step=self.position.step,
             examples=self.position.examples,

@@ -111,7 +111,7 @@ def test_the_record_names_the_parents_and_the_rule(checkpoints, tmp_path):
     assert [parent.sha256 for parent in record.averaged_from] == list(map(sha256_of, checkpoints))
     assert record.batch_norm == "last"
     assert record.step == 6
-    assert record.recipe == tiny_recipe().record
+    assert record.recipe == tiny_recipe().metadata
     assert record.run == record_of(checkpoints[0]).run
 
 

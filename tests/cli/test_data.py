@@ -1,8 +1,10 @@
 import json
 
 import pytest
+from example_bytes import byte_strings, integers, record
 
 from ensemble_kit.cli import main
+from ensemble_kit.data.tfrecord import write_records
 
 SMALL = ["--modality", "rgb=5", "--modality", "audio=3", "--classes", "7", "--frames", "2:6"]
 FEW = ["--train", "9", "--validate", "4", "--test", "0", "--shards", "2"]
@@ -173,4 +175,48 @@ def test_a_shard_whose_name_looks_like_an_option_is_read(folder, runner, monkeyp
 
     for arguments in (["./--.tfrecord"], ["--", "--.tfrecord"], ["--", "--*"]):
         result = runner.invoke(main, ["data", "check", *arguments])
-        assert result.stdout == "2 good records in 1 files\n", result.output
+        assert result.stdout == "2 good records in 1 file\n", result.output
+
+
+@pytest.fixture
+def unlabelled(tmp_path):
+    """Two records of three: two as the challenge's test records are, one with labels."""
+    frames = {"rgb": [byte_strings(bytes(4))], "audio": [byte_strings(bytes(2))]}
+    contents = [
+        record({"id": byte_strings(b"a")}, frames),
+        record({"id": byte_strings(b"b")}, frames),
+        record({"id": byte_strings(b"c"), "labels": integers([3])}, frames),
+    ]
+    write_records(tmp_path / "test.tfrecord", contents, force=False)
+    return str(tmp_path / "test.tfrecord")
+
+
+def test_records_without_labels_are_described(unlabelled, runner):
+    result = runner.invoke(main, ["data", "info", unlabelled])
+
+    assert result.exit_code == 0
+    assert "unlabelled     2 records have no key of labels\n" in result.stdout
+    result = runner.invoke(main, ["data", "info", "--json", unlabelled])
+    assert json.loads(result.stdout)["unlabelled"] == 2
+
+
+def test_records_without_labels_are_good_and_counted(unlabelled, runner):
+    result = runner.invoke(main, ["data", "check", unlabelled])
+
+    assert result.exit_code == 0
+    assert result.stdout == (
+        "3 good records in 1 file\n2 records without labels, as test records are\n"
+    )
+
+
+def test_check_says_the_same_as_json(folder, unlabelled, runner):
+    path = folder / "train" / "train0001.tfrecord"
+    damage(path, 12)
+
+    words = ["data", "check", "--json", "--skip-bad-records", str(folder / "train")]
+    found = json.loads(runner.invoke(main, words).stdout)
+
+    (bad,) = found.pop("bad")
+    assert found == {"good": 8, "unlabelled": 0, "files": 2}
+    assert (bad["kind"], bad["records"]) == ("bytes that differ from their checksum", 1)
+    assert bad["first"].startswith(f"{path}, record 1: its ")

@@ -1,4 +1,4 @@
-"""What all commands share: help, and faults that are one line and an exit code."""
+"""What all commands share: help, and errors that are text and an exit code."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import pytest
 import ensemble_kit
 from ensemble_kit.cli import main
 from ensemble_kit.cli.main import COMMANDS
+from ensemble_kit.progress import progress
 
 RECORDS = ["--train", "no.tfrecord"]
 MISSING = {
@@ -27,7 +28,7 @@ UNNAMED = {
     "select": (
         [],
         "There are no predictions: runs/*/validation.safetensors matches nothing in {cwd}.\n"
-        "Name predictions files, or go to a folder where `ensemble-kit train` made runs.",
+        "Name predictions files, or change to a folder where `ensemble-kit train` ran.",
     ),
     "fuse": (
         [],
@@ -217,3 +218,57 @@ def test_the_demo_writes_into_no_folder_that_holds_something(runner, tmp_path):
     assert result.stderr == (
         f"Error: {tmp_path} is not empty.\nName another folder, or replace files with --force.\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["selct"], "No such command 'selct'. Did you mean 'select'?"),
+        (["data", "inf"], "No such command 'inf'. Did you mean 'info'?"),
+        (["recipes", "shwo"], "No such command 'shwo'. Did you mean 'show'?"),
+        (["bake"], "No such command 'bake'."),
+    ],
+)
+def test_a_command_that_was_probably_meant_is_named(words, problem, runner):
+    result = runner.invoke(main, words)
+
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == f"Error: {problem}"
+
+
+def leaves(command, name=""):
+    if isinstance(command, click.Group):
+        for each in command.list_commands(click.Context(command)):
+            child = command.get_command(click.Context(command), each)
+            yield from leaves(child, f"{name} {each}".strip())
+    else:
+        yield name, command
+
+
+def test_every_command_can_be_quiet(runner):
+    commands = dict(leaves(main))
+    assert {"train", "select", "data info", "recipes check"} <= commands.keys()
+    for name, command in commands.items():
+        quiet = [option for option in command.params if "--quiet" in option.opts]
+        assert len(quiet) == 1, name
+
+
+def test_a_quiet_command_shows_no_progress(runner, monkeypatch):
+    def work(*_, **__):
+        with progress("work", 1) as bar:
+            bar.update(1)
+        return []
+
+    monkeypatch.setattr("ensemble_kit.store.runs.list_runs", work)
+
+    assert runner.invoke(main, ["runs"]).stderr == "work: 1/1\n"
+    assert runner.invoke(main, ["runs", "--quiet"]).stderr == ""
+    assert runner.invoke(main, ["runs"]).stderr == "work: 1/1\n"  # the next one is not quiet
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "n" * 5000])
+def test_a_name_that_no_file_can_have_does_not_exist(name, runner):
+    result = runner.invoke(main, ["evaluate", name])
+
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: {name} does not exist.\nName a file that exists.\n"

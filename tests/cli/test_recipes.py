@@ -275,10 +275,10 @@ def test_copy_gives_a_file_that_check_accepts_and_nothing_is_overwritten(
     assert copy.read_text() == text
 
 
-def test_check_stops_at_the_first_file_that_is_no_recipe(runner, tmp_path):
+def test_check_names_the_one_problem_of_a_file_that_is_no_recipe(runner, tmp_path):
     good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
     good.write_text(tiny_recipe_text())
-    bad.write_text(tiny_recipe_text(pooling="gru").replace("num_layers", "layers"))
+    bad.write_text(tiny_recipe_text(pooling="gru").replace("num_layers", "layers = 1\nnum_layers"))
 
     result = runner.invoke(main, ["recipes", "check", str(good), str(bad)])
 
@@ -305,3 +305,43 @@ def test_schema_is_a_json_schema_that_knows_every_table(recipes):
         "reported",
     }  # fmt: skip
     assert schema["$defs"]["NetVLADTable"]["properties"]["name"]["const"] == "netvlad"
+
+
+def test_check_names_all_problems_of_all_files_in_one_run(runner, tmp_path):
+    good, bad, worse = (tmp_path / f"{name}.toml" for name in ("good", "bad", "worse"))
+    good.write_text(tiny_recipe_text())
+    bad.write_text(tiny_recipe_text().replace("title", "titel"))
+    worse.write_text("[")
+
+    result = runner.invoke(main, ["recipes", "check", str(good), str(bad), str(worse)])
+
+    assert result.exit_code == 1
+    assert result.stdout == f"{good}: Tiny\n"
+    keys = "title, source, input, sampling, pooling, fusion, hidden, head, training, reported"
+    assert result.stderr == (
+        "Error: There are 3 problems.\n"
+        "Recipe bad: titel is not a key of a recipe (did you mean 'title'?). "
+        f"Use one of the keys: {keys}.\n"
+        "Recipe bad: title is missing. Give title a value.\n"
+        "Recipe worse is not TOML: Invalid initial character for a key part (at end of "
+        "document). Correct the file at that place.\n"
+        "Correct them, and check again.\n"
+    )
+
+
+def test_check_says_the_same_as_json(runner, tmp_path):
+    bad = tmp_path / "bad.toml"
+    bad.write_text(tiny_recipe_text().replace("max_steps = 6", "max_steps = 0"))
+
+    result = runner.invoke(main, ["recipes", "check", "--json", str(bad)])
+
+    assert result.exit_code == 1
+    (found,) = json.loads(result.stdout)
+    assert found["file"] == str(bad)
+    assert found["problems"] == [
+        {
+            "problem": "Recipe bad: training.max_steps is 0: Input should be greater than or "
+            "equal to 1.",
+            "hint": "Give training.max_steps a value of the right type and range.",
+        }
+    ]

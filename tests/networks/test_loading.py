@@ -53,7 +53,7 @@ def write_fused(path, members, dtype):
         MemberMetadata(
             name=name,
             coefficient=coefficient,
-            recipe=model.recipe.record,
+            recipe=model.recipe.metadata,
             checkpoint=FileMetadata(path="x", sha256="0" * 64),
             num_values=sum(tensor.numel() for tensor in model.state_dict().values()),
         )

@@ -11,7 +11,9 @@ from ensemble_kit.recipes import reading as recipes
 from ensemble_kit.recipes.reading import (
     for_modality,
     load_recipe,
+    load_recipes,
     parse_recipe,
+    recipe_errors,
     recipe_json_schema,
     recipe_names,
 )
@@ -174,7 +176,7 @@ def test_a_recipe_is_loaded_from_a_path(tmp_path):
     recipe = load_recipe(str(path))
 
     assert recipe.name == "mine"
-    assert recipe.record.text == tiny_recipe_text()
+    assert recipe.metadata.text == tiny_recipe_text()
 
 
 def test_overrides_are_set_recorded_and_reproduced():
@@ -188,7 +190,7 @@ def test_overrides_are_set_recorded_and_reproduced():
     )
 
     recipe = tiny_recipe(overrides=overrides)
-    again = parse_recipe(RecipeMetadata.model_validate_json(recipe.record.model_dump_json()))
+    again = parse_recipe(RecipeMetadata.model_validate_json(recipe.metadata.model_dump_json()))
 
     assert recipe.pooling.num_clusters == 16
     assert recipe.pooling.modality_fusion == "early"
@@ -197,10 +199,10 @@ def test_overrides_are_set_recorded_and_reproduced():
     assert recipe.hidden.gating == "none"
     assert recipe.training.learning_rate == 2e-4
     assert recipe.reported.gap_at_20 == 0.5
-    assert recipe.record.overrides == overrides
-    assert recipe.record.text == tiny_recipe_text()
+    assert recipe.metadata.overrides == overrides
+    assert recipe.metadata.text == tiny_recipe_text()
     assert again == recipe
-    assert again.record == recipe.record
+    assert again.metadata == recipe.metadata
 
 
 def test_an_override_sets_one_modality_and_a_later_one_wins():
@@ -425,3 +427,74 @@ def test_the_root_of_recipes_is_the_packaged_folder_where_there_is_one(tmp_path,
 
     assert recipe_names() == ["paper/one"]
     assert load_recipe("paper/one").title == "Tiny"
+
+
+@pytest.fixture
+def two(tmp_path, monkeypatch):
+    """Two recipes in the current folder; only the first has clusters and a hidden layer."""
+    monkeypatch.chdir(tmp_path)
+    for name, changes in (("a", {}), ("b", {"pooling": "average", "gating": None})):
+        Path(f"{name}.toml").write_text(tiny_recipe_text(**changes))
+    return ["a.toml", "b.toml"]
+
+
+def test_a_value_is_set_over_the_recipes_that_have_its_key(two):
+    recipes = load_recipes(two, ["pooling.num_clusters=3", "training.max_steps=7", "hidden.size=6"])
+
+    assert [recipe.metadata.overrides for recipe in recipes] == [
+        ("pooling.num_clusters=3", "training.max_steps=7", "hidden.size=6"),
+        ("training.max_steps=7",),
+    ]
+
+
+def test_a_value_may_be_for_one_recipe_by_name(two):
+    recipes = load_recipes(
+        two, ["b.toml:training.max_steps=7", 'b.toml:title="x:y"', 'title="k:v"']
+    )
+
+    assert [recipe.metadata.overrides for recipe in recipes] == [
+        ('title="k:v"',),
+        ("training.max_steps=7", 'title="x:y"', 'title="k:v"'),
+    ]
+    assert [recipe.training.max_steps == 7 for recipe in recipes] == [False, True]
+
+
+def test_a_value_after_another_part_is_named_is_set_over_that_part(two):
+    (_, second) = load_recipes(two, ["b.toml:pooling.name=gru", "pooling.num_layers=2",
+                                     "b.toml:pooling.hidden_size=4", "pooling.state=all"])  # fmt: skip
+
+    assert (second.pooling.name, second.pooling.num_layers) == ("gru", 2)
+
+
+def test_a_value_for_no_recipe_or_an_unknown_one_is_refused(two):
+    with pytest.raises(RecipeError) as caught:
+        load_recipes(two, ["pooling.num_cluster=3"])
+    assert caught.value.problem == (
+        "Recipe a: pooling.num_cluster is not a key of the part 'netvlad' "
+        "(did you mean 'num_clusters'?)."
+    )
+
+    with pytest.raises(RecipeError) as caught:
+        load_recipes(two, ["c.toml:title=x"])
+    assert str(caught.value) == (
+        "--set 'c.toml:title=x' is for c.toml, which is not among the recipes "
+        "(did you mean 'b.toml'?).\nName one of: a.toml, b.toml."
+    )
+
+
+def test_all_that_is_wrong_with_a_recipe_is_said_at_once(two):
+    text = Path("a.toml").read_text()
+    Path("a.toml").write_text(
+        text.replace("num_clusters", "num_clustrs").replace("max_steps = ", "max_steps = -")
+    )
+
+    problems = [error.problem for error in recipe_errors("a.toml")]
+
+    assert len(problems) == 3
+    assert problems[0] == (
+        "Recipe a: pooling.num_clustrs is not a key of the part 'netvlad' "
+        "(did you mean 'num_clusters'?)."
+    )
+    assert "Recipe a: pooling.num_clusters is missing." in problems
+    assert any(problem.startswith("Recipe a: training.max_steps is -") for problem in problems)
+    assert recipe_errors("b.toml") == []

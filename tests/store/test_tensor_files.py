@@ -182,7 +182,7 @@ def test_the_metadata_comes_back_and_is_the_only_metadata(checkpoint):
 
     assert metadata.step == 7
     assert metadata.data_schema == tiny_schema(label_names=NAMES)
-    assert metadata.recipe == tiny_recipe().record
+    assert metadata.recipe == tiny_recipe().metadata
     assert metadata.batch_norm == "trained"
 
 

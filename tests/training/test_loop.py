@@ -235,7 +235,7 @@ def test_a_checkpoint_says_what_it_was_trained_on_and_how(folder, records):
     with open_tensors(trained.folder.checkpoint(2)) as file:
         record = file.metadata_as(CheckpointMetadata)
     assert record.name == "tiny"
-    assert record.recipe == recipe.record
+    assert record.recipe == recipe.metadata
     assert record.data_schema == records[0].schema
     assert (record.step, record.examples, record.seed) == (2, 32, 7)
     assert record.training_files == records[0].patterns
