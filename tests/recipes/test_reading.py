@@ -460,8 +460,9 @@ def test_a_value_may_be_for_one_recipe_by_name(two):
 
 
 def test_a_value_after_another_part_is_named_is_set_over_that_part(two):
-    (_, second) = load_recipes(two, ["b.toml:pooling.name=gru", "pooling.num_layers=2",
-                                     "b.toml:pooling.hidden_size=4", "pooling.state=all"])  # fmt: skip
+    gru = ["b.toml:pooling.name=gru", "b.toml:pooling.hidden_size=4", "pooling.state=all"]
+
+    (_, second) = load_recipes(two, [*gru, "pooling.num_layers=2"])
 
     assert (second.pooling.name, second.pooling.num_layers) == ("gru", 2)
 
