@@ -138,7 +138,7 @@ def load_recipes(names: Sequence[str], overrides: Sequence[str] = ()) -> list[Re
         if separator:
             if prefix not in own:
                 raise RecipeError(
-                    f"--set {override!r} is for {prefix}, which is not among the recipes"
+                    f"--set {shown(override)} is for {prefix}, which is not among the recipes"
                     f"{near(prefix, names)}.",
                     hint=f"Name one of: {', '.join(names)}.",
                 )

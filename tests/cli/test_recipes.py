@@ -175,7 +175,7 @@ def test_the_size_of_the_submitted_system_is_the_papers(recipes):
 def test_filters_of_ensembles_that_leave_nothing_say_so(runner, refused):
     assert refused("list", "--ensembles", "--paper", "mfb") == (
         "Error: No ensemble is from 'mfb'.\n"
-        "Name a folder (dml, nonlocal, willow) or words of a paper's entry.\n"
+        "Name a folder (dml, nonlocal, willow) or a part of a paper's reference.\n"
     )
     result = runner.invoke(main, ["recipes", "list", "--ensembles", "--part", "gru"])
     assert result.exit_code == 2

@@ -9,7 +9,7 @@ from ensemble_kit.data.schema import (
     read_schema,
     write_schema,
 )
-from ensemble_kit.errors import OutputError, RecordError
+from ensemble_kit.errors import OutputError, RecordError, shown
 
 TOML = """\
 level = "frame"
@@ -223,8 +223,7 @@ def test_a_name_that_tells_no_class_apart_is_refused_by_its_line(tmp_path, row, 
     with pytest.raises(RecordError) as error:
         read_label_names(path, 3)
 
-    shown = row if len(row) < 80 else f"{row[:80]}..."
-    assert str(error.value) == f"{path}, line 3: found {shown!r}, {problem}.\n{WRITE_EACH}"
+    assert str(error.value) == f"{path}, line 3: found {shown(row)}, {problem}.\n{WRITE_EACH}"
 
 
 def test_a_field_that_no_csv_has_is_refused_by_its_line(tmp_path):
@@ -235,7 +234,7 @@ def test_a_field_that_no_csv_has_is_refused_by_its_line(tmp_path):
         read_label_names(path, 1)
 
     assert str(error.value) == (
-        f"{path}, line 2: field larger than field limit (131072).\nWrite the file as CSV in UTF-8."
+        f"{path}, line 2: field larger than field limit (131072).\nCorrect the quotes of that line."
     )
 
 
