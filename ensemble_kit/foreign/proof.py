@@ -107,18 +107,17 @@ def _change_alone(
 
 
 def _depends(path: Path, model: ForeignModel, change: _Change) -> ForeignModelError:
+    if any(node.op_type == "DynamicQuantizeLinear" for node in model.graph.graph.node):
+        return ForeignModelError(
+            f"{path}: the probabilities of a video change by {change.size:.2g} with what else is "
+            "in its batch, because DynamicQuantizeLinear scales all of it together.",
+            hint="Use a model that is not quantised dynamically; fuse can store it in int8.",
+        )
     if change.is_of_padding:
         return ForeignModelError(
             f"{path}: the probabilities of a video change by {change.size:.2g} when padding "
             "follows its frames.",
             hint="Map what tells frames from padding, with --num-frames or --is-frame.",
-        )
-    operators = {node.op_type for node in model.graph.graph.node}
-    if "DynamicQuantizeLinear" in operators:
-        return ForeignModelError(
-            f"{path}: the probabilities of a video change by {change.size:.2g} when other videos "
-            "are in its batch, because DynamicQuantizeLinear scales all of them together.",
-            hint="Use a model that is not quantised dynamically; fuse can store it in int8.",
         )
     return ForeignModelError(
         f"{path}: the probabilities of a video change by {change.size:.2g} when other videos are "

@@ -352,8 +352,7 @@ def test_dynamic_quantisation_is_named(write, message_of):
 
     assert problem.startswith(f"{path}: the probabilities of a video change by 0.0")
     assert problem.endswith(
-        " when other videos are in its batch, because DynamicQuantizeLinear scales all of them "
-        "together."
+        " with what else is in its batch, because DynamicQuantizeLinear scales all of it together."
     )
     assert hint == "Use a model that is not quantised dynamically; fuse can store it in int8."
 
