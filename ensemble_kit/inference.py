@@ -99,7 +99,12 @@ class KeptPredictions:
             name=loaded.name,
             label_names=loaded.schema.names,
             model=_model_metadata(
-                loaded.path, output, loaded.kind, loaded.num_values, repeats=loaded.repeats
+                loaded.path,
+                output,
+                loaded.kind,
+                loaded.num_values,
+                fixed_bytes=loaded.fixed_bytes,
+                repeats=loaded.repeats,
             ),
             top_k=top_k,
             force=force,
@@ -129,10 +134,18 @@ class KeptPredictions:
 
 
 def _model_metadata(
-    model: Path, output: Path, kind: ModelKind, num_values: int, *, repeats: int
+    model: Path,
+    output: Path,
+    kind: ModelKind,
+    num_values: int,
+    *,
+    fixed_bytes: int = 0,
+    repeats: int,
 ) -> ModelMetadata:
     file = FileMetadata.of(model, output.parent)
-    return ModelMetadata(file=file, kind=kind, num_values=num_values, repeats=repeats)
+    return ModelMetadata(
+        file=file, kind=kind, num_values=num_values, fixed_bytes=fixed_bytes, repeats=repeats
+    )
 
 
 def predict(

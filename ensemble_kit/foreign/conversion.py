@@ -27,7 +27,7 @@ class ForeignFile:
     Attributes:
         path: The file.
         name: The name of the model in predictions and selections.
-        num_values: How many numbers ``fuse`` will store for it.
+        num_values: How many numbers ``fuse`` will store for it in its precision.
         worst_difference: The largest difference of any probability from the original file's.
     """
 
@@ -45,10 +45,11 @@ def convert(plan: ImportPlan) -> ForeignFile:
         if not is_finite(tensor):
             raise not_finite(plan.model, name.removeprefix(WEIGHTS))
     worst = prove(model, foreign, plan.model, plan.lengths)
+    num_values = sum(tensor.numel() for tensor in tensors.values())
     graph = np.frombuffer(foreign.graph.SerializeToString(), np.uint8).copy()
     tensors[GRAPH] = torch.from_numpy(graph)
     save_tensors(plan.output, tensors, metadata, force=plan.force)
-    return ForeignFile(plan.output, plan.name, sum(map(torch.numel, tensors.values())), worst)
+    return ForeignFile(plan.output, plan.name, num_values, worst)
 
 
 def _built(plan: ImportPlan) -> tuple[Foreign, ForeignModel, ForeignMetadata]:

@@ -22,7 +22,7 @@ from ensemble_kit.layers.frame_preparation import prepare_frames
 from ensemble_kit.networks.ensemble import example_frames
 from ensemble_kit.networks.loading import load_fused_member, load_member, member_file_metadata
 from ensemble_kit.networks.products import product_axes
-from ensemble_kit.networks.weights import count_stored
+from ensemble_kit.networks.weights import count_fixed_bytes, count_stored
 from ensemble_kit.store.dtypes import BYTES_PER_VALUE
 from ensemble_kit.store.provenance import (
     CheckpointMetadata,
@@ -122,6 +122,7 @@ def fuse(
             top_k=chosen.k,
         )
         counted = sum(member.record.num_values for member in members) * BYTES_PER_VALUE[dtype]
+        counted += sum(count_fixed_bytes(member.file) for member in members)
         refuse_size("fused", counted, max_size, selection=chosen, dtype=dtype)
         weights = FusedWeights(members, dtype)
         with written_aside(output, force=force) as aside:

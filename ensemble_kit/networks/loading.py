@@ -25,7 +25,13 @@ from ensemble_kit.networks.member import MemberModel
 from ensemble_kit.networks.onnx_model import OnnxModel
 from ensemble_kit.networks.running import measure, require_device, runner
 from ensemble_kit.networks.sub_model import SubModel
-from ensemble_kit.networks.weights import Tensors, count_stored, fill, foreign_weights
+from ensemble_kit.networks.weights import (
+    Tensors,
+    count_fixed_bytes,
+    count_stored,
+    fill,
+    foreign_weights,
+)
 from ensemble_kit.recipes.reading import parse_recipe
 from ensemble_kit.store.provenance import (
     CheckpointMetadata,
@@ -48,6 +54,7 @@ class LoadedModel:
         schema: Its modalities and classes.
         repeats: R, the number of draws whose probabilities are averaged; 1 where nothing is drawn.
         num_values: How many numbers the file stores, parameters and statistics; 0 for an ONNX file.
+        fixed_bytes: The bytes of what else a member stores, such as a foreign graph.
     """
 
     def __init__(
@@ -58,6 +65,7 @@ class LoadedModel:
         schema: Schema,
         repeats: int,
         num_values: int,
+        fixed_bytes: int,
         run: Callable[[Batch], np.ndarray[Any, Any]],
     ) -> None:
         self.path = path
@@ -66,6 +74,7 @@ class LoadedModel:
         self.schema = schema
         self.repeats = repeats
         self.num_values = num_values
+        self.fixed_bytes = fixed_bytes
         self._run = run
 
     def probabilities(self, batch: Batch) -> np.ndarray[Any, Any]:
@@ -110,6 +119,7 @@ def load(path: Path, *, repeats: int | None = None, device: str = "cpu") -> Load
                 fused.data_schema,
                 ensemble.repeats,
                 sum(member.num_values for member in fused.members),
+                0,
                 runner(ensemble, None, device),
             )
         metadata = member_file_metadata(file)
@@ -122,6 +132,7 @@ def load(path: Path, *, repeats: int | None = None, device: str = "cpu") -> Load
         metadata.data_schema,
         1 if draws is None else draws.shape[0],
         count_stored(file),
+        count_fixed_bytes(file),
         runner(model, draws, device),
     )
 
@@ -237,4 +248,4 @@ def _load_onnx(path: Path, repeats: int | None, device: str) -> LoadedModel:
         raise CheckpointError(f"{path} does not exist.", hint="Name a file that exists.")
     onnx_model = OnnxModel(path, repeats=repeats, device=device)
     schema, repeats = onnx_model.schema, onnx_model.repeats
-    return LoadedModel(path, "onnx", path.stem, schema, repeats, 0, onnx_model.probabilities)
+    return LoadedModel(path, "onnx", path.stem, schema, repeats, 0, 0, onnx_model.probabilities)

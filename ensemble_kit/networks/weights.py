@@ -93,5 +93,10 @@ def not_finite(path: Path, name: str) -> CheckpointError:
 
 
 def count_stored(file: TensorFile) -> int:
-    """Return how many numbers a file stores."""
-    return sum(spec.num_values for spec in file.specs.values())
+    """Return how many numbers a file stores that a fused file stores in its precision."""
+    return sum(spec.num_values for spec in file.specs.values() if spec.dtype in FLOATING)
+
+
+def count_fixed_bytes(file: TensorFile) -> int:
+    """Return the bytes of a file's other tensors, which no precision changes."""
+    return sum(spec.num_bytes for spec in file.specs.values() if spec.dtype not in FLOATING)

@@ -17,7 +17,6 @@ from ensemble_kit.predictions.challenge_csv import read_labels_csv
 from ensemble_kit.predictions.file import Predictions, read_predictions
 from ensemble_kit.predictions.rows import Floats
 from ensemble_kit.predictions.videos import aligned, taken
-from ensemble_kit.store.dtypes import BYTES_PER_VALUE
 
 NOT_THE_SAME = (
     "Predict all candidates on the same records, or take --intersect to leave out videos."
@@ -208,8 +207,9 @@ def _num_bytes(
     if name in sizes:
         return sizes[name]
     model = predictions.metadata.model if predictions.metadata else None
-    if model is not None and model.num_values:  # of an ONNX file of the kit it is not known
-        return model.num_values * BYTES_PER_VALUE[dtype]
+    counted = model.bytes_by_dtype() if model is not None else None
+    if counted is not None:  # of an ONNX file of the kit it is not known
+        return counted[dtype]
     if has_limit:
         raise SelectionError(
             f"The size of {name} is not known: {predictions.path} does not name a model of the "

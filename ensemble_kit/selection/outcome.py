@@ -20,7 +20,6 @@ from ensemble_kit.selection.scoring import Scorer, Term
 from ensemble_kit.selection.search import ROUNDING, Ensemble, Rules
 from ensemble_kit.selection.table import NUM_THREADS
 from ensemble_kit.selection.truncation import gap_bounds, is_decided, truncated
-from ensemble_kit.store.dtypes import BYTES_PER_VALUE
 from ensemble_kit.store.provenance import FileMetadata, ModelMetadata
 from ensemble_kit.store.selection_file import (
     BootstrapMetadata,
@@ -266,17 +265,15 @@ class Writer:
         for index, (candidate, gaps) in enumerate(measured):
             metadata = candidate.predictions.metadata
             model = metadata.model if metadata else None
-            values = model.num_values or None if model else None
+            counted = model.bytes_by_dtype() if model is not None else None
             candidates.append(
                 CandidateMetadata(
                     name=candidate.name,
                     gap=gaps.chosen_by,
                     confirmed_gap=gaps.held_out,
                     bytes=candidate.num_bytes,
-                    bytes_by_dtype=None
-                    if values is None
-                    else {dtype: values * size for dtype, size in BYTES_PER_VALUE.items()},
-                    num_values=values,
+                    bytes_by_dtype=counted,
+                    num_values=model.num_values if model is not None and counted else None,
                     skipped=None
                     if index in outcome.chosen.members
                     else _reason(candidate, outcome.chosen, outcome.rules),

@@ -23,6 +23,7 @@ from ensemble_kit.choices import (
 )
 from ensemble_kit.data.schema import MAX_CLASSES, Names, Schema
 from ensemble_kit.files import sha256_of
+from ensemble_kit.store.dtypes import BYTES_PER_VALUE
 from ensemble_kit.store.workspace import RUN_NAME
 
 ModelKind = Literal["checkpoint", "foreign", "fused", "onnx"]
@@ -189,14 +190,27 @@ class ModelMetadata(Metadata):
     Attributes:
         file: Where it lies, relative to the predictions file, and its hash then.
         kind: What kind of file it is.
-        num_values: Numbers that ``fuse`` will store for it: parameters and statistics.
+        num_values: Numbers that ``fuse`` will store for it in its precision: parameters and
+            statistics.
+        fixed_bytes: What else ``fuse`` will store for it, which no precision changes: the graph of
+            a foreign model, with its integers and trees.
         repeats: Draws whose probabilities were averaged; 1 where nothing is drawn.
     """
 
     file: FileMetadata
     kind: ModelKind
     num_values: Count
+    fixed_bytes: Annotated[int, Field(ge=0)] = 0
     repeats: Repeats
+
+    def bytes_by_dtype(self) -> dict[str, int] | None:
+        """Return what ``fuse`` will store for it in each precision; None where it is not known."""
+        if not self.num_values and not self.fixed_bytes:  # an exported file, which is not fused
+            return None
+        return {
+            dtype: self.num_values * size + self.fixed_bytes
+            for dtype, size in BYTES_PER_VALUE.items()
+        }
 
 
 class PredictionsMetadata(Metadata):

@@ -43,11 +43,11 @@ def type_in(runner, own_workspace):
     return run
 
 
-def test_an_imported_model_is_predicted_selected_and_fused_like_any_other(type_in, own_workspace):
+def test_a_foreign_model_is_predicted_selected_and_fused_like_any_other(type_in, own_workspace):
     original = write_foreign(own_workspace.path / "tagger.onnx")
 
     output = type_in("import-onnx", "tagger.onnx", VALIDATION, *MAPPING)
-    assert output.startswith("runs/tagger/foreign.safetensors: 1")
+    assert output.startswith("runs/tagger/foreign.safetensors: 9,806 numbers.\n")
     assert output.splitlines()[1].startswith(
         "Its probabilities differ from those of tagger.onnx by at most "
     )
@@ -92,7 +92,7 @@ def exact_in_int8(path, torch_model):
     return tagger, path / "recurrent.onnx"
 
 
-def test_one_onnx_file_of_own_and_imported_members_computes_what_the_originals_do(
+def test_one_onnx_file_of_own_and_foreign_members_computes_what_the_originals_do(
     type_in, own_workspace, torch_model, rng
 ):
     tagger, recurrent = exact_in_int8(own_workspace.path, torch_model)

@@ -19,7 +19,10 @@ from ensemble_kit import export_onnx, fuse, import_onnx
 from ensemble_kit.errors import ProviderError
 from ensemble_kit.foreign import stage
 from ensemble_kit.foreign.conversion import convert
+from ensemble_kit.networks.loading import load
 from ensemble_kit.runtime import OnnxEnsemble
+from ensemble_kit.store.provenance import FileMetadata, ModelMetadata
+from ensemble_kit.store.tensor_files import open_tensors
 from ensemble_kit.verification import verify
 
 COEFFICIENTS = {"classical": 0.5, "last": 0.25, "transposed": 0.25}
@@ -63,6 +66,23 @@ def exported(tmp_path_factory):
     fuse(folder / "selection.json", folder / "fused.safetensors", dtype="bf16")
     export_onnx(folder / "fused.safetensors", folder / "ensemble.onnx")
     return folder / "ensemble.onnx"
+
+
+def test_what_a_member_is_counted_at_is_what_it_takes(exported):
+    counted = 0
+    for name in COEFFICIENTS:
+        model = load(exported.with_name(f"{name}.safetensors"))
+        metadata = ModelMetadata(
+            file=FileMetadata(path=model.path.name, sha256="0" * 64),
+            kind=model.kind,
+            num_values=model.num_values,
+            fixed_bytes=model.fixed_bytes,
+            repeats=model.repeats,
+        )
+        counted += metadata.bytes_by_dtype()["bf16"]
+
+    with open_tensors(exported.with_name("fused.safetensors")) as file:
+        assert counted == sum(spec.num_bytes for spec in file.specs.values())
 
 
 def expected_of(frames):
