@@ -73,9 +73,7 @@ def videos_of(schema, counts, rng):
 
 
 @pytest.mark.parametrize("counts", COUNTS)
-def test_a_foreign_model_computes_what_the_original_does_of_each_video_alone(
-    counts, tmp_path, rng
-):
+def test_a_foreign_model_computes_what_the_original_does_of_each_video_alone(counts, tmp_path, rng):
     path = write_foreign(tmp_path / "m.onnx")
     file = imported(tmp_path, path)
     videos, batch = videos_of(SCHEMA, counts, rng)
