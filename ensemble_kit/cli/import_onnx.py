@@ -66,7 +66,7 @@ def import_onnx(
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.data.dataset import Records
     from ensemble_kit.foreign.stage import import_onnx as import_model
-    from ensemble_kit.store.workspace import RUNS, check_run_name, run_name
+    from ensemble_kit.store.workspace import RUNS, RunFolder, check_run_name, run_name
 
     reading = {
         key: options.pop(key)
@@ -90,7 +90,7 @@ def import_onnx(
     records = Records(data, needs_labels=False, **reading)
     file = import_model(
         model,
-        output or RUNS / name / "foreign.safetensors",
+        output or RunFolder(RUNS / name).foreign,
         schema=records.schema,
         records=records,
         name=name,

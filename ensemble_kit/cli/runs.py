@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble_kit.cli.options import FOLDER, json_option
+from ensemble_kit.wording import printable
 
 if TYPE_CHECKING:
     from ensemble_kit.store.runs import RunSummary
 
-COLOURS = {"running": "cyan", "stopped": "yellow", "failed": "red", "finished": "green"}
+COLOURS = {"running": "cyan", "stopped": "yellow", "failed": "red", "finished": "green",
+           "foreign": "magenta"}  # fmt: skip
 WIDEST = 1000  # where nobody looks at a terminal, nothing is cut off
 
 
@@ -42,6 +44,7 @@ def runs(folder: Path, as_json: bool) -> None:
 
 def _print_table(found: "list[RunSummary]") -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from ensemble_kit.files import format_size
@@ -54,8 +57,8 @@ def _print_table(found: "list[RunSummary]") -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     for run in found:
         table.add_row(
-            run.name,
-            run.recipe or "-",
+            escape(printable(run.name)),
+            escape(printable(run.recipe or "-")),
             f"[{COLOURS[run.state]}]{run.state}",
             f"{run.steps:,}",
             "-" if run.best_gap is None else f"{run.best_gap:.4f}",

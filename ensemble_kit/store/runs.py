@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ensemble_kit.errors import CheckpointError, InputError
+from ensemble_kit.store.dtypes import FLOATING
 from ensemble_kit.store.provenance import CheckpointMetadata
 from ensemble_kit.store.run_log import read_metrics
 from ensemble_kit.store.tensor_files import STATISTICS, open_tensors
 from ensemble_kit.store.workspace import RUNS, RunFolder
 
-State = Literal["running", "stopped", "failed", "finished"]
+State = Literal["running", "stopped", "failed", "finished", "foreign"]
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,15 @@ class RunSummary:
     Attributes:
         name: The run's name.
         state: ``running`` while a process trains it; ``failed`` where the loss was no longer
-            finite; ``stopped`` wherever else it was left before its end.
+            finite; ``stopped`` wherever else it was left before its end; ``foreign`` for a model
+            that was imported and not trained here.
         recipe: The recipe's name; this and the sizes are None where there is no checkpoint yet.
         steps: Optimisation steps taken, as far as the log tells.
         best_gap: The best validation GAP@20 of any checkpoint; None without validation records.
         averaged_gap: That of the averaged checkpoint; None where there is none.
-        parameters: Trainable numbers.
-        num_bytes: The size of its averaged checkpoint, or else of its last one.
+        parameters: Trainable numbers; of a foreign model, all of its floating-point numbers.
+        num_bytes: The size of its averaged checkpoint, or else of its last one; or of the foreign
+            model.
     """
 
     name: str
@@ -52,7 +55,11 @@ def list_runs(folder: Path) -> list[RunSummary]:
     """
     runs = folder / RUNS if (folder / RUNS).is_dir() else folder
     found = [RunFolder(path) for path in sorted(runs.glob("*")) if path.is_dir()]
-    summaries = [_summarise(run) for run in found if run.metrics.exists()]
+    summaries = [
+        _summarise(run) if run.metrics.exists() else _summarise_foreign(run)
+        for run in found
+        if run.metrics.exists() or run.foreign.exists()
+    ]
     if not summaries:
         raise InputError(
             f"{runs.absolute()} holds no runs.",
@@ -84,6 +91,25 @@ def _summarise(run: RunFolder) -> RunSummary:
         steps=lines[-1]["step"] if lines else 0,
         best_gap=max(gaps, default=None),
         averaged_gap=averaged_gap,
+        parameters=parameters,
+        num_bytes=num_bytes,
+    )
+
+
+def _summarise_foreign(run: RunFolder) -> RunSummary:
+    parameters, num_bytes = None, None
+    with suppress(CheckpointError, OSError):
+        num_bytes = run.foreign.stat().st_size
+        with open_tensors(run.foreign) as file:
+            specs = file.specs.values()
+            parameters = sum(spec.num_values for spec in specs if spec.dtype in FLOATING)
+    return RunSummary(
+        name=run.path.name,
+        state="foreign",
+        recipe=None,
+        steps=0,
+        best_gap=None,
+        averaged_gap=None,
         parameters=parameters,
         num_bytes=num_bytes,
     )

@@ -62,6 +62,11 @@ class RunFolder:
         return self.path / "averaged.safetensors"
 
     @property
+    def foreign(self) -> Path:
+        """The model that another framework made, where it was imported as this run."""
+        return self.path / "foreign.safetensors"
+
+    @property
     def validation(self) -> Path:
         """The averaged checkpoint's predictions on the validation records."""
         return self.path / "validation.safetensors"

@@ -26,6 +26,18 @@ def test_runs_are_a_table(runner, own_workspace):
     assert rows[long][1:4] == ["-", "stopped", "1,250"]
 
 
+def test_a_name_that_would_steer_the_terminal_is_shown_escaped(runner, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs" / "evil\x1b[2J[red]x"
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n')
+
+    result = runner.invoke(main, ["runs"])
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[1].startswith(r"evil\x1b[2J[red]x ")
+
+
 def test_runs_are_one_json_list(runner, workspace):
     result = runner.invoke(main, ["runs", str(workspace.path / "runs"), "--json"])
 

@@ -3,9 +3,11 @@ import fcntl
 import json
 
 import pytest
-from builders import rewrite_checkpoint
+from builders import rewrite_checkpoint, tiny_schema
+from foreign_models import CLASSES, WIDTH, foreign_weights, write_foreign
 from workspace_fixture import MEMBERS
 
+from ensemble_kit import import_onnx
 from ensemble_kit.errors import InputError
 from ensemble_kit.inference import evaluate_predictions
 from ensemble_kit.networks.loading import load_sub_model
@@ -93,6 +95,32 @@ def test_a_run_without_checkpoints_has_no_recipe_and_no_size(tmp_path):
 
     assert (run.name, run.steps, run.best_gap, run.averaged_gap) == ("gru", 1, None, None)
     assert (run.recipe, run.parameters, run.num_bytes) == (None, None, None)
+
+
+def test_a_foreign_model_is_listed_beside_the_runs(tmp_path):
+    schema = tiny_schema(widths={"rgb": WIDTH, "audio": 3}, num_classes=CLASSES)
+    output = tmp_path / "runs" / "tagger" / "foreign.safetensors"
+    import_onnx(
+        write_foreign(tmp_path / "m.onnx"),
+        output,
+        schema=schema,
+        name="tagger",
+        inputs={"rgb": "pixels"},
+        num_frames="lengths",
+        activation="sigmoid",
+    )
+
+    (run,) = list_runs(tmp_path)
+
+    assert (run.name, run.state, run.recipe, run.steps) == ("tagger", "foreign", None, 0)
+    assert (run.best_gap, run.averaged_gap) == (None, None)
+    assert run.num_bytes == output.stat().st_size
+    weights = foreign_weights().values()
+    assert run.parameters == sum(weight.size for weight in weights if weight.dtype.kind == "f")
+
+    output.write_bytes(b"damaged")
+    (run,) = list_runs(tmp_path)
+    assert (run.state, run.parameters, run.num_bytes) == ("foreign", None, 7)
 
 
 def test_one_damaged_file_does_not_hide_the_runs(own_workspace):
