@@ -35,12 +35,12 @@ LEVEL: Level = "frame"
 METHOD: Method = "uniform"
 MIXING: Mixing = "uniform"
 PRECISION: Precision = "fp32"
-STRATEGY: Strategy = "greedy"
 
 BATCH_SIZE = 128  # videos at a time where a model only runs; it changes no result
 BEAM_WIDTH = 2  # ensembles that a beam search follows, as the 2017 runner-up did
 ENOUGH_VIDEOS = 2000  # from this many on, selection holds half out unless told otherwise
 MAX_GAP_LOSS = 0.001
+MOST_EXACT = 12  # candidates up to which selection measures every ensemble unless told otherwise
 MAX_SIZE = 2**30  # bytes: 1 GiB, the limit of the second YouTube-8M challenge
 REPEATS = 10  # random frame samples that an exported file averages
 RESAMPLES = 200  # bootstrap samples behind an interval

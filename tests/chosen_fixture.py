@@ -81,6 +81,7 @@ def write_chosen(folder: Path, **options: object) -> Chosen:
             force=False,
         )
     path = folder / "ensemble" / "selection.json"
-    given = {"confirm": 0.5, "resamples": 20, "max_size": 19_000_000, **options}
+    given = {"confirm": 0.5, "resamples": 20, "max_size": 19_000_000, "strategy": "greedy"}
+    given |= options
     selection = select(list(files.values()), output=path, **given)
     return Chosen(path, selection, labels, probabilities, files)

@@ -13,8 +13,8 @@ from ensemble_kit.choices import (
     ENOUGH_VIDEOS,
     MAX_SIZE,
     MIXING,
+    MOST_EXACT,
     RESAMPLES,
-    STRATEGY,
     TOP_K,
     Criterion,
     Dtype,
@@ -63,9 +63,8 @@ if TYPE_CHECKING:
 @click.option(
     "--strategy",
     type=one_of(Strategy),
-    default=STRATEGY,
-    show_default=True,
-    help="How to search for members; replacement is greedy and may add a member again.",
+    help="How to search for members; replacement is greedy and may add a member again.  [default: "
+    f"exhaustive, the exact best, with up to {MOST_EXACT} candidates, else greedy]",
 )
 @click.option(
     "--criterion",
@@ -213,6 +212,8 @@ def _summary(selection: "SelectionMetadata", output: Path, limit: int) -> Iterat
         f"{counted(len(selection.candidates), 'candidate')}, "
         f"GAP@{selection.k} {selection.gap:.4f}{_size(selection, limit)}."
     )
+    if selection.search.greedy_gap is not None:
+        yield _greedy(selection)
     if selection.left_out:
         left_out = counted(selection.left_out, "video")
         yield f"{left_out} that some file lacks {_was(selection.left_out)} left out."
@@ -232,6 +233,21 @@ def _summary(selection: "SelectionMetadata", output: Path, limit: int) -> Iterat
         yield _optimised(selection.optimised)
     if selection.truncation:
         yield _truncation(selection.truncation)
+
+
+def _greedy(selection: "SelectionMetadata") -> str:
+    """Say how far greedy search is from the choice, and whether the choice is the exact best."""
+    search, chosen = selection.search, [step.added for step in selection.path]
+    text = "Greedy search would choose "
+    if search.strategy == "exhaustive":
+        number = counted(search.evaluations, "ensemble")
+        text = f"No ensemble that fits is better ({number} measured); greedy search would choose "
+    if sorted(search.greedy_path or ()) == sorted(chosen):
+        return f"{text}the same members."
+    greedy_gap = search.greedy_gap or 0.0
+    distance = f"{selection.path[-1].gap - greedy_gap:.4f} less"
+    names = ", ".join(search.greedy_path or ())
+    return f"{text}{names}, with GAP@{selection.k} {greedy_gap:.4f}, {distance}."
 
 
 def _size(selection: "SelectionMetadata", limit: int) -> str:

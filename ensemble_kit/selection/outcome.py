@@ -76,7 +76,7 @@ class Outcome:
         measured: Every ensemble that was measured.
         chosen: The ensemble that was chosen.
         members: A term for each member, with the weight that it is mixed with.
-        greedy_gap: The GAP that greedy reaches; None where greedy was the strategy.
+        greedy: What greedy would have chosen; None where greedy was the strategy.
     """
 
     rules: Rules
@@ -85,7 +85,7 @@ class Outcome:
     measured: tuple[Ensemble, ...]
     chosen: Ensemble
     members: tuple[Term, ...]
-    greedy_gap: float | None
+    greedy: Ensemble | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +142,7 @@ class Writer:
         )
 
     def _search(self, excluded: tuple[str, ...]) -> SearchMetadata:
-        rules = self.outcome.rules
+        rules, greedy = self.outcome.rules, self.outcome.greedy
         return SearchMetadata(
             strategy=rules.strategy,
             criterion=rules.criterion,
@@ -151,7 +151,10 @@ class Writer:
             start=tuple(self.known.candidates[index].name for index in rules.start),
             excluded=excluded,
             evaluations=len(self.outcome.measured),
-            greedy_gap=self.outcome.greedy_gap,
+            greedy_gap=None if greedy is None else greedy.gap,
+            greedy_path=None
+            if greedy is None
+            else tuple(self.known.candidates[index].name for index in greedy.members),
         )
 
     def _optimised(self, gaps: Gaps) -> OptimisedMetadata:

@@ -13,6 +13,7 @@ from ensemble_kit.choices import Criterion, Strategy
 from ensemble_kit.errors import SelectionError, SizeLimitError
 from ensemble_kit.files import format_size
 from ensemble_kit.predictions.candidates import Candidate
+from ensemble_kit.progress import progress
 from ensemble_kit.selection.scoring import Extension, Mixture, Scorer, Spread, Term
 
 ROUNDING = 1e-12  # GAPs nearer than this are equal: float64 sums of the same fractions differ less
@@ -165,23 +166,53 @@ class Search:
 
     def _exhausted(self, start: Ensemble) -> Ensemble:
         """Measure every ensemble that fits."""
-        self._refuse_number(len(self.candidates) - len(start.terms))
+        number = self._refuse_number(len(self.candidates) - len(start.terms))
         waiting = [(start, self.scorer.mixed(start.terms))]
         ensembles = [start] if start.terms else []
-        while waiting:
-            ensemble, mixture = waiting.pop()
-            last = max(set(ensemble.members) - set(self.rules.start), default=-1)
-            later = [index for index in self._choices(ensemble) if index > last]
-            extended = self._extended(ensemble, mixture, later)
-            ensembles += extended
-            waiting += [
-                (longer, self.scorer.added(mixture, longer.terms[-1]))
-                for longer in extended
-                if any(index > longer.members[-1] for index in self._choices(longer))
-            ]
+        with progress("measure ensembles", number) as shown:
+            while waiting:
+                ensemble, mixture = waiting.pop()
+                last = max(set(ensemble.members) - set(self.rules.start), default=-1)
+                later = [index for index in self._choices(ensemble) if index > last]
+                extended = self._extended(ensemble, mixture, later)
+                ensembles += extended
+                shown.update(len(ensembles), "ensembles")
+                waiting += [
+                    (longer, self.scorer.added(mixture, longer.terms[-1]))
+                    for longer in extended
+                    if any(index > longer.members[-1] for index in self._choices(longer))
+                ]
         return self._best(ensembles, 1)[0]
 
-    def _refuse_number(self, num_choices: int) -> None:
+    def in_order_of_gain(self, ensemble: Ensemble) -> Ensemble:
+        """Return an ensemble as if its members had been added one by one, each time the best.
+
+        An exhaustive search adds them in the order of the candidates, which says nothing. The
+        members to start with stay the first.
+        """
+        ordered = Ensemble((), 0.0, 0, None)
+        left = {term.candidate: term for term in ensemble.terms}
+        while left:
+            given = [index for index in self.rules.start if index in left][:1]
+            terms = [left[index] for index in given or left]
+            extension = Extension(
+                self.scorer, self.scorer.mixed(ordered.terms), self.scorer.spread(terms)
+            )
+            longer = [
+                Ensemble(
+                    (*ordered.terms, term),
+                    gap,
+                    ordered.num_bytes + self.candidates[term.candidate].num_bytes,
+                    ordered,
+                )
+                for term, gap in zip(terms, extension.gaps(terms), strict=True)
+            ]
+            ordered = min(longer, key=lambda each: (-each.gap, self._order(each)))
+            del left[ordered.terms[-1].candidate]
+        return ordered
+
+    def _refuse_number(self, num_choices: int) -> int:
+        """Return how many ensembles there are at most, or raise if they are too many."""
         num_started = len(self.rules.start)
         most = num_choices
         if self.rules.max_members is not None:
@@ -194,6 +225,7 @@ class Search:
                 hint="Limit --max-members, leave candidates out with --exclude, or use --strategy "
                 "beam.",
             )
+        return number
 
     def _choices(self, ensemble: Ensemble) -> list[int]:
         """Return the candidates that may be added."""

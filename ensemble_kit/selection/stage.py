@@ -15,8 +15,8 @@ from ensemble_kit.choices import (
     ENOUGH_VIDEOS,
     MAX_SIZE,
     MIXING,
+    MOST_EXACT,
     RESAMPLES,
-    STRATEGY,
     TOP_K,
     Criterion,
     Dtype,
@@ -62,7 +62,7 @@ def select(
     max_size: int | None = None,
     dtype: Dtype = DTYPE,
     mixing: Mixing = MIXING,
-    strategy: Strategy = STRATEGY,
+    strategy: Strategy | None = None,
     criterion: Criterion = CRITERION,
     max_members: int | None = None,
     beam_width: int = BEAM_WIDTH,
@@ -80,7 +80,8 @@ def select(
 ) -> SelectionMetadata:
     """Choose members and write the selection.
 
-    Unless another ``strategy`` is named, the rule is WILLOW's (arXiv:1706.06905) under a limit:
+    Of up to 12 candidates, every ensemble that fits is measured and the best is chosen. Of more,
+    unless another ``strategy`` is named, the rule is WILLOW's (arXiv:1706.06905) under a limit:
     start from the best single candidate that fits, and add the candidate that gives the best GAP@k
     of the mean of all members' probabilities; each candidate at most once. A candidate whose bytes
     do not fit in what is left of the limit is skipped. The search ends when no addition raises the
@@ -100,7 +101,8 @@ def select(
             candidate of unknown size counts 0 bytes unless ``sizes`` are given.
         dtype: The type that members will be stored in.
         mixing: ``uniform``, ``gap`` or ``optimised``.
-        strategy: See ``SearchMetadata``.
+        strategy: See ``SearchMetadata``; None is ``exhaustive`` with up to 12 candidates, unless
+            ``criterion`` is ``gain-per-byte``, and else ``greedy``.
         criterion: What an addition is chosen by: ``gain``, or ``gain-per-byte``, which only
             ``greedy`` and ``replacement`` can use.
         max_members: The most members; with ``replacement``, the most additions, 25 where None.
@@ -148,6 +150,9 @@ def select(
         exclude=exclude,
         intersect=intersect,
     )
+    if strategy is None:
+        is_exact = len(known.candidates) <= MOST_EXACT and criterion == "gain"
+        strategy = "exhaustive" if is_exact else "greedy"
     rules = _rules(
         known,
         strategy=strategy,
@@ -169,7 +174,7 @@ def select(
     return selection
 
 
-def _refuse_criterion(strategy: Strategy, criterion: Criterion) -> None:
+def _refuse_criterion(strategy: Strategy | None, criterion: Criterion) -> None:
     if criterion == "gain-per-byte" and strategy in ("beam", "exhaustive"):
         raise SelectionError(
             f"The strategy {strategy} compares whole ensembles, but gain-per-byte compares "
@@ -244,11 +249,13 @@ def _search(judge: Judge, known: Candidates, mixing: Mixing, rules: Rules) -> Ou
     search = Search(judge.chosen_by, known.candidates, weights, rules)
     search.know(gaps)
     chosen = search.run()
-    greedy_gap = None
+    greedy = None
     if rules.strategy != "greedy":
-        greedy_gap = replace(search, rules=replace(rules, strategy="greedy")).run().gap
+        greedy = replace(search, rules=replace(rules, strategy="greedy")).run()
+    if rules.strategy == "exhaustive":
+        chosen = search.in_order_of_gain(chosen)
     members = distinct(chosen.terms)
     if mixing == "optimised":
         members = optimised(judge.chosen_by, members, chosen.gap)
     measured = tuple(search.measured.values())
-    return Outcome(rules, mixing, tuple(singles), measured, chosen, tuple(members), greedy_gap)
+    return Outcome(rules, mixing, tuple(singles), measured, chosen, tuple(members), greedy)

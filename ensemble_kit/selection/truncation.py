@@ -22,6 +22,8 @@ from ensemble_kit.selection.search import Ensemble, Rules
 from ensemble_kit.selection.table import Block, Table
 from ensemble_kit.store.selection_file import Interval
 
+MOST_COMPARED = 1000  # ensembles, each of which takes two rankings
+
 
 class _Pairs(NamedTuple):
     """A mixture's pairs of some videos, ``(n, W)``: the least and the most they can score."""
@@ -58,9 +60,10 @@ def is_decided(
         measured: All ensembles that were measured.
 
     Returns:
-        None for a beam search, where other ensembles might have led elsewhere.
+        None for a beam search, where other ensembles might have led elsewhere, and where the bounds
+        of too many ensembles would have to be compared.
     """
-    if rules.strategy == "beam":
+    if rules.strategy == "beam" or len(measured) > MOST_COMPARED:
         return None
     path = {ensemble.key for ensemble in chosen.additions}
     steps = chosen.additions[len(rules.start) :]

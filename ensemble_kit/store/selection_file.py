@@ -153,6 +153,7 @@ class SearchMetadata(Metadata):
         excluded: The candidates that were left out, by name.
         evaluations: How many ensembles were measured.
         greedy_gap: The GAP that ``greedy`` reaches; None where ``greedy`` is the strategy.
+        greedy_path: The members that ``greedy`` would choose, in order; None as for ``greedy_gap``.
     """
 
     strategy: Strategy
@@ -163,6 +164,7 @@ class SearchMetadata(Metadata):
     excluded: tuple[str, ...]
     evaluations: int
     greedy_gap: float | None
+    greedy_path: tuple[str, ...] | None = None
 
 
 class OptimisedMetadata(Metadata):
@@ -204,8 +206,8 @@ class TruncationMetadata(Metadata):
         gap_bounds: Between these the GAP of the members lies, whatever the left-out probabilities
             are.
         is_decided: Whether the same members would be chosen, whatever the left-out probabilities
-            are; None where bounds cannot say: for a beam search, and where members are mixed in
-            proportion to their own GAPs.
+            are; None where bounds cannot say: for a beam search, where members are mixed in
+            proportion to their own GAPs, and where more than 1,000 ensembles were measured.
     """
 
     candidates: tuple[str, ...]

@@ -58,6 +58,8 @@ def test_a_workspace_needs_no_argument(runner, workspace):
         "   1  gru    0.9167  +0.9167  +0.5000 +1.0000   1,048,576   0.1%\n"  # (1 + 1 + 3/4) / 3
         "   2  vlad   1.0000  +0.0833  +0.0000 +0.5000~  2,097,152   0.2%\n"
         "ensemble/selection.json: 2 of 3 candidates, GAP@20 1.0000, 2.0 MiB of 1.0 GiB in bf16.\n"
+        "No ensemble that fits is better (7 ensembles measured); greedy search would choose the "
+        "same members.\n"
         "~ What vlad added cannot be told from noise.\n"
     )
     selection = read_selection(workspace / "ensemble" / "selection.json")
@@ -99,6 +101,8 @@ def test_what_is_held_out_is_shown_beside_what_is_chosen_by(runner, workspace):
         "step  added  GAP@20     gain  held out      bytes  limit\n"
         "   1  gru    1.0000  +1.0000    0.8333  1,048,576   0.1%\n"
         "ensemble/selection.json: 1 of 3 candidates, GAP@20 0.9167, 1.0 MiB of 1.0 GiB in bf16.\n"
+        "No ensemble that fits is better (7 ensembles measured); greedy search would choose the "
+        "same members.\n"
         "Chosen on 1 video (GAP 1.0000), confirmed on 2 others (GAP 0.8333).\n"
     )
 
@@ -136,6 +140,7 @@ def test_the_search_is_an_option(runner, workspace):
         "excluded": ["poor"],
         "evaluations": 8,  # of each number up to 4
         "greedy_gap": 1.0,
+        "greedy_path": ["vlad", "gru"],
     }
     assert printed["bootstrap"] == {"resamples": 5, "level": 0.95, "seed": 3}
     assert printed["mixing"] == "optimised"
@@ -157,6 +162,36 @@ def test_csv_files_made_by_any_tool_are_selected_from(runner, csv_files):
     ]
 
 
+def test_greedys_distance_from_the_best_is_said(runner, workspace):
+    options = ["--resamples", "0", "--size", "gru=150", "--size", "poor=100", "--size", "vlad=100"]
+    rows = read_predictions(workspace / "runs" / "poor" / "validation.safetensors")
+    write_predictions(
+        rows.path,
+        ids=rows.ids,
+        label_names=rows.label_names,
+        labels=rows.labels,
+        rows=np.where(np.array([1, 1, 0])[:, None], RIGHT, [0.4, 0.38, 0.35]),
+        name="poor",
+        model=rows.metadata.model,
+        force=True,
+    )
+
+    exact = runner.invoke(main, ["select", *options, "--max-size", "200"])
+    beam = runner.invoke(
+        main, ["select", *options, "--max-size", "200", "--strategy", "beam", "--force"]
+    )
+
+    assert exact.exit_code == 0, exact.output
+    gap = read_selection(workspace / "ensemble" / "selection.json").path[-1].gap
+    assert exact.stdout.splitlines()[-1] == (
+        "No ensemble that fits is better (4 ensembles measured); greedy search would choose gru, "
+        f"with GAP@20 0.9167, {gap - 0.9166666:.4f} less."
+    )
+    assert beam.stdout.splitlines()[-1] == (
+        f"Greedy search would choose gru, with GAP@20 0.9167, {gap - 0.9166666:.4f} less."
+    )
+
+
 def test_what_has_no_known_size_is_not_said_to_take_0_bytes(runner, csv_files):
     result = runner.invoke(main, ["select", *csv_files, "--resamples", "0"])
 
@@ -166,6 +201,8 @@ def test_what_has_no_known_size_is_not_said_to_take_0_bytes(runner, csv_files):
         "   1  A      0.6667  +0.6667\n"
         "   2  B      1.0000  +0.3333\n"
         "ensemble/selection.json: 2 of 2 candidates, GAP@20 1.0000, of unknown size.\n"
+        "No ensemble that fits is better (3 ensembles measured); greedy search would choose the "
+        "same members.\n"
         "A, B left out classes. Whatever their probabilities are, the GAP of the members is from "
         "0.2421 to 1.0000, and other members might be chosen.\n"
     )

@@ -109,6 +109,7 @@ def test_the_path_is_that_of_the_loops(tmp_path_factory, case, mixing):
         labels_path=write_labels(folder / "labels", ids, positives),
         sizes=sizes,
         resamples=0,
+        strategy="greedy",
     )
 
     gaps = {one.name: one.gap for one in selection.candidates}
@@ -235,7 +236,7 @@ def test_the_file_holds_all_of_it_with_paths_from_its_own_folder(tmp_path):
         write_own(path, rows, name=name)
     output = tmp_path / "ensemble" / "selection.json"
 
-    selection = select(list(runs.values()), output=output, top_k=4)
+    selection = select(list(runs.values()), output=output, top_k=4, strategy="greedy")
 
     assert read_selection(output) == selection
     first, second = selection.members
@@ -281,6 +282,7 @@ def test_the_file_holds_all_of_it_with_paths_from_its_own_folder(tmp_path):
             "excluded": [],
             "evaluations": 3,
             "greedy_gap": None,
+            "greedy_path": None,
         },
         "dataset_sha256": dataset_sha256(VIDEOS, labels),
         "vocabulary_sha256": read_predictions(runs["gru"]).metadata.vocabulary_sha256,
@@ -597,7 +599,7 @@ def test_the_frontier_holds_what_fewer_bytes_would_buy(tmp_path):
         for name, size in (("abc", 600), ("d", 200), ("c", 100), ("a", 250))
     ]
 
-    selection = select(paths, output=tmp_path / "s.json", resamples=0)
+    selection = select(paths, output=tmp_path / "s.json", resamples=0, strategy="greedy")
 
     assert [step.added for step in selection.path] == ["abc", "d"]
     assert [(one.members, one.bytes) for one in selection.frontier] == [
@@ -611,6 +613,57 @@ def test_the_frontier_holds_what_fewer_bytes_would_buy(tmp_path):
     singles = {one.name: one.gap for one in selection.candidates}
     assert gaps[:3] == [singles["c"], singles["d"], singles["abc"]]
     assert selection.path[0].interval is None
+
+
+def test_of_few_candidates_every_ensemble_is_measured(tmp_path):
+    paths = [
+        write_own(tmp_path / name, right_for(*name), size=size)
+        for name, size in (("abd", 150), ("ab", 100), ("cd", 100))
+    ]
+    options = {"resamples": 0, "max_size": 200}
+
+    exact = select(paths, output=tmp_path / "s.json", **options)
+    greedy = select(paths, output=tmp_path / "g.json", strategy="greedy", **options)
+
+    assert exact.search.strategy == "exhaustive"
+    assert exact.search.evaluations == 4  # three alone, and one pair that fits
+    assert [step.added for step in greedy.path] == ["abd"]  # nothing fits beside it
+    assert {member.name for member in exact.members} == {"ab", "cd"}
+    assert exact.gap == exact.path[-1].gap > greedy.gap
+    assert (exact.search.greedy_gap, exact.search.greedy_path) == (greedy.gap, ("abd",))
+
+
+def test_of_many_candidates_the_choice_is_greedy(tmp_path):
+    rows = np.random.default_rng(0).random((13, 4, 5))
+    paths = [write_own(tmp_path / f"m{index:02d}", one) for index, one in enumerate(rows)]
+
+    many = select(paths, output=tmp_path / "many.json", resamples=0)
+    few = select(paths[:12], output=tmp_path / "few.json", resamples=0, max_members=2)
+    by_bytes = select(paths[:3], output=tmp_path / "b.json", resamples=0, criterion="gain-per-byte")
+
+    strategies = [each.search.strategy for each in (many, few, by_bytes)]
+    assert strategies == ["greedy", "exhaustive", "greedy"]
+
+
+def test_members_of_the_exact_best_are_listed_from_the_best_on(tmp_path):
+    paths = [write_own(tmp_path / name, right_for(*name)) for name in ("c", "d", "ab")]
+
+    selection = select(paths, output=tmp_path / "s.json", resamples=0)
+
+    added = [step.added for step in selection.path]
+    pairs = {
+        name: select(
+            paths, output=tmp_path / "p.json", resamples=0, start=[added[0], name], max_members=2,
+            force=True,
+        ).path[-1].gap
+        for name in added[1:]
+    }  # fmt: skip
+    assert added[0] == selection.candidates[0].name
+    assert (added[1], selection.path[1].gap) == max(pairs.items(), key=lambda pair: pair[1])
+    assert set(added) == {"ab", "c", "d"}
+    started = select(paths, output=tmp_path / "t.json", resamples=0, start=["c", "d"])
+    assert [step.added for step in started.path] == ["c", "d", "ab"]
+    assert started.gap == pytest.approx(selection.gap, abs=1e-12)
 
 
 def test_optimised_coefficients_are_reported_with_what_they_brought(tmp_path):
