@@ -1,5 +1,6 @@
 """``python -m ensemble_kit`` and ``ensemble-kit``: the command line."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -8,6 +9,9 @@ from ensemble_kit.interrupts import signals_interrupt
 
 def run() -> None:
     """Run the command that ``sys.argv`` holds, and end the process with its exit code."""
+    # For every Python that libraries start, such as torch.compile: none may import a file of the
+    # current folder in place of a module.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     with signals_interrupt():
         from ensemble_kit.cli import main  # here, so that Ctrl-C while it loads is handled too
 
