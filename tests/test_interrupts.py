@@ -61,8 +61,11 @@ def test_a_signal_that_was_ignored_stays_ignored():
     try:
         with signals_interrupt(), interrupts_wait():
             signal.raise_signal(signal.SIGHUP)
+            handler = signal.getsignal(signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+    assert handler == signal.SIG_IGN
 
 
 def test_in_another_thread_nothing_is_handled():
