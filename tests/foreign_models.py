@@ -50,7 +50,7 @@ def foreign_model(
         opset: 11 or 12, whose sums have their axes as attributes, as no later opset's have.
         inputs: Types and dimensions of other inputs.
         weights: Others than ``foreign_weights``.
-        extra: Nodes to put behind the others.
+        extra: Nodes to put after the others.
         outputs: The names of its outputs.
         weights_are_inputs: Whether weights are inputs with defaults, as old exporters had them.
     """

@@ -159,9 +159,9 @@ def test_a_table_of_positions_shorter_than_the_videos_is_refused_with_their_leng
 
     assert message.startswith(f"{path}: ONNX Runtime cannot run it on 2 videos of 21 frames: ")
     assert message.endswith("\nExport the model for videos of 21 frames; it ran on 11.")
-    imported = bring(path, schema=SCHEMA.model_copy(update={"max_frames": 20}))
+    brought = bring(path, schema=SCHEMA.model_copy(update={"max_frames": 20}))
     with pytest.raises(ForeignModelError) as caught:
-        load(imported).probabilities(batch_of([24, 3], rng))
+        load(brought).probabilities(batch_of([24, 3], rng))
     assert str(caught.value).startswith("m: ONNX Runtime cannot run it on 2 videos of 24 frames: ")
     assert str(caught.value).endswith(
         "\nImport the model again from records with videos as long as these."
@@ -191,10 +191,10 @@ def test_sizes_below_one_are_free(write, bring, rng):
                 size.dim_value = -1
     onnx.save(model, path)
 
-    imported = bring(path)
+    brought = bring(path)
 
-    assert_mean(imported, rng)
-    graph = onnx.ModelProto.FromString(contents_of(imported)["graph"].numpy().tobytes())
+    assert_mean(brought, rng)
+    graph = onnx.ModelProto.FromString(contents_of(brought)["graph"].numpy().tobytes())
     sizes = [
         size.dim_value
         for value in (*graph.graph.input, *graph.graph.output)
@@ -405,10 +405,10 @@ def test_trees_are_a_member_whose_numbers_stay_as_they_are(tmp_path, bring, rng)
     path = classical_model(tmp_path / "m.onnx", has_zipmap=False, kind="trees")
     batch = batch_of([3, 9, 1], rng)
 
-    imported = bring(path, probabilities="raw")
+    brought = bring(path, probabilities="raw")
 
-    assert contents_of(imported).keys() == {"graph"}
-    found = load(imported).probabilities(batch)
+    assert contents_of(brought).keys() == {"graph"}
+    found = load(brought).probabilities(batch)
     for row, count in enumerate(batch.num_frames):
         mean = dequantised(batch.frames["rgb"][row, :count]).mean(axis=0)
         leaves = np.where(mean[:CLASSES] <= 0, -1.0, 1.0 + np.arange(CLASSES))
@@ -423,10 +423,10 @@ def test_the_scales_of_a_quantised_graph_stay_exact(write, bring, rng):
     path = write(f"float[b, t, {WIDTH}] x, int64[b] n", body, values=values)
     batch = batch_of([3, 9, 1], rng)
 
-    imported = bring(path)
+    brought = bring(path)
 
-    assert contents_of(imported).keys() == {"graph"}
-    found = load(imported).probabilities(batch)
+    assert contents_of(brought).keys() == {"graph"}
+    found = load(brought).probabilities(batch)
     np.testing.assert_allclose(found, originals(path, batch), atol=1e-5)
 
 
@@ -461,7 +461,7 @@ def test_float_tables_beside_the_file_are_kept_in_the_graph(write, tmp_path, bri
     batch = batch_of([3, 9, 1], rng)
     expected = originals(path, batch)
 
-    imported = bring(path)
+    brought = bring(path)
     (tmp_path / "m.data").unlink()
 
-    np.testing.assert_allclose(load(imported).probabilities(batch), expected, atol=1e-5)
+    np.testing.assert_allclose(load(brought).probabilities(batch), expected, atol=1e-5)

@@ -44,7 +44,7 @@ def _in_this_process(monkeypatch):
     monkeypatch.setattr(stage, "convert_in_child", convert)
 
 
-def imported(tmp_path, path=None, *, schema=SCHEMA, **options):
+def import_model(tmp_path, path=None, *, schema=SCHEMA, **options):
     path = path or write_foreign(tmp_path / "m.onnx")
     return import_onnx(
         path, tmp_path / "foreign.safetensors", schema=schema, name="m", **{**MAPPED, **options}
@@ -55,7 +55,7 @@ def refused(tmp_path, path=None, **options):
     """Import a file, which must fail and leave nothing; return the message."""
     before = set(tmp_path.iterdir()) | ({path} if path else {tmp_path / "m.onnx"})
     with pytest.raises(EnsembleKitError) as caught:
-        imported(tmp_path, path, **options)
+        import_model(tmp_path, path, **options)
     assert set(tmp_path.iterdir()) <= before
     return str(caught.value)
 
@@ -75,7 +75,7 @@ def videos_of(schema, counts, rng):
 @pytest.mark.parametrize("counts", COUNTS)
 def test_a_foreign_model_computes_what_the_original_does_of_each_video_alone(counts, tmp_path, rng):
     path = write_foreign(tmp_path / "m.onnx")
-    file = imported(tmp_path, path)
+    file = import_model(tmp_path, path)
     videos, batch = videos_of(SCHEMA, counts, rng)
 
     model = load(file.path)
@@ -94,7 +94,7 @@ def test_frames_are_given_in_the_form_that_was_asked_for(form, tmp_path, rng):
     weights = foreign_weights()
     weights["fc1/w"] /= 100  # or the bytes' logits are all far from 0
     path = write_foreign(tmp_path / "m.onnx", weights=weights)
-    file = imported(tmp_path, path, frames=form)
+    file = import_model(tmp_path, path, frames=form)
     (video, _), batch = videos_of(SCHEMA, [3, 5], rng)
 
     joint = np.concatenate([dequantised(video["rgb"]), dequantised(video["audio"])], axis=1)
@@ -112,7 +112,7 @@ def test_a_module_that_torch_exported_reads_joint_bytes_a_mask_and_a_fixed_lengt
     torch_model, tmp_path, rng
 ):
     inputs = {"rgb+audio": "frames"}
-    file = imported(
+    file = import_model(
         tmp_path, torch_model, inputs=inputs, num_frames=None, is_frame="mask", frames="raw",
         activation="none",
     )  # fmt: skip
@@ -130,7 +130,7 @@ def test_a_module_that_torch_exported_reads_joint_bytes_a_mask_and_a_fixed_lengt
 
 def test_the_file_holds_weights_a_graph_without_them_and_the_mapping(tmp_path):
     path = write_foreign(tmp_path / "m.onnx")
-    file = imported(tmp_path, path)
+    file = import_model(tmp_path, path)
 
     tensors = contents_of(file.path)
     weights = foreign_weights()
@@ -159,8 +159,8 @@ def same_as_plain(tmp_path, rng, path, **options):
     """Whether a model imports to what ``foreign_model`` as it is does."""
     _, batch = videos_of(SCHEMA, [3, 7], rng)
     (tmp_path / "plain").mkdir()
-    plain = imported(tmp_path / "plain")
-    found = load(imported(tmp_path, path, **options).path).probabilities(batch)
+    plain = import_model(tmp_path / "plain")
+    found = load(import_model(tmp_path, path, **options).path).probabilities(batch)
     np.testing.assert_allclose(found, load(plain.path).probabilities(batch), atol=1e-5)
     return contents_of(tmp_path / "foreign.safetensors")
 
@@ -200,7 +200,7 @@ def test_what_is_stored_in_another_type_stays_so(type_name, tmp_path):
         value.type.tensor_type.elem_type = helper.np_dtype_to_tensor_dtype(np.dtype(type_name))
     onnx.save(model, tmp_path / "m.onnx")
 
-    file = imported(tmp_path, tmp_path / "m.onnx")
+    file = import_model(tmp_path, tmp_path / "m.onnx")
 
     tensors = contents_of(file.path)
     assert {str(tensors[f"weights.{name}"].dtype) for name in weights} == {f"torch.{type_name}"}
@@ -242,7 +242,7 @@ def test_a_record_of_one_vector_feeds_an_input_without_frames(tmp_path, rng):
     model.graph.node[0].input[0] = "pixels"
     del model.graph.input[1]
     onnx.save(model, tmp_path / "m.onnx")
-    file = imported(tmp_path, tmp_path / "m.onnx", schema=schema, num_frames=None)
+    file = import_model(tmp_path, tmp_path / "m.onnx", schema=schema, num_frames=None)
     videos, batch = videos_of(schema, [1, 1], rng)
 
     feed = {"pixels": np.concatenate([dequantised(video["rgb"]) for video in videos])}
@@ -255,7 +255,7 @@ def test_a_record_of_one_vector_feeds_an_input_without_frames(tmp_path, rng):
 
 def test_a_video_without_frames_is_one_frame_of_zeros(tmp_path, rng):
     path = write_foreign(tmp_path / "m.onnx")
-    file = imported(tmp_path, path)
+    file = import_model(tmp_path, path)
     _, batch = videos_of(SCHEMA, [2, 5], rng)
     batch.num_frames[0] = 0
 
@@ -287,7 +287,7 @@ def with_input(name, data_type, dims):
 
 
 @pytest.mark.parametrize(
-    ("model", "options", "fault", "hint"),
+    ("model", "options", "problem", "hint"),
     [
         (
             TWO_OUTPUTS,
@@ -389,14 +389,14 @@ def with_input(name, data_type, dims):
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
-def test_what_cannot_be_mapped_is_one_clear_error(model, options, fault, hint, tmp_path):
+def test_what_cannot_be_mapped_is_one_clear_error(model, options, problem, hint, tmp_path):
     if "probabilities" in options and "outputs" not in model:
         model = {**model, "outputs": ("y",)}
     path = write_foreign(tmp_path / "m.onnx", **model)
 
     message = refused(tmp_path, path, **options)
 
-    pattern = re.escape(f"{fault.replace('{path}', str(path))}\n{hint}")
+    pattern = re.escape(f"{problem.replace('{path}', str(path))}\n{hint}")
     for wild in (NUMBER, ANYTHING):
         pattern = pattern.replace(re.escape(wild), wild)
     assert re.fullmatch(pattern, message, flags=re.DOTALL), message
@@ -493,20 +493,20 @@ def test_nothing_is_overwritten_without_force(tmp_path):
     (tmp_path / "foreign.safetensors").write_text("mine")
 
     with pytest.raises(OutputError) as caught:
-        imported(tmp_path)
+        import_model(tmp_path)
 
     assert str(caught.value).startswith(f"{tmp_path / 'foreign.safetensors'} exists already.\n")
     assert (tmp_path / "foreign.safetensors").read_text() == "mine"
-    imported(tmp_path, force=True)
+    import_model(tmp_path, force=True)
 
 
 def test_an_interrupted_import_leaves_the_old_file(tmp_path, monkeypatch):
-    file = imported(tmp_path)
+    file = import_model(tmp_path)
     before = file.path.read_bytes()
     interrupt_the_writing(monkeypatch)
 
     with pytest.raises(KeyboardInterrupt):
-        imported(tmp_path, frames="raw", force=True)
+        import_model(tmp_path, frames="raw", force=True)
 
     assert file.path.read_bytes() == before
     assert not list(tmp_path.glob(".*"))
@@ -514,10 +514,10 @@ def test_an_interrupted_import_leaves_the_old_file(tmp_path, monkeypatch):
 
 @pytest.fixture
 def rewritten(tmp_path):
-    """Write an imported file again with other tensors."""
+    """Write a foreign model's file again with other tensors."""
     from ensemble_kit.store.tensor_files import save_tensors
 
-    file = imported(tmp_path)
+    file = import_model(tmp_path)
 
     def rewrite(change):
         tensors = contents_of(file.path)

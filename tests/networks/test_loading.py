@@ -131,7 +131,7 @@ def test_weights_are_computed_with_in_float32_whatever_they_are_stored_in(path):
 
 
 @pytest.mark.parametrize(
-    ("change", "fault"),
+    ("change", "problem"),
     [
         (
             lambda tensors: tensors.pop("hidden.bias"),
@@ -156,14 +156,14 @@ def test_weights_are_computed_with_in_float32_whatever_they_are_stored_in(path):
     ],
     ids=["missing", "shape", "infinity", "NaN"],
 )
-def test_a_checkpoint_that_its_recipe_cannot_use_is_refused(path, change, fault):
+def test_a_checkpoint_that_its_recipe_cannot_use_is_refused(path, change, problem):
     write_checkpoint(path, tiny_recipe(), SCHEMA)
     spoil(path, change)
 
     with pytest.raises(CheckpointError) as caught:
         load(path)
 
-    assert str(caught.value) == f"{path}: {fault}"
+    assert str(caught.value) == f"{path}: {problem}"
 
 
 def test_predictions_are_no_model(path, batch):

@@ -68,7 +68,7 @@ def draws_for(model, repeats, rng):
 
 
 def sampled_sequence(pooling="gru", sampling="random", **parts):
-    """A sequence pooling behind a batch norm of the sampled frames."""
+    """A sequence pooling after a batch norm of the sampled frames."""
     return build(pooling=pooling, sampling=sampling, batch_norm=True, **parts)
 
 
