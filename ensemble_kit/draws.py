@@ -1,4 +1,4 @@
-"""The uniform numbers that members sample with outside training. Imports NumPy only."""
+"""The uniform numbers that members sample with outside training."""
 
 import hashlib
 
@@ -11,8 +11,8 @@ def draw_numbers(name: str, *, repeats: int, num_frames: int) -> NDArray[np.floa
 
     The same name gives the same numbers on every machine: they are the raw stream of the counter
     based generator Philox (Salmon et al., 2011), keyed by the SHA-256 of the name. The first rows
-    of a larger table are those of a smaller one, and each member has a stream of its own, because
-    a shared draw would correlate the members.
+    of a larger table are those of a smaller one. Each member has its own stream, because a shared
+    draw would correlate the members.
 
     Args:
         name: The member's name.

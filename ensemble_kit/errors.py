@@ -62,7 +62,7 @@ class EnsembleKitError(Exception):
         super().__init__(f"{self.problem}\n{self.hint}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Let an error cross from one process to another whole; by default its hint is lost."""
+        """Let an error cross from one process to another with its hint, which pickle would drop."""
         return _restored, (type(self), self.args, self.__dict__)
 
 

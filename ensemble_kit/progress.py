@@ -27,10 +27,10 @@ class Progress(Protocol):
     """What a stage may call while it works."""
 
     def update(self, done: int, message: str = "", /, **values: float | None) -> None:
-        """Say how far the work has come.
+        """Report how far the work has come.
 
         Args:
-            done: How many of the total are done, those before the start too.
+            done: How many of the total are done, including those before the start.
             message: What else there is to say.
             values: Numbers to be shown, named as in ``VALUES``; those that are None are left out.
         """
@@ -38,12 +38,13 @@ class Progress(Protocol):
 
 @contextmanager
 def progress(label: str, total: int, *, done: int = 0) -> Iterator[Progress]:
-    """Show how a piece of work goes on.
+    """Show how far a piece of work has come.
 
     Args:
         label: What is being done.
         total: How many units there are; 0 where it is not known.
-        done: How many of them were done before, and so tell nothing of the time that is left.
+        done: How many of them were done before this started; they do not count in the estimate
+            of the time that is left.
     """
     if _is_quiet.get():
         yield _Nothing()

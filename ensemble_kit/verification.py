@@ -37,12 +37,12 @@ Verdict = Literal["holds", "fails", "not checked"]
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim of a file, and what became of it.
+    """One claim of a file, and whether it holds.
 
     Attributes:
         name: ``content``, ``bytes``, ``weights``, ``parents``, ``parity`` or ``gap``.
         verdict: ``not checked`` where something that is needed is not there.
-        finding: What was found, in a line.
+        finding: What was found, in one line.
     """
 
     name: str
@@ -65,13 +65,14 @@ def verify(
         records: The validation records, to measure GAP on.
         fused: The fused file that an ONNX file was exported from; None looks beside it for the one
             whose hash it names.
-        max_size: The most bytes that the files needed to run may have.
+        max_size: Maximum size of all files that are needed to run it, in bytes.
         max_gap_loss: How far GAP may fall short of what is claimed.
 
     Returns:
-        A claim each. Of a fused file: its bytes, the types of its weights, its parents' hashes,
-        every weight beside its rounded checkpoint's, GAP. Of an ONNX file: the hash of its content,
-        its bytes, the types of its weights, its probabilities beside the fused file's, GAP.
+        One claim for each check. For a fused file: its bytes, the types of its weights, its
+        parents' hashes, every weight compared with its rounded checkpoint's, GAP. For an ONNX file:
+        the hash of its content, its bytes, the types of its weights, its probabilities compared
+        with the fused file's, GAP.
 
     Raises:
         CheckpointError: The file is missing, is no whole safetensors file or no fused one.
@@ -88,25 +89,25 @@ def verify(
 def _verify_onnx(
     path: Path, records: Records | None, fused: Path | None, max_size: int, max_gap_loss: float
 ) -> Iterator[Claim]:
-    record = read_metadata(path)
+    metadata = read_metadata(path)
     files = needed_files(path)
-    yield _content(path, record)
+    yield _content(path, metadata)
     yield _bytes(files, max_size)
-    yield _onnx_types(path, record)
-    yield _tried("parity", lambda: _onnx_parity(path, record, fused))
-    yield _tried("gap", lambda: _gap(path, record.validation, None, records, max_gap_loss))
+    yield _onnx_types(path, metadata)
+    yield _tried("parity", lambda: _onnx_parity(path, metadata, fused))
+    yield _tried("gap", lambda: _gap(path, metadata.validation, None, records, max_gap_loss))
 
 
 def _verify_fused(
     file: TensorFile, records: Records | None, max_size: int, max_gap_loss: float
 ) -> Iterator[Claim]:
-    record = file.metadata_as(FusedMetadata)
-    validation = record.validation
+    metadata = file.metadata_as(FusedMetadata)
+    validation = metadata.validation
     repeats = validation.repeats if validation else None
     yield _bytes([file.path], max_size)
-    yield _fused_types(file, record)
-    yield _parents(file.path, record)
-    yield _tried("parity", lambda: _fused_parity(file, record))
+    yield _fused_types(file, metadata)
+    yield _parents(file.path, metadata)
+    yield _tried("parity", lambda: _fused_parity(file, metadata))
     yield _tried("gap", lambda: _gap(file.path, validation, repeats, records, max_gap_loss))
 
 
@@ -124,8 +125,8 @@ def _verdict(holds: bool) -> Verdict:
     return "holds" if holds else "fails"
 
 
-def _content(path: Path, record: OnnxMetadata) -> Claim:
-    beside = record.weights_file
+def _content(path: Path, metadata: OnnxMetadata) -> Claim:
+    beside = metadata.weights_file
     holds = is_whole(path)
     what = "the content"
     if holds and beside is not None:
@@ -157,31 +158,31 @@ def _types(dtype: Dtype, types: Mapping[str, str], wanted: Container[str]) -> Cl
     return Claim("weights", "holds", f"all are {dtype} ({found})")
 
 
-def _onnx_types(path: Path, record: OnnxMetadata) -> Claim:
-    prefixes = tuple(member_prefix(member.name) for member in record.members)
+def _onnx_types(path: Path, metadata: OnnxMetadata) -> Claim:
+    prefixes = tuple(member_prefix(member.name) for member in metadata.members)
     types = {
         tensor.name: tensor.type_name
         for tensor in read_tensors(path)
         if tensor.name.startswith(prefixes) and not tensor.name.endswith(SCALE)
     }
-    return _types(record.dtype, types, {each.onnx for each in types_of_weights(record.dtype)})
+    return _types(metadata.dtype, types, {each.onnx for each in types_of_weights(metadata.dtype)})
 
 
-def _fused_types(file: TensorFile, record: FusedMetadata) -> Claim:
-    wanted = {each.safetensors for each in types_of_weights(record.dtype)}
+def _fused_types(file: TensorFile, metadata: FusedMetadata) -> Claim:
+    wanted = {each.safetensors for each in types_of_weights(metadata.dtype)}
     types = {
         name: spec.dtype
         for name, spec in file.specs.items()
         if spec.dtype in FLOATING | wanted and not name.endswith(SCALE)
     }
-    return _types(record.dtype, types, wanted)
+    return _types(metadata.dtype, types, wanted)
 
 
-def _parents(path: Path, record: FusedMetadata) -> Claim:
+def _parents(path: Path, metadata: FusedMetadata) -> Claim:
     """Compare the files that a fused file was made from with the hashes that it names."""
-    parents = [member.checkpoint for member in record.members]
-    if record.selection is not None:
-        parents.append(record.selection)
+    parents = [member.checkpoint for member in metadata.members]
+    if metadata.selection is not None:
+        parents.append(metadata.selection)
     missing = []
     for parent in parents:
         found = _parent(path, parent)
@@ -199,49 +200,52 @@ def _parent(path: Path, parent: FileMetadata) -> Path:
     return Path(normpath(path.parent / parent.path))
 
 
-def _fused_parity(file: TensorFile, record: FusedMetadata) -> Claim:
-    """Compare every stored number with the members' checkpoints, rounded anew."""
+def _fused_parity(file: TensorFile, metadata: FusedMetadata) -> Claim:
+    """Compare every stored number with the members' checkpoints, rounded again."""
     with ExitStack() as stack:
         members = []
-        for member in record.members:
+        for member in metadata.members:
             path = _parent(file.path, member.checkpoint)
             if not isfile(path) or sha256_of(path) != member.checkpoint.sha256:
                 finding = f"{member.checkpoint.path} is not there as it was fused"
                 return Claim("parity", "not checked", finding)
             checkpoint = stack.enter_context(open_tensors(path))
             members.append(Member(member, checkpoint, product_axes(checkpoint)))
-        weights = FusedWeights(members, record.dtype)
+        weights = FusedWeights(members, metadata.dtype)
         for name in sorted(weights.specs.keys() | file.specs.keys()):
             if file.specs.get(name) != weights.specs.get(name) or not torch.equal(
                 file.tensor(name), weights.produce(name)
             ):
                 return Claim("parity", "fails", f"{name} is not the checkpoint's, rounded")
-    finding = f"all {len(file.specs)} tensors are the checkpoints', rounded to {record.dtype}"
+    finding = f"all {len(file.specs)} tensors are the checkpoints', rounded to {metadata.dtype}"
     return Claim("parity", "holds", finding)
 
 
-def _onnx_parity(path: Path, record: OnnxMetadata, fused: Path | None) -> Claim:
-    found = _find_fused(path, record, fused)
+def _onnx_parity(path: Path, metadata: OnnxMetadata, fused: Path | None) -> Claim:
+    found = _find_fused(path, metadata, fused)
     if found is None:
-        finding = f"no fused file with SHA-256 {record.fused_sha256[:12]}... is beside it"
+        finding = f"no fused file with SHA-256 {metadata.fused_sha256[:12]}... is beside it"
         return Claim("parity", "not checked", finding)
-    if sha256_of(found) != record.fused_sha256:
+    if sha256_of(found) != metadata.fused_sha256:
         return Claim("parity", "fails", f"{found} has another SHA-256 than is named")
-    if record.sampling == "random" and record.draws:
+    if metadata.sampling == "random" and metadata.draws:
         return Claim("parity", "not checked", "its draws are fresh in each run")
     with open_tensors(found) as file:
-        worst = largest_difference(path, record, file)
-    finding = f"probabilities differ by {worst.size:.2g} from {found.name}; {TOLERANCE:.0e} may be"
+        worst = largest_difference(path, metadata, file)
+    finding = (
+        f"probabilities differ by {worst.size:.2g} from {found.name}; the tolerance is "
+        f"{TOLERANCE:.0e}"
+    )
     return Claim("parity", _verdict(worst.is_allowed), finding)
 
 
-def _find_fused(path: Path, record: OnnxMetadata, named: Path | None) -> Path | None:
+def _find_fused(path: Path, metadata: OnnxMetadata, named: Path | None) -> Path | None:
     """Return the file named, or the fused file beside that has the hash."""
     if named is not None:
         return named
     for other in sorted(path.parent.glob("*.safetensors")):
         with suppress(CheckpointError), open_tensors(other) as file:
-            if file.kind == "fused" and sha256_of(other) == record.fused_sha256:
+            if file.kind == "fused" and sha256_of(other) == metadata.fused_sha256:
                 return other
     return None
 

@@ -67,7 +67,7 @@ def test_a_whole_onnx_file_holds_all_that_can_be_checked(onnx_file):
     verdict, finding = claims["parity"]
     assert verdict == "holds"
     assert 0 < float(finding.split()[3]) < 1e-6
-    assert finding.endswith(" from fused.safetensors; 1e-05 may be")
+    assert finding.endswith(" from fused.safetensors; the tolerance is 1e-05")
     assert claims["gap"] == (
         "not checked",
         "GAP@20 0.7500 on 1 videos is claimed; name those records to measure it",

@@ -1,4 +1,4 @@
-"""The command line: one command a file, each of them thin. Imports the rest of the kit late."""
+"""The command line: one command a file, each of them thin."""
 
 from ensemble_kit.cli.main import main
 

@@ -1,4 +1,4 @@
-"""``ensemble-kit data``: look at records, check them, make some."""
+"""ensemble-kit data: describe, check and synthesize records."""
 
 import json
 import re
@@ -68,7 +68,7 @@ class Range(click.ParamType[tuple[int, int]]):
 
 @click.group(cls=SuggestingGroup)
 def data() -> None:
-    """Look at records, check them, make some."""
+    """Describe, check and synthesize records."""
 
 
 @data.command()
@@ -76,7 +76,7 @@ def data() -> None:
 @records_options
 @json_option
 def info(patterns: tuple[str, ...], as_json: bool, **reading: Any) -> None:
-    """Say what the records of files, globs or folders hold.
+    """Describe the records of files, globs or folders.
 
     \b
     Example:
@@ -121,8 +121,9 @@ def info(patterns: tuple[str, ...], as_json: bool, **reading: Any) -> None:
 def check(patterns: tuple[str, ...], as_json: bool, **reading: Any) -> None:
     """Read all records and stop at a bad one.
 
-    Both checksums are compared, and every value with the schema. With --skip-bad-records,
-    read on, and say how many have which problem and where the first is.
+    Both checksums of each record are compared, and every value is checked against the schema.
+    With --skip-bad-records, all records are read, and each kind of problem is counted and shown
+    with its first record.
 
     \b
     Example:
@@ -171,7 +172,7 @@ def check(patterns: tuple[str, ...], as_json: bool, **reading: Any) -> None:
 @click.option(
     "--modality", "modalities", type=Pair(), multiple=True,
     default=tuple(f"{name}={width}" for name, width in SYNTHETIC_WIDTHS.items()),
-    show_default=True, help="Repeat it; YouTube-8M has rgb=1024 and audio=128.",
+    show_default=True, help="Name and width; may be repeated. YouTube-8M has rgb=1024, audio=128.",
 )  # fmt: skip
 @click.option("--classes", default=SYNTHETIC_CLASSES, show_default=True, type=click.IntRange(min=1))
 @click.option(
@@ -183,7 +184,7 @@ def check(patterns: tuple[str, ...], as_json: bool, **reading: Any) -> None:
     default="{}:{}".format(*SYNTHETIC_FRAMES),
     show_default=True,
     type=Range(),
-    help="Frames of a video.",
+    help="Fewest and most frames of a video.",
 )
 @click.option("--level", default=LEVEL, show_default=True, type=one_of(Level))
 @click.option(
@@ -191,7 +192,7 @@ def check(patterns: tuple[str, ...], as_json: bool, **reading: Any) -> None:
     default=SYNTHETIC_SHARDS,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Files a split.",
+    help="Files for each split.",
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 @force_option
@@ -211,8 +212,8 @@ def synthesize(
 ) -> None:
     """Write synthetic records to FOLDER.
 
-    They are real TFRecords in the challenge's format, with classes that different sub-models
-    learn differently: the same bytes for the same options.
+    They are TFRecords in the challenge's format, with classes that suit different sub-models. The
+    same options give the same bytes.
 
     \b
     Example:

@@ -93,7 +93,7 @@ max_size_option = click.option(
     default=f"{MAX_SIZE // 2**30}GiB",
     show_default=True,
     metavar="SIZE",
-    help="The most the file may have: 1GiB is 2^30 bytes, 1GB 10^9, 995MiB ...",
+    help="Maximum file size: 1GiB is 2^30 bytes, 1GB is 10^9 bytes, 995MiB ...",
 )
 
 
@@ -123,17 +123,20 @@ def records_options(command: F) -> F:
             "--cache", type=FOLDER,
             help="Folder for records at URLs  [default: ~/.cache/ensemble-kit].",
         ),
-        click.option("--skip-bad-records", is_flag=True, help="Skip and count what is damaged."),
+        click.option(
+            "--skip-bad-records", is_flag=True, help="Skip damaged records, and count them."
+        ),
         click.option(
             "--no-crc", "check_crc", is_flag=True, flag_value=False, default=True,
-            help="Compare no checksums.",
+            help="Do not compare checksums.",
         ),
         click.option(
             "--label-names", type=EXISTING_FILE, help="CSV file of classes: index first, name last."
         ),
         click.option(
             "--schema", type=EXISTING_FILE,
-            help="Schema TOML  [default: schema.toml beside the records or above, or their keys].",
+            help="Schema TOML  [default: schema.toml in the records' folder or above, or "
+            "their keys].",
         ),
     ):  # fmt: skip
         command = option(command)

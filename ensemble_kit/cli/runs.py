@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 COLOURS = {"running": "cyan", "stopped": "yellow", "failed": "red", "finished": "green",
            "foreign": "magenta"}  # fmt: skip
-WIDEST = 1000  # where nobody looks at a terminal, nothing is cut off
+WIDEST = 1000  # columns where the output is no terminal, so that nothing is cut off
 
 
 @click.command()
 @click.argument("folder", type=FOLDER, default=Path())
 @json_option
 def runs(folder: Path, as_json: bool) -> None:
-    """List the runs of the workspace FOLDER: what they are, how good, how large, how far.
+    """List the runs of the workspace FOLDER with their state, GAP, size and steps.
 
     FOLDER may also be a folder of runs, such as `train -o` makes. GAPs are those of the best
     checkpoint and of the averaged one on the validation records.

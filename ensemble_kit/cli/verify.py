@@ -26,7 +26,7 @@ from ensemble_kit.errors import VerificationError
     type=EXISTING_FILE,
     help="The fused file that an ONNX file was exported from  [default: the one beside it].",
 )
-@max_gap_loss_option("How far GAP on DATA may fall short of the claim.")
+@max_gap_loss_option("How far the GAP on DATA may be below the claimed GAP.")
 @max_size_option
 @records_options
 @json_option
@@ -41,9 +41,9 @@ def verify(
 ) -> None:
     """Recompute what FILE, a fused or an ONNX file, claims of itself.
 
-    That is its content's hash, its bytes, the types of its weights, its parents, that it equals
-    what it was made from, and its GAP on DATA, the validation records. What is not there is not
-    checked. Exits with 1 if a claim fails.
+    The claims are the hash of its content, its size, the types of its weights, the hashes of the
+    files that it was made from, that it computes what they do, and its GAP on DATA, the validation
+    records. Claims about files that are missing are not checked. Exits with 1 if a claim fails.
 
     \b
     Example:

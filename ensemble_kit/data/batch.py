@@ -13,7 +13,7 @@ from ensemble_kit.data.frame_choice import Chosen
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.data.schema import Schema
 
-ALIGNMENT = 64  # bytes; every array starts on a cache line of its own
+ALIGNMENT = 64  # bytes; every array starts on its own cache line
 BLOCKS_KEPT = 2  # one for the batch that a loop has in hand, one for the next
 
 
@@ -40,7 +40,7 @@ class Batch:
     epoch: int = 0
 
     def copy(self) -> "Batch":
-        """Return a batch whose frames lie in memory of its own."""
+        """Return a batch whose frames lie in memory that it owns."""
         weights = self.frame_weights
         return replace(
             self,
@@ -50,7 +50,7 @@ class Batch:
 
 
 class Contents(NamedTuple):
-    """What a batch holds beside its frames."""
+    """What a batch holds besides its frames."""
 
     ids: tuple[str, ...]
     num_frames: NDArray[np.int64]
@@ -76,7 +76,7 @@ class BatchLayout:
         self.num_videos = num_videos
         self.num_frames = num_frames
         self._modalities = [modality.name for modality in schema.modalities]
-        # Weights come behind the modalities, one number a frame.
+        # Weights come after the modalities, one number a frame.
         shapes = [(np.dtype(m.value_type), m.width) for m in schema.modalities]
         shapes += [(np.dtype(np.float32), 1)] if is_weighted else []
         self._parts = []
@@ -143,7 +143,7 @@ class Collator:
         self._classes.append(video.classes)
 
     def finish(self) -> Contents:
-        """Close the gaps behind videos that are shorter than was thought, and fill with zeros."""
+        """Close the gaps after videos that are shorter than expected, and fill with zeros."""
         num_frames = np.array(self._num_frames, np.int64)
         self._move(int(num_frames.max(initial=0)))
         for rows in self._rows:
@@ -195,7 +195,7 @@ def collate(videos: Sequence[Video], schema: Schema, memory: Memory | None = Non
     Args:
         videos: At least one.
         schema: What they are of.
-        memory: Lends the memory of the frames; None takes some that is the batch's own.
+        memory: Lends the memory of the frames; None allocates memory for this batch.
     """
     layout = BatchLayout(
         schema,

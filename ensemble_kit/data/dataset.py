@@ -1,4 +1,4 @@
-"""Files of records to batches of videos. Imports the rest of ``data`` and ``errors``."""
+"""Files of records to batches of videos."""
 
 import glob
 import os
@@ -32,7 +32,7 @@ __all__ = ["Batch", "Records"]
 
 
 class Fingerprint(NamedTuple):
-    """What tells the content of a file of records from any other.
+    """What identifies the content of a file of records.
 
     Attributes:
         content: Its size and a hash of the lengths and checksums of its records, or the version
@@ -48,7 +48,7 @@ class Records:
     """The records of some files, and their schema.
 
     Without a schema, ``schema.toml`` beside the first file is taken, else the one in the folder
-    above, else the schema is told from the first record's keys (see ``find_schema``).
+    above, else the schema follows from the first record's keys (see ``find_schema``).
 
     Args:
         patterns: Files, globs (``**`` for any depth of folders), or folders, for all
@@ -71,7 +71,7 @@ class Records:
         schema: What the records hold.
 
     Raises:
-        RecordError: A pattern matches nothing, or the schema cannot be read or told.
+        RecordError: A pattern matches nothing, or the schema cannot be read or found.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Records:
         )
 
     def fingerprints(self) -> list[Fingerprint]:
-        """Return what tells each file's content from any other, in the order of the files.
+        """Return what identifies the content of each file, in the order of the files.
 
         A shard at a URL is known by the version that its server gave it, and is not fetched.
 
@@ -234,11 +234,11 @@ class Records:
             rank: Which of ``num_ranks`` this process is; its share of each batch is what
                 ``numpy.array_split`` gives it.
             num_ranks: Processes that train together.
-            epochs: End after so many, with a batch that may be short; None goes on for ever.
+            epochs: Stop after this many, with a batch that may be short; None never stops.
 
         Raises:
             RecordError: As ``videos``, or no record is good, the ranks outnumber the videos of a
-                batch, a file goes or changes meanwhile, or a reading process is killed.
+                batch, a file disappears or changes, or a reading process is killed.
         """
         if batch_size < num_ranks:
             raise RecordError(

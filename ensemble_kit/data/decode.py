@@ -1,9 +1,19 @@
-"""The bytes of one record to one video, by a schema. Imports ``fields``, ``schema``, ``tfrecord``.
+"""The bytes of one record to one video, by a schema.
 
-A record is split into its features, each a view of its bytes. Frames of one size then lie at one
-stride, each behind the same header, so that all of them are one strided view: the headers are
-compared, the values stay where they are. A feature laid out in any other way is parsed value by
-value, to the same result; there the faults of its frames are found.
+Parsing a frame-level record as a protobuf message makes an object for each of its 300 frames and
+two modalities, and takes longer than the training step that follows. So messages are not parsed
+where their layout is the usual one. A record is split into its features, each a view of its bytes
+(``fields``). In a ``FeatureList`` of frames that have the same size, as all published data has, a
+frame is a constant header (three tags of protobuf with their lengths) followed by its values:
+
+    0A len  0A len  0A len  <values>      FeatureList.feature, Feature.bytes_list, BytesList.value
+
+All frames are therefore one strided view: the headers are compared with the expected one, and the
+values stay where they are. The layout follows from protobuf's encoding guide and from
+``tensorflow/core/example/feature.proto``. Encoders may write the same message in other ways (in
+several parts, with longer lengths, packed or not), and a view would misread those, so a feature
+whose headers differ in any byte is parsed by protobuf, value by value, to the same result. That
+path also names what is wrong with a frame.
 """
 
 from collections.abc import Sequence
@@ -155,7 +165,7 @@ class Layout:
         self._is_list = level == "frame"
         self._dtype = np.dtype("<f4" if modality.value_type == "float32" else "u1")
         # From inside out: a BytesList or FloatList, its Feature, the FeatureList it stands in.
-        # Each is one tag and the number of bytes behind it.
+        # Each is one tag and the number of bytes after it.
         size = modality.width * self._dtype.itemsize
         tags = (0x0A, 0x12 if self._dtype.kind == "f" else 0x0A, 0x0A)
         header = b""

@@ -1,4 +1,4 @@
-"""A record's values by their keys, as views into it. Imports ``protos``.
+"""A record's values by their keys, as views into it.
 
 Writers lay a record out in one way: features or feature lists, in them entries, in each a key and
 then its value. Such records are taken apart here without a copy; the frames are nearly all of a
@@ -17,7 +17,7 @@ LENGTH_BITS = 35  # of a length in five bytes; a longer one is left to protobuf
 
 
 class _Unusual(Exception):  # noqa: N818 - never leaves this module
-    """The record is laid out in a way that this module does not know."""
+    """The record has a layout that this module does not handle."""
 
 
 def split(record: bytes | memoryview) -> tuple[Features, Features]:
@@ -72,7 +72,7 @@ def _views(record: memoryview) -> tuple[Features, Features]:
 
 
 def _length(record: memoryview, position: int) -> tuple[int, int]:
-    """Return the number written at a position, seven bits a byte, and the position behind it."""
+    """Return the number written at a position, seven bits a byte, and the position after it."""
     value = record[position]
     position += 1
     if value < 0x80:

@@ -93,7 +93,7 @@ class Draws:
 
     def __init__(self, seed: int) -> None:
         self._generator = np.random.Philox(key=seed % 2**64)
-        self._state: Any = self._generator.state  # set anew, as a new one costs more
+        self._state: Any = self._generator.state  # set again, because a new generator costs more
 
     def of(self, epoch: int, position: int, count: int) -> NDArray[np.float32]:
         """Return the first ``count`` numbers in [0, 1) of the video at a position of an epoch."""

@@ -1,4 +1,4 @@
-"""The four kinds of records that are known by their keys. Imports ``decode`` and ``schema``."""
+"""The kinds of records that are recognised by their keys."""
 
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -20,7 +20,7 @@ class Kind(NamedTuple):
     Attributes:
         title: What people call it.
         level: As in ``Schema``.
-        id_key: The key of the video id, which tells the years of YouTube-8M apart.
+        id_key: The key of the video id, which differs between the years of YouTube-8M.
         modalities: Name and key of each modality, in joining order.
         num_classes: C.
     """
@@ -45,7 +45,7 @@ LABELS_KEY = "labels"
 
 
 def find_schema(record: bytes | memoryview, *, path: Path, number: int = 1) -> Schema:
-    """Return the schema that a record's keys tell; widths are those of the record itself.
+    """Return the schema that a record's keys imply; widths are those of the record itself.
 
     The labels key is not looked for: the challenge's test records have none.
 
@@ -66,7 +66,7 @@ def find_schema(record: bytes | memoryview, *, path: Path, number: int = 1) -> S
                 return _schema_of(kind, streams)
     except (DecodeError, IndexError, ValueError) as error:  # ValueError: features of no width
         raise RecordError(
-            f"{path}, record {number}: it holds no frame that its schema could be told from.",
+            f"{path}, record {number}: it has no frame to derive a schema from.",
             hint=WRITE_A_SCHEMA,
         ) from error
     raise RecordError(
@@ -81,7 +81,7 @@ def title_of(schema: Schema) -> str:
     for kind in KINDS:
         if (kind.level, kind.id_key, kind.modalities) == (schema.level, schema.id_key, modalities):
             return kind.title
-    return f"{schema.level} level, a schema of its own"
+    return f"{schema.level} level, not a published layout"
 
 
 def _schema_of(kind: Kind, streams: Features) -> Schema:

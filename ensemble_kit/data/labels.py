@@ -1,4 +1,4 @@
-"""The labels of many videos as two arrays. Imports NumPy only."""
+"""The labels of many videos as two arrays."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple

@@ -2,7 +2,7 @@
 
 Each epoch shuffles the files, and then their records within a buffer. The buffer is only thought
 of: it holds the places of records, so that the order is known before any frame is read, batch i
-without the batches before it, and by every process alike. Imports ``tfrecord``.
+without the batches before it, and by every process alike.
 """
 
 from collections import deque

@@ -1,4 +1,4 @@
-"""``tf.train.SequenceExample`` for protobuf, without TensorFlow. Imports protobuf only.
+"""``tf.train.SequenceExample`` for protobuf, without TensorFlow.
 
 The fields and numbers are those of tensorflow/core/example/{example,feature}.proto, with changes
 that leave the bytes as they are:

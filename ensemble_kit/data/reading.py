@@ -1,4 +1,4 @@
-"""The records of a batch's plan to the batch. Imports the rest of ``data``.
+"""The records of a batch's plan to the batch.
 
 Records are read, not mapped: a file that is cut short under a mapping ends the whole process.
 """
@@ -29,7 +29,7 @@ OPEN_FILES = 128  # kept open; neighbours in the order of training are from few 
 
 @dataclass(frozen=True)
 class Source:
-    """Where records are read from and how: all that a reading process is told.
+    """Where records are read from and how: all that a reading process needs to know.
 
     Attributes:
         paths: The files, in the order in which ``Place.shard`` counts them.
@@ -63,7 +63,7 @@ class Source:
         )
 
     def most_frames(self, place: Place) -> int:
-        """Return the most frames that a record can have, which most have, told from its length."""
+        """Return the most frames that a record of its length can have; most records have them."""
         return max(1, min(self.schema.max_frames, place.length // self._frame_bytes))
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Batches read ahead by processes of their own, in memory that they share with this one.
+"""Batches read ahead by other processes, in memory that they share with this one.
 
 Each process is a fresh interpreter that imports NumPy and ``data`` and no torch: about 50 MB, and
 ready in a third of a second. It is neither forked, which may hang where torch's or CUDA's threads
@@ -100,7 +100,7 @@ class Block:
 
     @property
     def is_free(self) -> bool:
-        """Whether nothing that matters is in it."""
+        """Whether it holds nothing that is still needed."""
         return not self.is_asked and not self.is_lent
 
     def reserve(self, num_bytes: int) -> None:
@@ -185,7 +185,7 @@ class Process:
 
     def _send(self, message: Any) -> None:
         assert self._popen.stdin is not None
-        with suppress(BrokenPipeError):  # its end is told where its answer is missed
+        with suppress(BrokenPipeError):  # that it ended is reported where its answer is missing
             pickle.dump(message, self._popen.stdin, pickle.HIGHEST_PROTOCOL)
             self._popen.stdin.flush()
 

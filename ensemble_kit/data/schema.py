@@ -1,7 +1,4 @@
-"""What a set of records holds: modalities, widths, keys and classes.
-
-Imports ``errors`` and ``files`` only (and pydantic, which keeps every field strict).
-"""
+"""What a set of records holds: modalities, widths, keys and classes."""
 
 import csv
 import hashlib

@@ -1,4 +1,4 @@
-"""Records in the challenge's format with structure to learn. Imports ``data`` and ``files``.
+"""Records in the challenge's format with structure to learn.
 
 Every frame shows one of a few backgrounds and noise. On top of it each class of a video shows its
 prototype, in one of three ways that suit different sub-models:

@@ -1,4 +1,4 @@
-"""TFRecord framing: length, its checksum, payload, its checksum. Imports ``errors`` and ``files``.
+"""TFRecord framing: length, its checksum, payload, its checksum.
 
 A record is ``uint64 length``, ``uint32 masked CRC32C of the length``, ``length`` bytes, ``uint32
 masked CRC32C of the bytes``, all little-endian; there is no file header.
@@ -47,7 +47,7 @@ class BadRecord(RecordError):  # noqa: N818 - a record that is bad, which may be
 
 
 def refuse(error: BadRecord) -> None:
-    """Raise the fault: what happens to a bad record unless the caller skips it."""
+    """Raise the error: what happens to a bad record unless the caller skips it."""
     raise error
 
 
@@ -71,8 +71,8 @@ def numbered_records(
 ) -> Iterator[tuple[int, memoryview]]:
     """Yield number, counted from 1, and payload of each good record of a file.
 
-    ``on_bad`` is called with each bad one. If it returns, reading goes on behind a payload that
-    differs from its checksum, and ends where the framing itself is broken: nothing behind that
+    ``on_bad`` is called with each bad one. If it returns, reading continues after a payload that
+    differs from its checksum, and ends where the framing itself is broken: nothing after that
     place can be trusted.
     """
     try:
@@ -185,7 +185,7 @@ def locate_records(
 
 
 def matches_crc(framed: bytes | memoryview) -> bool:
-    """Return whether a payload agrees with the checksum behind it, given as one."""
+    """Return whether a payload agrees with the checksum that follows it; both are given as one."""
     end = len(framed) - FOOTER.size
     return FOOTER.pack(_masked_crc(framed[:end])) == framed[end:]
 
@@ -236,7 +236,7 @@ def _masked_crc(data: bytes | memoryview) -> int:
 
 
 def damaged(path: Path, number: int, length: int) -> BadRecord:
-    """Return the fault of a payload that differs from its checksum."""
+    """Return the error for a payload that differs from its checksum."""
     return BadRecord(
         path,
         number,
@@ -280,7 +280,7 @@ def _bad_length(path: Path, number: int) -> BadRecord:
     return BadRecord(
         path,
         number,
-        "its length differs from its checksum; nothing behind it can be read.",
+        "its length differs from its checksum; nothing after it can be read.",
         kind="a length that differs from its checksum",
         hint=COPY_AGAIN,
     )

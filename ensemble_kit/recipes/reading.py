@@ -1,7 +1,7 @@
 """Recipes: strict reading of ``models/**/*.toml`` and of the values set over them.
 
 A recipe names a part at each place of the wiring and gives its arguments, the training schedule,
-and the source of every number. Imports ``errors``, ``provenance`` and ``recipe_tables``.
+and the source of every number.
 """
 
 import json

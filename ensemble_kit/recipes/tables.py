@@ -1,4 +1,4 @@
-"""The tables of a recipe: every part's arguments, as recipes write them. Imports pydantic only."""
+"""The tables of a recipe: every part's arguments, as recipes write them."""
 
 from typing import Annotated, Literal, TypeAlias
 

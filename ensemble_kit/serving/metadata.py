@@ -1,7 +1,4 @@
-"""What an ONNX file says of itself, as properties.
-
-Imports ``onnx_file``, ``provenance`` and ``runtime``.
-"""
+"""What an ONNX file says of itself, as properties."""
 
 import json
 from collections.abc import Mapping
@@ -18,11 +15,11 @@ from ensemble_kit.validation import complaints
 TEXTS = frozenset({"kit_version", "dtype", "sampling", "fused_sha256"})  # all others are JSON
 
 
-def properties_of(record: OnnxMetadata) -> dict[str, str]:
-    """Return a record as the properties of a model."""
+def properties_of(metadata: OnnxMetadata) -> dict[str, str]:
+    """Return metadata as the properties of a model."""
     return {
         METADATA_PREFIX + key: value if key in TEXTS else json.dumps(value)
-        for key, value in record.model_dump(mode="json").items()
+        for key, value in metadata.model_dump(mode="json").items()
     }
 
 
@@ -38,10 +35,10 @@ def read_metadata(path: Path) -> OnnxMetadata:
 
 
 def record_of(metadata: Mapping[str, str], path: Path) -> OnnxMetadata:
-    """Return the record that is in a model's properties, named without the kit's prefix.
+    """Return the metadata in a model's properties, whose names have lost the kit's prefix.
 
     Raises:
-        ExportError: It is damaged; the fault names ``path``.
+        ExportError: It is damaged; the error names ``path``.
         ProviderError: There is none.
     """
     found = {key: metadata[key] for key in OnnxMetadata.model_fields if key in metadata}

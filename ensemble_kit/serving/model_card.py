@@ -1,7 +1,4 @@
-"""The model card beside an ONNX file: a ``README.md`` with front matter, from the file alone.
-
-Imports ``files``, ``onnx_file``, ``onnx_record`` and ``signature``.
-"""
+"""The model card beside an ONNX file: a ``README.md`` with front matter, from the file alone."""
 
 import json
 from collections.abc import Sequence
@@ -59,35 +56,36 @@ def write_card(path: Path, *, force: bool) -> Path | None:
 
 def model_card(path: Path) -> str:
     """Return the card of an ONNX file: what it is, how to run it, where it comes from."""
-    record = read_metadata(path)
+    metadata = read_metadata(path)
     parts = [
-        _front_matter(path, record),
+        _front_matter(path, metadata),
         f"# {path.stem}",
-        f"{len(record.members)} sub-models in one ONNX graph that tags videos with "
-        f"{record.data_schema.num_classes:,} classes. Made by ensemble-kit {record.kit_version}.",
-        _facts(path, record),
+        f"{len(metadata.members)} sub-models in one ONNX graph that tags videos with "
+        f"{metadata.data_schema.num_classes:,} classes. Made by "
+        f"ensemble-kit {metadata.kit_version}.",
+        _facts(path, metadata),
         "## Run it",
-        f"```python\n{six_lines(path, record)}\n```",
+        f"```python\n{six_lines(path, metadata)}\n```",
         "The names of the classes are in the file, as a JSON list: "
         '`session.get_modelmeta().custom_metadata_map["ensemble_kit.label_names"]`.',
         "## Inputs and outputs",
-        _ports([*inputs_of(record), *outputs_of(record)]),
+        _ports([*inputs_of(metadata), *outputs_of(metadata)]),
         "`batch` and `frames` are free. Frames from `num_frames` on are padding and never matter. "
         "`labels` are the most probable classes, the most probable first; `confidences` are their "
         "probabilities.",
         "## Members",
-        _members(record),
-        *(_recipe(each.name, each.recipe.text) for each in record.members if each.recipe),
-        *(_mapping(each.name, each.mapping) for each in record.members if each.mapping),
+        _members(metadata),
+        *(_recipe(each.name, each.recipe.text) for each in metadata.members if each.recipe),
+        *(_mapping(each.name, each.mapping) for each in metadata.members if each.mapping),
         "## Classes",
-        _classes(record.label_names),
+        _classes(metadata.label_names),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def six_lines(path: Path, record: OnnxMetadata) -> str:
+def six_lines(path: Path, metadata: OnnxMetadata) -> str:
     """Return Python that runs a file with NumPy and ONNX Runtime alone."""
-    feed = ", ".join(f'"{port.name}": {_example(port, record)}' for port in inputs_of(record))
+    feed = ", ".join(f'"{port.name}": {_example(port, metadata)}' for port in inputs_of(metadata))
     return "\n".join(
         [
             "import numpy as np",
@@ -100,24 +98,24 @@ def six_lines(path: Path, record: OnnxMetadata) -> str:
     )
 
 
-def _example(port: Port, record: OnnxMetadata) -> str:
+def _example(port: Port, metadata: OnnxMetadata) -> str:
     shape = (1, *port.example)
     if port.name == "num_frames":
-        return f"np.array([{inputs_of(record)[0].example[0]}])"
-    if port.name in record.data_schema.widths:
+        return f"np.array([{inputs_of(metadata)[0].example[0]}])"
+    if port.name in metadata.data_schema.widths:
         return f"np.zeros({shape}, np.{port.value_type})"
     return f"np.random.rand{shape}.astype(np.{port.value_type})"
 
 
-def _front_matter(path: Path, record: OnnxMetadata) -> str:
+def _front_matter(path: Path, metadata: OnnxMetadata) -> str:
     """Return YAML, each value written as JSON, which YAML reads."""
     values: dict[str, Any] = {
         "library_name": "onnxruntime",
         "pipeline_tag": "video-classification",
         "tags": ["ensemble-kit", "onnx", "video-tagging"],
     }
-    if record.validation is not None:
-        values["model-index"] = [{"name": path.stem, "results": [_result(record.validation)]}]
+    if metadata.validation is not None:
+        values["model-index"] = [{"name": path.stem, "results": [_result(metadata.validation)]}]
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
     return "\n".join(["---", MARK, *lines, "---"])
 
@@ -130,18 +128,18 @@ def _result(validation: ValidationMetadata) -> dict[str, Any]:
     }
 
 
-def _facts(path: Path, record: OnnxMetadata) -> str:
+def _facts(path: Path, metadata: OnnxMetadata) -> str:
     rows = [
         (f"`{file.name}`", f"{file.stat().st_size:,} bytes, SHA-256 `{sha256_of(file)}`")
         for file in needed_files(path)
     ]
     size = sum(file.stat().st_size for file in needed_files(path))
     rows.append(("size of all that is needed", f"{size:,} bytes ({format_size(size)})"))
-    rows.append(("weights", f"stored as {record.dtype}, computed in float32"))
-    if record.draws:
-        rows.append(("repeats", f"{record.repeats} random frame samples, averaged"))
-        rows.append(("draws", DRAWS[record.sampling]))
-    validation = record.validation
+    rows.append(("weights", f"stored as {metadata.dtype}, computed in float32"))
+    if metadata.draws:
+        rows.append(("repeats", f"{metadata.repeats} random frame samples, averaged"))
+        rows.append(("draws", DRAWS[metadata.sampling]))
+    validation = metadata.validation
     if validation is not None:
         times = f"{validation.repeats} draw{'s' if validation.repeats > 1 else ''} a video"
         rows += [
@@ -152,7 +150,7 @@ def _facts(path: Path, record: OnnxMetadata) -> str:
             ),
             ("validation videos and labels", f"SHA-256 `{validation.dataset_sha256}`"),
         ]
-    rows.append(("exported from a fused file", f"SHA-256 `{record.fused_sha256}`"))
+    rows.append(("exported from a fused file", f"SHA-256 `{metadata.fused_sha256}`"))
     return _table(("", ""), rows)
 
 
@@ -164,7 +162,7 @@ def _ports(ports: Sequence[Port]) -> str:
     return _table(("name", "type", "shape"), rows)
 
 
-def _members(record: OnnxMetadata) -> str:
+def _members(metadata: OnnxMetadata) -> str:
     rows = [
         (
             member.name,
@@ -173,7 +171,7 @@ def _members(record: OnnxMetadata) -> str:
             f"{member.num_values:,}",
             f"`{member.checkpoint.sha256}`",
         )
-        for member in record.members
+        for member in metadata.members
     ]
     return _table(("member", "coefficient", "recipe", "numbers", "SHA-256 of checkpoint"), rows)
 

@@ -1,11 +1,20 @@
-"""ONNX files written and read one tensor at a time. Imports ``errors`` and NumPy.
+"""ONNX files written and read one tensor at a time.
 
-An ONNX file is one protobuf message. onnx's own functions hold all of it in memory, some of them
-twice; here its outer fields are written and read by protobuf's wire format, and the weights pass by
-one after the other. Field numbers are those of ``onnx.proto``.
+An ONNX file is one protobuf message: a ModelProto with one GraphProto, whose initialisers are
+TensorProtos that hold the weights. The obvious way to write it, ``onnx.save``, holds the whole
+message in memory and its serialised bytes beside it: a file of 1 GiB needs over 2 GiB, and
+``onnx.load`` of it as much again. Weights in a second file (``save_as_external_data``) would need
+less, but the point of this kit is one file.
 
-The last field of a file is a property with the SHA-256 of all bytes before it, so that a file can
-tell whether it is whole.
+So the outer fields are written and read here in protobuf's wire format, and each weight passes
+through memory once, between fields that are known beforehand. That is possible because a length
+stands before each message, and the length of a tensor follows from its type and shape. Field
+numbers are those of ``onnx.proto``; the wire format is
+https://protobuf.dev/programming-guides/encoding. Readers of ONNX see an ordinary model.
+
+The last field of a file is a property with the SHA-256 of all bytes before it, so that a damaged
+file can be recognised without another file to compare it with. Protobuf allows fields in any order,
+so the property may come last.
 """
 
 import hashlib
@@ -29,7 +38,7 @@ KEY, VALUE = 1, 2  # of a property, and of an entry of external data
 VARINT, BYTES = 0, 2
 FIXED_SIZES = {1: 8, 5: 4}
 CONTENT_SHA256 = "ensemble_kit.content_sha256"
-PAGE = 4096  # what a tensor in a file of its own begins at a multiple of, so that it can be mapped
+PAGE = 4096  # tensors in a separate file begin at multiples of this, so that they can be mapped
 CHUNK = 2**22
 Place = tuple[int, int]  # where some bytes of a file begin and end
 
@@ -122,7 +131,7 @@ def write_onnx(
 
 
 def write_beside(path: Path, weights: Sequence[Weight], *, location: str) -> list[bytes]:
-    """Write values into a file of their own, for ONNX Runtime to map into memory.
+    """Write values into a separate file, for ONNX Runtime to map into memory.
 
     Args:
         path: The file to write.
@@ -342,16 +351,16 @@ def _require_beside(path: Path, name: str, outside: Mapping[str, str], num_bytes
     other = path.parent / location
     numbers = [outside.get(key, "0") for key in ("offset", "length")]
     if not location or Path(location).name != location:
-        fault = f"in {location!r}, outside of its folder"
+        problem = f"in {location!r}, outside of its folder"
     elif not isfile(other):
-        fault = f"in {location}, which does not exist"
+        problem = f"in {location}, which does not exist"
     elif not all(number.isdecimal() for number in numbers) or (
         int(numbers[0]) + max(int(numbers[1]), num_bytes) > other.stat().st_size
     ):
-        fault = f"beyond the end of {location}"
+        problem = f"beyond the end of {location}"
     else:
         return
     raise ExportError(
-        f"{path} says that the values of {name} lie {fault}.",
+        f"{path} says that the values of {name} lie {problem}.",
         hint="Copy both files again from where they are whole, into one folder.",
     )

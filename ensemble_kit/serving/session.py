@@ -1,4 +1,4 @@
-"""Run an exported ensemble. Imports NumPy, ONNX Runtime, ``draws``, ``errors`` and ``onnx_file``.
+"""Run an exported ensemble.
 
 No torch, no records: this is all that a server needs beside the ONNX file.
 """
@@ -155,14 +155,14 @@ class OnnxEnsemble:
 
 
 def _is_low_memory(path: Path) -> bool:
-    """Return whether a file was exported with its weights in a file of their own."""
+    """Return whether a file was exported with its weights in a separate file."""
     with suppress(ExportError):  # which ONNX Runtime will put in its own words
         return read_properties(path).get(f"{METADATA_PREFIX}weights_file", "null") != "null"
     return False
 
 
 def no_metadata(path: Path | str) -> ProviderError:
-    """Return the fault of an ONNX file that another tool wrote."""
+    """Return the error for an ONNX file that another tool wrote."""
     return ProviderError(
         f"{path} has no metadata of ensemble-kit.",
         hint="Name a file that `ensemble-kit export-onnx` wrote.",

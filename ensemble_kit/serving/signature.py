@@ -1,4 +1,4 @@
-"""The inputs and outputs of an exported file, from its record."""
+"""The inputs and outputs of an exported file, from its metadata."""
 
 from typing import NamedTuple
 
@@ -22,31 +22,31 @@ class Port(NamedTuple):
     example: tuple[int, ...]
 
 
-def inputs_of(record: OnnxMetadata) -> list[Port]:
+def inputs_of(metadata: OnnxMetadata) -> list[Port]:
     """Return the inputs of a file in the graph's order."""
-    schema = record.data_schema
+    schema = metadata.data_schema
     length = schema.max_frames if schema.level == "frame" else 1
     ports = [
-        Port(name, record.input_types[name], ("frames", width), (length, width))
+        Port(name, metadata.input_types[name], ("frames", width), (length, width))
         for name, width in schema.widths.items()
     ]
     ports.append(Port("num_frames", "int64", (), ()))
-    if record.sampling == "input":
+    if metadata.sampling == "input":
         ports += [
             Port(
                 draws_name(member),
                 "float32",
-                ("repeats" if record.repeats_are_free else record.repeats, count),
-                (record.repeats, count),
+                ("repeats" if metadata.repeats_are_free else metadata.repeats, count),
+                (metadata.repeats, count),
             )
-            for member, count in record.draws.items()
+            for member, count in metadata.draws.items()
         ]
     return ports
 
 
-def outputs_of(record: OnnxMetadata) -> list[Port]:
+def outputs_of(metadata: OnnxMetadata) -> list[Port]:
     """Return the outputs of a file in the graph's order."""
-    count, k = record.data_schema.num_classes, record.top_k
+    count, k = metadata.data_schema.num_classes, metadata.top_k
     return [
         Port("probabilities", "float32", (count,), (count,)),
         Port("labels", "int64", (k,), (k,)),

@@ -1,7 +1,6 @@
 """An ONNX file as a model repository of NVIDIA Triton.
 
-Imports ``files``, ``onnx_file``, ``onnx_record`` and ``signature``. The fields are those of
-``model_config.proto`` in triton-inference-server/common.
+The fields are those of ``model_config.proto`` in triton-inference-server/common.
 """
 
 import json
@@ -42,33 +41,33 @@ def write_repository(path: Path, folder: Path, *, force: bool) -> Path:
         OutputError: A file exists and ``force`` is False, or the disk refuses one.
     """
     refuse_repository(path, folder, force=force)
-    record = read_metadata(path)
+    metadata = read_metadata(path)
     home = folder / path.stem
     for source in needed_files(path):
         name = MODEL if source == path else source.name
         with written_aside(home / VERSION / name, force=force) as aside:
             shutil.copyfile(source, aside)
     for name, text in (
-        (LABELS, "".join(f"{' '.join(label.split())}\n" for label in record.label_names)),
-        (CONFIG, repository_config(record, name=path.stem)),
+        (LABELS, "".join(f"{' '.join(label.split())}\n" for label in metadata.label_names)),
+        (CONFIG, repository_config(metadata, name=path.stem)),
     ):
         with written_aside(home / name, force=force) as aside:
             aside.write_text(text, encoding="utf-8", newline="\n")
     return home / CONFIG
 
 
-def repository_config(record: OnnxMetadata, *, name: str) -> str:
+def repository_config(metadata: OnnxMetadata, *, name: str) -> str:
     """Return ``config.pbtxt``.
 
-    Triton may join requests to a batch: each video's output is its own, whatever is beside it. It
-    joins only those of one shape, so clients that pad to a common length are batched better.
+    Triton may join requests to a batch, because the output for a video does not depend on the other
+    videos. It joins only requests of one shape, so clients should pad to a common length.
     """
     lines = [
         f"name: {json.dumps(name, ensure_ascii=False)}",
         'backend: "onnxruntime"',
         f"max_batch_size: {MAX_BATCH_SIZE}",
-        *(_entry("input", port) for port in inputs_of(record)),
-        *(_entry("output", port) for port in outputs_of(record)),
+        *(_entry("input", port) for port in inputs_of(metadata)),
+        *(_entry("output", port) for port in outputs_of(metadata)),
         "dynamic_batching { }",
     ]
     return "\n".join(lines) + "\n"

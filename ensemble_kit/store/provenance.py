@@ -73,9 +73,10 @@ class CheckpointMetadata(Metadata):
     Attributes:
         run: A hash of recipe, seed, records and options: averaging mixes one run only.
         step: Optimisation steps taken; the last one averaged, in an averaged checkpoint.
-        examples: Videos seen until then.
+        examples: Training videos seen so far.
         training_files: The patterns of the records it was trained on, absolute.
-        validation_files: So for the records its run's checkpoints are measured on, if any.
+        validation_files: The patterns of the records that its run's checkpoints are measured on,
+            if any.
         ema_decay: The decay of the exponential moving average over steps that its weights are; None
             where they are those of one step, or a mean of such.
         averaged_from: The checkpoints that were averaged, if any.
@@ -109,7 +110,7 @@ class MeasuredMetadata(Metadata):
 
 
 class TrainingStateMetadata(Metadata):
-    """The metadata of a run's state, from which training goes on.
+    """The metadata of a run's state, from which training resumes.
 
     Attributes:
         settings: What makes the run what it is, by name: hashes and values.

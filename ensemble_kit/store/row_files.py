@@ -1,4 +1,4 @@
-"""Matrices in files, read some rows at a time. Imports ``errors`` and NumPy.
+"""Matrices in files, read some rows at a time.
 
 Rows are read and not mapped: the pages of a mapped file count as the process's memory until the
 system wants them back, and a selection would seem to need as much as all its candidates together.

@@ -1,7 +1,4 @@
-"""The log of a run: ``metrics.jsonl``, and the same numbers for TensorBoard where it is asked for.
-
-Imports ``errors``; TensorBoard, which is an extra, only where it is asked for.
-"""
+"""The log of a run: ``metrics.jsonl``, and the same numbers for TensorBoard on request."""
 
 import json
 import os
@@ -20,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class MetricsLog:
-    """A log that is open for writing, behind the lines that it has already.
+    """A log that is open for writing, after the lines that it already has.
 
     Args:
         path: The file of lines, one JSON object each.
         tensorboard: The folder for TensorBoard's event files; None writes none.
-        after_step: The last step that is logged already: TensorBoard is told to forget later ones.
+        after_step: The last step that is logged already: TensorBoard drops later ones.
 
     Raises:
         TrainingError: TensorBoard is asked for and is not installed.
@@ -46,7 +43,7 @@ class MetricsLog:
         Raises:
             OutputError: The disk refuses the line.
         """
-        with self._named_faults():
+        with self._errors_named():
             self._lines.write(json.dumps({"step": step, **values}) + "\n")
             self._lines.flush()
         if self._scalars is not None:
@@ -56,22 +53,22 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Return when the lines so far would outlast a power cut."""
-        with self._named_faults():
+        with self._errors_named():
             os.fsync(self._lines.fileno())
 
     @contextmanager
-    def _named_faults(self) -> Iterator[None]:
+    def _errors_named(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise OutputError(
                 f"{self._lines.name} cannot be written: {error.strerror}.",
-                hint="Free some space; the same command goes on from the last checkpoint.",
+                hint="Free some space; the same command resumes from the last checkpoint.",
             ) from error
 
     def close(self) -> None:
         """Close all files."""
-        with self._named_faults():  # a line that could not be written is tried once more
+        with self._errors_named():  # a line that could not be written is tried once more
             self._lines.close()
         if self._scalars is not None:
             self._scalars.close()

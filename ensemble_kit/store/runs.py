@@ -1,4 +1,4 @@
-"""The runs of a workspace, as their own files tell them. No tensor is read, and no torch needed."""
+"""The runs of a workspace, from their own files. No tensor is read, and torch is not needed."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -18,7 +18,7 @@ State = Literal["running", "stopped", "failed", "finished", "foreign"]
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run has come to.
+    """The state of a run.
 
     Attributes:
         name: The run's name.
@@ -26,9 +26,9 @@ class RunSummary:
             finite; ``stopped`` wherever else it was left before its end; ``foreign`` for a model
             that was imported and not trained here.
         recipe: The recipe's name; this and the sizes are None where there is no checkpoint yet.
-        steps: Optimisation steps taken, as far as the log tells.
+        steps: Optimisation steps taken, according to the log.
         best_gap: The best validation GAP@20 of any checkpoint; None without validation records.
-        averaged_gap: That of the averaged checkpoint; None where there is none.
+        averaged_gap: The GAP@20 of the averaged checkpoint; None where there is none.
         parameters: Trainable numbers; of a foreign model, all of its floating-point numbers.
         num_bytes: The size of its averaged checkpoint, or else of its last one; or of the foreign
             model.
@@ -72,7 +72,7 @@ def _summarise(run: RunFolder) -> RunSummary:
     lines = read_metrics(run.metrics)
     gaps = [line["validation"]["gap"] for line in lines if "validation" in line]
     recipe, averaged_gap, parameters, num_bytes = None, None, None, None
-    # a checkpoint that is damaged, or that training has just removed, tells nothing
+    # a checkpoint that is damaged, or that training has just removed, says nothing
     with suppress(CheckpointError, OSError):
         path = run.averaged if run.averaged.exists() else run.checkpoint_paths()[-1]
         num_bytes = path.stat().st_size

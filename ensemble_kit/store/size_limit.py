@@ -1,4 +1,4 @@
-"""The size gate, which names what would fit. Imports ``errors``, ``files`` and ``selections``."""
+"""The size limit of a file, and what would fit it."""
 
 from ensemble_kit.choices import Dtype
 from ensemble_kit.errors import SizeLimitError
@@ -19,8 +19,8 @@ def refuse_size(
 
     Args:
         kind: What it is called: ``fused``, ``ONNX``.
-        num_bytes: Of all files needed to run.
-        max_size: The most bytes that they may have.
+        num_bytes: The size of all files that are needed to run it.
+        max_size: Their maximum size together, in bytes.
         selection: What the members were selected by; None where it is not at hand.
         dtype: The type that weights are stored in.
         overhead: The bytes that are no member's weights.
@@ -31,23 +31,25 @@ def refuse_size(
     if num_bytes <= max_size:
         return
     excess, room = num_bytes - max_size, max_size - overhead
-    fault = (
+    problem = (
         f"The {kind} file has {num_bytes:,} bytes ({format_size(num_bytes, like=max_size)}), "
         f"{excess:,} bytes ({format_size(excess, like=max_size)}) over the limit of "
         f"{format_size(max_size)}."
     )
     if selection is None:
         raise SizeLimitError(
-            fault, hint="Select and fuse again with a smaller --max-size, or raise --max-size here."
+            problem,
+            hint="Select and fuse again with a smaller --max-size, or raise --max-size here.",
         )
     fit = best_that_fits(selection, dtype, room)
     if fit is None:
         raise SizeLimitError(
-            f"{fault} Nothing that selection measured would fit in {dtype}.",
+            f"{problem} Nothing that selection measured would fit in {dtype}.",
             hint="Train smaller members, fuse in a smaller --dtype, or raise --max-size here.",
         )
     raise SizeLimitError(
-        f"{fault} Of what selection measured, {' + '.join(fit.members)} would fit and score best: "
+        f"{problem} Of what selection measured, {' + '.join(fit.members)} would fit and score "
+        "best: "
         f"GAP@{selection.k} {fit.gap:.4f} in {format_size(fit.bytes, like=max_size)}.",
         hint=f"Select and fuse again with --dtype {dtype} --max-size {room}, or raise --max-size "
         "here.",

@@ -102,7 +102,7 @@ class TensorFile:
         return self.metadata
 
     def array(self, name: str) -> np.ndarray[Any, Any]:
-        """Return a tensor as an array of its own. Not for ``BF16``."""
+        """Return a copy of a tensor as an array. Not for ``BF16``."""
         return np.asarray(self._handle.get_tensor(name))
 
     def rows(self, name: str) -> RowFile:
@@ -253,7 +253,7 @@ def write_tensors(
         metadata: What the file says of itself.
         force: Whether an existing file may be replaced.
         final_metadata: Called when all tensors are written, and put in place of ``metadata``, whose
-            length it has in JSON: for hashes that are computed meanwhile.
+            length it has in JSON: for hashes that are computed while tensors are written.
 
     Raises:
         OutputError: ``path`` exists and ``force`` is False, or the disk refuses the file.

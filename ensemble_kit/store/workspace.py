@@ -1,4 +1,4 @@
-"""Where files lie in a workspace folder. Imports ``errors`` only."""
+"""Where files lie in a workspace folder."""
 
 import os
 import re
@@ -38,7 +38,7 @@ class RunFolder:
 
     @property
     def state(self) -> Path:
-        """What training goes on from where it was left."""
+        """The file that training resumes from."""
         return self.path / "state.safetensors"
 
     @property

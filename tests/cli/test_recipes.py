@@ -105,8 +105,8 @@ def test_the_list_is_filtered_by_paper_and_part(options, expected, recipes):
 def test_a_filter_that_leaves_nothing_says_what_there_is(refused):
     assert refused("list", "--paper", "nobody") == (
         "Error: No recipe is from 'nobody'.\n"
-        "Name a folder (attention, demo, dml, mfb, nextvlad, nonlocal, willow) or words of a "
-        "paper's entry.\n"
+        "Name a folder (attention, demo, dml, mfb, nextvlad, nonlocal, willow) or a part of a "
+        "paper's reference.\n"
     )
     assert refused("list", "--paper", "dml", "--part", "netvlad") == (
         "Error: No recipe from 'dml' has the part 'netvlad'.\n"

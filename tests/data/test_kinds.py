@@ -76,7 +76,7 @@ def test_a_schema_of_its_own_is_called_so():
 
     renamed = schema.model_copy(update={"id_key": "name"})
 
-    assert title_of(renamed) == "frame level, a schema of its own"
+    assert title_of(renamed) == "frame level, not a published layout"
 
 
 @pytest.mark.parametrize(
@@ -88,9 +88,9 @@ def test_a_schema_of_its_own_is_called_so():
         ),
         (
             frame_record(rgb=[], audio=[]),
-            "it holds no frame that its schema could be told from.",
+            "it has no frame to derive a schema from.",
         ),
-        (b"\xff\xff", "it holds no frame that its schema could be told from."),
+        (b"\xff\xff", "it has no frame to derive a schema from."),
     ],
 )
 def test_a_record_of_no_known_kind_asks_for_a_schema(first, fault):

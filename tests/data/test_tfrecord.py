@@ -92,7 +92,7 @@ def test_a_changed_length_is_found(path):
         read(path)
 
     assert str(error.value) == (
-        f"{path}, record 3: its length differs from its checksum; nothing behind it can be read.\n"
+        f"{path}, record 3: its length differs from its checksum; nothing after it can be read.\n"
         f"{COPY_AGAIN}"
     )
 

@@ -107,5 +107,5 @@ def test_a_line_that_finds_no_room_is_a_fault_of_the_disk():
 
     assert str(caught.value) == (
         "/dev/full cannot be written: No space left on device.\n"
-        "Free some space; the same command goes on from the last checkpoint."
+        "Free some space; the same command resumes from the last checkpoint."
     )
