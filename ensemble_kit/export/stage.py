@@ -21,7 +21,6 @@ from ensemble_kit.serving.metadata import properties_of
 from ensemble_kit.serving.model_card import write_card
 from ensemble_kit.serving.onnx_file import (
     Weight,
-    needed_files,
     read_tensors,
     write_beside,
     write_onnx,
@@ -127,10 +126,10 @@ def export_onnx(
         worst = _prove(aside, record, file, output)
         if shown is not graph:
             num_bytes = _write(aside, graph, references, record, max_size, selection, output)
-    _drop_stale(output)
+    _drop_stale(output, record)
     if triton is not None:
-        write_repository(output, triton, force=force)
-    card = write_card(output, force=force)
+        write_repository(output, record, triton, force=force)
+    card = write_card(output, record, force=force)
     return ExportedFile(output, num_bytes, max_size, repeats, worst, card)
 
 
@@ -189,9 +188,9 @@ def _written_beside(path: Path, weights: Sequence[Weight]) -> Iterator[tuple[lis
         raise
 
 
-def _drop_stale(output: Path) -> None:
+def _drop_stale(output: Path, record: OnnxMetadata) -> None:
     """Remove the weights of files that were in the output's place before."""
-    needed = needed_files(output)
+    needed = record.files(output)
     for path in output.parent.glob(f"{glob.escape(output.name)}.{'[0-9a-f]' * 12}.data"):
         if path not in needed:
             path.unlink()
@@ -209,7 +208,7 @@ def _write(
     """Write the model; return the bytes of all files needed to run it, or raise if too many."""
     properties = properties_of(record)
     write_onnx(aside, *graph.parts(), graph.weights, properties, references=references)
-    num_bytes = sum(path.stat().st_size for path in needed_files(aside))
+    num_bytes = sum(path.stat().st_size for path in [aside, *record.files(output)[1:]])
     refuse_size(
         "ONNX",
         num_bytes,

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_kit.files import format_size, sha256_of, written_aside
-from ensemble_kit.serving.metadata import read_metadata
-from ensemble_kit.serving.onnx_file import needed_files
 from ensemble_kit.serving.signature import Port, inputs_of, outputs_of
 from ensemble_kit.store.provenance import (
     InputMetadata,
@@ -32,11 +30,12 @@ ACTIVATIONS = {
 }
 
 
-def write_card(path: Path, *, force: bool) -> Path | None:
+def write_card(path: Path, metadata: OnnxMetadata, *, force: bool) -> Path | None:
     """Write the card of an ONNX file beside it.
 
     Args:
         path: The ONNX file.
+        metadata: What the file says of itself, which its export has in hand.
         force: Whether another card may be replaced; what a person wrote never is.
 
     Returns:
@@ -48,15 +47,14 @@ def write_card(path: Path, *, force: bool) -> Path | None:
     card = path.with_name(CARD)
     if card.exists() and not (force and MARK in card.read_text("utf-8", "replace").splitlines()):
         return None
-    text = model_card(path)
+    text = model_card(path, metadata)
     with written_aside(card, force=force) as aside:
         aside.write_text(text, encoding="utf-8", newline="\n")
     return card
 
 
-def model_card(path: Path) -> str:
+def model_card(path: Path, metadata: OnnxMetadata) -> str:
     """Return the card of an ONNX file: what it is, how to run it, where it comes from."""
-    metadata = read_metadata(path)
     parts = [
         _front_matter(path, metadata),
         f"# {path.stem}",
@@ -129,11 +127,14 @@ def _result(validation: ValidationMetadata) -> dict[str, Any]:
 
 
 def _facts(path: Path, metadata: OnnxMetadata) -> str:
+    beside = metadata.weights_file
+    hashes = [sha256_of(path), *([beside.sha256] if beside else [])]
+    sizes = [file.stat().st_size for file in metadata.files(path)]
     rows = [
-        (f"`{file.name}`", f"{file.stat().st_size:,} bytes, SHA-256 `{sha256_of(file)}`")
-        for file in needed_files(path)
+        (f"`{file.name}`", f"{size:,} bytes, SHA-256 `{digest}`")
+        for file, size, digest in zip(metadata.files(path), sizes, hashes, strict=True)
     ]
-    size = sum(file.stat().st_size for file in needed_files(path))
+    size = sum(sizes)
     rows.append(("size of all that is needed", f"{size:,} bytes ({format_size(size)})"))
     rows.append(("weights", f"stored as {metadata.dtype}, computed in float32"))
     if metadata.draws:

@@ -154,7 +154,12 @@ def write_beside(path: Path, weights: Sequence[Weight], *, location: str) -> lis
 
 def _copy(weight: Weight, write: Callable[[memoryview], object]) -> None:
     values = weight.read()
-    assert values.nbytes == weight.num_bytes, weight.name
+    if values.nbytes != weight.num_bytes:
+        raise ExportError(
+            f"{weight.name} has {values.nbytes:,} bytes where its type and shape take "
+            f"{weight.num_bytes:,}.",
+            hint="Copy the file that it is read from again from where it is whole.",
+        )
     for start in range(0, values.nbytes, CHUNK):
         write(values[start : start + CHUNK].data)
 

@@ -8,8 +8,6 @@ import shutil
 from pathlib import Path
 
 from ensemble_kit.files import refuse_overwrite, written_aside
-from ensemble_kit.serving.metadata import read_metadata
-from ensemble_kit.serving.onnx_file import needed_files
 from ensemble_kit.serving.signature import Port, inputs_of, outputs_of
 from ensemble_kit.store.dtypes import BY_NUMPY
 from ensemble_kit.store.provenance import OnnxMetadata
@@ -26,11 +24,12 @@ def refuse_repository(path: Path, folder: Path, *, force: bool) -> None:
         refuse_overwrite(home / name, force=force)
 
 
-def write_repository(path: Path, folder: Path, *, force: bool) -> Path:
+def write_repository(path: Path, metadata: OnnxMetadata, folder: Path, *, force: bool) -> Path:
     """Lay out a model repository: ``<stem>/config.pbtxt``, ``labels.txt`` and ``1/model.onnx``.
 
     Args:
         path: The ONNX file; it is copied.
+        metadata: What the file says of itself, which its export has in hand.
         folder: The repository.
         force: Whether files that exist may be replaced.
 
@@ -41,9 +40,8 @@ def write_repository(path: Path, folder: Path, *, force: bool) -> Path:
         OutputError: A file exists and ``force`` is False, or the disk refuses one.
     """
     refuse_repository(path, folder, force=force)
-    metadata = read_metadata(path)
     home = folder / path.stem
-    for source in needed_files(path):
+    for source in metadata.files(path):
         name = MODEL if source == path else source.name
         with written_aside(home / VERSION / name, force=force) as aside:
             shutil.copyfile(source, aside)

@@ -338,6 +338,11 @@ class OnnxMetadata(Metadata):
     fused_sha256: str
     validation: ValidationMetadata | None
 
+    def files(self, path: Path) -> list[Path]:
+        """Return the files that are needed to run the one at ``path``: itself, then its weights."""
+        beside = self.weights_file
+        return [path] if beside is None else [path, path.with_name(beside.path)]
+
 
 TensorMetadata: TypeAlias = (
     CheckpointMetadata

@@ -281,7 +281,12 @@ def stream_tensors(
             written = 0
             for block in produced if isinstance(produced, Iterator) else (produced,):
                 written += file.write(_as_bytes(block))  # type: ignore[arg-type]
-            assert written == spec.num_bytes, name
+            if written != spec.num_bytes:  # what is written comes from other files
+                raise CheckpointError(
+                    f"{aside}: {name} has {written:,} bytes where its type and shape take "
+                    f"{spec.num_bytes:,}.",
+                    hint="Copy the files that it is made from again from where they are whole.",
+                )
         if final_metadata is not None:
             final = _header(ordered, final_metadata())
             assert len(final) == len(header)

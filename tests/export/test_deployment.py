@@ -323,6 +323,27 @@ def test_weights_too_large_for_one_file_may_lie_beside_it(again, tmp_path, monke
     assert kept.path.stat().st_size < with_weights
 
 
+def test_an_export_reads_back_no_metadata_and_hashes_each_file_once(again, tmp_path, monkeypatch):
+    hashed = []
+
+    def note_hash(path):
+        hashed.append(path.name)
+        return sha256_of(path)
+
+    def refuse(path):
+        pytest.fail(f"the metadata of {path} is in hand")
+
+    for module in ("export.stage", "serving.model_card"):
+        monkeypatch.setattr(f"ensemble_kit.{module}.sha256_of", note_hash)
+    for function in ("read_properties", "needed_files"):
+        monkeypatch.setattr(f"ensemble_kit.serving.onnx_file.{function}", refuse)
+    monkeypatch.setattr("ensemble_kit.serving.metadata.read_properties", refuse)
+
+    again(triton=tmp_path / "models")
+
+    assert hashed.count("e.onnx") == 1
+
+
 def test_a_repository_has_the_weights_too_and_is_refused_before_any_work(again, tmp_path):
     again(low_memory=True, triton=tmp_path / "models")
 

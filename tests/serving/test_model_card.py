@@ -14,7 +14,7 @@ from ensemble_kit.serving.model_card import MARK, model_card, six_lines, write_c
 
 @pytest.fixture(scope="module")
 def card(exported):
-    return model_card(exported.path)
+    return model_card(exported.path, read_metadata(exported.path))
 
 
 def front_matter(card):
@@ -96,16 +96,15 @@ def test_the_card_says_what_the_file_is_and_where_it_comes_from(card, exported, 
     assert str(exported.path.parent) not in card
 
 
-def test_what_a_file_does_not_have_is_left_out_of_its_card(exported, monkeypatch):
+def test_what_a_file_does_not_have_is_left_out_of_its_card(exported):
     many = tuple(f"class\n{index}" for index in range(1234))
     record = read_metadata(exported.path)
     foreign = record.members[0].model_copy(update={"recipe": None})
     record = record.model_copy(
         update={"label_names": many, "validation": None, "draws": {}, "members": (foreign,)}
     )
-    monkeypatch.setattr("ensemble_kit.serving.model_card.read_metadata", lambda _: record)
 
-    card = model_card(exported.path)
+    card = model_card(exported.path, record)
 
     assert "\n99 class 99\n... and 1,134 more\n```" in card
     assert "GAP" not in card
@@ -134,13 +133,13 @@ def test_only_a_card_of_the_kits_is_replaced_and_only_if_asked(exported, tmp_pat
     path.symlink_to(exported.path)
     card = tmp_path / "README.md"
 
-    assert write_card(path, force=False) == card
+    assert write_card(path, read_metadata(path), force=False) == card
     assert MARK in card.read_text().splitlines()
     card.write_text(f"old\n{MARK}\n")
-    assert write_card(path, force=False) is None
+    assert write_card(path, read_metadata(path), force=False) is None
     assert card.read_text() == f"old\n{MARK}\n"
-    assert write_card(path, force=True) == card
-    assert card.read_text() == model_card(Path(path))
+    assert write_card(path, read_metadata(path), force=True) == card
+    assert card.read_text() == model_card(Path(path), read_metadata(path))
     card.write_text("My own words.\n")
-    assert write_card(path, force=True) is None
+    assert write_card(path, read_metadata(path), force=True) is None
     assert card.read_text() == "My own words.\n"

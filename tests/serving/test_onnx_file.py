@@ -209,3 +209,15 @@ def test_values_cut_short_are_refused(tmp_path):
         file.truncate(40)  # of the 48 bytes of the first
 
     assert "the values of w lie beyond the end of m.data" in refused(read_tensors, path)
+
+
+def test_a_weight_of_other_bytes_than_its_type_and_shape_take_is_refused(tmp_path):
+    weight = weight_of("w", np.ones((2, 3), np.float32))._replace(shape=(2, 4))
+
+    with pytest.raises(ExportError) as caught:
+        write_onnx(tmp_path / "e.onnx", b"", b"", [weight], {})
+
+    assert str(caught.value) == (
+        "w has 24 bytes where its type and shape take 32.\n"
+        "Copy the file that it is read from again from where it is whole."
+    )

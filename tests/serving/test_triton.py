@@ -72,7 +72,8 @@ def request(config, batch_size):
 
 
 def test_the_repository_serves_what_its_configuration_says(exported, parse, tmp_path):
-    path = write_repository(exported.path, tmp_path / "models", force=False)
+    metadata = read_metadata(exported.path)
+    path = write_repository(exported.path, metadata, tmp_path / "models", force=False)
 
     home = tmp_path / "models" / "ensemble"
     assert path == home / "config.pbtxt"
@@ -124,11 +125,11 @@ def test_a_repository_that_exists_is_replaced_only_if_asked(name, exported, tmp_
     path.write_text("mine")
 
     with pytest.raises(OutputError) as caught:
-        write_repository(exported.path, tmp_path, force=False)
+        write_repository(exported.path, read_metadata(exported.path), tmp_path, force=False)
 
     assert str(caught.value) == (
         f"{path} exists already.\nName another output, or replace it with --force."
     )
     assert [each for each in tmp_path.rglob("*") if each.is_file()] == [path]
-    write_repository(exported.path, tmp_path, force=True)
+    write_repository(exported.path, read_metadata(exported.path), tmp_path, force=True)
     assert path.read_bytes() != b"mine"

@@ -210,6 +210,19 @@ def test_nothing_half_written_is_left_when_a_tensor_cannot_be_made(path):
     assert os.listdir(path.parent) == [path.name]
 
 
+def test_a_tensor_of_other_bytes_than_its_type_and_shape_take_is_refused(path):
+    specs = {"t": TensorSpec("F32", (3,))}
+
+    with pytest.raises(CheckpointError) as caught:
+        write_tensors(path, specs, lambda _: np.zeros(2, np.float32), note(count=1), force=False)
+
+    assert str(caught.value).endswith(
+        "t has 8 bytes where its type and shape take 12.\n"
+        "Copy the files that it is made from again from where they are whole."
+    )
+    assert os.listdir(path.parent) == []
+
+
 def test_an_existing_file_is_kept_without_force(path):
     save_tensors(path, {}, note(count=1), force=False)
 
