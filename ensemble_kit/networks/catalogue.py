@@ -99,7 +99,7 @@ def list_ensembles(schema: Schema, *, paper: str | None = None) -> list[Ensemble
         folders = dict.fromkeys(each.name.partition("/")[0] for each in ensembles)
         raise RecipeError(
             f"No ensemble is from {paper!r}.",
-            hint=f"Name a folder ({', '.join(folders)}) or words of a paper's entry.",
+            hint=f"Name a folder ({', '.join(folders)}) or a part of a paper's reference.",
         )
     members = {name for each in chosen for name in each.table.members or ()}
     values = {name: measure_recipe(load_recipe(name), schema).values for name in members}
