@@ -7,9 +7,11 @@ files: a model of 1 GiB may take 3 minutes and 14 GiB.
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from ensemble_kit.serving.onnx_file import needed_files
 
 SECONDS, BYTES_PER_SECOND = 60, 10**7
 MEMORY, MEMORY_PER_BYTE = 2**31, 12
-CODE = "from ensemble_kit.foreign.limits import serve; serve()"
+CODE = "from ensemble_kit.foreign.limits import serve; serve({})"
 
 
 def convert_in_child(plan: ImportPlan) -> ForeignFile:
@@ -35,14 +37,17 @@ def convert_in_child(plan: ImportPlan) -> ForeignFile:
     size = sum(file.stat().st_size for file in needed_files(plan.model))
     seconds = SECONDS + size // BYTES_PER_SECOND
     memory = MEMORY + size * MEMORY_PER_BYTE
+    watched, held = os.pipe()
     # -P: a file of the current folder is never imported
     child = subprocess.Popen(
-        [sys.executable, "-P", "-c", CODE],
+        [sys.executable, "-P", "-c", CODE.format(watched)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        pass_fds=[watched],
     )
+    os.close(watched)
     request = json.dumps([plan.model_dump_json(), seconds, memory])
     try:
         answer, noise = child.communicate(request, timeout=seconds)
@@ -54,6 +59,7 @@ def convert_in_child(plan: ImportPlan) -> ForeignFile:
     finally:
         child.kill()
         child.communicate()
+        os.close(held)
     if child.returncode == 0:
         return _file_of(json.loads(answer.splitlines()[-1]))
     raise _death(plan.model, child.returncode, noise, seconds, memory)
@@ -90,8 +96,13 @@ def _death(
     )
 
 
-def serve() -> None:
-    """Do what a parent asks for on standard input, and answer on standard output."""
+def serve(watched: int) -> None:
+    """Do what a parent asks for on standard input, and answer on standard output.
+
+    Args:
+        watched: The reading end of a pipe that the parent holds open for as long as it lives.
+    """
+    threading.Thread(target=_end_with_parent, args=[watched], daemon=True).start()
     text, seconds, memory = json.loads(sys.stdin.read())
     _limit(seconds, memory)
     try:
@@ -107,11 +118,16 @@ def serve() -> None:
     print(json.dumps(answer))
 
 
+def _end_with_parent(watched: int) -> None:
+    os.read(watched, 1)  # nothing is ever written, so this returns when the parent has ended
+    os._exit(1)
+
+
 def _limit(seconds: int, memory: int) -> None:
     """Limit this process; where the system has no such limits, the parent's clock is left."""
     with suppress(ImportError, ValueError, OSError):
         import resource
 
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
-        # for a parent that was killed: the processor time of all threads together
+        # the processor time of all threads together, in case the parent's clock fails
         resource.setrlimit(resource.RLIMIT_CPU, (seconds * 64, seconds * 64))

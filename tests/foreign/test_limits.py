@@ -1,5 +1,10 @@
 """Imports in a child process of limited time and memory."""
 
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 from builders import tiny_schema
@@ -7,12 +12,34 @@ from foreign_models import CLASSES, WIDTH, parsed_model, write_foreign
 from onnx import helper
 
 from ensemble_kit import import_onnx
+from ensemble_kit.data.schema import write_schema
 from ensemble_kit.errors import ForeignModelError
 from ensemble_kit.foreign import limits
 
 SCHEMA = tiny_schema(widths={"rgb": WIDTH, "audio": 3}, num_classes=CLASSES, value_type="uint8")
 INPUTS = f"float[b, t, {WIDTH}] x"
 OUTPUT = f"float[b, {CLASSES}] p"
+
+
+ENDLESS = """
+       steps = Constant <value_int = 4611686018427387904> ()
+       go = Constant <value = bool {1}> ()
+       start = Constant <value_float = 0.0> ()
+       v = Loop (steps, go, start) <body = step (int64 i, bool c, float a) => (bool d, float e) {
+          d = Identity (c)
+          unit = Constant <value_float = 0.0> ()
+          e = Add (a, unit)
+       }>
+"""
+SCRIPT = """
+import sys
+from pathlib import Path
+from ensemble_kit import import_onnx
+from ensemble_kit.data.schema import read_schema
+
+path, schema = map(Path, sys.argv[1:])
+import_onnx(path, path.with_name("f"), schema=read_schema(schema), name="m", inputs={"rgb": "x"})
+"""
 
 
 @pytest.fixture
@@ -49,18 +76,8 @@ def probabilities_of(body, values=None):
 
 def test_a_loop_without_end_is_ended(message_of, monkeypatch):
     monkeypatch.setattr(limits, "SECONDS", 12)
-    body = """
-       steps = Constant <value_int = 4611686018427387904> ()
-       go = Constant <value = bool {1}> ()
-       start = Constant <value_float = 0.0> ()
-       v = Loop (steps, go, start) <body = step (int64 i, bool c, float a) => (bool d, float e) {
-          d = Identity (c)
-          unit = Constant <value_float = 0.0> ()
-          e = Add (a, unit)
-       }>
-    """
 
-    assert message_of(probabilities_of(body)) == (
+    assert message_of(probabilities_of(ENDLESS)) == (
         "PATH could not be read and tested in 12 seconds.\n"
         "Export a model that is faster, or try again when the machine is less busy."
     )
@@ -148,3 +165,38 @@ def test_a_file_of_the_current_folder_is_never_executed(tmp_path, monkeypatch):
     assert file.path == tmp_path / "foreign.safetensors"
     assert file.path.is_file()
     assert not (tmp_path / "executed").exists()
+
+
+def children_of(process):
+    """Return the processes that a process has started and that have not ended."""
+    listed = Path(f"/proc/{process}/task/{process}/children")
+    return [int(each) for each in listed.read_text().split()] if listed.exists() else []
+
+
+def has_ended(process):
+    stat = Path(f"/proc/{process}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def wait_until(is_so):
+    for _ in range(600):
+        if is_so():
+            return
+        time.sleep(0.1)
+    pytest.fail("nothing has happened for a minute")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="/proc lists the children")
+def test_the_child_ends_with_its_parent(tmp_path):
+    path = tmp_path / "bomb.onnx"
+    path.write_bytes(probabilities_of(ENDLESS).SerializeToString())
+    write_schema(SCHEMA, tmp_path / "schema.toml", force=False)
+    parent = subprocess.Popen([sys.executable, "-c", SCRIPT, path, tmp_path / "schema.toml"])
+
+    wait_until(lambda: children_of(parent.pid))
+    (child,) = children_of(parent.pid)
+    wait_until(lambda: "onnxruntime" in Path(f"/proc/{child}/maps").read_text())
+    parent.kill()
+    parent.wait()
+
+    wait_until(lambda: has_ended(child))
