@@ -2,7 +2,7 @@
 
     python benchmarks/average_checkpoints.py [--quick] [--json]
 
-Each way averages the same files in a process of its own, in turn, five times: read, average,
+Each way averages the same files in its own process, in turn, five times: read, average,
 write, flush to the disk. The files have just been written, so they come from the page cache. Beside
 ``average_checkpoints`` as it is, which also takes the SHA-256 of every file it averages, stands
 what it takes without. The floor reads and writes the same bytes and computes nothing. ``--quick``

@@ -2,7 +2,7 @@
 
 521 million parameters are fused in bf16, exported with repeats, opened, and run on videos of 300
 frames. Beside the one file stand the same members with their input tiled ten times, as S5 averaged
-repeats, and six ONNX files run one after the other. Every step is a process of its own. Costs are
+repeats, and six ONNX files run one after the other. Every step is its own process. Costs are
 ratios of processor seconds, into which other work on the machine does not count.
 
     python benchmarks/nonlocal_system.py [--quick] [--json] [--rounds N] [--threads N]

@@ -4,7 +4,7 @@
 
 Records of 300 frames of 1,024 and 128 bytes are made for it; with DATA, the folder that the
 examples take, real AudioSet frames and YouTube-8M video-level records are read too. Everybody reads
-from the page cache, each in a process of its own, on as many cores as the table says. The kit and
+from the page cache, each in its own process, on as many cores as the table says. The kit and
 tf.data compare both checksums and protobuf's reader the kit's; ``tfrecord`` compares none. Only
 the kit shuffles, the others read in the order of the files. ``tfrecord`` and protobuf know no
 second core: two processes read half of the files each, and nobody brings their batches together.

@@ -6,8 +6,8 @@ Candidates are made for it: singles near 0.80, their mean near 0.87, in files of
 three add 25 of 25 candidates greedily, with replacement, and keep the best prefix, as AutoGluon
 does. It and the dense one are given the kit's own GAP@20; AutoGluon is given a plain one too, as a
 user would write it. They do as many additions as ``--peer-additions`` says, and the time of the
-rest is extrapolated from the time of an evaluation. Reading the files counts. Everybody works in a
-process of its own. ``--peer-python`` names another Python that has autogluon.core, where this one
+rest is extrapolated from the time of an evaluation. Reading the files counts. Everybody works in
+their own process. ``--peer-python`` names another Python that has autogluon.core, where this one
 has not.
 
 A second table shows how the kit's time and memory grow, with videos and with candidates; its files

@@ -4,8 +4,8 @@
                                       [--json]
 
 Each recipe is trained at full size on made-up records of 300 frames of 1,024 and 128 bytes and
-3,862 classes, in float32, in bfloat16 by automatic mixed precision, and compiled, each in a process
-of its own. What is timed is `train` itself, on the last lines of its log: graphs are compiled and
+3,862 classes, in float32, in bfloat16 by automatic mixed precision, and compiled, each in its
+own process. What is timed is `train` itself, on the last lines of its log: graphs are compiled and
 memory is touched before. FLOPs are those that PyTorch counts of a step's matrix products. Bytes are
 the least that a step moves: weights read forwards and backwards, gradients written, read and
 written by clipping, then Adam's four tensors read and three written; what layers hand each other

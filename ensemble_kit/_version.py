@@ -1,3 +1,3 @@
-"""The version of the kit, in a file of its own so that nothing imports the package for it."""
+"""The version of the kit, in its own file, so that nothing imports the package for it."""
 
 __version__ = "0.1.0"

@@ -38,12 +38,13 @@ PRECISION: Precision = "fp32"
 
 BATCH_SIZE = 128  # videos at a time where a model only runs; it changes no result
 BEAM_WIDTH = 2  # ensembles that a beam search follows, as the 2017 runner-up did
+CACHE_BYTES = 64 * 2**30  # of the folder that holds records of URLs
 ENOUGH_VIDEOS = 2000  # from this many on, selection holds half out unless told otherwise
 MAX_GAP_LOSS = 0.001
 MOST_EXACT = 12  # candidates up to which selection measures every ensemble unless told otherwise
 MAX_SIZE = 2**30  # bytes: 1 GiB, the limit of the second YouTube-8M challenge
 REPEATS = 10  # random frame samples that an exported file averages
-RESAMPLES = 200  # bootstrap samples behind an interval
+RESAMPLES = 200  # bootstrap samples that an interval is computed from
 SYNTHETIC_CLASSES = 50
 SYNTHETIC_FRAMES = (20, 60)  # the fewest and the most of a video
 SYNTHETIC_LABEL_SKEW = 1.0

@@ -204,7 +204,7 @@ def settings_of(recipe: Recipe) -> str:
 
 
 def train_all(runs: Sequence[Run], data: Path, out: Path, jobs: int) -> None:
-    """Do runs side by side; each that ends leaves its result in a file of its own."""
+    """Do runs side by side; each that ends leaves its result in its own file."""
     with ThreadPoolExecutor(jobs) as pool:
 
         def work(run: Run) -> None:

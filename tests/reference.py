@@ -164,7 +164,7 @@ def dequantise_loops(stored: int) -> float:
 
 
 def prepare_loops(modalities: Sequence[Matrix], num_frames: int) -> list[list[float]]:
-    """Join the modalities of every frame, L2-normalise the joint frame, zeros behind the last."""
+    """Join the modalities of every frame, L2-normalise the joint frame, zeros after the last."""
     joined = []
     for t in range(len(modalities[0])):
         frame = [x for modality in modalities for x in modality[t]]

@@ -34,7 +34,7 @@ def found(path, *args, **options):
 
 
 def rewritten(path, source, *, change=lambda _: None, **updates):
-    """Write a fused file anew: tensors changed in place, and keys of its record."""
+    """Write a fused file again: tensors changed in place, and keys of its record."""
     with open_tensors(source) as file:
         record, tensors = file.metadata_as(FusedMetadata), dict(file.tensors())
     change(tensors)

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# Where to look. "ensemble_kit/**/*" adds the package: its help, messages, docstrings and comments.
+# Where to look; of the package that is its help, messages, docstrings and comments.
 PLACES = (
+    "ensemble_kit/**/*",
     "README.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
@@ -24,7 +25,19 @@ INSTEAD = {
     "so-manieth": "nth",
     "anew": "again",
     "(?<!left )(?<!leaves )(?<!leave )behind": "after",
+    "the most bytes": "maximum size, in bytes",
+    "of (its|their) own": "its own, their own",
+    "faults?": "problem, or error",
 }
+
+
+# Rooms whose words are not yet rewritten.
+LEFT_OUT = (
+    "ensemble_kit/export/",
+    "ensemble_kit/fusion/",
+    "ensemble_kit/networks/storage.py",
+    "ensemble_kit/serving/session.py",
+)
 
 
 def lines_to_change(text):
@@ -39,21 +52,23 @@ def lines_to_change(text):
 
 @pytest.mark.parametrize("place", PLACES)
 def test_no_text_has_a_word_that_the_project_does_not_use(place):
-    paths = sorted(path for path in ROOT.glob(place) if path.suffix in TEXT)
-    assert paths, f"{place} names no text"
+    named = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.glob(place))}
+    texts = {
+        name: path.read_text(encoding="utf-8")
+        for name, path in named.items()
+        if path.suffix in TEXT and not name.startswith(LEFT_OUT)
+    }
+    assert texts, f"{place} names no text"
 
-    found = [
-        f"{path.relative_to(ROOT)}:{line}"
-        for path in paths
-        for line in lines_to_change(path.read_text(encoding="utf-8"))
-    ]
+    found = [f"{name}:{line}" for name, text in texts.items() for line in lines_to_change(text)]
 
     assert not found, "\n".join(found)
 
 
 def test_each_word_is_found_with_its_line_and_no_other():
     text = "Recommend and amend; broad, threshold, left behind.\nThe ROAD ahead:\nraise X(mend=y)\n"
-    text += "Begin anew, every so-manieth\nbatch, behind the layer."
+    text += "Begin anew, every so-manieth\nbatch, behind the layer.\n"
+    text += "A default, in the most bytes.\nTheir faults, and a file of its own."
 
     assert lines_to_change(text) == [
         "2: 'ROAD'; write pipeline",
@@ -61,4 +76,7 @@ def test_each_word_is_found_with_its_line_and_no_other():
         "4: 'so-manieth'; write nth",
         "4: 'anew'; write again",
         "5: 'behind'; write after",
+        "6: 'the most bytes'; write maximum size, in bytes",
+        "7: 'of its own'; write its own, their own",
+        "7: 'faults'; write problem, or error",
     ]

@@ -1,4 +1,4 @@
-"""A workspace trained once for all tests that need files of the road.
+"""A workspace trained once for all tests that need files of the pipeline.
 
 ``conftest`` makes its fixtures known. Nothing may write into the shared workspace: a test that has
 to takes ``own_workspace``, a copy.

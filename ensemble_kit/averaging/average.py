@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import cpu_count
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +19,9 @@ from ensemble_kit.files import sha256_of
 from ensemble_kit.networks.loading import build_sub_model
 from ensemble_kit.networks.running import measure, runner
 from ensemble_kit.networks.sub_model import SubModel
-from ensemble_kit.store.provenance import CheckpointMetadata, FileMetadata
+from ensemble_kit.store.provenance import BatchNormSource, CheckpointMetadata, FileMetadata
 from ensemble_kit.store.tensor_files import TensorFile, TensorSpec, spec_of, write_tensors
 
-Statistics = Literal["trained", "recalibrate", "average", "last"]
 Observer = Callable[[Batch, NDArray[np.float32]], None]
 RECALIBRATION_VIDEOS = 8192
 
@@ -44,7 +42,7 @@ class Average:
     """
 
     sources: Sequence[TensorFile]
-    batch_norm: Statistics
+    batch_norm: BatchNormSource
     newest: TensorFile
     training: Records | None
     device: str

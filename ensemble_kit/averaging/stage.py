@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
 
-from ensemble_kit.averaging.average import Average, Observer, Statistics
+from ensemble_kit.averaging.average import Average, Observer
 from ensemble_kit.choices import BATCH_NORM_RULE, DEVICE, METHOD, BatchNormRule, Method
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import check_fits
@@ -20,7 +20,7 @@ from ensemble_kit.files import refuse_overwrite
 from ensemble_kit.networks.loading import load
 from ensemble_kit.networks.running import require_device
 from ensemble_kit.progress import progress
-from ensemble_kit.store.provenance import CheckpointMetadata
+from ensemble_kit.store.provenance import BatchNormSource, CheckpointMetadata
 from ensemble_kit.store.tensor_files import STATISTICS, TensorFile, TensorSpec, open_tensors
 from ensemble_kit.wording import counted
 
@@ -53,7 +53,7 @@ class AveragedRun:
 
     path: Path | None
     method: Method
-    batch_norm: Statistics
+    batch_norm: BatchNormSource
     used: tuple[Path, ...]
     gap: float | None
     best: Path | None
@@ -151,7 +151,9 @@ def average_checkpoints(
         training = _training_records(training, sources[-1], batch_norm)
         validation = _validation_records(validation, sources[-1], method)
 
-        def average_of(sources: Sequence[TensorFile], rule: Statistics = batch_norm) -> Average:
+        def average_of(
+            sources: Sequence[TensorFile], rule: BatchNormSource = batch_norm
+        ) -> Average:
             newest = singles[-1] if moving and singles else sources[-1]
             return Average(sources, rule, newest, training, device)
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 import click
 from click.core import ParameterSource
 
-from ensemble_kit.choices import DEVICE, MAX_GAP_LOSS, MAX_SIZE, Device
+from ensemble_kit.choices import CACHE_BYTES, DEVICE, MAX_GAP_LOSS, MAX_SIZE, Device
 from ensemble_kit.errors import InputError
 from ensemble_kit.files import parse_size
 
@@ -116,8 +116,9 @@ def records_options(command: F) -> F:
     """Add the options of commands that read records, named as the arguments of ``Records``."""
     for option in (
         click.option(
-            "--cache-size", "cache_bytes", default="64GiB", show_default=True, metavar="SIZE",
-            callback=_parsed_size, help="Maximum size of that folder; shards used longest ago go.",
+            "--cache-size", "cache_bytes", default=f"{CACHE_BYTES // 2**30}GiB", show_default=True,
+            metavar="SIZE", callback=_parsed_size,
+            help="Maximum size of that folder; shards used longest ago go.",
         ),
         click.option(
             "--cache", type=FOLDER,

@@ -9,6 +9,7 @@ import click
 
 from ensemble_kit.cli.options import EXISTING_FILE, FILE, SuggestingGroup, force_option, json_option
 from ensemble_kit.errors import RecipeError
+from ensemble_kit.store.dtypes import BY_NAME
 from ensemble_kit.wording import printable
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def list_recipes(paper: str | None, part: str | None, ensembles: bool, as_json: 
         split = reported.split if reported and reported.split else "-"
         click.echo(
             f"{entry.recipe.name:<{width}}  {entry.paper:<16}  {entry.size.parameters:>11,}  "
-            f"{entry.size.values * 2 / 2**20:>11.1f}  {gap:<7}  {split}"
+            f"{_bytes(entry.size.values)['bf16'] / 2**20:>11.1f}  {gap:<7}  {split}"
         )
 
 
@@ -79,13 +80,18 @@ def _echo_ensembles(entries: Sequence["EnsembleEntry"], as_json: bool) -> None:
     )
     for entry in entries:
         table = entry.ensemble.table
-        size = f"{entry.values * 2 / 2**20:.1f}" if entry.values else "-"
+        size = f"{_bytes(entry.values)['bf16'] / 2**20:.1f}" if entry.values else "-"
         for reported in table.reported:
             click.echo(
                 f"{entry.ensemble.name:<{width}}  {entry.paper:<16}  "
                 f"{entry.ensemble.num_members:>7}  {table.mixing or '-':<7}  {size:>11}  "
                 f"{reported.repeats or '-':>7}  {reported.gap_at_20:<7g}  {reported.split}"
             )
+
+
+def _bytes(values: int) -> dict[str, int]:
+    """Return the bytes that some stored numbers take, by their type."""
+    return {name: values * BY_NAME[name].num_bytes for name in ("fp32", "bf16")}
 
 
 def _ensemble_as_json(entry: "EnsembleEntry") -> dict[str, Any]:
@@ -98,7 +104,7 @@ def _ensemble_as_json(entry: "EnsembleEntry") -> dict[str, Any]:
         "num_members": ensemble.num_members,
         "mixing": ensemble.table.mixing,
         "values": values,
-        "bytes": {"fp32": values * 4, "bf16": values * 2} if values else None,
+        "bytes": _bytes(values) if values else None,
         "file_mib": ensemble.table.file_mib,
         "reported": [row.model_dump(exclude_none=True) for row in ensemble.table.reported],
     }
@@ -113,7 +119,7 @@ def _as_json(entry: "Entry") -> dict[str, Any]:
         "parts": entry.parts,
         "parameters": entry.size.parameters,
         "values": entry.size.values,
-        "bytes": {"fp32": entry.size.values * 4, "bf16": entry.size.values * 2},
+        "bytes": _bytes(entry.size.values),
         "reported": recipe.reported.model_dump(exclude_none=True) if recipe.reported else None,
     }
 
@@ -152,7 +158,7 @@ def show(recipe: str, overrides: tuple[str, ...], schema: str, as_json: bool) ->
         "schema": schema,
         "parameters": size.parameters,
         "values": size.values,
-        "bytes": {"fp32": size.values * 4, "bf16": size.values * 2},
+        "bytes": _bytes(size.values),
         "recipe": loaded.model_dump(exclude_none=True),
     }
     click.echo(json.dumps(about, indent=2))

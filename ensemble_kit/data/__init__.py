@@ -1,1 +1,1 @@
-"""Records on disk to batches in memory. NumPy only; imports ``errors`` and ``files``."""
+"""Records on disk to batches in memory. NumPy only."""

@@ -9,6 +9,7 @@ from os.path import isfile
 from pathlib import Path
 from typing import NamedTuple
 
+from ensemble_kit.choices import CACHE_BYTES
 from ensemble_kit.data.batch import Batch, Memory, collate
 from ensemble_kit.data.decode import Decoder, Video
 from ensemble_kit.data.frame_choice import FrameChoice
@@ -17,7 +18,6 @@ from ensemble_kit.data.order import BatchPlan, RecordIndex, batch_plans
 from ensemble_kit.data.reading import Source, read
 from ensemble_kit.data.reading_processes import read_in_processes
 from ensemble_kit.data.remote import (
-    CACHE_BYTES,
     ahead,
     default_cache,
     find_shards,
@@ -62,7 +62,7 @@ class Records:
         needs_labels: Whether every record must have its labels key; the challenge's test records
             have none, and models can tag them all the same.
         cache: The folder that files at URLs are fetched to; None takes ``default_cache``.
-        cache_bytes: The most bytes that the files in it may take; those used longest ago go.
+        cache_bytes: Maximum size of the files in it, in bytes; those used longest ago are removed.
 
     Attributes:
         patterns: The patterns, absolute.

@@ -1,10 +1,11 @@
 """The kinds of records that are recognised by their keys."""
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
+from ensemble_kit.choices import Level
 from ensemble_kit.data.decode import describe_keys
 from ensemble_kit.data.fields import Features, split
 from ensemble_kit.data.protos import Feature, FeatureList
@@ -26,7 +27,7 @@ class Kind(NamedTuple):
     """
 
     title: str
-    level: Literal["frame", "video"]
+    level: Level
     id_key: str
     modalities: tuple[tuple[str, str], ...]
     num_classes: int

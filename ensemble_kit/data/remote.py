@@ -26,7 +26,6 @@ from typing import Any, NamedTuple, TypeVar
 from ensemble_kit.errors import RecordError
 from ensemble_kit.files import format_size, written_aside
 
-CACHE_BYTES = 64 << 30  # of a cache where nothing else is asked for
 ATTEMPTS = 4  # of one request: servers that are busy answer 503 and are well a moment later
 FIRST_WAIT = 0.25  # seconds before the second attempt; each wait is twice the one before
 AHEAD = 2  # shards fetched while one is read
@@ -43,7 +42,7 @@ class Origin(NamedTuple):
         version: The server's ETag, else the time of its last change, else its size.
         num_bytes: Its size.
         cache: The cache's folder.
-        cache_bytes: The most bytes that all shards of the cache may take.
+        cache_bytes: Maximum size of all shards of the cache, in bytes.
     """
 
     url: str
@@ -81,7 +80,7 @@ def find_shards(pattern: str, *, cache: Path, cache_bytes: int) -> list[Path]:
         pattern: A URL, with ``*``, ``?`` and ``[]`` as in a glob where its server lists folders;
             one of a folder stands for its ``*.tfrecord``.
         cache: The cache's folder.
-        cache_bytes: The most bytes that all shards of the cache may take.
+        cache_bytes: Maximum size of all shards of the cache, in bytes.
 
     Raises:
         RecordError: Nothing matches, the server cannot be reached, or the URL's kind needs a
@@ -172,7 +171,7 @@ def _is_whole(path: Path, origin: Origin) -> bool:
 
 
 def _version(info: Mapping[str, Any]) -> str:
-    """Return what tells a file's versions apart; each kind of server has its own word for it."""
+    """Return what identifies a file's version; each kind of server has its own word for it."""
     for key in ("ETag", "etag", "LastModified", "updated", "mtime", "created"):
         if info.get(key):
             return str(info[key])
@@ -231,7 +230,7 @@ def _asked(url: str, request: Callable[[], T]) -> T:
     for attempt in range(ATTEMPTS):
         try:
             return request()
-        except Exception as error:  # each file system has exceptions of its own, without a base
+        except Exception as error:  # each file system has its own exceptions, without a base
             cause = error.__cause__ or error
             status = getattr(cause, "status", 404)  # HTTP's 503 comes as a FileNotFoundError too
             if isinstance(error, FileNotFoundError) and status == 404:

@@ -5,9 +5,9 @@ prototype, in one of three ways that suit different sub-models:
 
 - ``steady`` (classes 0, 3, 6, …): weakly, in all frames, so that an average finds it;
 - ``burst`` (classes 1, 4, 7, …): strongly, in an eighth of the frames, in one run, where pooling
-  that tells frames apart does better;
+  that distinguishes frames does better;
 - ``order`` (classes 2, 5, 8, …): two bursts, one after the other. Two such classes share their two
-  prototypes and differ in which comes first, which only a recurrent sub-model can tell.
+  prototypes and differ in which comes first, which only a recurrent sub-model can distinguish.
 """
 
 import csv

@@ -2,8 +2,8 @@
 
 An ONNX file can be small and yet ask for a loop of 2^62 steps, for functions that double with each
 call, or for gigabytes of one number. Only running such a file shows what it takes, so an import
-runs in a child process, which can be ended. The limits grow with the
-files: a model of 1 GiB may take 3 minutes and 14 GiB.
+runs in a child process, which can be ended. The limits grow with the files: a model of 1 GiB may
+take 3 minutes and 14 GiB.
 """
 
 import json

@@ -57,7 +57,7 @@ RANDOM = frozenset(
         "RandomUniformLike",
     }
 )
-FIRST_VALUES = 4096  # that tell most weights from a table of whole numbers
+FIRST_VALUES = 4096  # these distinguish most weights from a table of whole numbers
 
 
 class Foreign(NamedTuple):

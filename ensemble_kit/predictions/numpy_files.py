@@ -70,7 +70,7 @@ def read_arrays(path: Path, *, max_unpacked: int = MAX_UNPACKED) -> Arrays:
 
     Args:
         path: The file; its suffix says which of the two it is.
-        max_unpacked: The most bytes of compressed arrays to unpack into memory.
+        max_unpacked: Maximum size of compressed arrays that are unpacked into memory, in bytes.
 
     Raises:
         PredictionsError: The file cannot be read, lacks an array, has one of another shape or type,

@@ -25,7 +25,7 @@ class Rules:
     """What a search may choose; see ``SearchMetadata`` and ``select`` for the meaning of each.
 
     Attributes:
-        limit: The most bytes that all members may take.
+        limit: Maximum size of all members, in bytes.
         start: The places of candidates that are members before the search begins.
     """
 

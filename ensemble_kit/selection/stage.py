@@ -97,7 +97,7 @@ def select(
         predictions_paths: The candidates: predictions files of the kit, CSV files in the
             challenge's format, ``.npy`` or ``.npz``, of the same videos in any order.
         output: The ``selection.json`` to write.
-        max_size: The most bytes that the members may take together; None means 1 GiB, and that a
+        max_size: Maximum size of the members together, in bytes; None means 1 GiB, and that a
             candidate of unknown size counts 0 bytes unless ``sizes`` are given.
         dtype: The type that members will be stored in.
         mixing: ``uniform``, ``gap`` or ``optimised``.

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ensemble_kit.choices import (
     LAYOUT,
     Activation,
+    BatchNormRule,
     DrawSource,
     Dtype,
     FrameForm,
@@ -27,6 +28,8 @@ from ensemble_kit.store.dtypes import BYTES_PER_VALUE
 from ensemble_kit.store.workspace import RUN_NAME
 
 ModelKind = Literal["checkpoint", "foreign", "fused", "onnx"]
+# Where batch-norm statistics come from: training, or the rule of an average.
+BatchNormSource: TypeAlias = Literal["trained", BatchNormRule]
 # What numbers may be: a file that was damaged, or made to harm, may say of 10^80 repeats.
 Count: TypeAlias = Annotated[int, Field(ge=0, le=2**53)]
 Repeats: TypeAlias = Annotated[int, Field(ge=1, le=100_000)]
@@ -98,7 +101,7 @@ class CheckpointMetadata(Metadata):
     validation_files: tuple[str, ...] = ()
     ema_decay: float | None = None
     averaged_from: tuple[FileMetadata, ...] = ()
-    batch_norm: Literal["trained", "recalibrate", "average", "last"] = "trained"
+    batch_norm: BatchNormSource = "trained"
     validation_gap: float | None = None
 
 

@@ -221,7 +221,7 @@ class SelectionMetadata(Metadata):
     Attributes:
         k: The k of every GAP@k in it.
         dtype: The type that members' bytes were counted in.
-        max_size: The most bytes that the members together may take.
+        max_size: Maximum size of the members together, in bytes.
         mixing: How the members' probabilities are mixed: ``uniform`` is their mean, ``gap`` weights
             each by its own GAP, ``optimised`` by coefficients that were optimised.
         rule: How members were chosen, in words.

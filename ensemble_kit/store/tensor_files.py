@@ -1,7 +1,7 @@
 """Tensors on disk, with their provenance: the one module that reads and writes them.
 
 A tensor file is a safetensors file whose metadata has one key, ``ensemble_kit``, with JSON: one of
-the classes of ``provenance``, which its ``kind`` tells apart. It is checked once, when the file is
+the classes of ``provenance``, named by its ``kind``. It is checked once, when the file is
 opened, and is then an attribute of the open file. Torch is imported only by the functions that
 return its tensors, so that selection and the listing of runs do without it. Nothing is ever
 unpickled.

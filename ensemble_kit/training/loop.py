@@ -211,7 +211,7 @@ class Trainer:
         metadata = CheckpointMetadata(
             kit_version=__version__,
             name=self.plan.run.name,
-            run=self.plan.identity,
+            run=self.plan.identity(),
             recipe=self.plan.recipe.metadata,
             data_schema=self.plan.training.schema,
             step=self.position.step,

@@ -155,13 +155,16 @@ class RunPlan:
         """The run's folder."""
         return RunFolder(Path(self.folder))
 
-    @cached_property
     def settings(self) -> Mapping[str, str]:
-        """What makes the run what it is, by the names that a message gives these settings.
+        """Return what makes the run what it is, by the names that a message gives these settings.
 
         Records and the teacher count by their content: a run whose records have changed since is
-        another run, even where names and sizes are the same.
+        another run, even where names and sizes are the same. The files are read once.
         """
+        return self._settings
+
+    @cached_property
+    def _settings(self) -> Mapping[str, str]:
         return {
             "recipe": _hash_of([self.recipe.model_dump_json()]),
             "seed": str(self.seed),
@@ -189,14 +192,12 @@ class RunPlan:
         """How many of the last checkpoints are kept."""
         return max(self.keep or 0, self.recipe.training.average_last)
 
-    @property
     def identity(self) -> str:
-        """A hash of the settings, which only the run's own checkpoints share."""
-        return _hash_of(f"{name}: {value}" for name, value in self.settings.items())
+        """Return a hash of the settings, which only the run's own checkpoints share."""
+        return _hash_of(f"{name}: {value}" for name, value in self.settings().items())
 
-    @property
     def modified_ns(self) -> tuple[int, ...]:
-        """When each file of training records, then of validation records, was last modified."""
+        """Return when each file of training, then of validation records was last modified."""
         return tuple(
             fingerprint.modified_ns
             for records in self._records
@@ -217,7 +218,7 @@ class RunPlan:
         changed = [
             (records, path)
             for (records, path), then, now in zip_longest(
-                paths, before[: len(paths)], self.modified_ns
+                paths, before[: len(paths)], self.modified_ns()
             )
             if then != now
         ]
@@ -242,8 +243,8 @@ class RunPlan:
             return None
         with open_tensors(self.run.state) as file:
             state = file.metadata_as(TrainingStateMetadata)
-        names = {**self.settings, **state.settings}
-        others = [name for name in names if state.settings.get(name) != self.settings.get(name)]
+        names = {**self.settings(), **state.settings}
+        others = [name for name in names if state.settings.get(name) != self.settings().get(name)]
         others = others or self._find_damaged(state.modified_ns)
         if others:
             raise OutputError(

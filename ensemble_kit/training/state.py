@@ -93,8 +93,8 @@ def save_state(
     metadata = TrainingStateMetadata(
         kit_version=__version__,
         name=plan.run.name,
-        settings=dict(plan.settings),
-        modified_ns=plan.modified_ns,
+        settings=dict(plan.settings()),
+        modified_ns=plan.modified_ns(),
         is_finished=is_finished,
         step=position.step,
         batches=position.batches,

@@ -87,7 +87,7 @@ def test_the_table_has_every_module_of_commands():
     assert len(ALL) >= 16
 
 
-def test_help_names_the_commands_in_the_order_of_the_road(runner):
+def test_help_names_the_commands_in_the_order_of_the_pipeline(runner):
     result = runner.invoke(main, ["-h"])
 
     assert result.exit_code == 0

@@ -277,7 +277,7 @@ def test_memory_is_kept_between_runs_unless_told_and_planned_for_no_shape(keep_m
 
 @pytest.fixture
 def again(built, fused, tmp_path, monkeypatch):
-    """Export the members of the workspace without tracing them anew."""
+    """Export the members of the workspace without tracing them again."""
     monkeypatch.setattr(export, "build_graph", lambda *_, **__: built)
     return lambda **options: export_onnx(
         fused["bf16"].path, tmp_path / "e.onnx", repeats=REPEATS, **options

@@ -7,6 +7,7 @@ from builders import POOLINGS, tiny_recipe, tiny_records, train_tiny
 
 from ensemble_kit.networks.running import to_torch
 from ensemble_kit.networks.sub_model import SubModel
+from ensemble_kit.recipes.reading import load_recipe
 from ensemble_kit.training.gradients import Differentiator
 from ensemble_kit.training.plan import RunPlan
 from ensemble_kit.training.processes import Processes
@@ -85,6 +86,22 @@ def test_precision_and_compilation_are_options(records, tmp_path, monkeypatch):
     assert rounded != exact
     assert rounded == pytest.approx(exact, rel=0.02)
     assert all(gradient[name].dtype == torch.float32 for name in rounded_gradient)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # in torch itself
+def test_a_compiled_recipe_has_the_loss_and_the_gradients_of_a_plain_one(records, tmp_path):
+    recipe = load_recipe("demo/soft-bof")
+    options = {"dtype": torch.float32}
+
+    loss, plain = gradients_of(records, tmp_path, recipe, **options)
+    compiled_loss, compiled = gradients_of(records, tmp_path, recipe, compiled=True, **options)
+
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # something was compiled
+    assert compiled_loss == pytest.approx(loss, rel=1e-6)
+    assert len(plain) > 5
+    for name, gradient in plain.items():
+        torch.testing.assert_close(compiled[name], gradient)
 
 
 @pytest.mark.gpu
