@@ -41,7 +41,8 @@ def test_an_option_out_of_its_range_is_the_callers_mistake(option, value, proble
         (
             {"folder": "a b"},
             TrainingError,
-            "'a b' cannot name a run.\nUse letters, digits, _ and -, and do not begin with -.",
+            "'a b' cannot name a run.\n"
+            "Use at most 200 letters, digits, _ and -, and do not begin with -.",
         ),
         (
             {"patience": 2},
