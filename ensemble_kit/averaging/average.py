@@ -14,7 +14,7 @@ from ensemble_kit._version import __version__
 from ensemble_kit.averaging.mean import MeanOfFiles
 from ensemble_kit.averaging.recalibration import recalibrate
 from ensemble_kit.data.dataset import Batch, Records
-from ensemble_kit.errors import CheckpointError
+from ensemble_kit.errors import CheckpointError, InputError
 from ensemble_kit.files import sha256_of
 from ensemble_kit.networks.loading import build_sub_model
 from ensemble_kit.networks.running import measure, runner
@@ -148,8 +148,7 @@ class Average:
 def _hash_of(path: Path) -> str:
     try:
         return sha256_of(path)
-    except OSError as error:
+    except InputError as error:
         raise CheckpointError(
-            f"{path} can no longer be read: {error.strerror}.",
-            hint="Average again, from the checkpoints that are left.",
+            error.problem, hint="Average again, from the checkpoints that are left."
         ) from error

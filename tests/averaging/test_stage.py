@@ -290,7 +290,7 @@ def test_a_checkpoint_that_goes_away_meanwhile_is_named(checkpoints, tmp_path, m
     monkeypatch.setattr(averages, "sha256_of", removed)
 
     assert message_of(checkpoints, tmp_path / "averaged.safetensors", batch_norm="last") == (
-        f"{checkpoints[0]} can no longer be read: No such file or directory.\n"
+        f"{checkpoints[0]} cannot be read: No such file or directory.\n"
         "Average again, from the checkpoints that are left."
     )
     assert all(name.startswith("step-") for name in os.listdir(tmp_path))
