@@ -10,8 +10,10 @@ from ensemble_kit.cli.options import (
     EXISTING_FILE_OR_FOLDER,
     FILE,
     device_option,
+    echo_json,
     echo_skipped,
     force_option,
+    json_option,
     one_of,
     records_options,
 )
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
 @device_option
 @records_options
 @force_option
+@json_option
 def average(
     run: tuple[Path, ...],
     output: Path | None,
@@ -74,6 +77,7 @@ def average(
     even_if_worse: bool,
     device: str,
     force: bool,
+    as_json: bool,
     **reading: Any,
 ) -> None:
     """Average the last checkpoints of a RUN, or the CHECKPOINTS named, into one.
@@ -117,7 +121,9 @@ def average(
         )
     elif output is not None:
         outcome = average_checkpoints(run, output, **options)
-    for line in _describe(outcome):
+    if as_json:
+        echo_json(outcome)
+    for line in _describe(outcome) if not as_json else []:
         click.echo(line)
     echo_skipped(*filter(None, [training, comparison]))
     outcome.require_written()

@@ -20,6 +20,7 @@ from ensemble_kit.choices import (
 from ensemble_kit.cli.options import (
     FOLDER,
     SuggestingGroup,
+    echo_json,
     echo_skipped,
     force_option,
     json_option,
@@ -196,6 +197,7 @@ def check(patterns: tuple[str, ...], as_json: bool, **reading: Any) -> None:
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 @force_option
+@json_option
 def synthesize(
     folder: Path,
     train: int,
@@ -209,6 +211,7 @@ def synthesize(
     shards: int,
     seed: int,
     force: bool,
+    as_json: bool,
 ) -> None:
     """Write synthetic records to FOLDER.
 
@@ -234,4 +237,7 @@ def synthesize(
         seed=seed,
         force=force,
     )
+    if as_json:
+        echo_json({"path": folder, "videos": splits})
+        return
     click.echo(folder)

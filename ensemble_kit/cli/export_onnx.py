@@ -6,7 +6,15 @@ from typing import Any
 import click
 
 from ensemble_kit.choices import DRAW_SOURCE, REPEATS, DrawSource, InputType
-from ensemble_kit.cli.options import FILE, FOLDER, force_option, max_size_option, one_of
+from ensemble_kit.cli.options import (
+    FILE,
+    FOLDER,
+    echo_json,
+    force_option,
+    json_option,
+    max_size_option,
+    one_of,
+)
 from ensemble_kit.store.workspace import FUSED, ONNX
 
 
@@ -39,7 +47,8 @@ from ensemble_kit.store.workspace import FUSED, ONNX
 @click.option("--triton", type=FOLDER, help="Lay out a model repository of NVIDIA Triton here.")
 @max_size_option
 @force_option
-def export_onnx(fused: Path, output: Path, max_size: str, **options: Any) -> None:
+@json_option
+def export_onnx(fused: Path, output: Path, max_size: str, as_json: bool, **options: Any) -> None:
     """Export the file FUSED as one ONNX model, with a model card beside it.
 
     FUSED is ensemble/fused.safetensors unless named. The model is run by ONNX Runtime and compared
@@ -58,6 +67,9 @@ def export_onnx(fused: Path, output: Path, max_size: str, **options: Any) -> Non
     from ensemble_kit.files import format_of_limit, parse_size
 
     exported = export(fused, output, max_size=parse_size(max_size), **options)
+    if as_json:
+        echo_json(exported)
+        return
     card = exported.card or f"{exported.path.with_name('README.md')} was there and is left as it is"
     click.echo(
         f"{exported.path}: {format_of_limit(exported.num_bytes, exported.max_size)}, "

@@ -8,8 +8,10 @@ import click
 from ensemble_kit.choices import DTYPE, Dtype
 from ensemble_kit.cli.options import (
     FILE,
+    echo_json,
     echo_skipped,
     force_option,
+    json_option,
     max_gap_loss_option,
     max_size_option,
     one_of,
@@ -35,6 +37,7 @@ from ensemble_kit.store.workspace import FUSED, SELECTION
 @max_size_option
 @records_options
 @force_option
+@json_option
 def fuse(
     selection: Path,
     output: Path,
@@ -43,6 +46,7 @@ def fuse(
     max_gap_loss: float,
     max_size: str,
     force: bool,
+    as_json: bool,
     **reading: Any,
 ) -> None:
     """Fuse the members of SELECTION into one file that fits the size limit.
@@ -69,6 +73,9 @@ def fuse(
         max_gap_loss=max_gap_loss,
         force=force,
     )
+    if as_json:
+        echo_json(fused)
+        return
     loss = fused.loss
     click.echo(
         f"{fused.path}: {len(fused.members)} members in {dtype}, "

@@ -6,7 +6,15 @@ from typing import Any
 import click
 
 from ensemble_kit.choices import ACTIVATION, FRAME_FORM, Activation, FrameForm
-from ensemble_kit.cli.options import EXISTING_FILE, FILE, force_option, one_of, records_options
+from ensemble_kit.cli.options import (
+    EXISTING_FILE,
+    FILE,
+    echo_json,
+    force_option,
+    json_option,
+    one_of,
+    records_options,
+)
 
 
 @click.command("import-onnx")
@@ -45,6 +53,7 @@ from ensemble_kit.cli.options import EXISTING_FILE, FILE, force_option, one_of, 
 )
 @records_options
 @force_option
+@json_option
 def import_onnx(
     model: Path,
     data: tuple[str, ...],
@@ -52,6 +61,7 @@ def import_onnx(
     name: str | None,
     inputs: tuple[str, ...],
     force: bool,
+    as_json: bool,
     **options: Any,
 ) -> None:
     """Import the ONNX file MODEL of another framework, to predict, select and fuse it.
@@ -98,6 +108,9 @@ def import_onnx(
         force=force,
         **options,
     )
+    if as_json:
+        echo_json(file)
+        return
     click.echo(
         f"{file.path}: {file.num_values:,} numbers.\n"
         f"Its probabilities differ from those of {model} by at most {file.worst_difference:.2g}."

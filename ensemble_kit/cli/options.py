@@ -1,8 +1,10 @@
 """Arguments and options that several commands share."""
 
 import difflib
+import json
 import os
 from collections.abc import Callable, Collection
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -110,6 +112,23 @@ def max_gap_loss_option(help: str) -> Callable[[F], F]:  # noqa: A002 - click's 
 
 def _parsed_size(ctx: click.Context, param: click.Parameter, value: str) -> int:
     return parse_size(value)
+
+
+def echo_json(result: object) -> None:
+    """Print a stage's result as one JSON object; paths are written as text."""
+    click.echo(json.dumps(_plain(result), ensure_ascii=False))
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return _plain(value._asdict())
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def records_options(command: F) -> F:

@@ -10,8 +10,10 @@ from ensemble_kit.cli.options import (
     EXISTING_FILE,
     FILE,
     device_option,
+    echo_json,
     echo_skipped,
     force_option,
+    json_option,
     records_options,
     repeats_option,
 )
@@ -37,6 +39,7 @@ from ensemble_kit.cli.options import (
 @device_option
 @records_options
 @force_option
+@json_option
 def predict(
     model: Path,
     data: tuple[str, ...],
@@ -46,6 +49,7 @@ def predict(
     top_k: int | None,
     device: str,
     force: bool,
+    as_json: bool,
     **reading: Any,
 ) -> None:
     """Write the probabilities of MODEL on the records DATA.
@@ -72,5 +76,8 @@ def predict(
         device=device,
         force=force,
     )
+    if as_json:
+        echo_json({"path": output, "skipped": records.num_skipped})
+        return
     click.echo(output)
     echo_skipped(records)

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ensemble_kit.cli.options import EXISTING_FILE, FILE, SuggestingGroup, force_option, json_option
+from ensemble_kit.cli.options import (
+    EXISTING_FILE,
+    FILE,
+    SuggestingGroup,
+    echo_json,
+    force_option,
+    json_option,
+)
 from ensemble_kit.errors import RecipeError
 from ensemble_kit.store.dtypes import BY_NAME
 from ensemble_kit.wording import printable
@@ -168,7 +175,8 @@ def show(recipe: str, overrides: tuple[str, ...], schema: str, as_json: bool) ->
 @click.argument("recipe")
 @click.argument("output", type=FILE)
 @force_option
-def copy(recipe: str, output: Path, force: bool) -> None:
+@json_option
+def copy(recipe: str, output: Path, force: bool, as_json: bool) -> None:
     """Copy the text of RECIPE to the file OUTPUT, to be changed there.
 
     \b
@@ -180,6 +188,9 @@ def copy(recipe: str, output: Path, force: bool) -> None:
 
     with written_aside(output, force=force) as aside:
         aside.write_text(read_recipe_text(recipe).text, encoding="utf-8")
+    if as_json:
+        echo_json({"path": output, "recipe": recipe})
+        return
     click.echo(output)
 
 

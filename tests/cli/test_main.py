@@ -1,5 +1,6 @@
 """What all commands share: help, and errors that are text and an exit code."""
 
+import json
 from pathlib import Path
 
 import click
@@ -272,3 +273,26 @@ def test_a_name_that_no_file_can_have_does_not_exist(name, runner):
 
     assert result.exit_code == 1
     assert result.stderr == f"Error: {name} does not exist.\nName a file that exists.\n"
+
+
+TEXT_ALONE = {"demo", "train", "recipes schema"}  # progress of hours, and what is JSON already
+
+
+def test_every_command_with_a_result_can_print_it_as_json():
+    commands = dict(leaves(main))
+    assert commands.keys() > TEXT_ALONE
+    for name, command in commands.items():
+        has_json = any("--json" in option.opts for option in command.params)
+        assert has_json == (name not in TEXT_ALONE), name
+
+
+def test_a_result_is_printed_as_one_json_object(runner, tmp_path):
+    words = ["data", "synthesize", str(tmp_path / "r"), "--train", "3", "--validate", "0"]
+    result = runner.invoke(main, [*words, "--test", "0", "--json"])
+    assert json.loads(result.stdout) == {
+        "path": str(tmp_path / "r"), "videos": {"train": 3, "validate": 0, "test": 0}
+    }  # fmt: skip
+
+    output = tmp_path / "gru.toml"
+    result = runner.invoke(main, ["recipes", "copy", "willow/gru", str(output), "--json"])
+    assert json.loads(result.stdout) == {"path": str(output), "recipe": "willow/gru"}

@@ -1,7 +1,12 @@
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
 import click
 import pytest
 
-from ensemble_kit.cli.options import words_of
+from ensemble_kit.cli.options import echo_json, words_of
+from ensemble_kit.files import parse_size
 
 
 @click.command()
@@ -43,3 +48,23 @@ def test_defaults_arguments_and_what_is_left_out_are_not_passed_on():
     context = context_of(["a", "b", "--jobs", "2", "--force"])
 
     assert words_of(context, leave_out={"jobs"}) == ["--force"]
+
+
+class Pair(NamedTuple):
+    left: float | None
+    right: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    path: Path
+    limit: int
+    pair: Pair
+
+
+def test_a_result_with_paths_sizes_and_parts_is_one_json_object(capsys):
+    echo_json(Result(Path("a/b"), parse_size("2KB"), Pair(None, ("x", "ü"))))
+
+    assert capsys.readouterr().out == (
+        '{"path": "a/b", "limit": 2000, "pair": {"left": null, "right": ["x", "ü"]}}\n'
+    )
