@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from google.protobuf.message import DecodeError
 from safetensors import SafetensorError
 
@@ -24,7 +23,7 @@ from ensemble_kit.networks.foreign import GRAPH, ForeignModel
 from ensemble_kit.networks.member import MemberModel
 from ensemble_kit.networks.onnx_model import OnnxModel
 from ensemble_kit.networks.running import measure, require_device, runner
-from ensemble_kit.networks.sub_model import SubModel
+from ensemble_kit.networks.sub_model import SubModel, empty_sub_model
 from ensemble_kit.networks.weights import (
     Tensors,
     count_fixed_bytes,
@@ -150,8 +149,7 @@ def build_sub_model(metadata: CheckpointMetadata, tensors: Tensors, *, path: Pat
         tensors: Its weights.
         path: The file that errors name.
     """
-    with torch.device("meta"):
-        model = SubModel(parse_recipe(metadata.recipe), metadata.data_schema)
+    model = empty_sub_model(parse_recipe(metadata.recipe), metadata.data_schema)
     fill(model, tensors, prefix="", path=path)
     return model.eval()
 
@@ -193,8 +191,7 @@ def load_fused(file: TensorFile, *, repeats: int) -> FusedEnsemble:
 def load_fused_member(file: TensorFile, member: MemberMetadata, schema: Schema) -> MemberModel:
     """Build one member of an open fused file, its weights in float32, in evaluation mode."""
     prefix = member_prefix(member.name)
-    with torch.device("meta"):
-        model = empty_member(file, member, schema)
+    model = empty_member(file, member, schema)
     if isinstance(model, ForeignModel):
         model.weights = foreign_weights(model, file, prefix=prefix, path=file.path)
     else:
@@ -210,7 +207,7 @@ def empty_member(
         prefix = member_prefix(member.name)
         return empty_foreign(file, member.mapping, schema, prefix=prefix, name=member.name)
     assert member.recipe is not None
-    return SubModel(parse_recipe(member.recipe), schema)
+    return empty_sub_model(parse_recipe(member.recipe), schema)
 
 
 def empty_foreign(

@@ -2,12 +2,11 @@
 
 import onnx
 import onnx_ir as ir
-import torch
 from torch import nn
 
 from ensemble_kit.networks.foreign import WEIGHTS
 from ensemble_kit.networks.loading import empty_foreign, member_file_metadata
-from ensemble_kit.networks.sub_model import SubModel
+from ensemble_kit.networks.sub_model import empty_sub_model
 from ensemble_kit.recipes.reading import parse_recipe
 from ensemble_kit.store.provenance import CheckpointMetadata
 from ensemble_kit.store.tensor_files import TensorFile
@@ -66,8 +65,7 @@ def product_axes(file: TensorFile) -> dict[str, int]:
     """
     record = member_file_metadata(file)
     if isinstance(record, CheckpointMetadata):
-        with torch.device("meta"):
-            return output_axes(SubModel(parse_recipe(record.recipe), record.data_schema))
+        return output_axes(empty_sub_model(parse_recipe(record.recipe), record.data_schema))
     model = empty_foreign(file, record.mapping, record.data_schema, name=record.name)
     axes = _graph_axes(model.graph)
     return {WEIGHTS + name: axes[name] for name in model.weight_specs if name in axes}

@@ -4,8 +4,11 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Count: TypeAlias = Annotated[int, Field(ge=1)]
-PerModality: TypeAlias = Count | Annotated[dict[str, Count], Field(min_length=1)]
+# Far beyond every system, and so small that a mistyped number is refused and fills no memory.
+Count: TypeAlias = Annotated[int, Field(ge=1, le=10**12)]  # of steps, of examples
+Size: TypeAlias = Annotated[int, Field(ge=1, le=10**6)]  # of anything that takes memory
+Layers: TypeAlias = Annotated[int, Field(ge=1, le=100)]
+PerModality: TypeAlias = Size | Annotated[dict[str, Size], Field(min_length=1)]
 ModalityFusion: TypeAlias = Literal["late", "early"]
 
 
@@ -33,21 +36,21 @@ class RandomSamplingTable(Table):
     """Frames drawn with replacement."""
 
     name: Literal["random"]
-    num_frames: Count
+    num_frames: Size
 
 
 class SequenceSamplingTable(Table):
     """Consecutive frames from a random start."""
 
     name: Literal["random_sequence"]
-    num_frames: Count
+    num_frames: Size
 
 
 class UniformSamplingTable(Table):
     """Frames at equal distances."""
 
     name: Literal["uniform"]
-    num_frames: Count
+    num_frames: Size
 
 
 class AllFramesTable(Table):
@@ -87,7 +90,7 @@ class GatedBoFTable(Table):
     name: Literal["gated_bof"]
     modality_fusion: ModalityFusion
     num_clusters: PerModality
-    gate_rank: Count
+    gate_rank: Size
 
 
 class NonLocalTable(Table):
@@ -97,7 +100,7 @@ class NonLocalTable(Table):
     ``rsqrt_features`` for the temperature is ``1 / sqrt(D)``.
     """
 
-    inner_size: Literal["num_clusters", "half_features"] | Count
+    inner_size: Literal["num_clusters", "half_features"] | Size
     temperature: Literal["rsqrt_features"] | Annotated[float, Field(gt=0)]
 
 
@@ -154,7 +157,7 @@ class NeXtVLADTable(Table):
     name: Literal["nextvlad"]
     modality_fusion: ModalityFusion
     num_clusters: PerModality
-    expansion: Count
+    expansion: Size
     num_groups: PerModality
 
 
@@ -164,7 +167,7 @@ class RecurrentTable(Table):
     name: str  # first here, so that messages list it first
     modality_fusion: ModalityFusion
     hidden_size: PerModality
-    num_layers: Count
+    num_layers: Layers
     state: Literal["all", "last"]
 
 
@@ -199,8 +202,8 @@ class AttentionBiGRUTable(Table):
     modality_fusion: ModalityFusion
     embedding_size: PerModality
     hidden_size: PerModality
-    num_layers: Count
-    attention_size: Count
+    num_layers: Layers
+    attention_size: Size
 
 
 class ConcatTable(Table):
@@ -213,15 +216,15 @@ class FCConcatTable(Table):
     """Each modality projected, then side by side."""
 
     name: Literal["fc_concat"]
-    size: Count
+    size: Size
 
 
 class MFBTable(Table):
     """Factorised bilinear pooling of two modalities."""
 
     name: Literal["mfb"]
-    size: Count
-    factors: Count
+    size: Size
+    factors: Size
     dropout: Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -229,14 +232,14 @@ class SharedSpaceTable(Table):
     """All modalities mapped into one space."""
 
     name: Literal["shared"]
-    size: Count
+    size: Size
 
 
 class ProjectionTable(Table):
     """Two modalities mapped and drawn together by a penalty."""
 
     name: Literal["projection"]
-    size: Count
+    size: Size
     penalty: Annotated[float, Field(ge=0)]
 
 
@@ -253,7 +256,7 @@ class HiddenTable(Table):
     With ``batch_norm`` a batch norm takes the place of the bias.
     """
 
-    size: Count
+    size: Size
     gating: Literal["context_gating", "glu", "se", "none"]
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     batch_norm: bool | None = None
@@ -273,8 +276,8 @@ class MixtureOfExpertsTable(Table):
     """A gated mixture of sigmoids a class."""
 
     name: Literal["mixture_of_experts"]
-    num_experts: Count
-    gate_rank: Count | None = None
+    num_experts: Size
+    gate_rank: Size | None = None
     probability_gating: bool
     remove_diagonal: bool | None = None
 
@@ -286,7 +289,7 @@ class TrainingTable(Table):
     falls to 0 with ``max_steps`` and has no stairs.
     """
 
-    batch_size: Count
+    batch_size: Size
     learning_rate: Annotated[float, Field(gt=0)]
     learning_rate_decay: Annotated[float, Field(gt=0, le=1)]
     examples_per_decay: Count
@@ -295,7 +298,7 @@ class TrainingTable(Table):
     l2_penalty: Annotated[float, Field(ge=0)]
     batch_norm_momentum: Annotated[float, Field(gt=0, le=1)]
     checkpoint_every: Count
-    average_last: Count
+    average_last: Size
     schedule: Literal["staircase", "cosine"] | None = None
     warmup_examples: Count | None = None
     clip: Literal["each", "global"] | None = None

@@ -1,6 +1,7 @@
 """The model card beside an ONNX file: a ``README.md`` with front matter, from the file alone."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ensemble_kit.store.provenance import (
     OnnxMetadata,
     ValidationMetadata,
 )
+from ensemble_kit.wording import printable
 
 CARD = "README.md"
 MARK = "# Written by ensemble-kit export-onnx; without this line it is never replaced."
@@ -60,7 +62,7 @@ def model_card(path: Path, metadata: OnnxMetadata) -> str:
         f"# {path.stem}",
         f"{len(metadata.members)} sub-models in one ONNX graph that tags videos with "
         f"{metadata.data_schema.num_classes:,} classes. Made by "
-        f"ensemble-kit {metadata.kit_version}.",
+        f"ensemble-kit {_code(metadata.kit_version)}.",
         _facts(path, metadata),
         "## Run it",
         f"```python\n{six_lines(path, metadata)}\n```",
@@ -180,17 +182,17 @@ def _members(metadata: OnnxMetadata) -> str:
 def _origin(member: MemberMetadata) -> str:
     if member.recipe is None:
         return "made by another framework"
-    return " ".join(f"`{each}`" for each in (member.recipe.name, *member.recipe.overrides))
+    return " ".join(map(_code, (member.recipe.name, *member.recipe.overrides)))
 
 
 def _recipe(name: str, text: str) -> str:
     summary = f"<details><summary>Recipe of {name}</summary>"
-    return f"{summary}\n\n```toml\n{text.strip()}\n```\n\n</details>"
+    return f"{summary}\n\n{_fenced(text.strip(), 'toml')}\n\n</details>"
 
 
 def _mapping(name: str, mapping: MappingMetadata) -> str:
     """Say what the graph of a member of another framework is given, and what its output is."""
-    rows = [(f"`{each.name}`", _given(each, mapping.frames)) for each in mapping.inputs]
+    rows = [(_code(each.name), _given(each, mapping.frames)) for each in mapping.inputs]
     rows.append(("its output", ACTIVATIONS[mapping.activation]))
     return _table((f"input of {name}", "what it is given"), rows)
 
@@ -206,7 +208,19 @@ def _classes(names: Sequence[str]) -> str:
     lines = [f"{index} {' '.join(name.split())}" for index, name in enumerate(names[:MAX_NAMES])]
     if len(names) > MAX_NAMES:
         lines.append(f"... and {len(names) - MAX_NAMES:,} more")
-    return "\n".join(["```text", *lines, "```"])
+    return _fenced("\n".join(lines), "text")
+
+
+def _fenced(text: str, language: str) -> str:
+    """Return a block of text whose fence is longer than any in it, so that none there ends it."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{printable(text)}\n{fence}"
+
+
+def _code(text: str) -> str:
+    """Return text as code within a line or a cell of a table, which nothing in it ends."""
+    return f"`{printable(' '.join(text.split())).replace('`', chr(39)).replace('|', '/')}`"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -143,3 +143,20 @@ def test_only_a_card_of_the_kits_is_replaced_and_only_if_asked(exported, tmp_pat
     card.write_text("My own words.\n")
     assert write_card(path, read_metadata(path), force=True) is None
     assert card.read_text() == "My own words.\n"
+
+
+def test_nothing_in_a_file_ends_a_fence_or_a_cell_of_its_card(exported):
+    metadata = read_metadata(exported.path)
+    first = metadata.members[0]
+    recipe = first.recipe.model_copy(
+        update={"text": "````\n# Another card\x1b[2J", "overrides": ("a=`|b\n| c |",)}
+    )
+    hostile = metadata.model_copy(
+        update={"members": (first.model_copy(update={"recipe": recipe}),), "kit_version": "1`x"}
+    )
+
+    card = model_card(exported.path, hostile)
+
+    assert "`````toml\n````\n# Another card\\x1b[2J\n`````\n" in card
+    assert "`a='/b / c /`" in card
+    assert "Made by ensemble-kit `1'x`." in card
