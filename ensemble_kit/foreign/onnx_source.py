@@ -70,6 +70,7 @@ class Foreign(NamedTuple):
         original: The file's model with the same outputs, serialised, to compare the graph with.
         output: The name of the output that was kept.
         sha256: The hash of the bytes that were read.
+        folder: The folder of the files that hold values, after links.
     """
 
     graph: onnx.ModelProto
@@ -78,6 +79,7 @@ class Foreign(NamedTuple):
     original: bytes
     output: str
     sha256: str
+    folder: Path
 
     def tensor(self, name: str) -> Tensor:
         """Return a copy of a weight in memory."""
@@ -106,8 +108,10 @@ def read_foreign(path: Path, *, output: str | None, opset: int) -> Foreign:
     with _quiet():
         proto = onnx.ModelProto.FromString(data)
         is_changed = expose_tensors(proto)
+        folder = _follow_links(proto, path.parent)
         model = ir.from_proto(proto)
-        ir.external_data.set_base_dir(model.graph, path.parent)
+        ir.external_data.set_base_dir(model.graph, folder)
+        _allow_hard_links(model, folder)
         passes.InlinePass()(model)
         passes.RemoveInitializersFromInputsPass()(model)
         kept = keep_output(model, output, path)
@@ -117,8 +121,53 @@ def read_foreign(path: Path, *, output: str | None, opset: int) -> Foreign:
         passes.LiftSubgraphInitializersToMainGraphPass()(model)
         passes.ClearMetadataAndDocStringPass()(model)
     graph, inputs, weights = _part(model)
-    original = proto.SerializeToString() if is_changed else data
-    return Foreign(graph, inputs, weights, original, kept, hashlib.sha256(data).hexdigest())
+    original = proto.SerializeToString() if is_changed or folder != path.parent else data
+    digest = hashlib.sha256(data).hexdigest()
+    return Foreign(graph, inputs, weights, original, kept, digest, folder)
+
+
+def _follow_links(proto: onnx.ModelProto, folder: Path) -> Path:
+    """Let weights lie behind symbolic links, as in the cache of the Hugging Face Hub.
+
+    onnx_ir, and ONNX Runtime where it is given bytes, refuse a link out of the folder. A person has
+    named this folder, and ``read_tensors`` has made sure that the files are in it by name, which is
+    all that ONNX Runtime asks of a file that it opens itself.
+
+    Returns:
+        The folder that the files lie in; if that is another one, the model now names them there.
+    """
+    entries = [
+        entry
+        for tensor in proto.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    ]
+    files: list[Path] = [(folder / entry.value).resolve() for entry in entries]
+    folders = {file.parent for file in files}
+    if len(folders) != 1 or folders == {folder.resolve()}:
+        return folder
+    for entry, file in zip(entries, files, strict=True):
+        entry.value = file.name
+    return folders.pop()
+
+
+def _allow_hard_links(model: ir.Model, folder: Path) -> None:
+    """Let weights lie in files of several names, as some caches keep them; onnx_ir refuses those.
+
+    Without a base folder it looks at no link; what lies where ``read_tensors`` has not looked, as
+    in a constant or a branch, keeps its base folder.
+    """
+    for value in model.graph.initializers.values():
+        held = value.const_value
+        if isinstance(held, ir.ExternalTensor) and Path(held.location).name == held.location:
+            value.const_value = ir.ExternalTensor(
+                location=folder.absolute() / held.location,
+                offset=held.offset,
+                length=held.length,
+                dtype=held.dtype,
+                shape=held.shape,
+                name=str(held.name),
+            )
 
 
 def root_of(error: BaseException) -> str:

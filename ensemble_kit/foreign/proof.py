@@ -135,7 +135,7 @@ class _Original:
     def __init__(self, path: Path, foreign: Foreign) -> None:
         self.path, self.output = path, foreign.output
         options = onnxruntime.SessionOptions()
-        options.add_session_config_entry(FOLDER, str(path.parent))
+        options.add_session_config_entry(FOLDER, str(foreign.folder))
         self._session = open_session(
             foreign.original,
             name=str(path),

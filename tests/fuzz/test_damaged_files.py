@@ -14,12 +14,6 @@ from ensemble_kit.errors import PredictionsError
 DEFAULT = 2_000  # files of a kind, in the suite
 
 
-@pytest.fixture(scope="session")
-def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kind]:
-    """Every kind of file by its name."""
-    return fuzz_kinds.kinds(tmp_path_factory.mktemp("whole"))
-
-
 def test_every_kind_has_a_name(kinds):
     assert tuple(kinds) == fuzz_kinds.NAMES
 
