@@ -23,7 +23,7 @@ from ensemble_kit.networks.foreign import GRAPH, ForeignModel
 from ensemble_kit.networks.member import MemberModel
 from ensemble_kit.networks.onnx_model import OnnxModel
 from ensemble_kit.networks.running import measure, require_device, runner
-from ensemble_kit.networks.sub_model import SubModel, empty_sub_model
+from ensemble_kit.networks.sub_model import SubModel, empty_sub_model, without_memory
 from ensemble_kit.networks.weights import (
     Tensors,
     count_fixed_bytes,
@@ -191,7 +191,8 @@ def load_fused(file: TensorFile, *, repeats: int) -> FusedEnsemble:
 def load_fused_member(file: TensorFile, member: MemberMetadata, schema: Schema) -> MemberModel:
     """Build one member of an open fused file, its weights in float32, in evaluation mode."""
     prefix = member_prefix(member.name)
-    model = empty_member(file, member, schema)
+    with without_memory(member.name):
+        model = empty_member(file, member, schema)
     if isinstance(model, ForeignModel):
         model.weights = foreign_weights(model, file, prefix=prefix, path=file.path)
     else:
@@ -207,7 +208,7 @@ def empty_member(
         prefix = member_prefix(member.name)
         return empty_foreign(file, member.mapping, schema, prefix=prefix, name=member.name)
     assert member.recipe is not None
-    return empty_sub_model(parse_recipe(member.recipe), schema)
+    return SubModel(parse_recipe(member.recipe), schema)
 
 
 def empty_foreign(

@@ -1,7 +1,8 @@
 """The one wiring of parts into a sub-model: frames of each modality -> probabilities."""
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple, cast
 
 import torch
@@ -356,20 +357,34 @@ def _gating(table: HiddenTable, momentum: float) -> Gating | None:
     return build_part(GATINGS[table.gating], extra, offered)
 
 
+@contextmanager
+def without_memory(name: str) -> Iterator[None]:
+    """Build a model in a block on the meta device, where a tensor has a shape and no memory.
+
+    Args:
+        name: What errors call the recipe.
+
+    Raises:
+        RecipeError: A tensor has more numbers than PyTorch counts.
+    """
+    try:
+        with torch.device("meta"):
+            yield
+    except (RuntimeError, TypeError) as error:  # PyTorch's, about sizes of more than 63 bits
+        raise RecipeError(
+            f"Recipe {name} cannot be built: {str(error).splitlines()[0].rstrip('.')}.",
+            hint="Use smaller sizes.",
+        ) from error
+
+
 def empty_sub_model(recipe: Recipe, schema: Schema) -> SubModel:
     """Build a sub-model on the meta device, without allocating its weights.
 
     Raises:
         RecipeError: It does not fit the schema, or a tensor has more numbers than PyTorch counts.
     """
-    try:
-        with torch.device("meta"):
-            return SubModel(recipe, schema)
-    except (RuntimeError, TypeError) as error:  # PyTorch's, about sizes of more than 63 bits
-        raise RecipeError(
-            f"Recipe {recipe.name} cannot be built: {str(error).splitlines()[0].rstrip('.')}.",
-            hint="Use smaller sizes.",
-        ) from error
+    with without_memory(recipe.name):
+        return SubModel(recipe, schema)
 
 
 def trainable_sub_model(recipe: Recipe, schema: Schema) -> SubModel:

@@ -11,6 +11,8 @@ import fuzz_kinds
 import pytest
 
 from ensemble_kit.errors import EnsembleKitError
+from ensemble_kit.predictions.file import read_predictions
+from ensemble_kit.store.selection_file import read_selection
 
 
 @pytest.fixture
@@ -64,11 +66,21 @@ def a_link_to_itself(path: Path, _: bytes) -> None:
     path.symlink_to(path.name)
 
 
-@pytest.mark.parametrize("name", [name for name in fuzz_kinds.NAMES if name not in {"log", "ids"}])
-@pytest.mark.parametrize(
-    "make",
-    [unreadable, in_a_closed_folder, empty, a_folder, missing, a_link_to_nothing, a_link_to_itself],
-)
+# Their ``read`` writes or copies files itself, or takes a missing file for one without lines.
+LEFT_OUT = frozenset({"log", "ids", "npy", "selection", "state"})
+WAYS = [
+    unreadable,
+    in_a_closed_folder,
+    empty,
+    a_folder,
+    missing,
+    a_link_to_nothing,
+    a_link_to_itself,
+]
+
+
+@pytest.mark.parametrize("name", [name for name in fuzz_kinds.NAMES if name not in LEFT_OUT])
+@pytest.mark.parametrize("make", WAYS)
 def test_what_cannot_be_read_is_an_error_of_the_kit(make, name, kinds, folder):
     kind = kinds[name]
     path = folder / "closed" / kind.file_name
@@ -81,3 +93,15 @@ def test_what_cannot_be_read_is_an_error_of_the_kit(make, name, kinds, folder):
 
     with another_user(), pytest.raises(EnsembleKitError):
         kind.read(path)
+
+
+@pytest.mark.parametrize("read", [read_selection, read_predictions])
+@pytest.mark.parametrize("make", WAYS)
+def test_nor_are_selections_and_arrays(make, read, kinds, folder):
+    original = kinds["npy" if read is read_predictions else "selection"].originals[0]
+    path = folder / "closed" / "p.npy"
+    path.parent.mkdir(parents=True)
+    make(path, original)
+
+    with another_user(), pytest.raises(EnsembleKitError):
+        read(path)
