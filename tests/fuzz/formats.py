@@ -156,7 +156,9 @@ DICTIONARIES = ("", "{}", "[]", "{'descr': '<f4'}", "{'descr': '<f4', 'fortran_o
 
 
 def damage_npy(random: Random, data: bytes) -> bytes:
-    """Return a ``.npy`` file after changes to its header."""
+    """Return a ``.npy`` file after changes to its header; one that was cut short has none."""
+    if len(data) < 8:
+        return data
     version, start = data[6], 8
     width = 2 if version == 1 else 4
     size = int.from_bytes(data[start : start + width], "little")
