@@ -77,3 +77,18 @@ def test_a_compiled_model_trains_like_any_other_and_compiling_runs_no_file_eithe
         # two of Adam's steps of 0.02 each, whose sign is that of a gradient that may be near 0
         torch.testing.assert_close(weights[0][name], tensor, rtol=0, atol=0.08)
         assert (weights[0][name] - tensor).abs().median() < 1e-5
+
+
+def test_processes_that_read_for_a_script_run_no_file_either(trap):
+    code = (
+        "from ensemble_kit import Records\n"
+        "batches = Records(['data/train']).training_batches(4, seed=0, workers=1)\n"
+        "print(len(next(batches).ids))\n"
+    )
+
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, cwd=trap
+    )
+
+    assert result.stdout == "4\n", result.stderr
+    assert not (trap / "run.txt").exists(), (trap / "run.txt").read_text()

@@ -275,7 +275,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(checkpoints, tmp_path):
     )
 
 
-def test_no_checkpoint_at_all_is_a_fault_of_the_caller(tmp_path):
+def test_no_checkpoint_at_all_is_a_mistake_of_the_caller(tmp_path):
     with pytest.raises(ValueError, match="there are no checkpoints to average"):
         average_checkpoints([], tmp_path / "averaged.safetensors")
 

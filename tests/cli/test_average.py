@@ -214,7 +214,7 @@ def test_checkpoints_of_different_runs_are_refused(runner, own_workspace):
         ),
     ],
 )
-def test_what_cannot_be_meant_is_a_fault_of_usage(words, message, runner, own_workspace):
+def test_what_cannot_be_meant_is_a_usage_error(words, message, runner, own_workspace):
     result = runner.invoke(main, ["average", *words])
 
     assert result.exit_code == 2

@@ -106,7 +106,7 @@ def test_a_second_interrupt_kills():
     assert [end.state for end in ends] == ["failed", "failed", "stopped"]
 
 
-def test_a_fault_of_the_caller_leaves_no_job_unasked_to_stop():
+def test_an_error_of_the_caller_leaves_no_job_unasked_to_stop():
     begun = MadeUpJobs({2: lambda: begun[0].end("finished")})
 
     def on_end(_):

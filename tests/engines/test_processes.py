@@ -30,7 +30,7 @@ def test_a_job_is_a_command_of_the_kit(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_fault_of_a_command_is_one_line_and_its_stderr_is_passed_on(capsys):
+def test_the_error_of_a_command_is_one_line_and_its_stderr_is_passed_on(capsys):
     end = start_process(Job("gru", ("evaluate", "no.csv")), threads=1).wait()
 
     assert (end.state, end.problem) == ("failed", "no.csv does not exist.")
@@ -97,7 +97,7 @@ def test_nobody_listening_does_not_keep_a_job_from_its_end(started, monkeypatch)
         ("kill -SEGV $$", "it was ended by SIGSEGV."),
     ],
 )  # fmt: skip
-def test_a_fault_is_told_in_one_line(script, problem, started):
+def test_why_a_job_failed_is_one_line(script, problem, started):
     assert started(script).wait() == JobEnd(
         Job("gru", ("train", "willow/gru")), "failed", problem=problem
     )
