@@ -28,7 +28,7 @@ from ensemble_kit.store.workspace import FUSED, SELECTION
     type=one_of(Dtype),
     default=DTYPE,
     show_default=True,
-    help="The type that weights are stored in.",
+    help="Type that weights are stored in; integers and trees of foreign models stay as they are.",
 )
 @click.option(
     "--data", multiple=True, help="Validation records to measure GAP on before and after rounding."
