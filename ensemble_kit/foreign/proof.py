@@ -97,7 +97,8 @@ def _change_alone(
 
         def alone(stop: int | None, row: int = row) -> Tensor:
             video = {name: values[[row], :stop] for name, values in frames.items()}
-            return model(video, num_frames[[row]])[0]  # type: ignore[no-any-return]
+            probabilities: Tensor = model(video, num_frames[[row]])
+            return probabilities[0]
 
         size = float((alone(max(1, length)) - together[row]).abs().max())
         if not size <= PADDING_TOLERANCE:
