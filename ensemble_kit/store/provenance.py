@@ -83,7 +83,7 @@ class CheckpointMetadata(Metadata):
         ema_decay: The decay of the exponential moving average over steps that its weights are; None
             where they are those of one step, or a mean of such.
         averaged_from: The checkpoints that were averaged, if any.
-        batch_norm: How an averaged checkpoint came by its batch-norm statistics.
+        batch_norm: Where the batch-norm statistics of an averaged checkpoint are from.
         validation_gap: The GAP@20 that an averaged checkpoint was compared by; None where it was
             compared with nothing.
     """
@@ -116,15 +116,15 @@ class TrainingStateMetadata(Metadata):
     """The metadata of a run's state, from which training resumes.
 
     Attributes:
-        settings: What makes the run what it is, by name: hashes and values.
+        settings: The settings that identify the run, by name: hashes and values.
         modified_ns: When each file of training records, then each of validation records, was last
             modified: one that was touched since is compared with its checksums again.
         is_finished: Whether all steps are taken; the file then holds no tensors.
         step: Optimisation steps taken.
-        batches: Batches read, those that nothing was good in too.
+        batches: Batches read, including those without a good record.
         examples: Videos seen.
         seconds: How long training has taken so far.
-        measured: The checkpoints written at their regular steps, those removed since too.
+        measured: The checkpoints written at their regular steps, including those removed since.
     """
 
     kind: Literal["training state"] = "training state"
@@ -192,7 +192,7 @@ class ModelMetadata(Metadata):
     """The model that made some predictions.
 
     Attributes:
-        file: Where it lies, relative to the predictions file, and its hash then.
+        file: The model's file, with its hash when it made the predictions.
         kind: What kind of file it is.
         num_values: Numbers that ``fuse`` will store for it in its precision: parameters and
             statistics.
@@ -241,8 +241,8 @@ class MemberMetadata(Metadata):
     """One member of a fused graph.
 
     Attributes:
-        recipe: What it was trained by; None for one that another framework made.
-        mapping: What the graph of such a one is given; None for all others.
+        recipe: The recipe it was trained with; None for a foreign model.
+        mapping: The mapping of a foreign model; None for all others.
         checkpoint: The file that it was fused from, imported or trained.
     """
 
@@ -265,8 +265,8 @@ class ValidationMetadata(Metadata):
 
     Attributes:
         gap: GAP@k of their weighted mean.
-        k: The k of it.
-        videos: Videos that it was measured on.
+        k: The k of GAP@k.
+        videos: The number of videos that it was measured on.
         dataset_sha256: The hash of their ids and labels in order.
         repeats: Draws whose probabilities were averaged, the most of any member.
     """
@@ -283,8 +283,8 @@ class FusedMetadata(Metadata):
 
     Attributes:
         dtype: The type its weights are stored in.
-        members: In selection's order; coefficients sum to 1.
-        data_schema: What its inputs and its classes are.
+        members: The members in selection's order; their coefficients sum to 1.
+        data_schema: Its modalities and its classes.
         selection: The selection it was fused from.
         validation: What selection measured.
         top_k: How many classes are listed for a video.
@@ -308,12 +308,12 @@ class FusedMetadata(Metadata):
 
 
 class OnnxMetadata(Metadata):
-    """The metadata of an ONNX file, one property a field.
+    """The metadata of an ONNX file, which has one property for each field.
 
     Attributes:
         dtype: The type its weights are stored in.
-        members: In selection's order; coefficients sum to 1.
-        data_schema: What its inputs and its classes are.
+        members: The members in selection's order; their coefficients sum to 1.
+        data_schema: Its modalities and its classes.
         label_names: The classes' names, for servers that read no schema.
         input_types: The type of each modality's input.
         sampling: Where its draws come from: a table in the file, fresh numbers, or an input.

@@ -15,18 +15,18 @@ def refuse_size(
     dtype: Dtype,
     overhead: int = 0,
 ) -> None:
-    """Raise if what is needed to run an ensemble is over the limit.
+    """Raise if the files needed to run an ensemble are over the limit.
 
     Args:
-        kind: What it is called: ``fused``, ``ONNX``.
+        kind: What the message calls the file: ``fused`` or ``ONNX``.
         num_bytes: The size of all files that are needed to run it.
         max_size: Their maximum size together, in bytes.
-        selection: What the members were selected by; None where it is not at hand.
+        selection: The selection of the members; None if it is not available.
         dtype: The type that weights are stored in.
-        overhead: The bytes that are no member's weights.
+        overhead: The bytes that are not weights of a member.
 
     Raises:
-        SizeLimitError: There are more bytes.
+        SizeLimitError: The size is over the limit.
     """
     if num_bytes <= max_size:
         return
