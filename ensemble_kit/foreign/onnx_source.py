@@ -127,7 +127,7 @@ def read_foreign(path: Path, *, output: str | None, opset: int) -> Foreign:
 
 
 def _follow_links(proto: onnx.ModelProto, folder: Path) -> Path:
-    """Let weights lie behind symbolic links, as in the cache of the Hugging Face Hub.
+    """Let symbolic links stand for files of weights, as in the cache of the Hugging Face Hub.
 
     onnx_ir, and ONNX Runtime where it is given bytes, refuse a link out of the folder. A person has
     named this folder, and ``read_tensors`` has made sure that the files are in it by name, which is
