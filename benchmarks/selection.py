@@ -110,7 +110,7 @@ class Scores:
 def write_candidates(folder: Path, case: Case) -> list[Path]:
     """Write the candidates of a case as predictions files of the kit, and return them."""
     from ensemble_kit.data.labels import LabelLists
-    from ensemble_kit.predictions.file import write_predictions
+    from ensemble_kit.predictions.writing import write_predictions
 
     scores = Scores(case.num_videos)
     labels = LabelLists.from_lists(scores.labels)

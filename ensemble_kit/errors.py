@@ -7,6 +7,7 @@ EnsembleKitError
 ├── RecipeError        recipes and the values set over them
 ├── CheckpointError    tensor files: checkpoints, predictions, fused files
 ├── TrainingError      a run that cannot start or go on
+├── JobError           a job among several that has failed, or cannot be started
 ├── AveragingError     an average that loses to a checkpoint alone, or cannot be compared
 ├── PredictionsError   predictions and label files, and what does not match between them
 ├── SelectionError     candidates that cannot be chosen from, a selection that no longer holds
@@ -96,6 +97,10 @@ class CheckpointError(EnsembleKitError):
 
 class TrainingError(EnsembleKitError):
     """A run that cannot start or go on."""
+
+
+class JobError(EnsembleKitError):
+    """A job among several has failed, or cannot be started."""
 
 
 class AveragingError(EnsembleKitError):

@@ -179,9 +179,15 @@ def _umask() -> int:
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits.
 
+    For a folder, such as one of predictions, it is that of its files' names and hashes.
+
     Raises:
         InputError: The file cannot be read.
     """
+    if path.is_dir():
+        files = sorted(each for each in path.iterdir() if not each.name.startswith("."))
+        lines = "".join(f"{sha256_of(each)}  {each.name}\n" for each in files)
+        return hashlib.sha256(lines.encode()).hexdigest()
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,7 +3,7 @@
 What runs a model is imported inside the functions that do: evaluating a CSV file needs no torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,31 +15,29 @@ from ensemble_kit.choices import BATCH_SIZE, DEVICE, TOP_K
 from ensemble_kit.data.dataset import Batch, Records
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.data.schema import check_fits
-from ensemble_kit.errors import OutputError, PredictionsError
+from ensemble_kit.errors import PredictionsError
 from ensemble_kit.files import refuse_overwrite
 from ensemble_kit.metrics import Metrics, MetricsAccumulator
 from ensemble_kit.predictions.challenge_csv import read_labels_csv
-from ensemble_kit.predictions.file import (
-    BLOCK_VALUES,
-    Predictions,
-    write_predictions,
-    write_predictions_csv,
-)
+from ensemble_kit.predictions.file import BLOCK_VALUES, Predictions
 from ensemble_kit.predictions.videos import aligned, taken
+from ensemble_kit.predictions.writing import (
+    PredictionsWriter,
+    csv_written,
+    predictions_written,
+    require_suffix,
+    write_predictions,
+)
 from ensemble_kit.progress import progress
 from ensemble_kit.store.provenance import (
     CheckpointMetadata,
     FileMetadata,
-    ModelKind,
     ModelMetadata,
 )
 from ensemble_kit.store.tensor_files import open_tensors
 
 if TYPE_CHECKING:
     from ensemble_kit.networks.loading import LoadedModel
-
-
-SUFFIXES = (".safetensors", ".csv")
 
 
 class KeptPredictions:
@@ -77,74 +75,31 @@ class KeptPredictions:
         with open_tensors(model) as file:
             metadata = file.metadata_as(CheckpointMetadata)
             num_values = count_stored(file)
-        self._write(
-            output,
-            name=metadata.name,
-            label_names=metadata.data_schema.names,
-            model=_model_metadata(model, output, "checkpoint", num_values, repeats=1),
-            top_k=None,
-            force=force,
-        )
-
-    def write_csv(self, output: Path, *, top_k: int, force: bool) -> None:
-        """Write the best classes of each video in the challenge's format."""
-        write_predictions_csv(output, ids=self._ids, rows=self._rows, top_k=top_k, force=force)
-
-    def write_of(
-        self, loaded: "LoadedModel", output: Path, *, top_k: int | None, force: bool
-    ) -> None:
-        """Write them as the predictions of a loaded model."""
-        self._write(
-            output,
-            name=loaded.name,
-            label_names=loaded.schema.names,
-            model=_model_metadata(
-                loaded.path,
-                output,
-                loaded.kind,
-                loaded.num_values,
-                fixed_bytes=loaded.fixed_bytes,
-                repeats=loaded.repeats,
-            ),
-            top_k=top_k,
-            force=force,
-        )
-
-    def _write(
-        self,
-        output: Path,
-        *,
-        name: str,
-        label_names: Sequence[str],
-        model: ModelMetadata,
-        top_k: int | None,
-        force: bool,
-    ) -> None:
         write_predictions(
             output,
             ids=self._ids,
-            label_names=label_names,
+            label_names=metadata.data_schema.names,
             labels=LabelLists.from_lists(self._classes),
             rows=self._rows,
-            name=name,
-            model=model,
-            top_k=top_k,
+            name=metadata.name,
+            model=ModelMetadata(
+                file=FileMetadata.of(model, output.parent),
+                kind="checkpoint",
+                num_values=num_values,
+                repeats=1,
+            ),
             force=force,
         )
 
 
-def _model_metadata(
-    model: Path,
-    output: Path,
-    kind: ModelKind,
-    num_values: int,
-    *,
-    fixed_bytes: int = 0,
-    repeats: int,
-) -> ModelMetadata:
-    file = FileMetadata.of(model, output.parent)
+def model_metadata(loaded: "LoadedModel", folder: Path) -> ModelMetadata:
+    """Describe a loaded model for the metadata of predictions in a folder."""
     return ModelMetadata(
-        file=file, kind=kind, num_values=num_values, fixed_bytes=fixed_bytes, repeats=repeats
+        file=FileMetadata.of(loaded.path, folder),
+        kind=loaded.kind,
+        num_values=loaded.num_values,
+        fixed_bytes=loaded.fixed_bytes,
+        repeats=loaded.repeats,
     )
 
 
@@ -165,7 +120,7 @@ def predict(
         model: A checkpoint, a foreign model, a fused file or an ONNX file.
         records: The videos to tag, in the files' order. They need no labels.
         output: A ``.safetensors`` file, or a ``.csv`` file in the challenge's format. Upper and
-            lower case of these suffixes are the same.
+            lower case of these suffixes are the same. Rows go to the disk as they come.
         repeats: Test-time draws to average; None means 1, or for an ONNX file the number it was
             exported with.
         batch_size: Videos at a time; it changes memory and speed only.
@@ -183,25 +138,37 @@ def predict(
     from ensemble_kit.networks.loading import load
 
     model, output = Path(model), Path(output)
-    if output.suffix.lower() not in SUFFIXES:
-        raise OutputError(
-            f"{output} does not end in .safetensors or .csv, and predictions are written in no "
-            "other format.",
-            hint="Name a .safetensors file, or a .csv file for the challenge's format.",
-        )
+    require_suffix(output)
     refuse_overwrite(output, force=force)
     loaded = load(model, repeats=repeats, device=device)
     check_fits(loaded.schema, records.schema, path=model)
-    kept = KeptPredictions()
-    with progress(f"predict {loaded.name}", 0) as shown:
-        for batch in records.batches(batch_size):
-            kept.add(batch, loaded.probabilities(batch))
-            shown.update(kept.num_videos, "videos")
-    if output.suffix.lower() == ".csv":
-        kept.write_csv(output, top_k=top_k or TOP_K, force=force)
-    else:
-        kept.write_of(loaded, output, top_k=top_k, force=force)
+    written = (
+        csv_written(output, top_k=top_k or TOP_K, force=force)
+        if output.suffix.lower() == ".csv"
+        else predictions_written(
+            output,
+            label_names=loaded.schema.names,
+            name=loaded.name,
+            model=model_metadata(loaded, output.parent),
+            top_k=top_k,
+            force=force,
+        )
+    )
+    with written as writer, progress(f"predict {loaded.name}", 0) as shown:
+        num_videos = 0
+        for batch in add_predictions(loaded, records, writer, batch_size=batch_size):
+            num_videos += len(batch.ids)
+            shown.update(num_videos, "videos")
     return output
+
+
+def add_predictions(
+    loaded: "LoadedModel", records: Records, writer: PredictionsWriter, *, batch_size: int
+) -> Iterator[Batch]:
+    """Write a model's probabilities on some records, and yield each batch that is written."""
+    for batch in records.batches(batch_size):
+        writer.add(batch.ids, batch.labels, loaded.probabilities(batch))
+        yield batch
 
 
 def evaluate_predictions(

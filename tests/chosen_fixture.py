@@ -50,7 +50,7 @@ def own_chosen(tmp_path: Path) -> Chosen:
 def write_chosen(folder: Path, **options: object) -> Chosen:
     """Write predictions of four candidates and select among them; ``options`` are ``select``'s."""
     from ensemble_kit.data.labels import LabelLists
-    from ensemble_kit.predictions.file import write_predictions
+    from ensemble_kit.predictions.writing import write_predictions
     from ensemble_kit.selection.stage import select
     from ensemble_kit.store.provenance import FileMetadata, ModelMetadata
 

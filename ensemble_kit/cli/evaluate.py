@@ -9,6 +9,7 @@ import click
 from ensemble_kit.choices import TOP_K
 from ensemble_kit.cli.options import (
     EXISTING_FILE,
+    EXISTING_FILE_OR_FOLDER,
     device_option,
     echo_skipped,
     json_option,
@@ -18,7 +19,7 @@ from ensemble_kit.cli.options import (
 
 
 @click.command()
-@click.argument("model_or_predictions", type=EXISTING_FILE)
+@click.argument("model_or_predictions", type=EXISTING_FILE_OR_FOLDER)
 @click.argument("data", nargs=-1)
 @click.option(
     "--labels", type=EXISTING_FILE, help="CSV of VideoId,Labels for the predicted videos."

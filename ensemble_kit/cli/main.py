@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "average": "average",
         "import-onnx": "import_onnx",
         "predict": "predict",
+        "predictions": "predictions",
         "evaluate": "evaluate",
         "select": "select",
         "fuse": "fuse",

@@ -1,14 +1,15 @@
 """ensemble-kit predict."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ensemble_kit.choices import BATCH_SIZE
 from ensemble_kit.cli.options import (
     EXISTING_FILE,
-    FILE,
     device_option,
     echo_json,
     echo_skipped,
@@ -16,7 +17,14 @@ from ensemble_kit.cli.options import (
     json_option,
     records_options,
     repeats_option,
+    words_of,
 )
+from ensemble_kit.cli.side_by_side import NAMES, engine_options, run_side_by_side
+from ensemble_kit.wording import counted
+
+if TYPE_CHECKING:
+    from ensemble_kit.engines.jobs import Job
+    from ensemble_kit.shards import Shard
 
 
 @click.command()
@@ -25,17 +33,21 @@ from ensemble_kit.cli.options import (
 @click.option(
     "-o",
     "--output",
-    type=FILE,
     required=True,
-    help="File to write: .safetensors, or .csv in the challenge's format.",
+    help="A .safetensors file, a challenge .csv, or FOLDER/ for a file for each file of records.",
 )
+@click.option(
+    "--shard", "share", metavar="I/N",
+    help="Predict the I-th of N parts of the files of records, told apart by their names.",
+)  # fmt: skip
 @repeats_option
 @click.option("--batch-size", type=click.IntRange(min=1), default=BATCH_SIZE, show_default=True)
 @click.option(
     "--top-k",
     type=click.IntRange(min=1),
-    help="How many classes of each video to keep  [default: all, 20 in a .csv].",
+    help="Classes of each video to keep.  [default: all, 20 in a .csv]",
 )
+@engine_options
 @device_option
 @records_options
 @force_option
@@ -43,10 +55,15 @@ from ensemble_kit.cli.options import (
 def predict(
     model: Path,
     data: tuple[str, ...],
-    output: Path,
+    output: str,
+    share: str | None,
     repeats: int | None,
     batch_size: int,
     top_k: int | None,
+    jobs: int | None,
+    on: str | None,
+    cpus_each: int,
+    gpus_each: float,
     device: str,
     force: bool,
     as_json: bool,
@@ -56,28 +73,75 @@ def predict(
 
     MODEL is a checkpoint, a fused file or an ONNX file. The records need no labels.
 
+    With FOLDER/ as the output, each file of records has its own predictions file, and the same
+    command goes on after a stop: what is there already is skipped. Other commands take the folder
+    as one predictions file.
+
     \b
     Examples:
         ensemble-kit predict ensemble/ensemble.onnx 'test/*.tfrecord' -o submission.csv
         ensemble-kit predict runs/gru/averaged.safetensors 'validate/*.tfrecord' --top-k 100 \\
             -o gru-100.safetensors
+        ensemble-kit predict ensemble/ensemble.onnx 'test/*.tfrecord' -o test/ --jobs 2
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.data.dataset import Records
     from ensemble_kit.inference import predict as predict_records
+    from ensemble_kit.shards import Share, find_shards, predict_shards, shared_out
 
+    part = None if share is None else Share.parse(share)
+    is_folder = output.endswith(("/", os.sep)) or Path(output).is_dir()
+    if not is_folder and (part or jobs or on):
+        raise click.UsageError(
+            "--shard, --jobs and --on write a file for each file of records; name a folder, such "
+            "as -o predictions/."
+        )
     records = Records(data, needs_labels=False, **reading)
-    predict_records(
-        model,
-        records,
-        output,
-        repeats=repeats,
-        batch_size=batch_size,
-        top_k=top_k,
-        device=device,
-        force=force,
-    )
-    if as_json:
-        echo_json({"path": output, "skipped": records.num_skipped})
+    if jobs is not None or on is not None:
+        shards = [
+            shard
+            for shard in find_shards(records, Path(output))
+            if part is None or part.has(shard.name)
+        ]
+        words = words_of(click.get_current_context(), leave_out={*NAMES, "share"})
+        run_side_by_side(
+            _jobs(model, shared_out(shards, jobs or len(shards) or 1), words),
+            folder=os.path.abspath(output),
+            at_once=jobs,
+            on=on,
+            cpus_each=cpus_each,
+            gpus_each=gpus_each,
+        )
         return
-    click.echo(output)
+    options: dict[str, Any] = {
+        "repeats": repeats,
+        "batch_size": batch_size,
+        "top_k": top_k,
+        "device": device,
+        "force": force,
+    }
+    if is_folder:
+        done = predict_shards(model, records, output, share=part, **options)
+        files = counted(done.num_predicted, "file")
+        text = f"{done.folder}: {files} predicted, {done.num_skipped:,} already there"
+        facts = {"predicted": done.num_predicted, "already_there": done.num_skipped}
+    else:
+        text, facts = str(predict_records(model, records, output, **options)), {}
+    if as_json:
+        path = Path(output)
+        echo_json({"path": path, "skipped": records.num_skipped, **facts})
+        return
+    click.echo(text)
     echo_skipped(records)
+
+
+def _jobs(model: Path, parts: Sequence[Sequence["Shard"]], words: Sequence[str]) -> list["Job"]:
+    """Return a job for each part of the shards."""
+    from ensemble_kit.engines.jobs import Job
+
+    return [
+        Job(
+            f"part {number} of {len(parts)}",
+            ("predict", *words, "--", str(model.absolute()), *(shard.place for shard in part)),
+        )
+        for number, part in enumerate(parts, start=1)
+    ]

@@ -21,7 +21,14 @@ from ensemble_kit.choices import (
     Mixing,
     Strategy,
 )
-from ensemble_kit.cli.options import EXISTING_FILE, FILE, force_option, json_option, one_of
+from ensemble_kit.cli.options import (
+    EXISTING_FILE,
+    EXISTING_FILE_OR_FOLDER,
+    FILE,
+    force_option,
+    json_option,
+    one_of,
+)
 from ensemble_kit.errors import SizeLimitError
 from ensemble_kit.files import format_of_limit, parse_size, refuse_overwrite
 from ensemble_kit.store.workspace import REPORT, SELECTION
@@ -36,7 +43,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("predictions", nargs=-1, type=EXISTING_FILE)
+@click.argument("predictions", nargs=-1, type=EXISTING_FILE_OR_FOLDER)
 @click.option(
     "-o", "--output", type=FILE, default=SELECTION, show_default=True, help="File to write."
 )

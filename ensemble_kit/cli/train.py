@@ -10,7 +10,7 @@ import click
 
 from ensemble_kit.choices import PRECISION, TEACHER_SHARE, Precision
 from ensemble_kit.cli.options import (
-    EXISTING_FILE,
+    EXISTING_FILE_OR_FOLDER,
     FOLDER,
     device_option,
     echo_skipped,
@@ -88,8 +88,8 @@ if TYPE_CHECKING:
 @click.option("--compile", "compiled", is_flag=True, help="Compile the model with torch.compile.")
 @click.option(
     "--teacher",
-    type=EXISTING_FILE,
-    help="Predictions file of the training records, to learn from as well as the labels.",
+    type=EXISTING_FILE_OR_FOLDER,
+    help="Predictions of the training records, to learn from as well as the labels.",
 )
 @click.option(
     "--teacher-share",

@@ -1,5 +1,6 @@
 """Files of records to batches of videos."""
 
+import copy
 import glob
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -118,6 +119,23 @@ class Records:
     def num_skipped(self) -> int:
         """How many bad records were skipped so far."""
         return len(self._skipped)
+
+    @property
+    def skips_bad_records(self) -> bool:
+        """Whether a bad record is skipped and counted."""
+        return self._skip_bad_records
+
+    def alone(self, path: Path) -> "Records":
+        """Return the records of one of the files, read as all of them are.
+
+        Bad records that are skipped in it are counted here as well.
+        """
+        records = copy.copy(self)  # which shares what is skipped
+        records.paths, records.patterns = (path,), (str(path),)
+        records._index = RecordIndex(
+            records.paths, check_crc=self._check_crc, on_bad=records._refuse
+        )
+        return records
 
     def count(self) -> int:
         """Return the number of records, from their framing alone."""

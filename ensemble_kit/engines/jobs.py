@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Literal, Protocol
 
-from ensemble_kit.errors import TrainingError
+from ensemble_kit.errors import JobError
 from ensemble_kit.interrupts import SIGNALS
 from ensemble_kit.wording import counted
 
@@ -40,12 +40,14 @@ class JobEnd:
         state: ``stopped`` if it was interrupted, or not started because of an interrupt.
         printed: What it printed on standard output.
         problem: Why it failed, in one line; empty if it did not.
+        node: The machine of a cluster that it ran on; empty for a process of this machine.
     """
 
     job: Job
     state: Literal["finished", "stopped", "failed"]
     printed: str = ""
     problem: str = ""
+    node: str = ""
 
 
 class RunningJob(Protocol):
@@ -117,13 +119,13 @@ def run_jobs(
 
 
 def require_finished(ends: Sequence[JobEnd]) -> None:
-    """Raise ``TrainingError`` if a job has failed, with the reason of each one."""
+    """Raise ``JobError`` if a job has failed, with the reason of each one."""
     failed = [end for end in ends if end.state == "failed"]
     if failed:
         reasons = "".join(f"\n  {end.job.name}: {end.problem}" for end in failed)
-        raise TrainingError(
+        raise JobError(
             f"{len(failed)} of {counted(len(ends), 'job')} failed:{reasons}",
-            hint="Fix this and give the same command again; finished runs are left as they are.",
+            hint="Fix this and give the same command again; what is finished is left as it is.",
         )
 
 

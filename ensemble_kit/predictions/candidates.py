@@ -248,7 +248,7 @@ def _refuse_changed_models(opened: Sequence[Predictions]) -> None:
         model = predictions.metadata.model if predictions.metadata else None
         if model is None:
             continue
-        path = predictions.path.parent / model.file.path
+        path = predictions.home / model.file.path
         if isfile(path) and sha256_of(path) != model.file.sha256:
             raise SelectionError(
                 f"{path} has changed since it predicted {predictions.path}.",

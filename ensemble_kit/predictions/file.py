@@ -8,39 +8,33 @@ classes of each video has, in place of ``probabilities``, their ``values`` ``(N,
 was left out.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_kit._version import __version__
 from ensemble_kit.data.labels import LabelLists
-from ensemble_kit.data.schema import Vocabulary, vocabulary_sha256
+from ensemble_kit.data.schema import Vocabulary
 from ensemble_kit.errors import CheckpointError, PredictionsError
-from ensemble_kit.files import refuse_overwrite, written_aside
-from ensemble_kit.metrics import top_classes
-from ensemble_kit.predictions.challenge_csv import (
-    PREDICTIONS_HEADER,
-    PREDICTIONS_HEADERS,
-    format_line,
-    read_pairs,
-)
+from ensemble_kit.predictions.challenge_csv import PREDICTIONS_HEADERS, read_pairs
+from ensemble_kit.predictions.folder import differing, shard_paths
 from ensemble_kit.predictions.numpy_files import read_arrays
 from ensemble_kit.predictions.rows import (
     DenseRows,
     Floats,
+    JoinedRows,
     ListedRows,
     Rows,
     TopRows,
     as_probabilities,
 )
-from ensemble_kit.predictions.videos import are_label_lists, dataset_sha256, refuse_ids
-from ensemble_kit.store.provenance import ModelMetadata, PredictionsMetadata
-from ensemble_kit.store.tensor_files import TensorFile, open_tensors, save_tensors
+from ensemble_kit.predictions.videos import are_label_lists, dataset_sha256, joined, refuse_ids
+from ensemble_kit.store.provenance import PredictionsMetadata
+from ensemble_kit.store.tensor_files import TensorFile, open_tensors
 
 BLOCK_VALUES = 2**22  # probabilities read together: 16 MiB
 COMMON = {"label_offsets": "I64", "label_classes": "I64", "ids": "U8"}
@@ -93,6 +87,11 @@ class Predictions:
         """Whether the file says how many classes there are; a CSV file does not."""
         return not isinstance(self.source, ListedRows)
 
+    @property
+    def home(self) -> Path:
+        """The folder that paths in its metadata are relative to."""
+        return self.path if self.path.is_dir() else self.path.parent
+
     def taken(self, places: NDArray[np.int64]) -> Floats:
         """Return the probabilities of some videos.
 
@@ -128,12 +127,14 @@ class Predictions:
 
 
 def is_predictions_file(path: Path) -> bool:
-    """Return whether a file holds predictions rather than a model.
+    """Return whether a file, or a folder of files, holds predictions rather than a model.
 
     Raises:
         CheckpointError: The file is a tensor file, and is damaged.
         PredictionsError: The file cannot be read, or is compressed with gzip.
     """
+    if path.is_dir():
+        return True
     form = _form_of(path)
     if form != "tensors":
         return form is not None
@@ -142,10 +143,11 @@ def is_predictions_file(path: Path) -> bool:
 
 
 def read_predictions(path: Path, *, num_classes: int | None = None) -> Predictions:
-    """Open a predictions file of the kit or of NumPy, or read a CSV in the challenge's format.
+    """Open predictions of the kit or of NumPy, or read a CSV in the challenge's format.
 
     Args:
-        path: The file. The first bytes say what it is, and where they do not, its suffix.
+        path: The file, whose first bytes say what it is, and where they do not, its suffix; or a
+            folder with a predictions file for each file of records.
         num_classes: The most classes that a CSV file may list; None takes any under a million.
 
     Raises:
@@ -153,6 +155,8 @@ def read_predictions(path: Path, *, num_classes: int | None = None) -> Predictio
         PredictionsError: A file cannot be read, a line of a CSV file is not what it should be, or
             a video appears twice.
     """
+    if path.is_dir():
+        return _open_folder(path)
     form = _form_of(path)
     if form == "tensors":
         with open_tensors(path) as file:
@@ -172,95 +176,6 @@ def read_predictions(path: Path, *, num_classes: int | None = None) -> Predictio
     ids, pairs = read_pairs(path, num_classes=num_classes)
     largest = int(pairs.classes.max(initial=0))
     return Predictions(path, path.stem, ids, num_classes or largest + 1, ListedRows(pairs))
-
-
-def write_predictions(
-    path: Path,
-    *,
-    ids: Sequence[str],
-    label_names: Sequence[str],
-    labels: LabelLists,
-    rows: Floats | Iterable[Floats],
-    name: str,
-    model: ModelMetadata | None,
-    top_k: int | None = None,
-    force: bool,
-) -> None:
-    """Write a predictions file of the kit.
-
-    Args:
-        path: The file to write.
-        ids: N video ids.
-        label_names: C names.
-        labels: The labels of N videos; empty lists where they are not known.
-        rows: ``(N, C)`` probabilities, or blocks of ``(n, C)`` that follow one another; they are
-            stored as float32. A value less than 1e-6 outside of ``[0, 1]``, as rounding makes them,
-            is written as 0 or 1.
-        name: What selection will call the predictions.
-        model: The model that made them, if it is a file of the kit.
-        top_k: How many classes of each video to keep, the best; None or C keeps all.
-        force: Whether an existing file may be replaced.
-
-    Raises:
-        OutputError: ``path`` exists and ``force`` is False, or the disk refuses the file.
-        PredictionsError: A value is not a probability, or an id appears twice or cannot be kept.
-        ValueError: The numbers of videos or of classes do not agree.
-    """
-    refuse_overwrite(path, force=force)
-    refuse_ids(ids, path, forbidden="\n")
-    if labels.num_videos != len(ids):
-        raise ValueError(f"{len(ids)} ids, labels of {labels.num_videos} videos")
-    if top_k is not None and top_k >= len(label_names):
-        top_k = None
-    tensors = _empty(len(ids), len(label_names), top_k)
-    for videos, block in _checked_blocks(rows, ids, path):
-        if block.shape[1] != len(label_names):
-            raise ValueError(f"{len(label_names)} label names, {block.shape[1]} probabilities")
-        _keep(block, videos, tensors, top_k)
-    tensors |= {
-        "label_offsets": labels.offsets,
-        "label_classes": labels.classes,
-        "ids": np.frombuffer("\n".join(ids).encode(), np.uint8),
-    }
-    metadata = PredictionsMetadata(
-        kit_version=__version__,
-        name=name,
-        model=model,
-        label_names=tuple(label_names),
-        vocabulary_sha256=vocabulary_sha256(label_names),
-        dataset_sha256=dataset_sha256(ids, labels),
-        top_k=top_k,
-    )
-    save_tensors(path, tensors, metadata, force=force)
-
-
-def write_predictions_csv(
-    path: Path,
-    *,
-    ids: Sequence[str],
-    rows: Floats | Iterable[Floats],
-    top_k: int = 20,
-    force: bool,
-) -> None:
-    """Write the best classes of each video in the challenge's format.
-
-    Confidences are written as ``%g``, six digits, and the other classes are lost: select among
-    predictions files of the kit, not among these. It raises what ``write_predictions`` raises.
-
-    Args:
-        path: The file to write.
-        ids: N video ids.
-        rows: ``(N, C)`` probabilities, or blocks of ``(n, C)`` that follow one another.
-        top_k: How many classes a video lists, the best first, equal ones by class index.
-        force: Whether an existing file may be replaced.
-    """
-    refuse_overwrite(path, force=force)
-    refuse_ids(ids, path, forbidden="\r\n")
-    with written_aside(path, force=force) as aside, aside.open("w", encoding="utf-8") as file:
-        file.write(f"{PREDICTIONS_HEADER}\n")
-        for videos, block in _checked_blocks(rows, ids, path):
-            best = zip(ids[videos], *top_classes(block, top_k), strict=True)
-            file.writelines(f"{format_line(*line)}\n" for line in best)
 
 
 def _form_of(path: Path) -> Form | None:
@@ -285,6 +200,45 @@ def _form_of(path: Path) -> Form | None:
             f"{path} is compressed with gzip.", hint="Unpack it first, with gunzip."
         )
     return FORMS.get(path.suffix.lower())
+
+
+def _open_folder(folder: Path) -> Predictions:
+    """Open the files of a folder as one, in the order of their names."""
+    parts = [read_predictions(path) for path in shard_paths(folder)]
+    first = parts[0]
+    assert first.metadata is not None
+    for part in parts[1:]:
+        difference = difference_of(part, first)
+        if difference is not None:
+            raise PredictionsError(
+                f"{part.path} was made {difference} than {first.path}.",
+                hint="Remove what is out of date, and run the same `ensemble-kit predict` again.",
+            )
+    ids = tuple(video for part in parts for video in part.ids)
+    refuse_ids(ids, folder, forbidden="")
+    labels = joined([part.labels for part in parts if part.labels is not None])
+    metadata = first.metadata.model_copy(
+        update={"dataset_sha256": dataset_sha256(ids, labels), "shard": None}
+    )
+    starts = np.cumsum([0, *(len(part.ids) for part in parts)])
+    source = JoinedRows(tuple(part.source for part in parts), starts)
+    return replace(first, path=folder, ids=ids, source=source, labels=labels, metadata=metadata)
+
+
+def difference_of(part: Predictions, other: Predictions) -> str | None:
+    """Return how two files of a folder were made differently, such as ``by another model``."""
+    ours, theirs = part.metadata, other.metadata
+    assert ours is not None
+    assert theirs is not None
+    model, its_model = ours.model, theirs.model
+    return differing(
+        (
+            ("by another model", model and model.file.sha256, its_model and its_model.file.sha256),
+            ("with other repeats", model and model.repeats, its_model and its_model.repeats),
+            ("with other classes", ours.vocabulary_sha256, theirs.vocabulary_sha256),
+            ("with another --top-k", ours.top_k, theirs.top_k),
+        )
+    )
 
 
 def _open_own(file: TensorFile) -> Predictions:
@@ -319,39 +273,3 @@ def _open_own(file: TensorFile) -> Predictions:
         f"{file.path} does not hold the videos and labels that its metadata describes.",
         hint="Make the file again with `ensemble-kit predict`.",
     )
-
-
-def _empty(num_videos: int, num_classes: int, top_k: int | None) -> dict[str, NDArray[Any]]:
-    """Return room for what a file keeps, by the names of its tensors."""
-    if top_k is None:
-        return {"probabilities": np.empty((num_videos, num_classes), np.float32)}
-    return {
-        "values": np.empty((num_videos, top_k), np.float32),
-        "classes": np.empty((num_videos, top_k), np.int32),
-        "bounds": np.empty(num_videos, np.float32),
-    }
-
-
-def _keep(
-    block: Floats, videos: slice, tensors: dict[str, NDArray[Any]], top_k: int | None
-) -> None:
-    """Put what a file keeps of some videos in its place."""
-    if top_k is None:
-        tensors["probabilities"][videos] = block
-        return
-    classes, values = top_classes(block.astype(np.float32, copy=False), top_k + 1)
-    tensors["values"][videos] = values[:, :-1]
-    tensors["classes"][videos] = classes[:, :-1]
-    tensors["bounds"][videos] = values[:, -1]
-
-
-def _checked_blocks(
-    rows: Floats | Iterable[Floats], ids: Sequence[str], path: Path
-) -> Iterator[tuple[slice, Floats]]:
-    start = 0
-    for block in [rows] if isinstance(rows, np.ndarray) else rows:
-        videos = slice(start, start + len(block))
-        yield videos, as_probabilities(block, ids[videos], path)
-        start = videos.stop
-    if start != len(ids):
-        raise ValueError(f"{len(ids)} ids, probabilities of {start} videos")

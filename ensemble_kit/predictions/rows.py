@@ -96,7 +96,39 @@ class TopRows:
         return rows, are_probabilities(values)  # far fewer than the rows have
 
 
-Rows: TypeAlias = DenseRows | ListedRows | TopRows
+@dataclass(frozen=True)
+class JoinedRows:
+    """The probabilities of several files of the kit, one after the other.
+
+    Attributes:
+        parts: What each file holds; all of them every class, or as many of the best.
+        starts: ``(len(parts) + 1,)``, int64: the first video of each, and the number of all.
+    """
+
+    parts: "tuple[Rows, ...]"
+    starts: NDArray[np.int64]
+
+    @property
+    def bounds(self) -> NDArray[np.floating[Any]] | None:
+        """The bounds of all files, or None where every class is listed."""
+        bounds = [part.bounds for part in self.parts if part.bounds is not None]
+        return np.concatenate(bounds) if bounds else None
+
+    def read(self, places: NDArray[np.int64], num_classes: int) -> tuple[Floats, bool]:
+        """Return the rows of some videos, each from its file."""
+        of = np.searchsorted(self.starts, places, side="right") - 1
+        rows = np.empty((len(places), num_classes), np.float32)
+        are_probabilities = True
+        for number in np.unique(of).tolist():
+            mine = of == number
+            rows[mine], are_known = self.parts[number].read(
+                places[mine] - self.starts[number], num_classes
+            )
+            are_probabilities &= are_known
+        return rows, are_probabilities
+
+
+Rows: TypeAlias = DenseRows | ListedRows | TopRows | JoinedRows
 
 
 def are_probabilities(values: Floats) -> bool:

@@ -1,7 +1,8 @@
 """The same videos in several files: their ids, their order and their labels."""
 
 import hashlib
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,13 @@ def taken(labels: LabelLists, order: NDArray[np.int64]) -> LabelLists:
     return LabelLists(offsets, labels.classes[np.arange(offsets[-1]) + shifts])
 
 
+def joined(lists: Sequence[LabelLists]) -> LabelLists:
+    """Return the labels of the videos of several files, one file after the other."""
+    counts = [np.zeros(1, np.int64), *(np.diff(each.offsets) for each in lists)]
+    classes = [np.empty(0, np.int64), *(each.classes for each in lists)]
+    return LabelLists(np.cumsum(np.concatenate(counts)), np.concatenate(classes))
+
+
 def are_label_lists(labels: LabelLists, num_videos: int, num_classes: int) -> bool:
     """Return whether two arrays from a file are label lists of some videos and classes.
 
@@ -80,6 +88,56 @@ def are_label_lists(labels: LabelLists, num_videos: int, num_classes: int) -> bo
     return bool(rises.all())
 
 
+class IdCheck:
+    """Refuses ids that come twice, while they come; it keeps eight bytes of each.
+
+    Args:
+        path: The file that the ids are in, or will be in.
+        forbidden: Characters that it cannot keep.
+    """
+
+    def __init__(self, path: Path, *, forbidden: str) -> None:
+        self._path = path
+        self._forbidden = frozenset(forbidden)
+        self._hashes = array("q")
+
+    def add(self, ids: Sequence[str]) -> None:
+        """Take the next videos.
+
+        Raises:
+            PredictionsError: An id has a character that the file cannot keep.
+        """
+        for video in ids:
+            if not _can_be_kept(video, self._forbidden):
+                raise self._refused(video, "has a character that the file cannot keep")
+        self._hashes.extend(map(hash, ids))
+
+    def finish(self, ids: Iterable[str]) -> None:
+        """Refuse an id that came twice.
+
+        Args:
+            ids: All of them again, looked at only where two hashes are the same.
+
+        Raises:
+            PredictionsError: There is one.
+        """
+        hashes = np.array(self._hashes, np.int64)
+        hashes.sort()
+        suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+        seen: set[str] = set()
+        for video in ids if suspects else ():
+            if video in seen:
+                raise self._refused(video, "appears twice")
+            if hash(video) in suspects:
+                seen.add(video)
+
+    def _refused(self, video: str, problem: str) -> PredictionsError:
+        return PredictionsError(
+            f"{self._path}: video id {shown(video)} {problem}.",
+            hint="Give every record its own id, without line ends, in characters of Unicode.",
+        )
+
+
 def refuse_ids(ids: Sequence[str], path: Path, *, forbidden: str) -> None:
     """Raise if an id appears twice, or has a character that a file cannot keep.
 
@@ -91,21 +149,13 @@ def refuse_ids(ids: Sequence[str], path: Path, *, forbidden: str) -> None:
     Raises:
         PredictionsError: There is such an id.
     """
-    seen: set[str] = set()
-    for video in ids:
-        if video in seen or not _can_be_kept(video, forbidden):
-            problem = (
-                "appears twice" if video in seen else "has a character that the file cannot keep"
-            )
-            raise PredictionsError(
-                f"{path}: video id {shown(video)} {problem}.",
-                hint="Give every record its own id, without line ends, in characters of Unicode.",
-            )
-        seen.add(video)
+    check = IdCheck(path, forbidden=forbidden)
+    check.add(ids)
+    check.finish(ids)
 
 
-def _can_be_kept(video: str, forbidden: str) -> bool:
-    if not set(forbidden).isdisjoint(video):
+def _can_be_kept(video: str, forbidden: frozenset[str]) -> bool:
+    if not forbidden.isdisjoint(video):
         return False
     try:
         video.encode()

@@ -308,7 +308,7 @@ class Writer:
         metadata = member.predictions.metadata
         if metadata is None or metadata.model is None:
             return None
-        path = member.predictions.path.parent / metadata.model.file.path
+        path = member.predictions.home / metadata.model.file.path
         file = FileMetadata.of(path, self.folder, sha256=metadata.model.file.sha256)
         return metadata.model.model_copy(update={"file": file})
 

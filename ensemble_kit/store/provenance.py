@@ -217,6 +217,23 @@ class ModelMetadata(Metadata):
         }
 
 
+class ShardMetadata(Metadata):
+    """The file of records that a predictions file of a folder was made from.
+
+    Attributes:
+        name: Its file name.
+        content: What tells its content from any other: its size and a hash, or its server's
+            version of it.
+        schema_sha256: The hash of the schema that it was read by.
+        skips_bad_records: Whether bad records were left out.
+    """
+
+    name: str
+    content: str
+    schema_sha256: str
+    skips_bad_records: bool
+
+
 class PredictionsMetadata(Metadata):
     """The metadata of a predictions file.
 
@@ -225,6 +242,7 @@ class PredictionsMetadata(Metadata):
         vocabulary_sha256: The hash of the class names in order.
         dataset_sha256: The hash of video ids and labels in order.
         top_k: How many classes of each video the file keeps; None where it keeps all.
+        shard: The one file of records that it was made from, in a folder of such files.
     """
 
     kind: Literal["predictions"] = "predictions"
@@ -235,6 +253,7 @@ class PredictionsMetadata(Metadata):
     vocabulary_sha256: str
     dataset_sha256: str
     top_k: TopK | None = None
+    shard: ShardMetadata | None = None
 
 
 class MemberMetadata(Metadata):

@@ -273,7 +273,7 @@ def stream_tensors(
     """Write a tensor file into one that ``written_aside`` has made; see ``write_tensors``."""
     # wide types first, so that every tensor is aligned
     ordered = sorted(specs.items(), key=lambda item: (-item[1].storage_type.num_bytes, item[0]))
-    header = _header(ordered, metadata)
+    header = header_of(ordered, metadata)
     with aside.open("wb") as file:
         file.write(header)
         for name, spec in ordered:
@@ -288,13 +288,22 @@ def stream_tensors(
                     hint="Copy the files that it is made from again from where they are whole.",
                 )
         if final_metadata is not None:
-            final = _header(ordered, final_metadata())
+            final = header_of(ordered, final_metadata())
             assert len(final) == len(header)
             file.seek(0)
             file.write(final)
 
 
-def _header(ordered: Sequence[tuple[str, TensorSpec]], metadata: TensorMetadata) -> bytes:
+def header_of(
+    ordered: Sequence[tuple[str, TensorSpec]], metadata: TensorMetadata, *, room: int = 0
+) -> bytes:
+    """Return the bytes before the first tensor: the header's length, then its JSON.
+
+    Args:
+        ordered: The tensors, in the order of the file.
+        metadata: What the file says of itself.
+        room: How many bytes to fill, with spaces behind the JSON; 0 takes as few as can be.
+    """
     header: dict[str, Any] = {
         "__metadata__": {METADATA_KEY: metadata.model_dump_json(by_alias=True)}
     }
@@ -305,6 +314,7 @@ def _header(ordered: Sequence[tuple[str, TensorSpec]], metadata: TensorMetadata)
         offset = end
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)  # safetensors aligns the first tensor to 8 bytes
+    encoded += b" " * (room - 8 - len(encoded))
     return len(encoded).to_bytes(8, "little") + encoded
 
 

@@ -8,7 +8,7 @@ from reference import gap_loops, hit_at_one_loops, map_loops, perr_loops
 
 from ensemble_kit.cli import main
 from ensemble_kit.data.labels import LabelLists
-from ensemble_kit.predictions.file import write_predictions
+from ensemble_kit.predictions.writing import write_predictions
 
 POSITIVES = [{0, 2}, {1}, {2}]
 SCORES = [[0.5, 0.25, 0.75, 0.125], [0.875, 0.75, 0.0, 0.5], [0.25, 0.5, 0.125, 1.0]]

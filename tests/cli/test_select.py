@@ -8,7 +8,8 @@ import pytest
 
 from ensemble_kit.cli import main
 from ensemble_kit.data.labels import LabelLists
-from ensemble_kit.predictions.file import read_predictions, write_predictions
+from ensemble_kit.predictions.file import read_predictions
+from ensemble_kit.predictions.writing import write_predictions
 from ensemble_kit.store.provenance import FileMetadata, ModelMetadata
 from ensemble_kit.store.selection_file import read_selection
 

@@ -33,7 +33,7 @@ def test_one_recipe_that_fails_does_not_stop_the_rest(runner, own_workspace):
     (problem,) = re.findall(r"^bad: failed: (elsewhere/bad: .* at step .*)$", result.stderr, re.M)
     assert result.stderr.endswith(
         f"Error: 1 of 2 jobs failed:\n  bad: {problem}\n"
-        "Fix this and give the same command again; finished runs are left as they are.\n"
+        "Fix this and give the same command again; what is finished is left as it is.\n"
     )
     assert (own_workspace.path / "elsewhere" / "mean" / "validation.safetensors").exists()
 

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from ensemble_kit.engines.jobs import Job, JobEnd, require_finished, run_jobs
-from ensemble_kit.errors import TrainingError
+from ensemble_kit.errors import JobError
 
 PATIENCE = 20  # seconds until a test gives up on a thread or a process
 JOBS = [Job(f"job-{number}", ()) for number in range(5)]
@@ -135,7 +135,7 @@ def test_in_another_thread_jobs_are_run_too():
 def test_the_summary_names_each_job_that_failed_and_why():
     require_finished([JobEnd(JOBS[0], "finished"), JobEnd(JOBS[1], "stopped")])
 
-    with pytest.raises(TrainingError) as caught:
+    with pytest.raises(JobError) as caught:
         require_finished(
             [
                 JobEnd(JOBS[0], "failed", problem="the loss is nan."),
@@ -146,5 +146,5 @@ def test_the_summary_names_each_job_that_failed_and_why():
 
     assert str(caught.value) == (
         "2 of 3 jobs failed:\n  job-0: the loss is nan.\n  job-2: the disk is full.\n"
-        "Fix this and give the same command again; finished runs are left as they are."
+        "Fix this and give the same command again; what is finished is left as it is."
     )

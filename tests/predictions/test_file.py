@@ -12,13 +12,9 @@ from hypothesis import strategies as st
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import CheckpointError, OutputError, PredictionsError
 from ensemble_kit.predictions.challenge_csv import read_labels_csv
-from ensemble_kit.predictions.file import (
-    is_predictions_file,
-    read_predictions,
-    write_predictions,
-    write_predictions_csv,
-)
+from ensemble_kit.predictions.file import is_predictions_file, read_predictions
 from ensemble_kit.predictions.videos import aligned, dataset_sha256, taken
+from ensemble_kit.predictions.writing import write_predictions, write_predictions_csv
 from ensemble_kit.store.provenance import FileMetadata, ModelMetadata, PredictionsMetadata
 from ensemble_kit.store.tensor_files import open_tensors, save_tensors
 

@@ -4,7 +4,7 @@ from builders import tiny_records, tiny_schema, train_tiny
 
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import OutputError, PredictionsError
-from ensemble_kit.predictions.file import write_predictions
+from ensemble_kit.predictions.writing import write_predictions
 from ensemble_kit.training.teacher import Teacher
 
 SCHEMA = tiny_schema(num_classes=3, label_names=("cat", "dog", "car"))
