@@ -1,7 +1,8 @@
-"""Signals that ask a process to end: Ctrl-C, SIGTERM and SIGHUP, all handled alike.
+"""Signals that ask a process to end: Ctrl-C, SIGTERM, SIGHUP and SIGUSR1, all handled alike.
 
-SIGTERM is what a scheduler, a container or `kill` sends, and SIGHUP what a closed terminal sends.
-Python ends at once on both, so nothing would be written and no file cleaned up. Within
+SIGTERM is what a scheduler, a container or `kill` sends, SIGHUP what a closed terminal sends, and
+SIGUSR1 what SLURM is told to send some time before a job's limit. Python ends at once on all of
+them, so nothing would be written and no file cleaned up. Within
 ``signals_interrupt`` they raise what Ctrl-C raises.
 """
 
@@ -14,7 +15,9 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    if hasattr(signal, name)
 )
 Handler = Callable[[int, FrameType | None], None]
 
@@ -39,14 +42,16 @@ def signal_of(error: KeyboardInterrupt) -> int:
 def exit_code_of(number: int | None) -> int:
     """Return the exit code of a process that a signal ended, SIGINT for None.
 
-    As shells report it: 130 after Ctrl-C (SIGINT), 143 after SIGTERM, 129 after SIGHUP.
+    As shells report it: 130 after Ctrl-C (SIGINT), 143 after SIGTERM, 129 after SIGHUP. SIGUSR1
+    only asks for what Ctrl-C does, and ends with its code.
     """
-    return 128 + (signal.SIGINT if number is None else number)
+    is_request = number is None or number == getattr(signal, "SIGUSR1", None)
+    return 128 + (signal.SIGINT if is_request or number is None else number)
 
 
 @contextmanager
 def signals_interrupt() -> Iterator[None]:
-    """Let Ctrl-C, SIGTERM and SIGHUP raise ``Interrupt`` in the block.
+    """Let Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 raise ``Interrupt`` in the block.
 
     While a module is imported they end the process at once instead, without a traceback: an
     exception in the middle of an import may be turned into another one by an extension module, and

@@ -105,7 +105,7 @@ def predict(
         words = words_of(click.get_current_context(), leave_out={*NAMES, "share"})
         run_side_by_side(
             _jobs(model, shared_out(shards, jobs or len(shards) or 1), words),
-            folder=os.path.abspath(output),
+            folders=[Path(output)],
             at_once=jobs,
             on=on,
             cpus_each=cpus_each,

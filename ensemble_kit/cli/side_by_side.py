@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -42,7 +43,7 @@ def engine_options(command: F) -> F:
 def run_side_by_side(
     jobs: Sequence["Job"],
     *,
-    folder: str,
+    folders: Sequence[Path],
     at_once: int | None,
     on: str | None,
     cpus_each: int,
@@ -52,7 +53,7 @@ def run_side_by_side(
 
     Args:
         jobs: The jobs.
-        folder: The folder that they write to, absolute.
+        folders: The folders that they write.
         at_once: How many may run at a time; None lets a cluster decide.
         on: A Ray cluster's address; None runs processes of this machine.
         cpus_each: CPUs of a job on a cluster.
@@ -72,7 +73,7 @@ def run_side_by_side(
     else:
         from ensemble_kit.engines.ray import ray_cluster
 
-        with ray_cluster(on, folder=folder, cpus_each=cpus_each, gpus_each=gpus_each) as start:
+        with ray_cluster(on, folders=folders, cpus_each=cpus_each, gpus_each=gpus_each) as start:
             ends = run(start, at_once=at_once or len(jobs))
     stopped = [end.job.name for end in ends if end.state == "stopped"]
     for end in ends:

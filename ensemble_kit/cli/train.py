@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +18,11 @@ from ensemble_kit.cli.options import (
     records_options,
     words_of,
 )
+from ensemble_kit.cli.side_by_side import NAMES, engine_options, run_side_by_side
 from ensemble_kit.interrupts import exit_code_of
 from ensemble_kit.store.workspace import RUNS
 
 if TYPE_CHECKING:
-    from ensemble_kit.engines.jobs import Job, JobEnd
     from ensemble_kit.pipeline import FinishedRun
     from ensemble_kit.recipes.reading import Recipe
     from ensemble_kit.training.plan import RunPlan
@@ -102,9 +101,10 @@ if TYPE_CHECKING:
     "-o", "--output", type=FOLDER, default=RUNS, show_default=True, help="Folder of the runs."
 )
 @click.option(
-    "--jobs", type=click.IntRange(min=1), metavar="N",
-    help="Train N recipes at a time, each in its own process.",
+    "--index", type=click.IntRange(min=1), metavar="I",
+    help="Train the I-th of the recipes only, as one task of a job array.",
 )  # fmt: skip
+@engine_options
 @click.option("--tensorboard", is_flag=True, help="Also write the log for TensorBoard.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 @device_option
@@ -118,7 +118,11 @@ def train(
     overrides: tuple[str, ...],
     name: str | None,
     output: Path,
+    index: int | None,
     jobs: int | None,
+    on: str | None,
+    cpus_each: int,
+    gpus_each: float,
     quiet: bool,
     force: bool,
     **options: Any,
@@ -129,7 +133,8 @@ def train(
     resumes a run that was stopped or killed, and leaves a finished one as it is. Under torchrun,
     several processes train each run together, on one machine or on many.
 
-    Ctrl-C, SIGTERM and SIGHUP write a checkpoint first. The exit code is then 130, 143 or 129.
+    Ctrl-C, SIGUSR1, SIGTERM and SIGHUP write a checkpoint first. The exit code is then 130, for
+    SIGTERM 143 and for SIGHUP 129.
 
     \b
     Example:
@@ -149,8 +154,12 @@ def train(
     if quiet:
         click.get_current_context().with_resource(quietly())
     recipes = _named(recipes, ensemble)
-    if jobs is not None and num_processes() > 1:
-        raise click.UsageError("--jobs starts processes itself; leave it or torchrun out.")
+    if index is not None:
+        recipes = _at(index, recipes)
+    is_side_by_side = jobs is not None or on is not None
+    if is_side_by_side and num_processes() > 1:
+        word = "--jobs" if on is None else "--on"
+        raise click.UsageError(f"{word} starts processes itself; leave it or torchrun out.")
     if name is not None and len(recipes) > 1:
         raise click.UsageError("--name names one run; give one RECIPE with it.")
     planned = {field.name for field in fields(RunPlan)}
@@ -175,16 +184,21 @@ def train(
         for recipe, folder in zip(loaded, folders, strict=True)
     ]
     # before hours are spent on another run; the first one is looked at when it is trained
-    for plan in plans if jobs is not None else plans[1:]:
+    for plan in plans if is_side_by_side else plans[1:]:
         plan.find_state(force=force)
-    if jobs is not None:
-        words = words_of(click.get_current_context(), leave_out={"jobs", "ensemble", "overrides"})
-        _train_side_by_side(
+    if is_side_by_side:
+        left_out = {*NAMES, "ensemble", "index", "overrides"}
+        words = words_of(click.get_current_context(), leave_out=left_out)
+        run_side_by_side(
             [
                 Job(plan.run.name, ("train", *words, *_set_words(plan.recipe), "--", recipe))
                 for plan, recipe in zip(plans, recipes, strict=True)
             ],
-            at_once=min(jobs, len(recipes)),
+            folders=folders,
+            at_once=None if jobs is None else min(jobs, len(recipes)),
+            on=on,
+            cpus_each=cpus_each,
+            gpus_each=gpus_each,
         )
         return
     for plan in plans:
@@ -217,25 +231,10 @@ def _named(recipes: Sequence[str], ensemble: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*recipes, *members]))
 
 
-def _train_side_by_side(jobs: Sequence["Job"], *, at_once: int) -> None:
-    from ensemble_kit.engines.jobs import require_finished, run_jobs
-    from ensemble_kit.engines.processes import start_process, threads_each
-
-    start = partial(start_process, threads=threads_each(at_once))
-    signals: list[int] = []
-    ends = run_jobs(jobs, start, at_once=at_once, on_end=_echo_end, on_signal=signals.append)
-    stopped = [end.job.name for end in ends if end.state == "stopped"]
-    if stopped:
-        click.echo(f"Stopped; the same command resumes: {', '.join(stopped)}.", err=True)
-    require_finished(ends)
-    if stopped:
-        raise click.exceptions.Exit(exit_code_of(signals[0] if signals else None))
-
-
-def _echo_end(end: "JobEnd") -> None:
-    click.echo(end.printed, nl=False)
-    if end.state == "failed":
-        click.echo(f"{end.job.name}: failed: {end.problem}", err=True)
+def _at(index: int, recipes: Sequence[str]) -> tuple[str, ...]:
+    if index > len(recipes):
+        raise click.UsageError(f"--index is {index}, and {len(recipes)} recipes are named.")
+    return (recipes[index - 1],)
 
 
 def _describe(finished: "FinishedRun", max_steps: int) -> str:

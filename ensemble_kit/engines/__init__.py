@@ -1,1 +1,1 @@
-"""What runs many commands: jobs, and what starts them: processes of this machine."""
+"""What runs many commands: jobs, and what starts them: processes, here or on a Ray cluster."""

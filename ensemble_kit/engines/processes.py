@@ -12,8 +12,9 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from types import MappingProxyType
 from typing import TextIO
 
 from ensemble_kit.engines.jobs import Job, JobEnd
@@ -31,6 +32,14 @@ START = (
     "from ensemble_kit.__main__ import run; "
     "from ensemble_kit.engines.processes import end_with_parent; end_with_parent(); run()",
 )
+# On a cluster a job whose actor has been killed goes on elsewhere at once: no time for last words.
+START_ON_CLUSTER = (
+    "-P",
+    "-c",
+    "from ensemble_kit.__main__ import run; "
+    "from ensemble_kit.engines.processes import die_with_parent; die_with_parent(); run()",
+)
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 def threads_each(at_once: int) -> int:
@@ -39,8 +48,22 @@ def threads_each(at_once: int) -> int:
     return max(1, (cores or 1) // at_once)
 
 
+def pass_on(job: Job, line: str) -> None:
+    """Write a line that a job has printed on stderr, with the job's name before it."""
+    name = "" if line.startswith(job.name) else f"{job.name}: "
+    with suppress(OSError):  # if nobody reads it, the job must not wait for that
+        sys.stderr.write(name + line)
+
+
 def start_process(
-    job: Job, *, threads: int, seconds_for_last_words: float = SECONDS_FOR_LAST_WORDS
+    job: Job,
+    *,
+    threads: int,
+    seconds_for_last_words: float = SECONDS_FOR_LAST_WORDS,
+    on_line: Callable[[Job, str], None] = pass_on,
+    start: Sequence[str] = START,
+    folder: str | None = None,
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> "JobProcess":
     """Start a job as a process of this machine, in its own process group.
 
@@ -50,19 +73,24 @@ def start_process(
         job: The job.
         threads: How many threads PyTorch may use in it, unless ``OMP_NUM_THREADS`` is set.
         seconds_for_last_words: How long the job's stderr may stay open after it has ended.
+        on_line: Called in another thread with each line of the job's stderr.
+        start: What Python is given before the job's words.
+        folder: The folder that it runs in; None takes that of this process.
+        environment: Variables that it has whatever this process has.
     """
     printed = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - closed by `wait`
     process = subprocess.Popen(
-        [sys.executable, *START, *job.words],
+        [sys.executable, *start, *job.words],
+        cwd=folder,
         stdin=subprocess.PIPE,
         stdout=printed,
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        env={"OMP_NUM_THREADS": str(threads)} | os.environ,
+        env={"OMP_NUM_THREADS": str(threads)} | os.environ | dict(environment),
         process_group=0,
     )
-    return JobProcess(job, process, printed, seconds_for_last_words)
+    return JobProcess(job, process, printed, seconds_for_last_words, on_line)
 
 
 class JobProcess:
@@ -74,7 +102,9 @@ class JobProcess:
         process: "subprocess.Popen[str]",
         printed: TextIO,
         seconds_for_last_words: float,
+        on_line: Callable[[Job, str], None],
     ) -> None:
+        self._on_line = on_line
         self._job = job
         self._process = process
         self._printed = printed
@@ -115,9 +145,7 @@ class JobProcess:
         with self._process.stderr as lines:
             for line in lines:
                 self._said.append(line.rstrip())
-                name = "" if line.startswith(self._job.name) else f"{self._job.name}: "
-                with suppress(OSError):  # if nobody reads it, the job must not wait for that
-                    sys.stderr.write(name + line)
+                self._on_line(self._job, line)
 
 
 def _problem(code: int, said: Sequence[str]) -> str:
@@ -133,6 +161,20 @@ def _problem(code: int, said: Sequence[str]) -> str:
 def end_with_parent() -> None:
     """Let this process, which ``start_process`` has started, stop when its parent has ended."""
     threading.Thread(target=_stop_with_parent, daemon=True).start()
+
+
+def die_with_parent() -> None:
+    """Let this process be killed when the thread that has started it ends, however it ends.
+
+    And let signals reach it: the processes of a Ray actor are born with SIGINT blocked, which is
+    not the same as ignored.
+    """
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()  # which holds on other systems too, and where the parent has ended already
 
 
 def _stop_with_parent() -> None:
