@@ -154,8 +154,6 @@ def train(
     if quiet:
         click.get_current_context().with_resource(quietly())
     recipes = _named(recipes, ensemble)
-    if index is not None:
-        recipes = _at(index, recipes)
     is_side_by_side = jobs is not None or on is not None
     if is_side_by_side and num_processes() > 1:
         word = "--jobs" if on is None else "--on"
@@ -166,6 +164,9 @@ def train(
     reading = {option: value for option, value in options.items() if option not in planned}
     options = {option: value for option, value in options.items() if option in planned}
     loaded = load_recipes(recipes, overrides)
+    if index is not None:
+        _require_index(index, recipes)
+        recipes, loaded = recipes[index - 1 : index], loaded[index - 1 : index]
     folders = [output / (name or run_name(recipe.name)) for recipe in loaded]
     for folder in folders:
         if folders.count(folder) > 1:
@@ -231,10 +232,9 @@ def _named(recipes: Sequence[str], ensemble: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*recipes, *members]))
 
 
-def _at(index: int, recipes: Sequence[str]) -> tuple[str, ...]:
+def _require_index(index: int, recipes: Sequence[str]) -> None:
     if index > len(recipes):
         raise click.UsageError(f"--index is {index}, and {len(recipes)} recipes are named.")
-    return (recipes[index - 1],)
 
 
 def _describe(finished: "FinishedRun", max_steps: int) -> str:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -20,9 +21,9 @@ def free_port():
 
 
 class Cluster:
-    """Two nodes with one CPU each; the environment that lets a driver in."""
+    """A head and other nodes with one CPU each; the environment that lets a driver in."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, *, head_cpus=1, others=1):
         self.folder = folder
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
@@ -34,15 +35,16 @@ class Cluster:
             "RAY_health_check_failure_threshold": "3",
         }
         self.nodes = []
-        self.start("--head", f"--port={self.port}", "--include-dashboard=false")
-        self.start(f"--address={self.address}")
+        self.start(head_cpus, "--head", f"--port={self.port}", "--include-dashboard=false")
+        for _ in range(others):
+            self.start(1, f"--address={self.address}")
 
-    def start(self, *words):
+    def start(self, cpus, *words):
         """Start a node, and return when it says so."""
         log = self.folder / f"node-{len(self.nodes)}.log"
         with log.open("w") as file:
             node = subprocess.Popen(
-                [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1",
+                [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--num-cpus={cpus}",
                  "--object-store-memory=80000000", "--disable-usage-stats", *words],
                 stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
                 env=os.environ | self.environment, start_new_session=True,
@@ -58,16 +60,37 @@ class Cluster:
     def end(self, node):
         """Kill a node and all that it runs, as a machine that loses its power."""
         for pid in descendants(node.pid):
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         node.wait()
 
     def close(self):
         for node in self.nodes:
             if node.poll() is None:
                 self.end(node)
+
+    def jobs(self):
+        """Return the ids of all processes of the kit that the nodes run, as ``(actor, job)``."""
+        pids = [pid for node in self.nodes for pid in descendants(node.pid)]
+        return [(parent_of(pid), pid) for pid in pids if "die_with_parent" in words_of(pid)]
+
+
+def words_of(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline") as file:
+            return file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def variables_of(pid):
+    with open(f"/proc/{pid}/environ") as file:
+        return dict(line.split("=", 1) for line in file.read().split("\0") if "=" in line)
+
+
+def parent_of(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(") ")[2].split()[1])
 
 
 def descendants(pid):
