@@ -10,7 +10,7 @@ import time
 from functools import partial
 
 import pytest
-from ray_cluster import Cluster, cluster, variables_of  # noqa: F401 - a fixture
+from ray_cluster import Cluster, cluster, descendants, variables_of  # noqa: F401 - a fixture
 from workspace_fixture import TRAINING
 
 from ensemble_kit.engines.jobs import Job, run_jobs
@@ -113,13 +113,13 @@ def test_a_second_interrupt_kills(start, own_workspace):
 
 @pytest.mark.ray
 def test_a_job_dies_with_its_actor_at_once_and_goes_on_elsewhere(
-    cluster,
+    cluster,  # noqa: F811
     own_workspace,
     monkeypatch,
     capfd,
 ):
     runs = own_workspace.path / "elsewhere"
-    killed = []
+    killed, old, sizes = [], [], []
 
     def kill_the_actor():
         ((actor, job),) = cluster.jobs()
@@ -129,11 +129,13 @@ def test_a_job_dies_with_its_actor_at_once_and_goes_on_elsewhere(
         while os.path.exists(f"/proc/{job}/exe") and time.monotonic() < until:
             time.sleep(0.01)
         killed.append(not os.path.exists(f"/proc/{job}/exe"))
-        when(lambda: job not in [pid for _, pid in cluster.jobs()] and cluster.jobs()
-             and is_training_again(), lambda: os.kill(os.getpid(), signal.SIGINT))  # fmt: skip
+        old.append(job)
+        sizes.append((runs / "mean" / "metrics.jsonl").stat().st_size)
+        when(is_training_again, lambda: os.kill(os.getpid(), signal.SIGINT))
 
     def is_training_again():
-        return b'"resumed"' in (runs / "mean" / "metrics.jsonl").read_bytes()
+        others = [pid for _, pid in cluster.jobs() if pid not in old]
+        return others and (runs / "mean" / "metrics.jsonl").stat().st_size > sizes[0]
 
     thread = when(have_checkpoints(runs, "mean"), kill_the_actor)
     with connected(cluster, own_workspace.path, monkeypatch) as start:
@@ -217,7 +219,7 @@ def test_a_node_that_dies_has_its_run_go_on_elsewhere_bit_for_bit(
 
         def end_the_node():
             ((_, pid),) = cluster.jobs()
-            (node,) = [n for n in cluster.nodes if pid in [p for p in cluster_pids(n)]]
+            (node,) = [n for n in cluster.nodes if pid in descendants(n.pid)]
             cluster.end(node)
 
         thread = when(have_checkpoints(runs, "mean"), end_the_node)
@@ -232,9 +234,3 @@ def test_a_node_that_dies_has_its_run_go_on_elsewhere_bit_for_bit(
     assert (runs / "mean" / last).read_bytes() == (
         own_workspace.path / "alone" / "mean" / last
     ).read_bytes()
-
-
-def cluster_pids(node):
-    from ray_cluster import descendants
-
-    return descendants(node.pid)

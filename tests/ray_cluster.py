@@ -44,8 +44,9 @@ class Cluster:
         log = self.folder / f"node-{len(self.nodes)}.log"
         with log.open("w") as file:
             node = subprocess.Popen(
-                [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--num-cpus={cpus}",
-                 "--object-store-memory=80000000", "--disable-usage-stats", *words],
+                [sys.executable, "-m", "ray.scripts.scripts", "start", "--block",
+                 f"--num-cpus={cpus}", "--object-store-memory=80000000",
+                 "--disable-usage-stats", *words],
                 stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
                 env=os.environ | self.environment, start_new_session=True,
             )  # fmt: skip
