@@ -1,0 +1,81 @@
+"""`predict -o FOLDER/`, with shares and jobs, and what other commands make of the folder."""
+
+import json
+
+import pytest
+from builders import tiny_recipe, write_checkpoint
+
+from ensemble_kit.cli import main
+from ensemble_kit.data.synthetic import synthesize
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    schema = synthesize(
+        folder, num_videos={"test": 30}, modalities={"rgb": 8}, num_classes=5, frames=(2, 7),
+        num_shards=3,
+    )  # fmt: skip
+    write_checkpoint(folder / "model.safetensors", tiny_recipe(), schema, name="mine")
+    return folder
+
+
+def predict(runner, data, output, *words):
+    model, records = str(data / "model.safetensors"), str(data / "test")
+    return runner.invoke(main, ["predict", model, records, "-o", output, *words])
+
+
+def test_a_folder_is_continued_evaluated_and_merged(runner, data, tmp_path):
+    output = f"{tmp_path}/out/"
+
+    first, again = (predict(runner, data, output) for _ in range(2))
+
+    assert (first.exit_code, first.stdout) == (
+        0, f"{tmp_path}/out: 3 files predicted, 0 already there\n"
+    )  # fmt: skip
+    assert again.stdout == f"{tmp_path}/out: 0 files predicted, 3 already there\n"
+    merged = str(tmp_path / "merged.safetensors")
+    result = runner.invoke(main, ["predictions", "merge", output, "-o", merged])
+    assert (result.exit_code, result.stdout) == (0, f"{merged}\n")
+    metrics = [
+        json.loads(runner.invoke(main, ["evaluate", each, "--json"]).stdout)
+        for each in (output, merged)
+    ]
+    assert metrics[0] == metrics[1]
+    assert metrics[0]["videos"] == 30
+
+
+def test_a_folder_is_a_candidate_whose_model_may_not_have_changed(runner, data, tmp_path):
+    predict(runner, data, f"{tmp_path}/out/")
+    single = str(tmp_path / "other.csv")
+    predict(runner, data, single, "--top-k", "5")
+    selection = tmp_path / "selection.json"
+
+    result = runner.invoke(
+        main, ["select", f"{tmp_path}/out", single, "--size", "other=1MB", "-o", str(selection)]
+    )
+
+    assert result.exit_code == 0, result.stderr
+    candidates = json.loads(selection.read_text())["candidates"]
+    assert [each["name"] for each in candidates] == ["mine", "other"]
+
+
+def test_jobs_predict_their_parts(runner, data, tmp_path):
+    result = predict(runner, data, f"{tmp_path}/out/", "--jobs", "2")
+
+    assert result.exit_code == 0, result.stderr
+    assert sorted(result.stdout.splitlines()) == [
+        f"{tmp_path}/out: 1 file predicted, 0 already there",
+        f"{tmp_path}/out: 2 files predicted, 0 already there",
+    ]
+
+
+@pytest.mark.parametrize("words", [["--shard", "1/2"], ["--jobs", "2"], ["--on", "auto"]])
+def test_parts_are_written_to_a_folder(runner, data, tmp_path, words):
+    result = predict(runner, data, str(tmp_path / "p.csv"), *words)
+
+    assert result.exit_code == 2
+    assert result.stderr.endswith(
+        "Error: --shard, --jobs and --on write a file for each file of records; name a folder, "
+        "such as -o predictions/.\n"
+    )
