@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from importlib.util import find_spec
 
 import pytest
 
+TOKEN = secrets.token_hex(16)  # Ray reads it once a process
 PATIENCE = 120  # seconds until a node is up
 
 
@@ -29,12 +31,13 @@ class Cluster:
         self.address = f"127.0.0.1:{self.port}"
         self.environment = {
             "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(16),
+            "RAY_AUTH_TOKEN": TOKEN,
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_health_check_period_ms": "1000",
             "RAY_health_check_failure_threshold": "3",
         }
         self.nodes = []
+        os.environ.update(self.environment)  # before Ray is imported
         self.start(head_cpus, "--head", f"--port={self.port}", "--include-dashboard=false")
         for _ in range(others):
             self.start(1, f"--address={self.address}")
@@ -109,7 +112,8 @@ def descendants(pid):
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
     """A cluster for all tests that only use it."""
-    pytest.importorskip("ray", reason="Ray is not installed")
+    if find_spec("ray") is None:
+        pytest.skip("Ray is not installed")
     cluster = Cluster(tmp_path_factory.mktemp("ray"))
     yield cluster
     cluster.close()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ensemble_kit.cli.options import FILE, FOLDER, force_option
+from ensemble_kit.cli.options import FILE, FOLDER, echo_json, force_option, json_option
 
 
 @click.group()
@@ -19,7 +19,8 @@ def predictions() -> None:
 )
 @click.option("--top-k", type=click.IntRange(min=1), help="Classes of each video in a .csv.")
 @force_option
-def merge(folder: Path, output: Path, top_k: int | None, force: bool) -> None:
+@json_option
+def merge(folder: Path, output: Path, top_k: int | None, force: bool, as_json: bool) -> None:
     """Write the predictions of FOLDER as one file.
 
     \b
@@ -28,4 +29,8 @@ def merge(folder: Path, output: Path, top_k: int | None, force: bool) -> None:
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.predictions.merging import merge as merge_folder
 
-    click.echo(merge_folder(folder, output, top_k=top_k, force=force))
+    path = merge_folder(folder, output, top_k=top_k, force=force)
+    if as_json:
+        echo_json({"path": path})
+        return
+    click.echo(path)

@@ -19,8 +19,8 @@ MISSING = {
     "average": (["runs/no"], "runs/no does not exist.\nName a file or folder"),
     "import-onnx": (["no.onnx", "no.tfrecord"], "no.onnx does not exist.\nName a file"),
     "predict": (["no.onnx", "no.tfrecord", "-o", "p.csv"], "no.onnx does not exist.\nName a file"),
-    "evaluate": (["no.safetensors"], "no.safetensors does not exist.\nName a file"),
-    "select": (["no.csv"], "no.csv does not exist.\nName a file"),
+    "evaluate": (["no.safetensors"], "no.safetensors does not exist.\nName a file or folder"),
+    "select": (["no.csv"], "no.csv does not exist.\nName a file or folder"),
     "verify": (["no.onnx"], "no.onnx does not exist.\nName a file"),
     "report": (["no.tfrecord"], "{cwd}/no.tfrecord does not exist.\nName TFRecord files"),
     "recipes check": (["no.toml"], "no.toml does not exist.\nName a file"),
@@ -48,6 +48,11 @@ UNNAMED = {
     "runs": (
         ["no"],
         "{cwd}/no holds no runs.\nTrain some with `ensemble-kit train`, or name a folder of runs.",
+    ),
+    "predictions merge": (
+        ["no", "-o", "p.csv"],
+        "no is no folder of predictions: it holds no predictions.json.\n"
+        "Name a predictions file, or a folder that `ensemble-kit predict` wrote.",
     ),
     "recipes show": (
         ["willow/grue"],
@@ -82,7 +87,8 @@ ALL = dict(commands())
 
 def test_the_table_has_every_module_of_commands():
     folder = Path(ensemble_kit.cli.__file__).parent
-    modules = {path.stem for path in folder.glob("*.py")} - {"__init__", "main", "options"}
+    modules = {path.stem for path in folder.glob("*.py")}
+    modules -= {"__init__", "main", "options", "side_by_side"}
 
     assert set(COMMANDS.values()) == modules
     assert len(ALL) >= 16
@@ -172,7 +178,7 @@ def test_every_command_that_reads_a_file_has_a_test_of_its_absence():
 
 
 def test_a_folder_in_the_place_of_a_file_is_named(runner, tmp_path):
-    result = runner.invoke(main, ["evaluate", str(tmp_path)])
+    result = runner.invoke(main, ["verify", str(tmp_path)])
 
     assert result.exit_code == 1
     assert result.stderr == f"Error: {tmp_path} is not a file.\nName a file that exists.\n"
@@ -272,7 +278,7 @@ def test_a_name_that_no_file_can_have_does_not_exist(name, runner):
     result = runner.invoke(main, ["evaluate", name])
 
     assert result.exit_code == 1
-    assert result.stderr == f"Error: {name} does not exist.\nName a file that exists.\n"
+    assert result.stderr == f"Error: {name} does not exist.\nName a file or folder that exists.\n"
 
 
 TEXT_ALONE = {"demo", "train", "recipes schema"}  # progress of hours, and what is JSON already

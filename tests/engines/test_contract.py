@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from functools import partial
+from importlib.util import find_spec
 
 import pytest
 from ray_cluster import Cluster, cluster, descendants, variables_of  # noqa: F401 - a fixture
@@ -23,20 +24,18 @@ ENDLESS = ("--set", "training.max_steps=10_000_000", "-o", "elsewhere")
 
 
 @pytest.fixture(params=["processes", pytest.param("ray", marks=pytest.mark.ray)])
-def start(request, own_workspace, monkeypatch):
+def start(request, own_workspace):
     """What starts a job, and the workspace as the current folder."""
     if request.param == "processes":
         yield partial(start_process, threads=1)
         return
-    with connected(request.getfixturevalue("cluster"), own_workspace.path, monkeypatch) as start:
+    with connected(request.getfixturevalue("cluster"), own_workspace.path) as start:
         yield start
 
 
-def connected(cluster, folder, monkeypatch, **asks):  # noqa: F811 - the fixture's value
+def connected(cluster, folder, **asks):  # noqa: F811 - the fixture's value
     from ensemble_kit.engines.ray import ray_cluster
 
-    for name, value in cluster.environment.items():
-        monkeypatch.setenv(name, value)
     asks = {"cpus_each": 1, "gpus_each": 0} | asks
     return ray_cluster(cluster.address, folders=[folder / "elsewhere"], **asks)
 
@@ -115,7 +114,6 @@ def test_a_second_interrupt_kills(start, own_workspace):
 def test_a_job_dies_with_its_actor_at_once_and_goes_on_elsewhere(
     cluster,  # noqa: F811
     own_workspace,
-    monkeypatch,
     capfd,
 ):
     runs = own_workspace.path / "elsewhere"
@@ -138,7 +136,7 @@ def test_a_job_dies_with_its_actor_at_once_and_goes_on_elsewhere(
         return others and (runs / "mean" / "metrics.jsonl").stat().st_size > sizes[0]
 
     thread = when(have_checkpoints(runs, "mean"), kill_the_actor)
-    with connected(cluster, own_workspace.path, monkeypatch) as start:
+    with connected(cluster, own_workspace.path) as start:
         (end,) = run_jobs([training("mean")], start, at_once=1, on_end=lambda _: None)
 
     thread.join()
@@ -148,10 +146,10 @@ def test_a_job_dies_with_its_actor_at_once_and_goes_on_elsewhere(
 
 
 @pytest.mark.ray
-def test_what_no_machine_has_is_refused_at_once(cluster, own_workspace, monkeypatch):  # noqa: F811
+def test_what_no_machine_has_is_refused_at_once(cluster, own_workspace):  # noqa: F811
     with (
         pytest.raises(JobError) as caught,
-        connected(cluster, own_workspace.path, monkeypatch, cpus_each=3, gpus_each=0.5),
+        connected(cluster, own_workspace.path, cpus_each=3, gpus_each=0.5),
     ):
         pytest.fail("nothing could ever be started")
 
@@ -183,12 +181,10 @@ def test_strangers_are_refused(cluster, own_workspace):  # noqa: F811
 
 
 @pytest.mark.ray
-def test_a_run_is_trained_by_one_command_only(cluster, own_workspace, monkeypatch):  # noqa: F811
+def test_a_run_is_trained_by_one_command_only(cluster, own_workspace):  # noqa: F811
     from ensemble_kit.engines.ray import ray_cluster
 
     run = own_workspace.path / "elsewhere" / "mean"
-    for name, value in cluster.environment.items():
-        monkeypatch.setenv(name, value)
     with ray_cluster(cluster.address, folders=[run], cpus_each=1, gpus_each=0):
         result = other_command(cluster, own_workspace.path)
 
@@ -200,10 +196,9 @@ def test_a_run_is_trained_by_one_command_only(cluster, own_workspace, monkeypatc
 
 
 @pytest.mark.ray
-def test_a_node_that_dies_has_its_run_go_on_elsewhere_bit_for_bit(
-    tmp_path, own_workspace, monkeypatch
-):
-    pytest.importorskip("ray", reason="Ray is not installed")
+def test_a_node_that_dies_has_its_run_go_on_elsewhere_bit_for_bit(tmp_path, own_workspace):
+    if find_spec("ray") is None:
+        pytest.skip("Ray is not installed")
     runs = own_workspace.path / "elsewhere"
     words = ("--set", "training.max_steps=300", "--set", "training.checkpoint_every=20")
     job = Job(
@@ -223,7 +218,7 @@ def test_a_node_that_dies_has_its_run_go_on_elsewhere_bit_for_bit(
             cluster.end(node)
 
         thread = when(have_checkpoints(runs, "mean"), end_the_node)
-        with connected(cluster, own_workspace.path, monkeypatch) as start:
+        with connected(cluster, own_workspace.path) as start:
             (end,) = run_jobs([job], start, at_once=1, on_end=lambda _: None)
         thread.join()
     finally:

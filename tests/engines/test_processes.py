@@ -35,7 +35,7 @@ def test_the_error_of_a_command_is_one_line_and_its_stderr_is_passed_on(capsys):
 
     assert (end.state, end.problem) == ("failed", "no.csv does not exist.")
     assert capsys.readouterr().err == (
-        "gru: Error: no.csv does not exist.\ngru: Name a file that exists.\n"
+        "gru: Error: no.csv does not exist.\ngru: Name a file or folder that exists.\n"
     )
 
 
