@@ -9,6 +9,7 @@ from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import PredictionsError
 from ensemble_kit.files import refuse_overwrite
 from ensemble_kit.predictions.file import BLOCK_VALUES, Predictions, read_predictions
+from ensemble_kit.predictions.folder import shard_paths
 from ensemble_kit.predictions.rows import JoinedRows
 from ensemble_kit.predictions.writing import csv_written, predictions_written, require_suffix
 from ensemble_kit.store.provenance import FileMetadata
@@ -34,6 +35,7 @@ def merge(folder: Path, output: Path, *, top_k: int | None = None, force: bool =
     """
     require_suffix(output)
     refuse_overwrite(output, force=force)
+    shard_paths(folder)  # a single file, which could be read too, is refused
     predictions = read_predictions(folder)
     if output.suffix.lower() == ".csv":
         _write_csv(predictions, output, top_k=top_k or TOP_K, force=force)
