@@ -200,7 +200,7 @@ def test_a_node_that_dies_has_its_run_go_on_elsewhere_bit_for_bit(tmp_path, own_
     if find_spec("ray") is None:
         pytest.skip("Ray is not installed")
     runs = own_workspace.path / "elsewhere"
-    words = ("--set", "training.max_steps=300", "--set", "training.checkpoint_every=20")
+    words = ("--set", "training.max_steps=4000", "--set", "training.checkpoint_every=200")
     job = Job(
         "mean", ("train", *TRAINING[:2], *words, "-o", "elsewhere", "--", "recipes/mean.toml")
     )
@@ -225,7 +225,7 @@ def test_a_node_that_dies_has_its_run_go_on_elsewhere_bit_for_bit(tmp_path, own_
         cluster.close()
 
     assert end.state == "finished", end
-    last = "checkpoints/step-00000300.safetensors"
+    last = "checkpoints/step-00004000.safetensors"
     assert (runs / "mean" / last).read_bytes() == (
         own_workspace.path / "alone" / "mean" / last
     ).read_bytes()
