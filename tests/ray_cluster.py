@@ -1,5 +1,6 @@
 """A Ray cluster of two nodes on this machine, each with processes that can be ended alone."""
 
+import glob
 import os
 import secrets
 import signal
@@ -101,11 +102,9 @@ def descendants(pid):
     """Return a process and all that came of it, the oldest first."""
     found = [pid]
     for each in found:
-        try:
-            with open(f"/proc/{each}/task/{each}/children") as file:
+        for children in glob.glob(f"/proc/{each}/task/*/children"):  # of each of its threads
+            with suppress(FileNotFoundError, ProcessLookupError), open(children) as file:
                 found += [int(word) for word in file.read().split()]
-        except FileNotFoundError:
-            continue
     return found
 
 
