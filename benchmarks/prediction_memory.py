@@ -2,7 +2,7 @@
 
     python benchmarks/prediction_memory.py [--videos 10000 200000] [--json]
 
-Each run is a process of its own. The records are made up and tiny (8 + 4 features, 2 to 4 frames),
+Each run is a separate process. The records are made up and tiny (8 + 4 features, 2 to 4 frames),
 so that what is measured is what is kept of each video: 1,000 classes of it are predicted, which in
 memory would take 4,000 bytes a video.
 """

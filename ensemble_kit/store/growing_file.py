@@ -31,7 +31,7 @@ class GrowingFile:
         aside: The file to write, as ``written_aside`` yields it.
         folder: Where tensors wait; the output's own, since other disks may be too small.
         specs: The type and shape of one row of each tensor, in the order of the file. Types of
-            eight bytes behind narrower ones may lie at places that are no multiple of eight.
+            eight bytes after narrower ones may lie at places that are no multiple of eight.
         metadata: What the file will say of itself, its hashes of any value.
     """
 

@@ -302,7 +302,7 @@ def header_of(
     Args:
         ordered: The tensors, in the order of the file.
         metadata: What the file says of itself.
-        room: How many bytes to fill, with spaces behind the JSON; 0 takes as few as can be.
+        room: How many bytes to fill, with spaces after the JSON; 0 takes as few as can be.
     """
     header: dict[str, Any] = {
         "__metadata__": {METADATA_KEY: metadata.model_dump_json(by_alias=True)}
