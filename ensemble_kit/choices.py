@@ -10,10 +10,11 @@ from typing import Literal, TypeAlias
 
 Activation: TypeAlias = Literal["none", "sigmoid", "softmax"]
 BatchNormRule: TypeAlias = Literal["recalibrate", "average", "last"]
+Computes: TypeAlias = Literal["packed", "float32"]
 Criterion: TypeAlias = Literal["gain", "gain-per-byte"]
 Device: TypeAlias = Literal["cpu", "cuda"]
 DrawSource: TypeAlias = Literal["fixed", "random", "input"]
-Dtype: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
+Dtype: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 FrameForm: TypeAlias = Literal["raw", "dequantised", "normalised"]
 InputType: TypeAlias = Literal["uint8", "float32"]
 Layout: TypeAlias = Literal["frames-first", "channels-first"]

@@ -14,15 +14,15 @@ from ensemble_kit.choices import MAX_GAP_LOSS, MAX_SIZE, Dtype
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import CheckpointError, EnsembleKitError, PredictionsError
-from ensemble_kit.export.parity import TOLERANCE, largest_difference
+from ensemble_kit.export.parity import TOLERANCE, compare, shares_as_shipped
 from ensemble_kit.files import format_size, sha256_of
 from ensemble_kit.fusion.weights import FusedWeights, Member
 from ensemble_kit.networks.loading import load, member_prefix
 from ensemble_kit.networks.products import product_axes
-from ensemble_kit.networks.storage import SCALE
 from ensemble_kit.predictions.videos import dataset_sha256
 from ensemble_kit.serving.metadata import read_metadata
 from ensemble_kit.serving.onnx_file import is_whole, needed_files, read_tensors
+from ensemble_kit.store.blocks import SCALE
 from ensemble_kit.store.dtypes import FLOATING, types_of_weights
 from ensemble_kit.store.provenance import (
     FileMetadata,
@@ -40,7 +40,8 @@ class Claim:
     """One claim of a file, and whether it holds.
 
     Attributes:
-        name: ``content``, ``bytes``, ``weights``, ``parents``, ``parity`` or ``gap``.
+        name: ``content``, ``bytes``, ``weights``, ``parents``, ``parity``,
+            ``products`` or ``gap``.
         verdict: ``not checked`` where something that is needed is not there.
         finding: What was found, in one line.
     """
@@ -72,7 +73,7 @@ def verify(
         One claim for each check. For a fused file: its bytes, the types of its weights, its
         parents' hashes, every weight compared with its rounded checkpoint's, GAP. For an ONNX file:
         the hash of its content, its bytes, the types of its weights, its probabilities compared
-        with the fused file's, GAP.
+        with the fused file's, how its numbers are used, GAP.
 
     Raises:
         CheckpointError: The file is missing, is no whole safetensors file or no fused one.
@@ -95,6 +96,7 @@ def _verify_onnx(
     yield _bytes(files, max_size)
     yield _onnx_types(path, metadata)
     yield _tried("parity", lambda: _onnx_parity(path, metadata, fused))
+    yield _tried("products", lambda: _products(path, metadata))
     yield _tried("gap", lambda: _gap(path, metadata.validation, None, records, max_gap_loss))
 
 
@@ -231,12 +233,22 @@ def _onnx_parity(path: Path, metadata: OnnxMetadata, fused: Path | None) -> Clai
     if metadata.sampling == "random" and metadata.draws:
         return Claim("parity", "not checked", "its draws are fresh in each run")
     with open_tensors(found) as file:
-        worst = largest_difference(path, metadata, file)
+        parity = compare(path, metadata, file)
+    worst, shipped = parity.exact, parity.shipped
     finding = (
         f"probabilities differ by {worst.size:.2g} from {found.name}; the tolerance is "
         f"{TOLERANCE:.0e}"
     )
+    if shipped is not None:
+        finding += f"; as it is run they differ by {shipped.size:.2g}"
     return Claim("parity", _verdict(worst.is_allowed), finding)
+
+
+def _products(path: Path, metadata: OnnxMetadata) -> Claim:
+    """Look at how ONNX Runtime uses the numbers; only mapped files may convert in every run."""
+    shares = shares_as_shipped(path, metadata)
+    holds = shares.converted_in_every_run == 0 or metadata.weights_file is not None
+    return Claim("products", _verdict(holds), f"numbers are used: {shares}")
 
 
 def _find_fused(path: Path, metadata: OnnxMetadata, named: Path | None) -> Path | None:

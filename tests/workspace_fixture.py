@@ -106,7 +106,7 @@ def fused(selection: Path) -> "dict[str, FusedFile]":
     folder = selection.parent
     return {
         dtype: fuse(selection, folder / f"{dtype}.safetensors", dtype=dtype)
-        for dtype in ("fp32", "fp16", "bf16", "int8")
+        for dtype in ("fp32", "fp16", "bf16", "int8", "int4")
     }
 
 

@@ -1,7 +1,7 @@
 """ensemble-kit export-onnx."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,12 +10,18 @@ from ensemble_kit.cli.options import (
     FILE,
     FOLDER,
     echo_json,
+    echo_skipped,
     force_option,
     json_option,
+    max_gap_loss_option,
     max_size_option,
     one_of,
+    records_options,
 )
 from ensemble_kit.store.workspace import FUSED, ONNX
+
+if TYPE_CHECKING:
+    from ensemble_kit.store.provenance import ProofMetadata
 
 
 @click.command("export-onnx")
@@ -45,14 +51,35 @@ from ensemble_kit.store.workspace import FUSED, ONNX
     "--low-memory", is_flag=True, help="Write weights into a second file, to be mapped as it is."
 )
 @click.option("--triton", type=FOLDER, help="Lay out a model repository of NVIDIA Triton here.")
+@click.option(
+    "--data", multiple=True, help="Validation records to measure GAP on, of int8 and int4."
+)
+@max_gap_loss_option("The most GAP that computing from packed numbers may cost on --data.")
 @max_size_option
+@records_options
 @force_option
 @json_option
-def export_onnx(fused: Path, output: Path, max_size: str, as_json: bool, **options: Any) -> None:
+def export_onnx(
+    fused: Path,
+    output: Path,
+    repeats: int,
+    sampling: Any,
+    input_type: Any,
+    low_memory: bool,
+    triton: Path | None,
+    data: tuple[str, ...],
+    max_gap_loss: float,
+    max_size: str,
+    force: bool,
+    as_json: bool,
+    **reading: Any,
+) -> None:
     """Export the file FUSED as one ONNX model, with a model card beside it.
 
     FUSED is ensemble/fused.safetensors unless named. The model is run by ONNX Runtime and compared
     with PyTorch before it is kept. The card, README.md, replaces nothing that a person wrote.
+    Products of a file in int8 or int4 are computed from its packed numbers; --data measures what
+    that does to GAP.
 
     With --sampling input the number of repeats may be changed in each run, unless a pooling takes
     them one by one, as gated BoF does. With random, a session that is open cannot be seeded.
@@ -60,20 +87,52 @@ def export_onnx(fused: Path, output: Path, max_size: str, as_json: bool, **optio
     \b
     Examples:
         ensemble-kit export-onnx --repeats 10
+        ensemble-kit export-onnx --data 'validate/*.tfrecord'
         ensemble-kit export-onnx --sampling input --input float32 -o serving/ensemble.onnx
         ensemble-kit export-onnx --low-memory --triton models
     """  # noqa: D301 - \b is click's mark for "keep these lines"
+    from ensemble_kit.data.dataset import Records
     from ensemble_kit.export.stage import export_onnx as export
     from ensemble_kit.files import format_of_limit, parse_size
 
-    exported = export(fused, output, max_size=parse_size(max_size), **options)
+    records = Records(data, **reading) if data else None
+    exported = export(
+        fused,
+        output,
+        repeats=repeats,
+        sampling=sampling,
+        input_type=input_type,
+        low_memory=low_memory,
+        triton=triton,
+        max_size=parse_size(max_size),
+        records=records,
+        max_gap_loss=max_gap_loss,
+        force=force,
+    )
     if as_json:
         echo_json(exported)
         return
     card = exported.card or f"{exported.path.with_name('README.md')} was there and is left as it is"
     click.echo(
         f"{exported.path}: {format_of_limit(exported.num_bytes, exported.max_size)}, "
-        f"{exported.repeats} repeats.\n"
-        f"ONNX Runtime agrees with PyTorch to {exported.worst_difference:.2g}.\n"
-        f"Model card: {card}."
+        f"{exported.repeats} repeats."
     )
+    _echo_proof(exported.proof)
+    click.echo(f"Model card: {card}.")
+    if records is not None:
+        echo_skipped(records)
+
+
+def _echo_proof(proof: "ProofMetadata") -> None:
+    shipped = ""
+    if proof.shipped_difference is not None:
+        shipped = f" with exact sums, and to {proof.shipped_difference:.2g} as it is run"
+    click.echo(
+        f"ONNX Runtime agrees with PyTorch to {proof.exact_difference:.2g}{shipped}.\n"
+        f"Numbers are used: {proof.shares}."
+    )
+    if proof.gap is not None:
+        click.echo(
+            f"GAP on {proof.gap.videos:,} videos: {proof.gap.exact:.4f} with the same weights in "
+            f"float32, {proof.gap.shipped:.4f} as it is run."
+        )

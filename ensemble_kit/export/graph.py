@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ensemble_kit._version import __version__
 from ensemble_kit.choices import DrawSource, InputType
 from ensemble_kit.draws import draws_name
+from ensemble_kit.export.blocks import place_blocks
 from ensemble_kit.export.inlining import inline_foreign
 from ensemble_kit.export.node_names import name_nodes
 from ensemble_kit.export.weights import attach_weights
@@ -28,8 +29,9 @@ from ensemble_kit.layers.recurrent import Recurrence
 from ensemble_kit.networks.ensemble import FusedEnsemble, module_name
 from ensemble_kit.networks.foreign import DOMAIN, WEIGHTS, ForeignModel, opset_of
 from ensemble_kit.networks.loading import empty_member, member_prefix
-from ensemble_kit.serving.onnx_file import OPSET, Weight
+from ensemble_kit.serving.onnx_file import BLOCK_OPSET, OPSET, Weight
 from ensemble_kit.serving.session import OUTPUTS
+from ensemble_kit.store.blocks import FORMATS
 from ensemble_kit.store.provenance import FusedMetadata
 from ensemble_kit.store.tensor_files import TensorFile
 
@@ -119,8 +121,9 @@ def build_graph(
     with _quiet():
         ensemble, model = _trace(file, record, repeats, sampling, types)
         _place_foreign(model, ensemble)
-        weights = attach_weights(model, file, _cells(ensemble), prefix=PREFIX)
+        weights, matrices = attach_weights(model, file, _cells(ensemble), prefix=PREFIX)
         optimizer.optimize_ir(model)
+        place_blocks(model.graph, matrices)
         shares = model.graph.outputs[len(OUTPUTS) :] or model.graph.outputs[:1]
         name_nodes(model, ensemble.names, shares)
         del model.graph.outputs[len(OUTPUTS) :]
@@ -146,6 +149,7 @@ def _trace(
 ) -> tuple[FusedEnsemble, ir.Model]:
     """Return the ensemble and its graph, both without weights."""
     schema = record.data_schema
+    opset = BLOCK_OPSET if record.dtype in FORMATS else OPSET
     batch, length = torch.export.Dim("batch"), torch.export.Dim("frames")
     with FakeTensorMode():
         members = {member.name: empty_member(file, member, schema) for member in record.members}
@@ -174,7 +178,7 @@ def _trace(
                 dynamic_shapes=tuple(free),
                 input_names=[*schema.widths, "num_frames", *map(draws_name, ensemble.random_names)],
                 output_names=[*OUTPUTS, *map(module_name, shares)],
-                opset_version=max([OPSET, *map(opset_of, _foreign_graphs(ensemble).values())]),
+                opset_version=max([opset, *map(opset_of, _foreign_graphs(ensemble).values())]),
                 optimize=False,  # the weights have to be attached first
                 verbose=False,
             )

@@ -1,8 +1,9 @@
-"""Whether an ONNX file computes what its fused file does. Imports ``loading`` and ``runtime``."""
+"""Whether an ONNX file computes what its fused file does."""
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -10,16 +11,20 @@ from torch import Tensor
 
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.draws import draws_name
+from ensemble_kit.export.shares import counts_of, shares_of_run, shares_of_types
 from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.networks.ensemble import example_frames
 from ensemble_kit.networks.loading import load_fused_member
 from ensemble_kit.serving.session import OUTPUTS, OnnxEnsemble
-from ensemble_kit.store.provenance import FusedMetadata, OnnxMetadata
+from ensemble_kit.store.blocks import FORMATS
+from ensemble_kit.store.provenance import FusedMetadata, OnnxMetadata, SharesMetadata
 from ensemble_kit.store.tensor_files import TensorFile
 
 TOLERANCE = 1e-5  # float32 in another order of sums, over thousands of terms
 SIZES = ((1, 1), (3, 7), (2, 11))  # videos and frames of the batches that are compared
-Draws = Mapping[str, Tensor]
+Draws: TypeAlias = Mapping[str, Tensor]
+Frames: TypeAlias = tuple[dict[str, Tensor], Tensor]  # of each modality, and how many there are
+Run: TypeAlias = tuple[np.ndarray[Any, Any], Draws]
 
 
 class Difference(NamedTuple):
@@ -35,7 +40,21 @@ class Difference(NamedTuple):
         return self.size <= TOLERANCE
 
 
-def largest_difference(path: Path, record: OnnxMetadata, file: TensorFile) -> Difference:
+class Parity(NamedTuple):
+    """What a comparison with PyTorch found.
+
+    Attributes:
+        exact: With products summed in float32.
+        shipped: As the file is run; None where that is no different.
+        shares: How the stored numbers are used when the file is run.
+    """
+
+    exact: Difference
+    shipped: Difference | None
+    shares: SharesMetadata
+
+
+def compare(path: Path, record: OnnxMetadata, file: TensorFile) -> Parity:
     """Compare ONNX Runtime with PyTorch on batches of several sizes and lengths.
 
     Only one of the two is in memory at a time.
@@ -51,16 +70,56 @@ def largest_difference(path: Path, record: OnnxMetadata, file: TensorFile) -> Di
     """
     schema = served_schema(record)
     batches = [example_frames(schema, *size) for size in SIZES]
+    counts = counts_of(path, record)
     # no float32 copy of every weight, nor room for one
-    ensemble = OnnxEnsemble(path, low_memory=True, keep_memory=False)
-    found, drawn = zip(*[_run(ensemble, record, *batch) for batch in batches], strict=True)
-    del ensemble
-    expected = _expected(file, batches, drawn)
+    ensemble = OnnxEnsemble(path, low_memory=True, keep_memory=False, is_exact=True)
+    runs = [_run(ensemble, record, *batch) for batch in batches]
+    if ensemble.computes == "packed":
+        del ensemble
+        shipped, shares = _run_as_shipped(path, record, batches, counts)
+        runs += shipped
+    else:
+        del ensemble
+        shares = shares_of_types(record, counts.values())
+    times = len(runs) // len(batches)
+    expected = _expected(file, batches * times, [draws for _, draws in runs])
     differences = [
         Difference(float(np.abs(rows - probabilities.numpy()).max()), *size)
-        for size, rows, probabilities in zip(SIZES, found, expected, strict=True)
+        for size, (rows, _), probabilities in zip(SIZES * times, runs, expected, strict=True)
     ]
+    exact, others = differences[: len(batches)], differences[len(batches) :]
+    return Parity(_largest(exact), _largest(others) if others else None, shares)
+
+
+def shares_as_shipped(path: Path, record: OnnxMetadata) -> SharesMetadata:
+    """Return how the stored numbers are used when a file is run.
+
+    Raises:
+        ProviderError: ONNX Runtime cannot open the file.
+    """
+    counts = counts_of(path, record)
+    if record.dtype not in FORMATS:
+        return shares_of_types(record, counts.values())
+    batch = example_frames(served_schema(record), *SIZES[0])
+    with tempfile.TemporaryDirectory() as folder:
+        ensemble = OnnxEnsemble(path, keep_memory=False, profile=Path(folder) / "run")
+        arrays = {name: values.numpy() for name, values in batch[0].items()}
+        ensemble.run(arrays, batch[1].numpy())
+        return shares_of_run(Path(ensemble.session.end_profiling()), counts)
+
+
+def _largest(differences: Sequence[Difference]) -> Difference:
     return max(differences, key=lambda each: (np.isnan(each.size), each.size))
+
+
+def _run_as_shipped(
+    path: Path, record: OnnxMetadata, batches: Sequence[Frames], counts: Mapping[str, int]
+) -> tuple[list[Run], SharesMetadata]:
+    """Run a file as ``OnnxEnsemble`` runs it unless it is told otherwise."""
+    with tempfile.TemporaryDirectory() as folder:
+        ensemble = OnnxEnsemble(path, keep_memory=False, profile=Path(folder) / "run")
+        runs = [_run(ensemble, record, *batch) for batch in batches]
+        return runs, shares_of_run(Path(ensemble.session.end_profiling()), counts)
 
 
 def served_schema(record: OnnxMetadata) -> Schema:
@@ -74,7 +133,7 @@ def served_schema(record: OnnxMetadata) -> Schema:
 
 def _run(
     ensemble: OnnxEnsemble, record: OnnxMetadata, frames: Mapping[str, Tensor], num_frames: Tensor
-) -> tuple[np.ndarray, Draws]:
+) -> Run:
     """Return ONNX Runtime's probabilities, and the draws of each member that they are of."""
     arrays = {name: values.numpy() for name, values in frames.items()}
     if record.sampling != "random":
@@ -91,8 +150,8 @@ def _run(
 
 def _expected(
     file: TensorFile,
-    batches: list[tuple[dict[str, Tensor], Tensor]],
-    drawn: tuple[Draws, ...],
+    batches: Sequence[Frames],
+    drawn: Sequence[Draws],
 ) -> list[Tensor]:
     """Return PyTorch's probabilities for each batch; one member at a time is in memory."""
     record = file.metadata_as(FusedMetadata)

@@ -1,33 +1,54 @@
 """Export: a fused file as one ONNX model that averages repeated random frame samples."""
 
 import glob
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from os.path import isfile
 from pathlib import Path
+from typing import get_args
 
 import onnx
 
 from ensemble_kit._version import __version__
-from ensemble_kit.choices import DRAW_SOURCE, MAX_SIZE, REPEATS, DrawSource, InputType
+from ensemble_kit.choices import (
+    DRAW_SOURCE,
+    MAX_GAP_LOSS,
+    MAX_SIZE,
+    REPEATS,
+    Computes,
+    DrawSource,
+    InputType,
+)
+from ensemble_kit.data.dataset import Records
+from ensemble_kit.data.schema import check_fits
 from ensemble_kit.errors import ExportError, ProviderError
 from ensemble_kit.export.graph import Graph, build_graph, top_k_of
-from ensemble_kit.export.parity import TOLERANCE, largest_difference
+from ensemble_kit.export.parity import TOLERANCE, compare
 from ensemble_kit.files import refuse_overwrite, sha256_of, written_aside
 from ensemble_kit.networks.loading import member_prefix
-from ensemble_kit.networks.storage import SCALE
-from ensemble_kit.serving.metadata import properties_of
+from ensemble_kit.networks.onnx_model import OnnxModel
+from ensemble_kit.networks.running import measure
+from ensemble_kit.serving.metadata import proof_property, properties_of
 from ensemble_kit.serving.model_card import write_card
 from ensemble_kit.serving.onnx_file import (
     Weight,
+    add_properties,
     read_tensors,
     write_beside,
     write_onnx,
 )
 from ensemble_kit.serving.triton import refuse_repository, write_repository
+from ensemble_kit.store.blocks import FORMATS, SCALE
 from ensemble_kit.store.dtypes import types_of_weights
-from ensemble_kit.store.provenance import FileMetadata, FusedMetadata, OnnxMetadata
+from ensemble_kit.store.provenance import (
+    FileMetadata,
+    FusedMetadata,
+    OnnxMetadata,
+    ProofMetadata,
+    ShippedGapMetadata,
+)
 from ensemble_kit.store.selection_file import SelectionMetadata, read_selection
 from ensemble_kit.store.size_limit import refuse_size
 from ensemble_kit.store.tensor_files import TensorFile, open_tensors
@@ -45,7 +66,7 @@ class ExportedFile:
         num_bytes: What all files take that are needed to run it.
         max_size: The limit that they fit.
         repeats: Draws that it averages.
-        worst_difference: The largest difference of any probability from PyTorch's.
+        proof: What was measured before it was kept.
         card: The model card; None where another ``README.md`` was left as it is.
     """
 
@@ -53,7 +74,7 @@ class ExportedFile:
     num_bytes: int
     max_size: int
     repeats: int
-    worst_difference: float
+    proof: ProofMetadata
     card: Path | None
 
 
@@ -67,6 +88,8 @@ def export_onnx(
     low_memory: bool = False,
     triton: Path | None = None,
     max_size: int = MAX_SIZE,
+    records: Records | None = None,
+    max_gap_loss: float = MAX_GAP_LOSS,
     force: bool = False,
 ) -> ExportedFile:
     """Write a fused file as one ONNX model, and prove it equal before it is kept.
@@ -90,13 +113,17 @@ def export_onnx(
         low_memory: Whether weights lie in a file of their own beside it, to be mapped.
         triton: A folder to lay out as a model repository of NVIDIA Triton.
         max_size: The most bytes that all files needed to run may have.
+        records: Validation records to measure GAP on, of a file that computes from packed numbers:
+            as it is run, and with the same weights in float32.
+        max_gap_loss: The most GAP that the first may be below the second.
         force: Whether existing files may be replaced; of a ``README.md`` only a model card is.
 
     Raises:
         CheckpointError: ``fused`` is missing, damaged or of another kind.
         SizeLimitError: The file is larger than ``max_size``.
-        ExportError: The file fails onnx's checker, stores a weight in another type, or differs
-            from PyTorch.
+        ExportError: The file fails onnx's checker, stores a weight in another type, differs
+            from PyTorch, or loses more than ``max_gap_loss``.
+        PredictionsError: The records are not of the members' modalities or vocabulary.
         OutputError: ``output``, or a file of ``triton``, exists and ``force`` is False.
     """
     refuse_overwrite(output, force=force)
@@ -121,16 +148,27 @@ def export_onnx(
             record = record.model_copy(update={"weights_file": weights_file})
         selection = _selection_of(fused, fused_record)
         shown = graph.showing_draws() if sampling == "random" else graph
-        num_bytes = _write(aside, shown, references, record, max_size, selection, output)
+        written = _write(aside, shown, references, record, max_size, selection, output)
         _check_weights(aside, record, output)
-        worst = _prove(aside, record, file, output)
+        proof = _prove(aside, record, file, output)
         if shown is not graph:
-            num_bytes = _write(aside, graph, references, record, max_size, selection, output)
+            written = _write(aside, graph, references, record, max_size, selection, output)
+        if records is not None and record.dtype in FORMATS:
+            gap = _measure(aside, records, record.top_k, max_gap_loss, output)
+            proof = proof.model_copy(update={"gap": gap})
+        add_properties(aside, proof_property(proof), written)
+        record = record.model_copy(update={"proof": proof})
+        num_bytes = _size_of(aside, record, output)
     _drop_stale(output, record)
     if triton is not None:
         write_repository(output, record, triton, force=force)
     card = write_card(output, record, force=force)
-    return ExportedFile(output, num_bytes, max_size, repeats, worst, card)
+    return ExportedFile(output, num_bytes, max_size, repeats, proof, card)
+
+
+def _size_of(aside: Path, record: OnnxMetadata, output: Path) -> int:
+    """Return the bytes of all files that are needed to run the model which is written aside."""
+    return sum(path.stat().st_size for path in [aside, *record.files(output)[1:]])
 
 
 def _selection_of(fused: Path, record: FusedMetadata) -> SelectionMetadata | None:
@@ -204,11 +242,11 @@ def _write(
     max_size: int,
     selection: SelectionMetadata | None,
     output: Path,
-) -> int:
-    """Write the model; return the bytes of all files needed to run it, or raise if too many."""
+) -> "hashlib._Hash":
+    """Write the model; return the hash of its content, or raise if its files are too large."""
     properties = properties_of(record)
-    write_onnx(aside, *graph.parts(), graph.weights, properties, references=references)
-    num_bytes = sum(path.stat().st_size for path in [aside, *record.files(output)[1:]])
+    digest = write_onnx(aside, *graph.parts(), graph.weights, properties, references=references)
+    num_bytes = _size_of(aside, record, output)
     refuse_size(
         "ONNX",
         num_bytes,
@@ -221,9 +259,9 @@ def _write(
         raise ExportError(
             f"{output} would have {num_bytes:,} bytes; ONNX Runtime reads at most "
             f"{LARGEST_FILE:,} from one file.",
-            hint="Export with --low-memory, or fuse again with --dtype bf16 or --dtype int8.",
+            hint="Export with --low-memory, or fuse again with --dtype int8 or --dtype int4.",
         )
-    return num_bytes
+    return digest
 
 
 def _check_graph(graph: Graph, output: Path) -> None:
@@ -242,7 +280,7 @@ def _check_weights(path: Path, record: OnnxMetadata, output: Path) -> None:
     prefixes = tuple(member_prefix(member.name) for member in record.members)
     for tensor in read_tensors(path):
         is_scale = tensor.name.endswith(SCALE)
-        wanted = [each.onnx for each in types_of_weights("fp32" if is_scale else record.dtype)]
+        wanted = [each.onnx for each in types_of_weights("fp16" if is_scale else record.dtype)]
         if tensor.name.startswith(prefixes) and tensor.type_name not in wanted:
             raise ExportError(
                 f"{output}: {tensor.name} is stored as {tensor.type_name}, not "
@@ -251,19 +289,51 @@ def _check_weights(path: Path, record: OnnxMetadata, output: Path) -> None:
             )
 
 
-def _prove(path: Path, record: OnnxMetadata, file: TensorFile, output: Path) -> float:
-    """Compare the file with PyTorch; return the largest difference found."""
+def _prove(path: Path, record: OnnxMetadata, file: TensorFile, output: Path) -> ProofMetadata:
+    """Compare the file with PyTorch; return what was found."""
     try:
-        worst = largest_difference(path, record, file)
+        parity = compare(path, record, file)
     except ProviderError as error:
         reason = str(error.__cause__ or error.problem).rstrip(".")
         raise ExportError(
             f"{output}: ONNX Runtime cannot open it: {reason}.", hint=REPORT_IT
         ) from error
+    worst = parity.exact
     if not worst.is_allowed:
         raise ExportError(
             f"{output}: ONNX Runtime's probabilities differ by {worst.size:.2g} from PyTorch's on "
             f"{worst.videos} videos of {worst.frames} frames; at most {TOLERANCE:.0e} may be.",
             hint=REPORT_IT,
         )
-    return worst.size
+    return ProofMetadata(
+        exact_difference=worst.size,
+        shipped_difference=None if parity.shipped is None else parity.shipped.size,
+        shares=parity.shares,
+        gap=None,
+    )
+
+
+def _measure(
+    path: Path, records: Records, k: int, max_gap_loss: float, output: Path
+) -> ShippedGapMetadata:
+    """Measure GAP as the file is run and with its weights in float32.
+
+    Raises:
+        ExportError: The first is lower by more than ``max_gap_loss``.
+    """
+    gaps = {}
+    for way in get_args(Computes):
+        model = OnnxModel(path, repeats=None, device="cpu", computes=way)
+        check_fits(model.schema, records.schema, path=output)
+        metrics = measure(model.probabilities, records, k=k)
+        gaps[way] = metrics.gap
+    if gaps["float32"] - gaps["packed"] > max_gap_loss:
+        raise ExportError(
+            f"{output}: computing from packed numbers lowers GAP@{k} by "
+            f"{gaps['float32'] - gaps['packed']:.4f}, from {gaps['float32']:.4f} to "
+            f"{gaps['packed']:.4f} on {metrics.videos:,} videos; the limit is {max_gap_loss:g}.",
+            hint="Fuse with another --dtype, or raise --max-gap-loss.",
+        )
+    return ShippedGapMetadata(
+        exact=gaps["float32"], shipped=gaps["packed"], k=k, videos=metrics.videos
+    )

@@ -1,10 +1,9 @@
 """The weights of an ONNX graph, from a fused file.
 
-Imports ``checkpoints``, ``layers``, ``onnx_file`` and ``storage``.
-
-Weights stay in the type of the fused file, with a Cast to float32 behind each and for int8 a Mul by
-its scales, because ONNX Runtime's CPU provider has no bfloat16 arithmetic (microsoft/onnxruntime
-#28768). It computes both once when it opens the file, unless that is switched off.
+Weights stay in the type of the fused file, with a Cast to float32 after each, because ONNX
+Runtime's CPU provider has no bfloat16 arithmetic (microsoft/onnxruntime #28768). It computes the
+Casts once when it opens the file, unless that is switched off. For matrices in blocks see
+``ensemble_kit.export.blocks``.
 """
 
 from collections.abc import Mapping
@@ -15,12 +14,18 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from ensemble_kit.choices import Dtype
+from ensemble_kit.export.blocks import BlockMatrix
 from ensemble_kit.layers.recurrent import ONNX_KINDS, arranged_for_onnx
-from ensemble_kit.networks.storage import SCALE
+from ensemble_kit.networks.weights import read_blocks
 from ensemble_kit.serving.onnx_file import Weight
+from ensemble_kit.store.blocks import FORMATS, SCALE, BlockFormat, pack
+from ensemble_kit.store.dtypes import BY_NAME
 from ensemble_kit.store.tensor_files import TensorFile
 
+SCALE_TYPE = BY_NAME["fp16"].onnx_number
 ARRANGED = ".onnx."  # in the name of a recurrent stack's weight that is in ONNX's order
 
 
@@ -31,23 +36,69 @@ class _Source(NamedTuple):
     names: tuple[str, ...]
     cell: Literal["gru", "lstm"] | None
 
-    def weight(self, name: str, shape: tuple[int, ...], suffix: str = "") -> Weight:
-        """Describe the initialiser, or with a suffix its scales."""
-        stored = self.file.specs[self.names[0] + suffix].storage_type
-        return Weight(name + suffix, stored.onnx_number, shape, partial(self._read, suffix))
-
     @property
-    def scale_shape(self) -> tuple[int, ...] | None:
-        """The shape of the scales; None where there are none."""
-        spec = self.file.specs.get(self.names[0] + SCALE)
-        if spec is None:
-            return None
-        return spec.shape if self.cell is None else (1, *spec.shape)
+    def is_in_blocks(self) -> bool:
+        """Whether the tensor is a matrix in blocks."""
+        return self.names[0] + SCALE in self.file.specs
 
-    def _read(self, suffix: str) -> NDArray[np.uint8]:
-        tensors = [self.file.tensor(name + suffix) for name in self.names]
+    def weight(self, name: str, shape: tuple[int, ...]) -> Weight:
+        """Describe the initialiser."""
+        stored = self.file.specs[self.names[0]].storage_type
+        return Weight(name, stored.onnx_number, shape, self._read)
+
+    def _read(self) -> NDArray[np.uint8]:
+        tensors = [self.file.tensor(name) for name in self.names]
         tensor = tensors[0] if self.cell is None else arranged_for_onnx(self.cell, tensors)
         return tensor.contiguous().flatten().view(torch.uint8).numpy()
+
+
+class _BlockSource(NamedTuple):
+    """Where the initialisers of a matrix in blocks come from.
+
+    Attributes:
+        source: The tensor.
+        shape: Of the matrix in the fused file.
+        block_format: Its format.
+        data_type: What ONNX calls the type of the whole numbers.
+        is_transposed: Whether the fused file has outputs by inputs; the ONNX file never has.
+    """
+
+    source: _Source
+    shape: tuple[int, ...]
+    block_format: BlockFormat
+    data_type: int
+    is_transposed: bool
+
+    @classmethod
+    def of(cls, source: _Source, shape: tuple[int, ...]) -> "_BlockSource":
+        """Describe a matrix by what the fused file says of it."""
+        file, name = source.file, source.names[0]
+        dtype: Dtype = "int8" if file.specs[name].dtype == "I8" else "int4"
+        block_format = FORMATS[dtype]
+        scales = file.specs[name + SCALE].shape
+        is_transposed = scales == block_format.scales_shape(shape, 0)
+        return cls(source, shape, block_format, BY_NAME[dtype].onnx_number, is_transposed)
+
+    def weights(self, name: str) -> tuple[Weight, Weight]:
+        """Describe the initialisers: whole numbers and scales, inputs by outputs."""
+        shape = self.shape[::-1] if self.is_transposed else self.shape
+        scales_shape = self.block_format.scales_shape(shape, 1)
+        return (
+            Weight(name, self.data_type, shape, partial(self._read, False)),
+            Weight(name + SCALE, SCALE_TYPE, scales_shape, partial(self._read, True)),
+        )
+
+    def _read(self, is_scales: bool) -> NDArray[np.uint8]:
+        file, name = self.source.file, self.source.names[0]
+        if is_scales:
+            return self._arranged(file.tensor(name + SCALE)).numpy().reshape(-1).view(np.uint8)
+        whole = self._arranged(read_blocks(file, name, self.shape, path=file.path).values)
+        return pack(whole.numpy(), self.block_format).reshape(-1).view(np.uint8)
+
+    def _arranged(self, tensor: Tensor) -> Tensor:
+        if self.source.cell is not None:
+            tensor = arranged_for_onnx(self.source.cell, [tensor])[0]
+        return (tensor.mT if self.is_transposed else tensor).contiguous()
 
 
 def attach_weights(
@@ -56,7 +107,7 @@ def attach_weights(
     cells: Mapping[str, Literal["gru", "lstm"]],
     *,
     prefix: str,
-) -> list[Weight]:
+) -> tuple[list[Weight], list[BlockMatrix]]:
     """Make every initialiser that a fused file holds an input of the graph, for now.
 
     Args:
@@ -66,10 +117,12 @@ def attach_weights(
         prefix: What the graph puts before names of the file.
 
     Returns:
-        The initialisers to be written in place of the inputs, in the graph's order.
+        The initialisers to be written in place of the inputs, in the graph's order; and the
+        matrices in blocks, which ``place_blocks`` is to place when the graph is optimised.
     """
     graph = model.graph
     weights: list[Weight] = []
+    matrices: list[BlockMatrix] = []
     casts: list[ir.Node] = []
     for value in list(graph.initializers.values()):
         name = str(value.name).removeprefix(prefix)
@@ -78,26 +131,35 @@ def attach_weights(
             continue  # a constant of the tracer's, which has a value
         assert value.shape is not None
         shape = tuple(value.shape.numpy())
-        stored = source.weight(name, shape)
         del graph.initializers[str(value.name)]
+        if source.is_in_blocks:
+            blocks = _BlockSource.of(source, shape[-2:])
+            whole, scales = blocks.weights(name)
+            weights += [whole, scales]
+            stand_in = ir.Value(name=f"{name}.exact", shape=value.shape, type=value.type)
+            graph.inputs.append(stand_in)
+            value.replace_all_uses_with(stand_in)
+            matrices.append(
+                BlockMatrix(
+                    stand_in, _input(graph, whole), _input(graph, scales), blocks.block_format,
+                    blocks.is_transposed,
+                )
+            )  # fmt: skip
+            continue
+        stored = source.weight(name, shape)
         weights.append(stored)
         current = _input(graph, stored)
         if current.dtype != ir.DataType.FLOAT:
             casts.append(ir.node("Cast", [current], attributes={"to": ir.DataType.FLOAT}))
             casts[-1].name, current = f"{name}/Cast", casts[-1].outputs[0]
-        if source.scale_shape is not None:
-            weights.append(source.weight(name, source.scale_shape, SCALE))
-            scale = _input(graph, weights[-1])
-            casts.append(ir.node("Mul", [current, scale], name=f"{name}/Mul"))
-            current = casts[-1].outputs[0]
         if value.dtype not in (None, ir.DataType.FLOAT):  # what an imported graph computes in
             casts.append(ir.node("Cast", [current], attributes={"to": value.dtype}))
             casts[-1].name, current = f"{name}/Cast_2", casts[-1].outputs[0]
-        if current is not None and current.producer() is not None:
+        if current.producer() is not None:
             current.name, current.shape, current.type = f"{name}.fp32", value.shape, value.type
         value.replace_all_uses_with(current)
     graph.insert_before(graph[0], casts)
-    return weights
+    return weights, matrices
 
 
 def _source(

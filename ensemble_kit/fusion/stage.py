@@ -23,7 +23,7 @@ from ensemble_kit.networks.ensemble import example_frames
 from ensemble_kit.networks.loading import load_fused_member, load_member, member_file_metadata
 from ensemble_kit.networks.products import product_axes
 from ensemble_kit.networks.weights import count_fixed_bytes, count_stored
-from ensemble_kit.store.dtypes import BYTES_PER_VALUE
+from ensemble_kit.store.dtypes import counted_bytes
 from ensemble_kit.store.provenance import (
     CheckpointMetadata,
     FileMetadata,
@@ -76,14 +76,14 @@ def fuse(
     """Write the members of a selection into one file and prove it equal to them.
 
     Every floating tensor is stored in ``dtype``, statistics of batch norm included, as S5 stored
-    its system; see ``storage.round_to`` for what int8 does. Tensors pass through memory one at a
-    time. Before the file is kept, each member is run from it and from its own checkpoint rounded to
-    ``dtype``: the two must agree.
+    its system; see ``storage.round_to`` for what int8 and int4 do. Tensors pass through memory one
+    at a time. Before the file is kept, each member is run from it and from its own checkpoint
+    rounded to ``dtype``: the two must agree.
 
     Args:
         selection: A ``selection.json``.
         output: The file to write.
-        dtype: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
+        dtype: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``int4``.
         max_size: The most bytes the file may have.
         records: Validation records to measure GAP on before and after rounding.
         max_gap_loss: The most GAP that rounding may cost on them.
@@ -121,7 +121,7 @@ def fuse(
             ),
             top_k=chosen.k,
         )
-        counted = sum(member.record.num_values for member in members) * BYTES_PER_VALUE[dtype]
+        counted = counted_bytes(sum(member.record.num_values for member in members), dtype)
         counted += sum(count_fixed_bytes(member.file) for member in members)
         refuse_size("fused", counted, max_size, selection=chosen, dtype=dtype)
         weights = FusedWeights(members, dtype)

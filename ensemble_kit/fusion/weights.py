@@ -10,9 +10,11 @@ from torch import Tensor
 
 from ensemble_kit.choices import Dtype
 from ensemble_kit.errors import FusionError
+from ensemble_kit.networks.blocks import block_scales, fits_blocks, whole_numbers
 from ensemble_kit.networks.loading import member_prefix
-from ensemble_kit.networks.storage import SCALE, Stored, is_finite, relative_error, round_to
+from ensemble_kit.networks.storage import Stored, is_finite, relative_error, round_to
 from ensemble_kit.networks.weights import not_finite
+from ensemble_kit.store.blocks import FORMATS, SCALE
 from ensemble_kit.store.dtypes import BY_NAME, FLOATING
 from ensemble_kit.store.provenance import MemberMetadata
 from ensemble_kit.store.tensor_files import TensorFile, TensorSpec, spec_of
@@ -58,7 +60,7 @@ class FusedWeights:
     """What the fused file stores: each member's tensors, rounded one at a time.
 
     Attributes:
-        specs: The type and shape of every stored tensor, scales of int8 among them.
+        specs: The type and shape of every stored tensor, scales of blocks among them.
         coarse: Filled while tensors are produced; see ``FusedFile``.
     """
 
@@ -72,25 +74,44 @@ class FusedWeights:
             for name, spec in member.file.specs.items():
                 full = member_prefix(member.record.name) + name
                 self._sources[full] = member, name
-                if dtype == "int8" or spec.dtype not in FLOATING:  # what int8 does, values decide
-                    stored = self._round(full)
-                    self.specs[full] = spec_of(stored.values)
-                    if stored.scale is not None:
-                        self._scales[full + SCALE] = stored.scale
-                        self.specs[full + SCALE] = spec_of(stored.scale)
-                else:
-                    self.specs[full] = spec._replace(dtype=BY_NAME[dtype].safetensors)
+                self.specs |= self._specs_of(full, spec)
 
     def produce(self, name: str) -> Tensor:
         """Return a stored tensor."""
         if name in self._scales:
             return self._scales[name]
-        return self._round(name).values
+        scales = self._scales.get(name + SCALE)
+        if scales is None:
+            return self._round(name).values
+        member, source = self._sources[name]
+        whole = whole_numbers(member.file.tensor(source), scales, FORMATS[self._dtype])
+        return Stored(whole, scales, FORMATS[self._dtype]).tensors()[""]
+
+    def _specs_of(self, full: str, spec: TensorSpec) -> dict[str, TensorSpec]:
+        """Return what is stored of a tensor; of a matrix in blocks the scales are found here."""
+        block_format = FORMATS.get(self._dtype)
+        if spec.dtype not in FLOATING:
+            return {full: spec}
+        if block_format is None:
+            return {full: spec._replace(dtype=BY_NAME[self._dtype].safetensors)}
+        member, name = self._sources[full]
+        output_axis = member.axes.get(name)
+        if output_axis is not None:
+            matrix = member.file.tensor(name)
+            if fits_blocks(matrix, output_axis, block_format):
+                scales = block_scales(matrix, output_axis, block_format)
+                self._scales[full + SCALE] = scales
+                packed = TensorSpec(
+                    BY_NAME[self._dtype].safetensors, block_format.packed_shape(spec.shape)
+                )
+                return {full: packed, full + SCALE: spec_of(scales)}
+        return {full: spec._replace(dtype="BF16")}
 
     def _round(self, full: str) -> Stored:
         member, name = self._sources[full]
         tensor = member.file.tensor(name)
-        stored = round_to(tensor, self._dtype, output_axis=member.axes.get(name))
+        # what does not fit into blocks is in bf16
+        stored = round_to(tensor, "bf16" if self._dtype in FORMATS else self._dtype)
         if tensor.is_floating_point() and not is_finite(stored.values):
             if not is_finite(tensor):
                 raise not_finite(member.file.path, name)
@@ -100,7 +121,7 @@ class FusedWeights:
                 hint="Fuse with --dtype bf16, which has the range of fp32.",
             )
         if self._dtype == "fp16" and tensor.is_floating_point():
-            as_bf16 = relative_error(tensor, round_to(tensor, "bf16"))
-            if relative_error(tensor, stored) > as_bf16:
+            as_bf16 = relative_error(tensor, tensor.bfloat16())
+            if relative_error(tensor, stored.values) > as_bf16:
                 self.coarse.append(full)
         return stored

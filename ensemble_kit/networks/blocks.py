@@ -56,10 +56,7 @@ def round_to_blocks(
 ) -> tuple[Tensor, Tensor]:
     """Round a matrix to whole numbers times a scale for each block.
 
-    Of several scales, each of which clips the block's largest numbers at another size, a block
-    takes the one with the least squared error. Scales are rounded down to float16, so that a
-    block's largest number always becomes the largest whole number. Rounding what has been rounded
-    therefore finds the same scale and changes nothing.
+    Rounding what has been rounded finds the same scales and changes nothing.
 
     Args:
         matrix: ``(R, C)``, floating point; see ``fits_blocks``.
@@ -69,35 +66,56 @@ def round_to_blocks(
     Returns:
         Whole numbers, int8 ``(R, C)``, and scales, float16 of ``BlockFormat.scales_shape``.
     """
-    whole = torch.empty(matrix.shape, dtype=torch.int8)
+    scales = block_scales(matrix, output_axis, block_format)
+    return whole_numbers(matrix, scales, block_format), scales
+
+
+def block_scales(matrix: Tensor, output_axis: int, block_format: BlockFormat) -> Tensor:
+    """Return the scale of each block that gives the least squared error.
+
+    Scales differ in the size at which they clip the block's largest numbers. They are rounded down
+    to float16, so that a block's largest number always becomes the largest whole number, by which
+    the scale can be found again.
+    """
     scales = torch.empty(block_format.scales_shape(tuple(matrix.shape), output_axis)).half()
     for rows, values, dim in _chunks(matrix, output_axis, block_format.size):
-        best = _search(values, dim, block_format)
-        nearest = _nearest(values, best, block_format).to(torch.int8)
-        if dim == 1:  # blocks lie along the rows
-            whole[rows] = nearest.flatten(0, 1)[: len(whole[rows])]
-            first = rows.start // block_format.size
-            scales[first : first + len(best)] = best.squeeze(1).half()
-        else:
-            whole[rows] = nearest.flatten(1)[:, : matrix.shape[1]]
-            scales[rows] = best.squeeze(2).half()
-    return whole, scales
+        best = _search(values, dim, block_format).squeeze(dim).half()
+        scales[_scale_rows(rows, dim, block_format)] = best
+    return scales
+
+
+def whole_numbers(matrix: Tensor, scales: Tensor, block_format: BlockFormat) -> Tensor:
+    """Return the whole numbers, int8, that are nearest to a matrix divided by given scales."""
+    whole = torch.empty(matrix.shape, dtype=torch.int8)
+    output_axis = _output_axis(matrix, scales, block_format)
+    for rows, values, dim in _chunks(matrix, output_axis, block_format.size):
+        used = scales[_scale_rows(rows, dim, block_format)].float().unsqueeze(dim)
+        nearest = _nearest(values, used, block_format).to(torch.int8).flatten(dim - 1, dim)
+        whole[rows] = nearest[: len(whole[rows]), : matrix.shape[1]]
+    return whole
 
 
 def restore_blocks(whole: Tensor, scales: Tensor, block_format: BlockFormat) -> Tensor:
     """Return the matrix that whole numbers and scales stand for, float32 ``(R, C)``."""
     restored = whole.float()
-    is_by_column = tuple(scales.shape) == block_format.scales_shape(tuple(whole.shape), 0)
-    for rows in _rows(whole, 1 if is_by_column else block_format.size):
-        if not is_by_column:
-            last = -(-rows.stop // block_format.size)
-            part = scales[rows.start // block_format.size : last].float()
-            factors = part.repeat_interleave(block_format.size, dim=0)
-            restored[rows] *= factors[: len(restored[rows])]
-        else:
-            factors = scales[rows].float().repeat_interleave(block_format.size, dim=1)
-            restored[rows] *= factors[:, : whole.shape[1]]
+    dim = 2 - _output_axis(whole, scales, block_format)
+    for rows in _rows(whole, block_format.size if dim == 1 else 1):
+        used = scales[_scale_rows(rows, dim, block_format)].float()
+        factors = used.repeat_interleave(block_format.size, dim=dim - 1)
+        restored[rows] *= factors[: rows.stop - rows.start, : whole.shape[1]]
     return restored
+
+
+def _output_axis(matrix: Tensor, scales: Tensor, block_format: BlockFormat) -> int:
+    by_columns = block_format.scales_shape(tuple(matrix.shape), 0)
+    return 0 if tuple(scales.shape) == by_columns else 1
+
+
+def _scale_rows(rows: slice, dim: int, block_format: BlockFormat) -> slice:
+    """Return where the scales of some rows of a matrix are."""
+    if dim == 2:
+        return rows
+    return slice(rows.start // block_format.size, -(-rows.stop // block_format.size))
 
 
 def _search(values: Tensor, dim: int, block_format: BlockFormat) -> Tensor:

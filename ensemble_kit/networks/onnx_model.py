@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ensemble_kit.choices import Computes
 from ensemble_kit.data.dataset import Batch
 from ensemble_kit.data.schema import Modality
 from ensemble_kit.errors import CheckpointError
@@ -21,6 +22,7 @@ class OnnxModel:
         path: The file.
         repeats: R for test-time draws; None means as many as it was exported with.
         device: ``cpu`` or ``cuda``.
+        computes: See ``OnnxEnsemble``.
 
     Attributes:
         schema: What records must hold. A float32 input takes records of bytes too.
@@ -31,8 +33,17 @@ class OnnxModel:
         ProviderError: ONNX Runtime cannot open the file on the device.
     """
 
-    def __init__(self, path: Path, *, repeats: int | None, device: str) -> None:
-        self._ensemble = OnnxEnsemble(path, device="cuda" if device == "cuda" else "cpu")
+    def __init__(
+        self,
+        path: Path,
+        *,
+        repeats: int | None,
+        device: str,
+        computes: Computes | None = None,
+    ) -> None:
+        self._ensemble = OnnxEnsemble(
+            path, device="cuda" if device == "cuda" else "cpu", computes=computes
+        )
         self._record = record = record_of(self._ensemble.metadata, path)
         if repeats not in {None, record.repeats} and not record.repeats_are_free:
             raise CheckpointError(

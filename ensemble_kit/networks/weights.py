@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ensemble_kit.errors import CheckpointError
 from ensemble_kit.networks.foreign import WEIGHTS, ForeignModel
-from ensemble_kit.networks.storage import SCALE, Stored, is_finite
+from ensemble_kit.networks.storage import Stored, is_finite
+from ensemble_kit.store.blocks import FORMATS, SCALE, unpack
 from ensemble_kit.store.dtypes import FLOATING
 from ensemble_kit.store.tensor_files import TensorFile, TensorSpec
 
@@ -49,35 +50,59 @@ def fill(model: torch.nn.Module, file: Tensors, *, prefix: str, path: Path) -> N
             raise CheckpointError(
                 f"{path}: tensor {prefix + name} holds {file.specs[prefix + name].dtype}; its "
                 f"recipe needs numbers that are read as {wanted}.",
-                hint="Make the file again with this version of ensemble-kit.",
+                hint="Write the file again with this version of ensemble-kit.",
             )
     model.load_state_dict(state, assign=True)
 
 
 def read_weight(file: Tensors, name: str, shape: tuple[int, ...], *, path: Path) -> Tensor:
-    """Return a tensor of a file, in float32 if it is floating point or has scales.
+    """Return a tensor of a file, in float32 if it is floating point or in blocks.
 
     Raises:
         CheckpointError: It is missing, has another shape, or holds NaN or infinity.
     """
-    _require_shape(file, name, [shape], path)
-    tensor, scale = file.tensor(name), None
     if name + SCALE in file.specs:
-        scales = [(shape[0], 1), (1, shape[-1])] if len(shape) == 2 else []
-        _require_shape(file, name + SCALE, scales, path)
-        scale = file.tensor(name + SCALE)
-    if scale is not None or file.specs[name].dtype in FLOATING:
-        tensor = Stored(tensor, scale).restored()
+        return read_blocks(file, name, shape, path=path).restored()
+    _require_shape(file, name, [shape], path)
+    tensor = file.tensor(name)
+    if file.specs[name].dtype in FLOATING:
+        tensor = tensor.float()
         if not is_finite(tensor):
             raise not_finite(path, name)
     return tensor
+
+
+def read_blocks(file: Tensors, name: str, shape: tuple[int, ...], *, path: Path) -> Stored:
+    """Return a matrix of a file that is stored in blocks.
+
+    Raises:
+        CheckpointError: Its tensors are not those of a matrix of that shape, or a scale is
+            negative, NaN or infinity.
+    """
+    block_format = FORMATS["int8" if file.specs[name].dtype == "I8" else "int4"]
+    _require_shape(file, name, [block_format.packed_shape(shape)], path)
+    shapes = [block_format.scales_shape(shape, axis) for axis in (1, 0)] if len(shape) == 2 else []
+    _require_shape(file, name + SCALE, shapes, path)
+    packed, scales = file.tensor(name), file.tensor(name + SCALE)
+    if scales.dtype != torch.float16 or packed.dtype not in {torch.int8, torch.uint8}:
+        raise CheckpointError(
+            f"{path}: tensor {name} is stored as {file.specs[name].dtype} with scales in "
+            f"{file.specs[name + SCALE].dtype}; blocks have I8 or U8 with F16.",
+            hint="Write the file again with this version of ensemble-kit.",
+        )
+    if not bool(((scales >= 0) & scales.isfinite()).all()):
+        raise CheckpointError(
+            f"{path}: tensor {name + SCALE} holds a scale that is negative, NaN or infinity.",
+            hint="Write the file again with this version of ensemble-kit.",
+        )
+    return Stored(torch.from_numpy(unpack(packed.numpy(), shape)), scales, block_format)
 
 
 def _require_shape(file: Tensors, name: str, shapes: Sequence[tuple[int, ...]], path: Path) -> None:
     spec = file.specs.get(name)
     if spec is None or spec.shape not in shapes:
         found = "is missing" if spec is None else f"has shape {spec.shape}"
-        needed = " or ".join(map(str, shapes)) or "none"
+        needed = " or ".join(map(str, dict.fromkeys(shapes))) or "none"
         raise CheckpointError(
             f"{path}: tensor {name} {found}; the model needs shape {needed}.",
             hint="Write the file again with this version of ensemble-kit.",

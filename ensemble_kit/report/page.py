@@ -20,7 +20,7 @@ from ensemble_kit.report.charts import (
     size_chart,
 )
 from ensemble_kit.report.evidence import FEWEST_POSITIVES, Evidence, gather
-from ensemble_kit.store.dtypes import BYTES_PER_VALUE
+from ensemble_kit.store.dtypes import DTYPES
 from ensemble_kit.store.selection_file import SelectionMetadata, read_selection
 from ensemble_kit.wording import counted, printable
 
@@ -82,7 +82,7 @@ def render(
         bokeh=bokeh_script(),
         charts=charts,
         colors={"blue": BLUE, "grey": GREY, "orange": ORANGE},
-        dtypes=list(BYTES_PER_VALUE),
+        dtypes=list(DTYPES),
         evidence=evidence,
         fewest_positives=FEWEST_POSITIVES,
         kit_version=__version__,

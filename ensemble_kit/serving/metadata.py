@@ -9,18 +9,24 @@ from pydantic import ValidationError
 from ensemble_kit.errors import ExportError
 from ensemble_kit.serving.onnx_file import read_properties
 from ensemble_kit.serving.session import METADATA_PREFIX, no_metadata
-from ensemble_kit.store.provenance import OnnxMetadata
+from ensemble_kit.store.provenance import OnnxMetadata, ProofMetadata
 from ensemble_kit.validation import complaints
 
 TEXTS = frozenset({"kit_version", "dtype", "sampling", "fused_sha256"})  # all others are JSON
 
 
 def properties_of(metadata: OnnxMetadata) -> dict[str, str]:
-    """Return metadata as the properties of a model."""
+    """Return metadata as the properties of a model; what is not proved yet is left out."""
     return {
         METADATA_PREFIX + key: value if key in TEXTS else json.dumps(value)
         for key, value in metadata.model_dump(mode="json").items()
+        if key != "proof" or value is not None
     }
+
+
+def proof_property(proof: ProofMetadata) -> dict[str, str]:
+    """Return the property that is added when a file is proved."""
+    return {f"{METADATA_PREFIX}proof": proof.model_dump_json()}
 
 
 def read_metadata(path: Path) -> OnnxMetadata:

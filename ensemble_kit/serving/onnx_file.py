@@ -18,6 +18,7 @@ so the property may come last.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
@@ -32,6 +33,7 @@ from ensemble_kit.errors import ExportError
 from ensemble_kit.store.dtypes import BY_ONNX
 
 OPSET = 20  # of ONNX's operators that exported files are written in
+BLOCK_OPSET = 21  # the first with matrices in blocks
 MODEL_GRAPH, MODEL_PROPERTY, GRAPH_INITIALIZER = 7, 14, 5
 DIMS, DATA_TYPE, NAME, RAW_DATA, EXTERNAL_DATA, DATA_LOCATION = 1, 2, 8, 9, 13, 14
 KEY, VALUE = 1, 2  # of a property, and of an entry of external data
@@ -61,7 +63,7 @@ class Weight(NamedTuple):
     @property
     def num_bytes(self) -> int:
         """What its values take."""
-        return prod(self.shape) * BY_ONNX[self.data_type].num_bytes
+        return BY_ONNX[self.data_type].bytes_of(prod(self.shape))
 
 
 class StoredTensor(NamedTuple):
@@ -93,7 +95,7 @@ def write_onnx(
     properties: Mapping[str, str],
     *,
     references: Sequence[bytes] | None = None,
-) -> None:
+) -> "hashlib._Hash":
     """Write a model; each weight is read when its turn has come.
 
     Args:
@@ -103,6 +105,9 @@ def write_onnx(
         weights: Initialisers to add to the graph.
         properties: Metadata to add to the model.
         references: From ``write_beside``, where another file holds the values.
+
+    Returns:
+        The hash of all but the last field, for ``add_properties``.
     """
     heads = []
     for index, weight in enumerate(weights):
@@ -128,6 +133,22 @@ def write_onnx(
                 _copy(weight, write)
         write(b"".join(_property(key, text) for key, text in properties.items()))
         file.write(_property(CONTENT_SHA256, digest.hexdigest()))
+    return digest
+
+
+def add_properties(path: Path, properties: Mapping[str, str], digest: "hashlib._Hash") -> None:
+    """Add metadata to a model that ``write_onnx`` has written, and nothing has changed since.
+
+    Args:
+        path: The file.
+        properties: Metadata under keys that the model does not have yet.
+        digest: What ``write_onnx`` returned.
+    """
+    added = b"".join(_property(key, text) for key, text in properties.items())
+    with path.open("r+b") as file:
+        file.seek(-len(_property(CONTENT_SHA256, digest.hexdigest())), os.SEEK_END)
+        digest.update(added)
+        file.write(added + _property(CONTENT_SHA256, digest.hexdigest()))
 
 
 def write_beside(path: Path, weights: Sequence[Weight], *, location: str) -> list[bytes]:
@@ -324,7 +345,7 @@ def _read_pair(file: BinaryIO, place: Place) -> tuple[str, str]:
 
 def _stored(path: Path, file: BinaryIO, place: Place) -> StoredTensor:
     shape: list[int] = []
-    name, type_name, size, held = "", "UNDEFINED", 0, None
+    name, type_name, known, held = "", "UNDEFINED", None, None
     outside: dict[str, str] = {}
     for field, value in _fields(file, place):
         if isinstance(value, int):
@@ -332,7 +353,7 @@ def _stored(path: Path, file: BinaryIO, place: Place) -> StoredTensor:
                 shape.append(value)
             elif field == DATA_TYPE:
                 known = BY_ONNX.get(value)
-                type_name, size = (known.onnx, known.num_bytes) if known else (f"type {value}", 0)
+                type_name = known.onnx if known else f"type {value}"
         elif field == DIMS:  # one field of all, as other tools write them
             shape += _read_varints(file, value)
         elif field == NAME:
@@ -342,10 +363,10 @@ def _stored(path: Path, file: BinaryIO, place: Place) -> StoredTensor:
             outside[key] = text
         elif field == RAW_DATA:
             held = value[1] - value[0]
-    num_bytes = prod(shape) * size
+    num_bytes = known.bytes_of(prod(shape)) if known else 0
     if outside:
         _require_beside(path, name, outside, num_bytes)
-    elif held is not None and size and held != num_bytes:
+    elif held is not None and known and held != num_bytes:
         raise _DamagedError
     return StoredTensor(name, type_name, tuple(shape), num_bytes, outside.get("location"))
 

@@ -14,7 +14,7 @@ file holds such a matrix ``NAME``, of R rows and C columns, as two tensors:
         four bits, so that -7 is 1001. Byte i has number 2 i in its lower and number 2 i + 1 in its
         upper four bits. Where R * C is odd, the upper bits of the last byte are 0.
 
-``NAME.scale``
+``NAME.block_scale``
     Type F16, little-endian, row after row: the scale of every block, finite and not negative. Its
     shape is that of the matrix with the inputs counted in blocks: (ceil(R / size), C) where rows
     are inputs, ``x W``, and (R, ceil(C / size)) where columns are, ``x W^T``. So the shape tells
@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-SCALE = ".scale"  # suffix of the tensor that holds a matrix's scales
+SCALE = ".block_scale"  # suffix of the tensor that holds a matrix's scales
 
 
 class BlockFormat(NamedTuple):

@@ -6,6 +6,7 @@ nothing in this folder imports torch; torch calls each type by ``StorageType.num
 """
 
 from collections.abc import Mapping
+from math import ceil
 from types import MappingProxyType
 from typing import NamedTuple, get_args
 
@@ -21,7 +22,7 @@ class StorageType(NamedTuple):
         numpy: Its name in NumPy and in torch; NumPy itself has no ``bfloat16``.
         onnx: Its name in ONNX's ``TensorProto.DataType``.
         onnx_number: Its number there.
-        num_bytes: The bytes that one number takes.
+        num_bytes: The bytes that one number takes, or that two do of ``int4``.
     """
 
     name: str
@@ -30,6 +31,10 @@ class StorageType(NamedTuple):
     onnx: str
     onnx_number: int
     num_bytes: int
+
+    def bytes_of(self, num_values: int) -> int:
+        """Return what some numbers take."""
+        return -(-num_values * self.num_bytes // (2 if self.name == "int4" else 1))
 
     @property
     def is_floating(self) -> bool:
@@ -45,6 +50,7 @@ STORAGE_TYPES = (
     StorageType("int64", "I64", "int64", "INT64", 7, 8),
     StorageType("int32", "I32", "int32", "INT32", 6, 4),
     StorageType("int8", "I8", "int8", "INT8", 3, 1),
+    StorageType("int4", "U8", "uint8", "INT4", 22, 1),  # two a byte
     StorageType("uint8", "U8", "uint8", "UINT8", 2, 1),
     StorageType("bool", "BOOL", "bool", "BOOL", 9, 1),
 )
@@ -55,13 +61,19 @@ BY_SAFETENSORS: Mapping[str, StorageType] = MappingProxyType(
 BY_NUMPY: Mapping[str, StorageType] = MappingProxyType({t.numpy: t for t in STORAGE_TYPES})
 BY_ONNX: Mapping[int, StorageType] = MappingProxyType({t.onnx_number: t for t in STORAGE_TYPES})
 FLOATING = frozenset(t.safetensors for t in STORAGE_TYPES if t.is_floating)
-# What one number takes in each precision; the rest of int8, which is bf16, is small and not counted
-BYTES_PER_VALUE: Mapping[Dtype, int] = MappingProxyType(
-    {dtype: BY_NAME[dtype].num_bytes for dtype in get_args(Dtype)}
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+# int8 and int4: with scales; the small rest, which is bf16, is not counted
+BITS_PER_VALUE: Mapping[Dtype, float] = MappingProxyType(
+    {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8.125, "int4": 4.5}
 )
 
 
+def counted_bytes(num_values: int, dtype: Dtype) -> int:
+    """Return the bytes that numbers of a model take in a precision."""
+    return ceil(num_values * BITS_PER_VALUE[dtype] / 8)
+
+
 def types_of_weights(dtype: Dtype) -> tuple[StorageType, ...]:
-    """Return the types that weights of a precision are stored in; int8 keeps small ones in bf16."""
-    names = ("int8", "bf16") if dtype == "int8" else (dtype,)
+    """Return the types that weights are stored in; blocks have bf16 beside."""
+    names = (dtype, "bf16") if dtype in ("int8", "int4") else (dtype,)
     return tuple(BY_NAME[name] for name in names)

@@ -24,7 +24,7 @@ from ensemble_kit.choices import (
 )
 from ensemble_kit.data.schema import MAX_CLASSES, Names, Schema
 from ensemble_kit.files import sha256_of
-from ensemble_kit.store.dtypes import BYTES_PER_VALUE
+from ensemble_kit.store.dtypes import DTYPES, counted_bytes
 from ensemble_kit.store.workspace import RUN_NAME
 
 ModelKind = Literal["checkpoint", "foreign", "fused", "onnx"]
@@ -211,10 +211,7 @@ class ModelMetadata(Metadata):
         """Return what ``fuse`` will store for it in each precision; None where it is not known."""
         if not self.num_values and not self.fixed_bytes:  # an exported file, which is not fused
             return None
-        return {
-            dtype: self.num_values * size + self.fixed_bytes
-            for dtype, size in BYTES_PER_VALUE.items()
-        }
+        return {dtype: counted_bytes(self.num_values, dtype) + self.fixed_bytes for dtype in DTYPES}
 
 
 class ShardMetadata(Metadata):
@@ -326,6 +323,60 @@ class FusedMetadata(Metadata):
         return self
 
 
+class ShippedGapMetadata(Metadata):
+    """What computing from packed numbers did to GAP.
+
+    Attributes:
+        exact: GAP@k with the same weights in float32.
+        shipped: GAP@k as the file is run.
+        k: The k of both.
+        videos: Videos that both were measured on.
+    """
+
+    exact: float
+    shipped: float
+    k: int
+    videos: int
+
+
+class SharesMetadata(Metadata):
+    """How many of a file's stored numbers are used in which way when it is run.
+
+    Attributes:
+        as_stored: Products are computed from them as they are.
+        converted_once: Converted to float32 while the file is opened.
+        converted_in_every_run: Converted to float32 again and again.
+    """
+
+    as_stored: int
+    converted_once: int
+    converted_in_every_run: int
+
+    def __str__(self) -> str:
+        """Return all three in per cent."""
+        counts = (self.as_stored, self.converted_once, self.converted_in_every_run)
+        total = max(1, sum(counts))
+        stored, once, again = (f"{100 * count / total:.1f} %" for count in counts)
+        return f"{stored} as stored, {once} converted at opening, {again} in every run"
+
+
+class ProofMetadata(Metadata):
+    """What was measured of an ONNX file before it was kept.
+
+    Attributes:
+        exact_difference: The largest difference of a probability from PyTorch's with the same
+            rounded weights, products summed in float32.
+        shipped_difference: The same as the file is run; None where that is no different.
+        shares: How its numbers are used.
+        gap: GAP on validation records; None where none were given.
+    """
+
+    exact_difference: float
+    shipped_difference: float | None
+    shares: SharesMetadata
+    gap: ShippedGapMetadata | None
+
+
 class OnnxMetadata(Metadata):
     """The metadata of an ONNX file, which has one property for each field.
 
@@ -343,6 +394,7 @@ class OnnxMetadata(Metadata):
         weights_file: The file beside that holds the weights; None where the file does itself.
         fused_sha256: The hash of the fused file that it was exported from.
         validation: What selection measured.
+        proof: What was measured before it was kept; None in a file that has not been proved yet.
     """
 
     kit_version: str
@@ -359,6 +411,7 @@ class OnnxMetadata(Metadata):
     weights_file: FileMetadata | None
     fused_sha256: str
     validation: ValidationMetadata | None
+    proof: ProofMetadata | None = None
 
     def files(self, path: Path) -> list[Path]:
         """Return the files that are needed to run the one at ``path``: itself, then its weights."""

@@ -18,13 +18,15 @@ from ensemble_kit.data.published import PUBLISHED
 from ensemble_kit.export.stage import export_onnx
 from ensemble_kit.fusion.stage import fuse
 from ensemble_kit.layers.frame_sampling import draw_table
+from ensemble_kit.networks import blocks
 from ensemble_kit.networks.catalogue import list_recipes, parts_of
 from ensemble_kit.networks.loading import load_fused, load_sub_model
 from ensemble_kit.networks.parts import SEQUENCE_POOLINGS
 from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.recipes.reading import load_recipe
 from ensemble_kit.runtime import OnnxEnsemble
-from ensemble_kit.store.provenance import CheckpointMetadata
+from ensemble_kit.store.blocks import SCALE
+from ensemble_kit.store.provenance import CheckpointMetadata, FusedMetadata
 from ensemble_kit.store.tensor_files import open_tensors, save_tensors
 from ensemble_kit.training.loss import cross_entropy
 from ensemble_kit.training.optimisation import clip_each
@@ -319,8 +321,52 @@ def test_every_recipe_runs_alike_in_onnx_runtime_alone(name, tmp_path, rng):
     compare_with_onnx_runtime([name], SCHEMA, tmp_path, rng)
 
 
-def compare_with_onnx_runtime(names, schema, tmp_path, rng):
-    """Fuse recipes with random weights, export them, and run both on many shapes."""
+@pytest.fixture
+def all_in_blocks(monkeypatch):
+    """Have matrices of any size and content stored in blocks."""
+    monkeypatch.setattr(blocks, "MIN_VALUES", 1)
+    monkeypatch.setattr(blocks, "MAX_LOST_BLOCKS", 1.0)
+
+
+@pytest.mark.parametrize(("names", "schema"), GRAPHS, ids=["two modalities", "rgb", "more rgb"])
+def test_every_part_computes_from_packed_numbers(names, schema, all_in_blocks, tmp_path):
+    require_packed(names, schema, "int4", tmp_path)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@pytest.mark.parametrize("first", range(NUM_MIXED))
+def test_every_recipe_computes_from_packed_numbers(first, dtype, all_in_blocks, tmp_path):
+    require_packed(ON_DISK[first::NUM_MIXED], SCHEMA, dtype, tmp_path)
+
+
+def require_packed(names, schema, dtype, tmp_path):
+    """Export recipes; all matrices but those of recurrent cells must be computed as stored."""
+    fused = fuse_random(names, schema, dtype, tmp_path)
+
+    proof = export_onnx(fused, tmp_path / "ensemble.onnx", repeats=REPEATS).proof
+
+    with open_tensors(fused) as file:
+        scaled = [name.removesuffix(SCALE) for name in file.specs if name.endswith(SCALE)]
+        packed = num_values = 0
+        for member in file.metadata_as(FusedMetadata).members:
+            with open_tensors(tmp_path / member.checkpoint.path) as checkpoint:
+                counts = {key: spec.num_values for key, spec in checkpoint.specs.items()}
+            matrices = {name.partition(".")[2] for name in scaled if member.name in name}
+            packed += sum(counts[name] for name in matrices if ".cells." not in name)
+            # two biases of a recurrent layer become one of ONNX's operator
+            num_values += sum(count for key, count in counts.items() if ".cells.bias_hh" not in key)
+    assert len(scaled) >= len(names)
+    shares = proof.shares
+    assert shares.converted_in_every_run == 0
+    assert shares.as_stored == packed > 0
+    assert shares.as_stored + shares.converted_once >= num_values
+    assert proof.exact_difference <= 1e-5
+    assert 0 < proof.shipped_difference < 0.05
+
+
+def fuse_random(names, schema, dtype, tmp_path):
+    """Fuse recipes with random weights, each made tiny."""
     checkpoints = {}
     for seed, name in enumerate(names):
         torch.manual_seed(seed)
@@ -331,8 +377,13 @@ def compare_with_onnx_runtime(names, schema, tmp_path, rng):
     selection = write_selection_of(
         tmp_path / "selection.json", checkpoints, dict.fromkeys(checkpoints, share)
     )
+    return fuse(selection, tmp_path / "fused.safetensors", dtype=dtype).path
 
-    fused = fuse(selection, tmp_path / "fused.safetensors", dtype="bf16").path
+
+def compare_with_onnx_runtime(names, schema, tmp_path, rng):
+    """Fuse recipes with random weights, export them, and run both on many shapes."""
+    share = 1 / len(names)
+    fused = fuse_random(names, schema, "bf16", tmp_path)
     exported = export_onnx(fused, tmp_path / "ensemble.onnx", repeats=REPEATS).path
 
     session = OnnxEnsemble(exported)

@@ -23,9 +23,9 @@ from ensemble_kit.layers.frame_preparation import PreparedFrames, prepare_frames
 from ensemble_kit.layers.frame_sampling import AllFrames, draw_table
 from ensemble_kit.networks.ensemble import FusedEnsemble, example_frames
 from ensemble_kit.networks.loading import load_fused
-from ensemble_kit.networks.storage import SCALE
 from ensemble_kit.runtime import OnnxEnsemble
 from ensemble_kit.serving.onnx_file import read_tensors
+from ensemble_kit.store.blocks import SCALE
 from ensemble_kit.store.provenance import FusedMetadata, OnnxMetadata
 from ensemble_kit.store.selection_file import FrontierMetadata, read_selection
 from ensemble_kit.store.tensor_files import open_tensors
@@ -283,29 +283,30 @@ def test_every_weight_is_stored_once_in_the_fused_type_with_a_cast_behind_it(exp
     np.testing.assert_array_equal(np.sort(np.frombuffer(held, np.int16)), np.sort(given))
 
 
-def test_int8_stays_int8_with_its_scales_in_a_recurrent_stack_too(tmp_path):
-    sizes = ["pooling.hidden_size=40", "hidden.size=80"]  # enough numbers for int8 to be used
+@pytest.mark.parametrize(("dtype", "packed"), [("int8", "I8"), ("int4", "U8")])
+def test_blocks_stay_blocks_with_their_scales_in_a_recurrent_stack_too(dtype, packed, tmp_path):
+    sizes = ["pooling.hidden_size=40", "hidden.size=80"]  # enough numbers for blocks
     recipe = tiny_recipe(pooling="bigru", overrides=sizes)
     write_checkpoint(tmp_path / "one.safetensors", recipe, tiny_schema(), seed=4)
     selection = write_selection_of(
         tmp_path / "selection.json", {"one": tmp_path / "one.safetensors"}, {"one": 1.0}
     )
-    fused = fuse(selection, tmp_path / "fused.safetensors", dtype="int8").path
+    fused = fuse(selection, tmp_path / "fused.safetensors", dtype=dtype).path
 
     exported = export_onnx(fused, tmp_path / "e.onnx")
 
     assert exported.worst_difference <= 1e-5
     types = {tensor.name: tensor.type_name for tensor in read_tensors(exported.path)}
     with open_tensors(fused) as file:
-        whole = {name for name, spec in file.specs.items() if spec.dtype == "I8"}
-    assert {name for name, kind in types.items() if kind == "INT8"} == {
+        whole = {name for name, spec in file.specs.items() if spec.dtype == packed}
+    assert {name for name, kind in types.items() if kind == dtype.upper()} == {
         name.replace(".cells.", ".onnx.") for name in whole
     }
     assert sum(".cells." in name for name in whole) == 12
     for name in whole:
-        assert types[name.replace(".cells.", ".onnx.") + SCALE] == "FLOAT"
+        assert types[name.replace(".cells.", ".onnx.") + SCALE] == "FLOAT16"
     assert {kind for name, kind in types.items() if name.startswith("member_")} == {
-        "INT8", "FLOAT", "BFLOAT16"
+        dtype.upper(), "FLOAT16", "BFLOAT16"
     }  # fmt: skip
 
 

@@ -1,0 +1,227 @@
+"""Matrices in blocks in an ONNX graph, so that ONNX Runtime computes from the packed numbers.
+
+``DequantizeLinear`` with a ``block_size``, straight into the second input of ``MatMul``, becomes
+one kernel when ONNX Runtime opens the file. Anything between the two prevents that, and the matrix
+is then converted in every run. So transposed matrices are stored as ``MatMul`` reads them, the
+factors of a batch norm go into the scales, ``Gemm`` becomes ``MatMul`` and ``Add``, and a product
+by several matrices side by side becomes several products. Every other use of a matrix, such as by a
+recurrent operator, gets it by operators that ONNX Runtime computes once, when it opens the file.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
+from typing import NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ensemble_kit.store.blocks import BlockFormat
+
+FLOAT = ir.DataType.FLOAT
+
+
+class BlockMatrix(NamedTuple):
+    """A matrix in blocks that a graph is to hold.
+
+    Attributes:
+        value: What stands for it in the graph, in the shape that the graph expects.
+        whole: The whole numbers, ``(I, O)``: inputs by outputs.
+        scales: ``(ceil(I / size), O)``, float16.
+        block_format: Its format.
+        is_transposed: Whether ``value`` is outputs by inputs.
+    """
+
+    value: ir.Value
+    whole: ir.Value
+    scales: ir.Value
+    block_format: BlockFormat
+    is_transposed: bool
+
+
+class _View(NamedTuple):
+    """A matrix as a node sees it: perhaps transposed, perhaps each output times a factor.
+
+    Attributes:
+        numbers: Of its products, for their nodes' names.
+    """
+
+    matrix: BlockMatrix
+    is_transposed: bool
+    numbers: Iterator[int]
+    factor: ir.Value | None = None
+
+
+def place_blocks(graph: ir.Graph, matrices: Sequence[BlockMatrix]) -> None:
+    """Give every use of some matrices its numbers, packed where that can be.
+
+    Args:
+        graph: A graph that is optimised already, so that what follows a matrix is what will be run.
+        matrices: Their values have no producer; no use of them is left afterwards.
+    """
+    views = {matrix.value: _View(matrix, matrix.is_transposed, count()) for matrix in matrices}
+    _split_products(graph, views)
+    for value, view in views.items():
+        for node, index in list(value.uses()):
+            _pack(graph, node, index, view)
+        _drop_unused(graph, value)
+        if value.uses():
+            value.replace_all_uses_with(_converted(graph, view.matrix))
+        graph.inputs.remove(value)
+    graph.sort()
+
+
+def _pack(graph: ir.Graph, node: ir.Node, index: int, view: _View) -> None:
+    """Make packed products of all that a node leads to, as far as it can be done."""
+    if node.graph is not graph:  # in a branch or a loop
+        return
+    if _is_product(node, index, view):
+        assert node.inputs[0] is not None
+        product = _like(graph, node, "MatMul", [node.inputs[0], _dequantised(graph, node, view)])
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        if bias is not None:
+            product = _like(graph, node, "Add", [product, bias])
+        _replace(graph, node, product)
+        return
+    if node.op_type == "Transpose":
+        view = view._replace(is_transposed=not view.is_transposed)
+    elif node.op_type == "Mul" and _is_by_output(node.inputs[1 - index], view):
+        view = view._replace(factor=node.inputs[1 - index])
+    else:
+        return
+    for user, place in list(node.outputs[0].uses()):
+        _pack(graph, user, place, view)
+
+
+def _is_by_output(factor: ir.Value | None, view: _View) -> bool:
+    """Return whether each output is multiplied by a number: a row vector beside ``(I, O)``."""
+    if view.is_transposed or view.factor is not None or factor is None or factor.shape is None:
+        return False
+    num_outputs = _sizes(view.matrix.whole)[1]
+    return tuple(factor.shape) in {(num_outputs,), (1, num_outputs)}
+
+
+def _is_product(node: ir.Node, index: int, view: _View) -> bool:
+    if index != 1:
+        return False
+    if node.op_type == "MatMul":
+        return not view.is_transposed
+    if node.op_type != "Gemm" or node.attributes.get_int("transA", 0) == 1:
+        return False
+    is_plain = all(node.attributes.get_float(name, 1.0) == 1.0 for name in ("alpha", "beta"))
+    return is_plain and (node.attributes.get_int("transB", 0) == 1) == view.is_transposed
+
+
+def _dequantised(graph: ir.Graph, before: ir.Node, view: _View) -> ir.Value:
+    """Return the matrix as one product reads it; two that read the same are not packed."""
+    name, number = str(view.matrix.whole.name), next(view.numbers)
+    scales = _node(
+        graph, before, "Cast", [view.matrix.scales], f"{name}/scale/Cast_{number}", to=FLOAT
+    )
+    if view.factor is not None:
+        scales = _node(graph, before, "Mul", [scales, view.factor], f"{name}/scale/Mul_{number}")
+    matrix = _node(
+        graph, before, "DequantizeLinear", [view.matrix.whole, scales],
+        f"{name}/DequantizeLinear_{number}", axis=0, block_size=view.matrix.block_format.size,
+    )  # fmt: skip
+    matrix.shape, matrix.type = view.matrix.whole.shape, ir.TensorType(FLOAT)
+    return matrix
+
+
+def _split_products(graph: ir.Graph, views: Mapping[ir.Value, _View]) -> None:
+    """Make of a product by matrices side by side a product by each, side by side."""
+    for concat in [node for node in graph if node.op_type == "Concat"]:
+        parts = [value for value in concat.inputs if value is not None and value in views]
+        users = [user for user, _ in concat.outputs[0].uses()]
+        if len(parts) < len(concat.inputs) or concat.attributes.get_int("axis", 0) != 1:
+            continue
+        if not all(
+            user.op_type == "MatMul" and user.inputs[1] is concat.outputs[0] for user in users
+        ):
+            continue
+        for user in users:
+            left = user.inputs[0]
+            assert left is not None
+            products = [_like(graph, user, "MatMul", [left, part]) for part in parts]
+            _replace(graph, user, _like(graph, user, "Concat", products, axis=-1))
+        graph.remove(concat, safe=True)
+
+
+def _converted(graph: ir.Graph, matrix: BlockMatrix) -> ir.Value:
+    """Return the matrix in float, by operators that are computed once.
+
+    Not by ``DequantizeLinear``, which ONNX Runtime never computes ahead.
+    """
+    name, first = str(matrix.whole.name), graph[0]
+    num_inputs = _sizes(matrix.whole)[0]
+    size = matrix.block_format.size
+    index = _constant(graph, f"blocks/{num_inputs}/{size}", np.arange(num_inputs) // size)
+    scales = _node(graph, first, "Cast", [matrix.scales], f"{name}/scale/Cast_once", to=FLOAT)
+    spread = _node(graph, first, "Gather", [scales, index], f"{name}/scale/Gather", axis=0)
+    numbers = _node(graph, first, "Cast", [matrix.whole], f"{name}/Cast", to=FLOAT)
+    current = _node(graph, first, "Mul", [numbers, spread], f"{name}/Mul")
+    if matrix.is_transposed:
+        current = _node(graph, first, "Transpose", [current], f"{name}/Transpose", perm=[1, 0])
+    wanted = matrix.value
+    if wanted.shape is not None and wanted.shape.rank() == 3:  # a recurrent operator's direction
+        axes = _constant(graph, "blocks/axes", np.array([0]))
+        current = _node(graph, first, "Unsqueeze", [current, axes], f"{name}/Unsqueeze")
+    if wanted.dtype not in (None, FLOAT):  # what a foreign graph computes in
+        current = _node(graph, first, "Cast", [current], f"{name}/Cast_2", to=wanted.dtype)
+    current.shape, current.type = wanted.shape, wanted.type
+    return current
+
+
+def _constant(graph: ir.Graph, name: str, array: NDArray[np.int64]) -> ir.Value:
+    """Return a constant, which all that ask for it by this name share."""
+    if name not in graph.initializers:
+        graph.register_initializer(ir.Value(name=name, const_value=ir.tensor(array, name=name)))
+    return graph.initializers[name]
+
+
+def _drop_unused(graph: ir.Graph, value: ir.Value) -> None:
+    """Remove the nodes that only led from a value to products that are packed now."""
+    for node, _ in list(value.uses()):
+        for output in node.outputs:
+            _drop_unused(graph, output)
+        if not any(output.uses() or output.is_graph_output() for output in node.outputs):
+            graph.remove(node, safe=True)
+
+
+def _like(
+    graph: ir.Graph, node: ir.Node, operator: str, inputs: Sequence[ir.Value], **attributes: int
+) -> ir.Value:
+    """Put an operator before a node that it does a part of; it is named as that node will be."""
+    output = _node(graph, node, operator, inputs, "", **attributes)
+    producer = output.producer()
+    assert producer is not None
+    producer.metadata_props.update(node.metadata_props)
+    output.type = ir.TensorType(FLOAT)
+    return output
+
+
+def _replace(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
+    """Put a value in the place of a node's output."""
+    output = node.outputs[0]
+    value.name, value.shape, value.type = output.name, output.shape, output.type
+    output.name = None
+    output.replace_all_uses_with(value, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+
+
+def _node(
+    graph: ir.Graph,
+    before: ir.Node,
+    operator: str,
+    inputs: Sequence[ir.Value],
+    name: str,
+    **attributes: int | list[int],
+) -> ir.Value:
+    node = ir.node(operator, inputs, attributes=attributes or None, name=name or None)
+    graph.insert_before(before, node)
+    return node.outputs[0]
+
+
+def _sizes(value: ir.Value) -> tuple[int, ...]:
+    assert value.shape is not None
+    return tuple(value.shape.numpy())
