@@ -9,7 +9,6 @@ recurrent operator, gets it by operators that ONNX Runtime computes once, when i
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -40,30 +39,29 @@ class BlockMatrix(NamedTuple):
 
 
 class _View(NamedTuple):
-    """A matrix as a node sees it: perhaps transposed, perhaps each output times a factor.
-
-    Attributes:
-        numbers: Of its products, for their nodes' names.
-    """
+    """A matrix as a node sees it: perhaps transposed, perhaps each output times a factor."""
 
     matrix: BlockMatrix
     is_transposed: bool
-    numbers: Iterator[int]
     factor: ir.Value | None = None
 
 
 def place_blocks(graph: ir.Graph, matrices: Sequence[BlockMatrix]) -> None:
     """Give every use of some matrices its numbers, packed where that can be.
 
+    A matrix that several products share is packed for none of them: ONNX Runtime would make one
+    conversion for all, and run it each time.
+
     Args:
         graph: A graph that is optimised already, so that what follows a matrix is what will be run.
         matrices: Their values have no producer; no use of them is left afterwards.
     """
-    views = {matrix.value: _View(matrix, matrix.is_transposed, count()) for matrix in matrices}
+    views = {matrix.value: _View(matrix, matrix.is_transposed) for matrix in matrices}
     _split_products(graph, views)
     for value, view in views.items():
-        for node, index in list(value.uses()):
-            _pack(graph, node, index, view)
+        products = list(_products(graph, value, view))
+        if len(products) == 1:
+            _pack(graph, *products[0])
         _drop_unused(graph, value)
         if value.uses():
             value.replace_all_uses_with(_converted(graph, view.matrix))
@@ -71,26 +69,29 @@ def place_blocks(graph: ir.Graph, matrices: Sequence[BlockMatrix]) -> None:
     graph.sort()
 
 
-def _pack(graph: ir.Graph, node: ir.Node, index: int, view: _View) -> None:
-    """Make packed products of all that a node leads to, as far as it can be done."""
-    if node.graph is not graph:  # in a branch or a loop
-        return
-    if _is_product(node, index, view):
-        assert node.inputs[0] is not None
-        product = _like(graph, node, "MatMul", [node.inputs[0], _dequantised(graph, node, view)])
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
-        if bias is not None:
-            product = _like(graph, node, "Add", [product, bias])
-        _replace(graph, node, product)
-        return
-    if node.op_type == "Transpose":
-        view = view._replace(is_transposed=not view.is_transposed)
-    elif node.op_type == "Mul" and _is_by_output(node.inputs[1 - index], view):
-        view = view._replace(factor=node.inputs[1 - index])
-    else:
-        return
-    for user, place in list(node.outputs[0].uses()):
-        _pack(graph, user, place, view)
+def _products(graph: ir.Graph, value: ir.Value, view: _View) -> Iterator[tuple[ir.Node, _View]]:
+    """Yield the products that a matrix leads to and that could be packed."""
+    for node, index in value.uses():
+        if node.graph is not graph:  # in a branch or a loop
+            continue
+        if _is_product(node, index, view):
+            yield node, view
+        elif node.op_type == "Transpose":
+            turned = view._replace(is_transposed=not view.is_transposed)
+            yield from _products(graph, node.outputs[0], turned)
+        elif node.op_type == "Mul" and _is_by_output(node.inputs[1 - index], view):
+            scaled = view._replace(factor=node.inputs[1 - index])
+            yield from _products(graph, node.outputs[0], scaled)
+
+
+def _pack(graph: ir.Graph, node: ir.Node, view: _View) -> None:
+    """Put a product by packed numbers in the place of a product."""
+    assert node.inputs[0] is not None
+    product = _like(graph, node, "MatMul", [node.inputs[0], _dequantised(graph, node, view)])
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None:
+        product = _like(graph, node, "Add", [product, bias])
+    _replace(graph, node, product)
 
 
 def _is_by_output(factor: ir.Value | None, view: _View) -> bool:
@@ -113,16 +114,14 @@ def _is_product(node: ir.Node, index: int, view: _View) -> bool:
 
 
 def _dequantised(graph: ir.Graph, before: ir.Node, view: _View) -> ir.Value:
-    """Return the matrix as one product reads it; two that read the same are not packed."""
-    name, number = str(view.matrix.whole.name), next(view.numbers)
-    scales = _node(
-        graph, before, "Cast", [view.matrix.scales], f"{name}/scale/Cast_{number}", to=FLOAT
-    )
+    """Return the matrix as a product reads it that is to be packed."""
+    name = str(view.matrix.whole.name)
+    scales = _node(graph, before, "Cast", [view.matrix.scales], f"{name}/scale/Cast", to=FLOAT)
     if view.factor is not None:
-        scales = _node(graph, before, "Mul", [scales, view.factor], f"{name}/scale/Mul_{number}")
+        scales = _node(graph, before, "Mul", [scales, view.factor], f"{name}/scale/Mul")
     matrix = _node(
-        graph, before, "DequantizeLinear", [view.matrix.whole, scales],
-        f"{name}/DequantizeLinear_{number}", axis=0, block_size=view.matrix.block_format.size,
+        graph, before, "DequantizeLinear", [view.matrix.whole, scales], f"{name}/DequantizeLinear",
+        axis=0, block_size=view.matrix.block_format.size,
     )  # fmt: skip
     matrix.shape, matrix.type = view.matrix.whole.shape, ir.TensorType(FLOAT)
     return matrix

@@ -47,8 +47,8 @@ def shares_of_run(profile: Path, counts: Mapping[str, int]) -> SharesMetadata:
     }
     again = sum(count for name, count in counts.items() if name in repeated)
     return SharesMetadata(
-        as_stored=min(packed, total - again),  # a matrix may be used by several products
-        converted_once=max(0, total - packed - again),
+        as_stored=packed,
+        converted_once=total - packed - again,
         converted_in_every_run=again,
     )
 

@@ -98,11 +98,6 @@ PACKED = {
         ROWS_OUT,
         lambda x, w, o: x @ w + o["bias"],
     ),
-    "matrices side by side": (
-        [node("Concat", ["W", "W"], "c", axis=1), node("MatMul", ["x", "c"], "y")],
-        ROWS_IN,
-        lambda x, w, o: np.concatenate([x @ w, x @ w], axis=1),
-    ),
 }
 CONVERTED = {
     "a Gemm with a scale": (
@@ -119,6 +114,12 @@ CONVERTED = {
          node("Transpose", ["u"], "y", perm=[1, 0])],
         ROWS_OUT,
         lambda x, w, o: x @ w,
+    ),
+    "two products": (
+        [node("MatMul", ["x", "W"], "p"), node("MatMul", ["x", "W"], "q"),
+         node("Mul", ["p", "q"], "y")],
+        ROWS_IN,
+        lambda x, w, o: (x @ w) ** 2,
     ),
     "a sum": ([node("Add", ["x", "W"], "y")], ROWS_OUT, lambda x, w, o: x + w.T),
 }  # fmt: skip
