@@ -153,11 +153,11 @@ def _select(folder: Path, output: str, members: Sequence[str]) -> None:
 # The steps
 
 
-def fuse(selection: Path, output: Path) -> Figures:
+def fuse(selection: Path, output: Path, dtype: str = "bf16") -> Figures:
     from ensemble_kit import fuse as fuse_members
 
     start = time.perf_counter()
-    fused = fuse_members(selection, output, dtype="bf16")
+    fused = fuse_members(selection, output, dtype=dtype)
     return {"seconds": time.perf_counter() - start, "bytes": fused.num_bytes}
 
 

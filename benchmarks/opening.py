@@ -1,12 +1,12 @@
 """Opening the six-member system of S5 at full size: as one file, and with weights that are mapped.
 
-521 million random weights are fused in bf16 and exported both ways. Each row is a fresh process
-that opens the file with ``ensemble_kit.runtime``, then tags videos of 300 frames. Files come from
-the page cache: they have just been written.
+521 million random weights are fused in bf16, int8 and int4, each exported both ways. Each row is a
+fresh process that opens the file with ``ensemble_kit.runtime``, then tags videos of 300 frames.
+Files come from the page cache: they have just been written.
 
     python benchmarks/opening.py [--quick] [--json] [--rounds N]
 
-It wants 6 GB of disk for temporary files and 5 GB of memory. ``--quick`` takes small members.
+It wants 8 GB of disk for temporary files and 5 GB of memory. ``--quick`` takes small members.
 """
 
 import re
@@ -34,14 +34,21 @@ from common import (
 from nonlocal_system import FRAMES, SYSTEM, build, fuse
 
 REPEATS = 10
-BATCHES = (1, 8)
+BATCHES = (1, 8, 32)
+DTYPES = ("bf16", "int8", "int4")
 # What is opened, and how: the file, and what OnnxEnsemble is told
 WAYS = {
-    "one file": ("one.onnx", {}),
-    "one file, low_memory=True": ("one.onnx", {"low_memory": True}),
-    "--low-memory, low_memory=False": ("mapped.onnx", {"low_memory": False}),
-    "--low-memory": ("mapped.onnx", {}),
-    "--low-memory, keep_memory=False": ("mapped.onnx", {"keep_memory": False}),
+    "bf16": ("bf16.onnx", {}),
+    "bf16, low_memory=True": ("bf16.onnx", {"low_memory": True}),
+    "bf16 --low-memory, low_memory=False": ("bf16-mapped.onnx", {"low_memory": False}),
+    "bf16 --low-memory": ("bf16-mapped.onnx", {}),
+    "bf16 --low-memory, keep_memory=False": ("bf16-mapped.onnx", {"keep_memory": False}),
+    "int8": ("int8.onnx", {}),
+    "int8 --low-memory": ("int8-mapped.onnx", {}),
+    "int8, computes=float32": ("int8.onnx", {"computes": "float32"}),
+    "int4": ("int4.onnx", {}),
+    "int4 --low-memory": ("int4-mapped.onnx", {}),
+    "int4, computes=float32": ("int4.onnx", {"computes": "float32"}),
 }
 
 
@@ -53,7 +60,7 @@ def export(fused: Path, output: Path, low_memory: bool) -> Figures:
     return {"seconds": time.perf_counter() - start, "bytes": exported.num_bytes}
 
 
-def run(path: Path, options: Mapping[str, bool]) -> Figures:
+def run(path: Path, options: Mapping[str, bool | str]) -> Figures:
     """Open a file, and tag videos in batches of each size, warm."""
     from ensemble_kit.runtime import OnnxEnsemble
 
@@ -95,29 +102,31 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "system"
         alone(build, folder, "nonlocal", SYSTEM, options.quick, False)
-        fused = folder / "fused.safetensors"
-        alone(fuse, folder / "selection.json", fused)
-        exports = {
-            f"export {file}": alone(export, fused, folder / file, file == "mapped.onnx")
-            for file in ("one.onnx", "mapped.onnx")
-        }
+        steps = {}
+        for dtype in DTYPES:
+            fused = folder / f"{dtype}.safetensors"
+            steps[f"fuse {dtype}"] = alone(fuse, folder / "selection.json", fused, dtype)
+            for suffix, is_mapped in (("", False), ("-mapped", True)):
+                file = f"{dtype}{suffix}.onnx"
+                steps[f"export {file}"] = alone(export, fused, folder / file, is_mapped)
         work = {way: partial(alone, run, folder / file, how) for way, (file, how) in WAYS.items()}
         runs = in_turn(work, rounds=options.rounds)
-    one, mapped = runs["one file"], runs["--low-memory"]
-    figures = {key: ratio(one[key], mapped[key]) for key in ("open", "peak_bytes")}
     if options.as_json:
+        keys = ("open", "peak_bytes", *(f"batch of {number}" for number in BATCHES))
         print_json(
-            ratios=figures,
-            slower={f"batch of {n}": ratio(mapped[f"batch of {n}"], one[f"batch of {n}"])
-                    for n in BATCHES},
+            ratios={
+                f"{way}: {key}": ratio(runs["bf16"][key], runs[way][key])
+                for way in WAYS if way != "bf16"
+                for key in keys
+            },
             machine=described,
             versions=packages,
-            exports=exports,
+            steps=steps,
             runs=runs,
         )  # fmt: skip
         return
     print(f"{described}; {packages}")
-    print_steps(exports)
+    print_steps(steps)
     print_table(
         ["opened", "s to open", "own MiB open", "mapped MiB open", "own MiB after runs", "peak MiB",
          *(f"s, batch of {n}" for n in BATCHES)],

@@ -13,6 +13,7 @@ from workspace_fixture import (  # noqa: F401 - fixtures
     built,
     ensemble,
     exported,
+    exported_int4,
     fused,
     own_ensemble,
     own_workspace,

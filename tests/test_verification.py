@@ -197,13 +197,19 @@ def test_damaged_metadata_is_named(key, value, message, onnx_file):
 
 @pytest.mark.parametrize(
     ("dtype", "counts"),
-    [("fp32", "86 F32"), ("fp16", "86 F16"), ("bf16", "86 BF16"), ("int8", "82 BF16, 4 I8")],
+    [
+        ("fp32", "86 F32"),
+        ("fp16", "86 F16"),
+        ("bf16", "86 BF16"),
+        ("int8", "82 BF16, 4 I8"),
+        ("int4", "82 BF16, 4 U8"),
+    ],
 )
 def test_a_whole_fused_file_holds_all_that_can_be_checked(dtype, counts, fused):
     claims = found(fused[dtype].path)
 
     size = fused[dtype].num_bytes
-    tensors = 90 if dtype == "int8" else 86
+    tensors = 90 if dtype in {"int8", "int4"} else 86
     assert claims == {
         "bytes": ("holds", f"{size:,} in 1 file ({format_size(size)}) of 1.0 GiB"),
         "weights": ("holds", f"all are {dtype} ({counts})"),

@@ -133,6 +133,15 @@ def exported(fused: "dict[str, FusedFile]", built: "Graph") -> "ExportedFile":
 
 
 @pytest.fixture(scope="session")
+def exported_int4(fused: "dict[str, FusedFile]") -> "ExportedFile":
+    """The four members in int4 as one ONNX file that averages REPEATS draws."""
+    from ensemble_kit.export.stage import export_onnx
+
+    path = fused["int4"].path
+    return export_onnx(path, path.with_name("int4.onnx"), repeats=REPEATS)
+
+
+@pytest.fixture(scope="session")
 def ensemble(fused: "dict[str, FusedFile]") -> "FusedEnsemble":
     """What ``exported`` was made from, in PyTorch, with the same draws."""
     from ensemble_kit.networks.loading import load_fused

@@ -1,12 +1,18 @@
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ensemble_kit.cli import main
 from ensemble_kit.export.stage import ExportedFile
 from ensemble_kit.runtime import OnnxEnsemble
+from ensemble_kit.serving.metadata import read_metadata
+from ensemble_kit.store.provenance import ProofMetadata, SharesMetadata
+
+SHARES = SharesMetadata(as_stored=975, converted_once=25, converted_in_every_run=0)
+PROOF = ProofMetadata(exact_difference=1.2e-7, shipped_difference=None, shares=SHARES, gap=None)
 
 
 @pytest.fixture
@@ -17,7 +23,7 @@ def asked(monkeypatch):
     def note(fused, output, **options):
         calls.append((str(fused), str(output), options))
         size, repeats = options["max_size"], options["repeats"]
-        return ExportedFile(output, 3 * 2**20, size, repeats, 1.2e-7, output.with_name("README.md"))
+        return ExportedFile(output, 3 * 2**20, size, repeats, PROOF, output.with_name("README.md"))
 
     monkeypatch.setattr("ensemble_kit.export.stage.export_onnx", note)
     return calls
@@ -29,12 +35,13 @@ def test_a_workspace_needs_no_argument(runner, asked):
     assert result.exit_code == 0, result.output
     options = {
         "repeats": 10, "sampling": "fixed", "input_type": None, "low_memory": False,
-        "triton": None, "max_size": 2**30, "force": False,
+        "triton": None, "max_size": 2**30, "force": False, "records": None, "max_gap_loss": 0.001,
     }  # fmt: skip
     assert asked == [("ensemble/fused.safetensors", "ensemble/ensemble.onnx", options)]
     assert result.stdout == (
         "ensemble/ensemble.onnx: 3.0 MiB of 1.0 GiB, 10 repeats.\n"
         "ONNX Runtime agrees with PyTorch to 1.2e-07.\n"
+        "Numbers are used: 97.5 % as stored, 2.5 % converted at opening, 0.0 % in every run.\n"
         "Model card: ensemble/README.md.\n"
     )
 
@@ -42,19 +49,21 @@ def test_a_workspace_needs_no_argument(runner, asked):
 def test_all_of_it_is_an_option(runner, asked):
     words = ["f.safetensors", "-o", "e.onnx", "--repeats", "3", "--max-size", "1GB", "--force"]
     words += ["--sampling", "input", "--input", "float32", "--low-memory", "--triton", "models"]
+    words += ["--max-gap-loss", "0.02"]
 
     result = runner.invoke(main, ["export-onnx", *words])
 
     options = {
         "repeats": 3, "sampling": "input", "input_type": "float32", "low_memory": True,
-        "triton": Path("models"), "max_size": 10**9, "force": True,
+        "triton": Path("models"), "max_size": 10**9, "force": True, "records": None,
+        "max_gap_loss": 0.02,
     }  # fmt: skip
     assert asked == [("f.safetensors", "e.onnx", options)]
     assert result.stdout.startswith("e.onnx: 3.1 MB of 1.0 GB, 3 repeats.\n")
 
 
 def test_a_readme_that_stays_is_told(runner, monkeypatch):
-    kept = ExportedFile(Path("e.onnx"), 1, 1, 1, 0.0, None)
+    kept = ExportedFile(Path("e.onnx"), 1, 1, 1, PROOF, None)
     monkeypatch.setattr("ensemble_kit.export.stage.export_onnx", lambda *_, **__: kept)
 
     result = runner.invoke(main, ["export-onnx"])
@@ -113,3 +122,55 @@ def test_no_repeat_is_a_fault_of_usage(runner):
 
     assert result.exit_code == 2
     assert "0 is not in the range x>=1." in result.stderr
+
+
+def test_a_file_in_blocks_is_measured_as_it_is_run_and_carries_the_figures(
+    runner, fused, workspace, tmp_path
+):
+    output = tmp_path / "e.onnx"
+    data = str(workspace.path / "data" / "validate")
+
+    result = runner.invoke(
+        main, ["export-onnx", str(fused["int4"].path), "-o", str(output), "--data", data]
+    )
+
+    assert result.exit_code == 0, result.output
+    proof = read_metadata(output).proof
+    lines = result.stdout.splitlines()
+    assert lines[1] == (
+        f"ONNX Runtime agrees with PyTorch to {proof.exact_difference:.2g} with exact sums, and to "
+        f"{proof.shipped_difference:.2g} as it is run."
+    )
+    assert lines[2] == f"Numbers are used: {proof.shares}."
+    assert proof.shares.converted_in_every_run == 0 < proof.shares.as_stored
+    assert lines[4] == (
+        f"GAP on 20 videos: {proof.gap.exact:.4f} with the same weights in float32, "
+        f"{proof.gap.shipped:.4f} as it is run."
+    )
+    assert (proof.gap.k, proof.gap.videos) == (20, 20)
+
+
+def test_a_file_that_loses_gap_by_packed_products_is_not_kept(
+    runner, fused, workspace, tmp_path, monkeypatch
+):
+    output = tmp_path / "e.onnx"
+    gaps = iter([0.5, 0.6])  # as it is run, and in float32
+    metrics = SimpleNamespace(videos=1234)
+
+    def measure(run, records, *, k):
+        return SimpleNamespace(**vars(metrics), gap=next(gaps))
+
+    monkeypatch.setattr("ensemble_kit.export.stage.measure", measure)
+    data = str(workspace.path / "data" / "validate")
+
+    result = runner.invoke(
+        main, ["export-onnx", str(fused["int8"].path), "-o", str(output), "--data", data]
+    )
+
+    assert result.exit_code == 1
+    assert result.stderr.endswith(
+        f"Error: {output}: computing from packed numbers lowers GAP@20 by 0.1000, from 0.6000 to "
+        "0.5000 on 1,234 videos; the limit is 0.001.\n"
+        "Fuse with another --dtype, or raise --max-gap-loss.\n"
+    )
+    assert not output.exists()

@@ -10,6 +10,7 @@ from ensemble_kit.errors import CheckpointError, PredictionsError, ProviderError
 from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.networks.ensemble import FusedEnsemble
 from ensemble_kit.networks.loading import load, load_sub_model, member_prefix
+from ensemble_kit.networks.products import output_axes
 from ensemble_kit.networks.storage import round_to
 from ensemble_kit.store.provenance import (
     CheckpointMetadata,
@@ -41,9 +42,10 @@ def as_torch(batch):
 
 
 def spoil(path, change):
-    """Change the tensors of a checkpoint, and keep its record."""
+    """Change the tensors of a checkpoint or a fused file, and keep its metadata."""
     with open_tensors(path) as file:
-        record, tensors = file.metadata_as(CheckpointMetadata), dict(file.tensors())
+        kind = FusedMetadata if file.kind == "fused" else CheckpointMetadata
+        record, tensors = file.metadata_as(kind), dict(file.tensors())
     change(tensors)
     save_tensors(path, tensors, record, force=True)
 
@@ -57,7 +59,7 @@ def write_fused(path, members, dtype):
             checkpoint=FileMetadata(path="x", sha256="0" * 64),
             num_values=sum(tensor.numel() for tensor in model.state_dict().values()),
         )
-        for (name, model), coefficient in zip(members.items(), (0.75, 0.25), strict=True)
+        for (name, model), coefficient in zip(members.items(), (0.75, 0.25), strict=False)
     )
     record = FusedMetadata(
         kit_version="0.0",
@@ -69,9 +71,11 @@ def write_fused(path, members, dtype):
         top_k=20,
     )
     tensors = {
-        member_prefix(name) + key: round_to(tensor, dtype).values
+        member_prefix(name) + key + suffix: part
         for name, model in members.items()
+        for axes in [output_axes(model)]
         for key, tensor in model.state_dict().items()
+        for suffix, part in round_to(tensor, dtype, output_axis=axes.get(key)).tensors().items()
     }
     save_tensors(path, tensors, record, force=False)
 
@@ -265,3 +269,48 @@ def test_records_fit_whatever_their_keys_are_called(names, path):
 
     with pytest.raises(PredictionsError):  # the order of names is more than a key
         check_fits(model, records.model_copy(update={"label_names": tuple("dcba")}), path=path)
+
+
+SCALES = "member_one.hidden.weight.block_scale"
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (
+            lambda tensors: tensors[SCALES][0].fill_(torch.nan),
+            f"tensor {SCALES} holds a scale that is negative, NaN or infinity.",
+        ),
+        (
+            lambda tensors: tensors[SCALES].neg_(),
+            f"tensor {SCALES} holds a scale that is negative, NaN or infinity.",
+        ),
+        (
+            lambda tensors: tensors.update({SCALES: tensors[SCALES][:-1]}),
+            f"tensor {SCALES} has shape (2, 80); its recipe needs (3, 80) or (72, 3).",
+        ),
+        (
+            lambda tensors: tensors.update({SCALES: tensors[SCALES].float()}),
+            "tensor member_one.hidden.weight is stored as U8 with scales in F32; blocks have I8 "
+            "or U8 with F16.",
+        ),
+        (
+            lambda tensors: tensors.update(
+                {SCALES[: -len(".block_scale")]: torch.zeros(7, dtype=torch.uint8)}
+            ),
+            "tensor member_one.hidden.weight has shape (7,); its recipe needs (2880,).",
+        ),
+    ],
+    ids=["NaN", "negative", "blocks", "type", "numbers"],
+)
+def test_a_fused_file_with_damaged_blocks_is_refused(path, change, problem):
+    recipe = tiny_recipe(pooling="netvlad", overrides=["hidden.size=80", "pooling.num_clusters=9"])
+    write_fused(path, {"one": tiny_model(recipe, SCHEMA, seed=1)}, "int4")
+    spoil(path, change)
+
+    with pytest.raises(CheckpointError) as caught:
+        load(path)
+
+    assert str(caught.value) == (
+        f"{path}: {problem}\nMake the file again with this version of ensemble-kit."
+    )

@@ -60,6 +60,40 @@ def test_the_session_says_what_it_runs_on_and_takes(exported):
     assert ensemble.inputs == ("rgb", "audio", "num_frames")
 
 
+def test_a_file_in_blocks_is_computed_as_it_is_stored_unless_float32_is_asked_for(
+    exported, exported_int4, ensemble
+):
+    frames, num_frames = arrays(ensemble.schema, 5, 9)
+    found = {
+        (computes, is_exact): OnnxEnsemble(
+            exported_int4.path, computes=computes, is_exact=is_exact
+        ).run(frames, num_frames).probabilities
+        for computes in (None, "packed", "float32")
+        for is_exact in (False, True)
+    }  # fmt: skip
+
+    assert OnnxEnsemble(exported_int4.path).computes == "packed"
+    assert OnnxEnsemble(exported_int4.path, computes="float32").computes == "float32"
+    assert OnnxEnsemble(exported.path).computes == "float32"
+    np.testing.assert_array_equal(found[None, False], found["packed", False])
+    np.testing.assert_array_equal(found["float32", True], found["float32", False])
+    np.testing.assert_allclose(found["packed", True], found["float32", True], rtol=0, atol=1e-5)
+    change = np.abs(found["packed", False] - found["packed", True]).max()
+    assert 1e-6 < change < 0.05
+
+
+def test_weights_in_blocks_stay_packed_with_low_memory(exported_int4, ensemble):
+    frames, num_frames = arrays(ensemble.schema, 3, 5)
+    usual = OnnxEnsemble(exported_int4.path)
+
+    lean = OnnxEnsemble(exported_int4.path, low_memory=True)
+
+    assert lean.computes == "packed"
+    np.testing.assert_array_equal(
+        lean.run(frames, num_frames).probabilities, usual.run(frames, num_frames).probabilities
+    )
+
+
 def test_frames_may_come_in_any_order_and_counts_in_any_integer_type(exported, ensemble):
     session = OnnxEnsemble(exported.path)
     frames, num_frames = arrays(ensemble.schema, 4, 6)
