@@ -58,7 +58,7 @@ def test_a_whole_onnx_file_holds_all_that_can_be_checked(onnx_file):
 
     claims = found(onnx_file, max_size=size)
 
-    assert list(claims) == ["content", "bytes", "weights", "parity", "gap"]
+    assert list(claims) == ["content", "bytes", "weights", "parity", "products", "gap"]
     assert claims["content"] == ("holds", "the SHA-256 of the content is the one it names")
     assert claims["bytes"] == (
         "holds", f"{size:,} in 1 file ({format_size(size)}) of {format_size(size)}"
@@ -68,10 +68,28 @@ def test_a_whole_onnx_file_holds_all_that_can_be_checked(onnx_file):
     assert verdict == "holds"
     assert 0 < float(finding.split()[3]) < 1e-6
     assert finding.endswith(" from fused.safetensors; the tolerance is 1e-05")
+    assert claims["products"] == (
+        "holds",
+        "numbers are used: 0.0 % as stored, 100.0 % converted at opening, 0.0 % in every run",
+    )
     assert claims["gap"] == (
         "not checked",
         "GAP@20 0.7500 on 1 videos is claimed; name those records to measure it",
     )
+
+
+def test_a_file_in_blocks_says_how_it_agrees_and_what_it_computes_as_stored(exported_int4, fused):
+    claims = found(exported_int4.path, fused=fused["int4"].path)
+
+    proof = exported_int4.proof
+    assert claims["weights"] == ("holds", "all are int4 (78 BFLOAT16, 4 INT4)")
+    assert claims["parity"] == (
+        "holds",
+        f"probabilities differ by {proof.exact_difference:.2g} from int4.safetensors; 1e-05 may "
+        f"be; as it is run by {proof.shipped_difference:.2g}",
+    )
+    assert claims["products"] == ("holds", f"numbers are used: {proof.shares}")
+    assert proof.shares.as_stored > 0.9 * proof.shares.converted_once
 
 
 def test_a_changed_byte_anywhere_is_seen(onnx_file):

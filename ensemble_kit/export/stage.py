@@ -154,7 +154,7 @@ def export_onnx(
         if shown is not graph:
             written = _write(aside, graph, references, record, max_size, selection, output)
         if records is not None and record.dtype in FORMATS:
-            gap = _measure(aside, records, record.top_k, max_gap_loss, output)
+            gap = _measure(aside, records, fused_record.top_k, max_gap_loss, output)
             proof = proof.model_copy(update={"gap": gap})
         add_properties(aside, proof_property(proof), written)
         record = record.model_copy(update={"proof": proof})

@@ -143,7 +143,7 @@ def test_a_file_in_blocks_is_measured_as_it_is_run_and_carries_the_figures(
     )
     assert lines[2] == f"Numbers are used: {proof.shares}."
     assert proof.shares.converted_in_every_run == 0 < proof.shares.as_stored
-    assert lines[4] == (
+    assert lines[3] == (
         f"GAP on 20 videos: {proof.gap.exact:.4f} with the same weights in float32, "
         f"{proof.gap.shipped:.4f} as it is run."
     )

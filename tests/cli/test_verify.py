@@ -64,7 +64,7 @@ def test_a_real_file_that_fails_says_so_in_a_line_each_and_exits_with_1(runner, 
 
     lines = result.stdout.splitlines()
     assert [line.split("  ")[0] for line in lines] == [
-        "content", "bytes", "weights", "parity", "gap"
+        "content", "bytes", "weights", "parity", "products", "gap"
     ]  # fmt: skip
     assert lines[1] == (
         f"bytes    fails        {exported.num_bytes:,} in 1 file "
@@ -73,7 +73,7 @@ def test_a_real_file_that_fails_says_so_in_a_line_each_and_exits_with_1(runner, 
     assert (result.exit_code, as_json.exit_code) == (1, 1)
     assert json.loads(as_json.stdout)["holds"] is False
     assert result.stderr == as_json.stderr == (
-        f"Error: {exported.path} does not hold 1 of its 5 claims: bytes.\n"
+        f"Error: {exported.path} does not hold 1 of its 6 claims: bytes.\n"
         "Make the file again, or copy it again from where it is whole.\n"
     )  # fmt: skip
 
