@@ -287,7 +287,7 @@ SCALES = "member_one.hidden.weight.block_scale"
         ),
         (
             lambda tensors: tensors.update({SCALES: tensors[SCALES][:-1]}),
-            f"tensor {SCALES} has shape (2, 80); its recipe needs (3, 80) or (72, 3).",
+            f"tensor {SCALES} has shape (2, 80); the model needs shape (3, 80) or (72, 3).",
         ),
         (
             lambda tensors: tensors.update({SCALES: tensors[SCALES].float()}),
@@ -298,7 +298,7 @@ SCALES = "member_one.hidden.weight.block_scale"
             lambda tensors: tensors.update(
                 {SCALES[: -len(".block_scale")]: torch.zeros(7, dtype=torch.uint8)}
             ),
-            "tensor member_one.hidden.weight has shape (7,); its recipe needs (2880,).",
+            "tensor member_one.hidden.weight has shape (7,); the model needs shape (2880,).",
         ),
     ],
     ids=["NaN", "negative", "blocks", "type", "numbers"],
@@ -312,5 +312,5 @@ def test_a_fused_file_with_damaged_blocks_is_refused(path, change, problem):
         load(path)
 
     assert str(caught.value) == (
-        f"{path}: {problem}\nMake the file again with this version of ensemble-kit."
+        f"{path}: {problem}\nWrite the file again with this version of ensemble-kit."
     )
