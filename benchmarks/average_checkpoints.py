@@ -158,7 +158,7 @@ def write_checkpoint(path: Path, recipe_name: str, step: int) -> None:
         kit_version="0.0",
         name="made-up",
         run="made-up",
-        recipe=recipe.record,
+        recipe=recipe.metadata,
         data_schema=SCHEMA,
         step=step,
         examples=step,

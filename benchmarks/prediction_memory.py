@@ -71,7 +71,7 @@ def prepare(folder: Path, videos: int) -> None:
     torch.manual_seed(0)
     model = SubModel(recipe, schema)
     metadata = CheckpointMetadata(
-        kit_version="0", name="small", run="0", recipe=recipe.record, data_schema=schema, step=1,
+        kit_version="0", name="small", run="0", recipe=recipe.metadata, data_schema=schema, step=1,
         examples=1, seed=0, training_files=("none",),
     )  # fmt: skip
     save_tensors(folder / "model.safetensors", model.state_dict(), metadata, force=False)

@@ -230,7 +230,7 @@ def train_all(runs: Sequence[Run], data: Path, out: Path, jobs: int) -> None:
 def train_one(run: Run, data: Path, out: Path) -> Result:
     """Train one row from one seed and score its averaged checkpoint on the test records."""
     records, names = data / run.table.records, data / run.table.names
-    sets = [word for value in run.recipe.record.overrides for word in ("--set", value)]
+    sets = [word for value in run.recipe.metadata.overrides for word in ("--set", value)]
     seconds = call(
         "train", run.row.recipe, "--name", run.name, "-o", out / "runs", "--force",
         "--seed", run.seed, "--train", records / "train", "--validation", records / "validate",

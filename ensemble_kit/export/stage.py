@@ -54,6 +54,7 @@ from ensemble_kit.store.size_limit import refuse_size
 from ensemble_kit.store.tensor_files import TensorFile, open_tensors
 
 LARGEST_FILE = 2**31 - 1  # protobuf's limit of a message
+PROOF_BYTES = 1024  # kept free for the proof, which is added to a file that passed it
 REPORT_IT = "Report this as a fault of ensemble-kit; nothing was written."
 
 
@@ -158,17 +159,12 @@ def export_onnx(
             proof = proof.model_copy(update={"gap": gap})
         add_properties(aside, proof_property(proof), written)
         record = record.model_copy(update={"proof": proof})
-        num_bytes = _size_of(aside, record, output)
+        num_bytes = _refuse_size(aside, graph, record, max_size, selection, output)
     _drop_stale(output, record)
     if triton is not None:
         write_repository(output, record, triton, force=force)
     card = write_card(output, record, force=force)
     return ExportedFile(output, num_bytes, max_size, repeats, proof, card)
-
-
-def _size_of(aside: Path, record: OnnxMetadata, output: Path) -> int:
-    """Return the bytes of all files that are needed to run the model which is written aside."""
-    return sum(path.stat().st_size for path in [aside, *record.files(output)[1:]])
 
 
 def _selection_of(fused: Path, record: FusedMetadata) -> SelectionMetadata | None:
@@ -246,14 +242,28 @@ def _write(
     """Write the model; return the hash of its content, or raise if its files are too large."""
     properties = properties_of(record)
     digest = write_onnx(aside, *graph.parts(), graph.weights, properties, references=references)
-    num_bytes = _size_of(aside, record, output)
+    _refuse_size(aside, graph, record, max_size, selection, output)
+    return digest
+
+
+def _refuse_size(
+    aside: Path,
+    graph: Graph,
+    record: OnnxMetadata,
+    max_size: int,
+    selection: SelectionMetadata | None,
+    output: Path,
+) -> int:
+    """Return the bytes of all files needed to run the model, or raise if there are too many."""
+    num_bytes = sum(path.stat().st_size for path in [aside, *record.files(output)[1:]])
+    unproved = PROOF_BYTES if record.proof is None else 0
     refuse_size(
         "ONNX",
         num_bytes,
         max_size,
         selection=selection,
         dtype=record.dtype,
-        overhead=num_bytes - sum(weight.num_bytes for weight in graph.weights),
+        overhead=num_bytes - sum(weight.num_bytes for weight in graph.weights) + unproved,
     )
     if aside.stat().st_size > LARGEST_FILE:
         raise ExportError(
@@ -261,7 +271,7 @@ def _write(
             f"{LARGEST_FILE:,} from one file.",
             hint="Export with --low-memory, or fuse again with --dtype int8 or --dtype int4.",
         )
-    return digest
+    return num_bytes
 
 
 def _check_graph(graph: Graph, output: Path) -> None:

@@ -173,7 +173,7 @@ def test_nothing_is_overwritten_without_force(runner, selected):
 
 
 def test_a_type_that_is_not_there_is_a_fault_of_usage(runner, selected):
-    result = runner.invoke(main, ["fuse", "--dtype", "int4"])
+    result = runner.invoke(main, ["fuse", "--dtype", "int5"])
 
     assert result.exit_code == 2
-    assert "'int4' is not one of 'fp32', 'fp16', 'bf16', 'int8'" in result.stderr
+    assert "'int5' is not one of 'fp32', 'fp16', 'bf16', 'int8', 'int4'" in result.stderr

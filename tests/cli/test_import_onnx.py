@@ -117,6 +117,7 @@ def test_one_onnx_file_of_own_and_foreign_members_computes_what_the_originals_do
         "bytes": "holds",
         "weights": "holds",
         "parity": "holds",
+        "products": "holds",
         "gap": "not checked",
     }
     card = (ensemble / "README.md").read_text()

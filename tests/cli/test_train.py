@@ -88,8 +88,8 @@ def test_jobs_are_told_of_their_recipe_and_not_of_the_ensemble(runner, shipped, 
     jobs = []
     monkeypatch.setattr(
         sys.modules["ensemble_kit.cli.train"],
-        "_train_side_by_side",
-        lambda given, at_once: jobs.extend(given),
+        "run_side_by_side",
+        lambda given, **_: jobs.extend(given),
     )
 
     words = ["--ensemble", "paper/pair", *TRAINING, *SHORT, "--jobs", "2"]

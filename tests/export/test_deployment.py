@@ -244,7 +244,7 @@ def test_a_changed_byte_of_the_weights_is_seen(with_inputs, fused_pair, tmp_path
     claims = {claim.name: (claim.verdict, claim.finding) for claim in verify(path)}
 
     assert {name for name, verdict in whole.items() if verdict == "holds"} == {
-        "content", "bytes", "weights", "parity"
+        "content", "bytes", "weights", "parity", "products"
     }  # fmt: skip
     assert claims["content"] == (
         "fails", f"the SHA-256 of {beside.name} is not the one it names"
@@ -318,7 +318,7 @@ def test_weights_too_large_for_one_file_may_lie_beside_it(again, tmp_path, monke
     assert str(caught.value) == (
         f"{tmp_path / 'e.onnx'} would have {with_weights:,} bytes; ONNX Runtime reads at most "
         f"{with_weights - 1:,} from one file.\n"
-        "Export with --low-memory, or fuse again with --dtype bf16 or --dtype int8."
+        "Export with --low-memory, or fuse again with --dtype int8 or --dtype int4."
     )
     assert kept.path.stat().st_size < with_weights
 

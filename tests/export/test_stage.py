@@ -24,7 +24,8 @@ from ensemble_kit.layers.frame_sampling import AllFrames, draw_table
 from ensemble_kit.networks.ensemble import FusedEnsemble, example_frames
 from ensemble_kit.networks.loading import load_fused
 from ensemble_kit.runtime import OnnxEnsemble
-from ensemble_kit.serving.onnx_file import read_tensors
+from ensemble_kit.serving.metadata import proof_property
+from ensemble_kit.serving.onnx_file import _property, read_tensors
 from ensemble_kit.store.blocks import SCALE
 from ensemble_kit.store.provenance import FusedMetadata, OnnxMetadata
 from ensemble_kit.store.selection_file import FrontierMetadata, read_selection
@@ -295,7 +296,7 @@ def test_blocks_stay_blocks_with_their_scales_in_a_recurrent_stack_too(dtype, pa
 
     exported = export_onnx(fused, tmp_path / "e.onnx")
 
-    assert exported.worst_difference <= 1e-5
+    assert exported.proof.exact_difference <= 1e-5
     types = {tensor.name: tensor.type_name for tensor in read_tensors(exported.path)}
     with open_tensors(fused) as file:
         whole = {name for name, spec in file.specs.items() if spec.dtype == packed}
@@ -418,7 +419,7 @@ def test_no_path_of_this_machine_is_in_the_file(exported, workspace):
 
 def test_the_result_says_what_was_written(exported):
     assert (exported.repeats, exported.max_size) == (REPEATS, 2**30)
-    assert exported.worst_difference <= 1e-5
+    assert exported.proof.exact_difference <= 1e-5
 
 
 # What is refused
@@ -427,7 +428,10 @@ def test_the_result_says_what_was_written(exported):
 def test_a_file_over_the_limit_is_refused_with_what_would_fit(
     graph, built, exported, fused, tmp_path
 ):
-    size, limit = exported.num_bytes, 800 * 2**10
+    limit = 800 * 2**10
+    fits = exported.num_bytes
+    kept = export_onnx(fused["bf16"].path, tmp_path / "kept.onnx", repeats=REPEATS, max_size=fits)
+    size = fits - len(_property(*proof_property(kept.proof).popitem()))  # refused before the proof
     folder = fused["bf16"].path.parent
     moved = tmp_path / "bf16.safetensors"
     moved.write_bytes(fused["bf16"].path.read_bytes())
@@ -447,9 +451,8 @@ def test_a_file_over_the_limit_is_refused_with_what_would_fit(
         larger = chosen.model_copy(update={"frontier": (best,)})
         patch.setattr("ensemble_kit.export.stage.read_selection", lambda _: larger)
         found = refused(SizeLimitError, fused["bf16"].path, tmp_path / "e.onnx", max_size=limit)
-    kept = export_onnx(fused["bf16"].path, tmp_path / "e.onnx", repeats=REPEATS, max_size=size)
 
-    assert kept.num_bytes == size
+    assert kept.num_bytes == fits
     assert unknown == (
         f"{fault}\nSelect and fuse again with a smaller --max-size, or raise --max-size here."
     )
@@ -457,7 +460,7 @@ def test_a_file_over_the_limit_is_refused_with_what_would_fit(
         f"{fault} Nothing that selection measured would fit in bf16.\n"
         "Train smaller members, fuse in a smaller --dtype, or raise --max-size here."
     )
-    room = limit - (size - sum(weight.num_bytes for weight in built.weights))
+    room = limit - (size - sum(weight.num_bytes for weight in built.weights)) - export.PROOF_BYTES
     assert found == (
         f"{fault} Of what selection measured, {smallest.name} would fit and score best: GAP@20 "
         f"0.2500 in {format_size(smallest.bytes)}.\n"

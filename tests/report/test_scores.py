@@ -21,7 +21,7 @@ def test_every_model_of_a_workspace_has_its_line(exported, own_workspace, own_en
         *((name, form, 1) for name in sorted(MEMBERS) for form in ("last checkpoint", "averaged")),
         *(
             ("ensemble", f"fused {dtype}", repeats)
-            for dtype in ("bf16", "fp16", "fp32", "int8")
+            for dtype in ("bf16", "fp16", "fp32", "int4", "int8")
             for repeats in (1, REPEATS)
         ),
         ("ensemble", "onnx", REPEATS),

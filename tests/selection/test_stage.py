@@ -259,7 +259,7 @@ def test_the_file_holds_all_of_it_with_paths_from_its_own_folder(tmp_path):
     candidate = {
         "confirmed_gap": None,
         "bytes": 100,
-        "bytes_by_dtype": {"fp32": 200, "fp16": 100, "bf16": 100, "int8": 50},
+        "bytes_by_dtype": {"fp32": 200, "fp16": 100, "bf16": 100, "int8": 51, "int4": 29},
         "num_values": 50,
         "skipped": None,
         "top_k": None,
