@@ -83,8 +83,8 @@ def build(
             sizes = [size for size in SMALL if _has(recipe, size.partition("=")[0])]
             recipe = load_recipe(f"{paper}/{name}", sizes)
         record = CheckpointMetadata(
-            kit_version="0", name=name, run=name, recipe=recipe.metadata, data_schema=schema, step=1,
-            examples=1, seed=seed, training_files=(),
+            kit_version="0", name=name, run=name, recipe=recipe.metadata, data_schema=schema,
+            step=1, examples=1, seed=seed, training_files=(),
         )  # fmt: skip
         torch.manual_seed(seed)
         model = SubModel(recipe, schema)

@@ -85,8 +85,8 @@ def test_a_file_in_blocks_says_how_it_agrees_and_what_it_computes_as_stored(expo
     assert claims["weights"] == ("holds", "all are int4 (78 BFLOAT16, 4 INT4)")
     assert claims["parity"] == (
         "holds",
-        f"probabilities differ by {proof.exact_difference:.2g} from int4.safetensors; the tolerance "
-        f"is 1e-05; as it is run they differ by {proof.shipped_difference:.2g}",
+        f"probabilities differ by {proof.exact_difference:.2g} from int4.safetensors; the "
+        f"tolerance is 1e-05; as it is run they differ by {proof.shipped_difference:.2g}",
     )
     assert claims["products"] == ("holds", f"numbers are used: {proof.shares}")
     assert proof.shares.as_stored > 0.9 * proof.shares.converted_once

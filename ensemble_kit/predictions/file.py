@@ -10,6 +10,7 @@ was left out.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from os.path import isdir
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -90,7 +91,7 @@ class Predictions:
     @property
     def home(self) -> Path:
         """The folder that paths in its metadata are relative to."""
-        return self.path if self.path.is_dir() else self.path.parent
+        return self.path if isdir(self.path) else self.path.parent
 
     def taken(self, places: NDArray[np.int64]) -> Floats:
         """Return the probabilities of some videos.
@@ -133,7 +134,7 @@ def is_predictions_file(path: Path) -> bool:
         CheckpointError: The file is a tensor file, and is damaged.
         PredictionsError: The file cannot be read, or is compressed with gzip.
     """
-    if path.is_dir():
+    if isdir(path):
         return True
     form = _form_of(path)
     if form != "tensors":
@@ -155,7 +156,7 @@ def read_predictions(path: Path, *, num_classes: int | None = None) -> Predictio
         PredictionsError: A file cannot be read, a line of a CSV file is not what it should be, or
             a video appears twice.
     """
-    if path.is_dir():
+    if isdir(path):
         return _open_folder(path)
     form = _form_of(path)
     if form == "tensors":

@@ -111,7 +111,7 @@ def test_one_onnx_file_of_own_and_foreign_members_computes_what_the_originals_do
     type_in("export-onnx", "--repeats", "2", "--force")
     claims = json.loads(type_in("verify", "ensemble/ensemble.onnx", "--json"))["claims"]
 
-    exported = OnnxEnsemble(ensemble / "ensemble.onnx")
+    exported = OnnxEnsemble(ensemble / "ensemble.onnx", is_exact=True)
     assert {each["name"]: each["verdict"] for each in claims} == {
         "content": "holds",
         "bytes": "holds",
@@ -146,12 +146,13 @@ def test_one_onnx_file_of_own_and_foreign_members_computes_what_the_originals_do
         for tensor in read_tensors(ensemble / "ensemble.onnx")
         if tensor.name.startswith(("member_tagger.", "member_recurrent."))
     }
-    assert stored["member_tagger.weights.fc1/w"] == "INT8"
+    # blocks of 7 numbers, of which too many would lose one to 0
+    assert stored["member_tagger.weights.fc1/w"] == "BFLOAT16"
     assert stored["member_tagger.weights.fc2/w"] == "INT8"
     assert stored["member_tagger.weights.fc1/b"] == "BFLOAT16"
     assert stored["member_recurrent.weights.head.weight"] == "BFLOAT16"
     nodes = {node.name for node in onnx.load(ensemble / "ensemble.onnx").graph.node}
-    assert {"tagger/fc1/MatMul", "tagger/fc2", "tagger/Relu", "mixture/TopK"} <= nodes
+    assert {"tagger/fc1/MatMul", "tagger/MatMul", "tagger/Relu", "mixture/TopK"} <= nodes
 
 
 def test_float_inputs_and_newer_operators_compute_the_same(

@@ -53,8 +53,8 @@ from ensemble_kit.predictions.file import (
     dataset_sha256,
     is_predictions_file,
     read_predictions,
-    write_predictions,
 )
+from ensemble_kit.predictions.writing import write_predictions
 from ensemble_kit.recipes.reading import load_recipe
 from ensemble_kit.serving.metadata import read_metadata
 from ensemble_kit.store.runs import list_runs
