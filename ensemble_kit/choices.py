@@ -16,6 +16,7 @@ Device: TypeAlias = Literal["cpu", "cuda"]
 DrawSource: TypeAlias = Literal["fixed", "random", "input"]
 Dtype: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 FrameForm: TypeAlias = Literal["raw", "dequantised", "normalised"]
+Given: TypeAlias = Literal["given"]  # of members and coefficients that nothing has chosen
 InputType: TypeAlias = Literal["uint8", "float32"]
 Layout: TypeAlias = Literal["frames-first", "channels-first"]
 Level: TypeAlias = Literal["frame", "video"]

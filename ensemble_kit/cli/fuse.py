@@ -83,6 +83,8 @@ def fuse(
         f"Equal to its members; rounding to {dtype} changed a probability by "
         f"{loss.worst_change:.2g} at most, {loss.mean_change:.2g} on average."
     )
+    if fused.mixing == "given":
+        click.echo("The members are mixed by coefficients that were given, not chosen.")
     if fused.coarse:
         click.echo(
             f"{len(fused.coarse)} tensors are too near 0 for fp16, {fused.coarse[0]} first; bf16 "

@@ -1,6 +1,6 @@
 """ensemble-kit select."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from ensemble_kit.cli.options import (
     json_option,
     one_of,
 )
-from ensemble_kit.errors import SizeLimitError
+from ensemble_kit.errors import EnsembleKitError, SelectionError, SizeLimitError
 from ensemble_kit.files import format_of_limit, parse_size, refuse_overwrite
 from ensemble_kit.store.workspace import REPORT, SELECTION
 from ensemble_kit.wording import counted, printable
@@ -66,6 +66,13 @@ if TYPE_CHECKING:
     default=MIXING,
     show_default=True,
     help="Mixing coefficients: equal, proportional to each member's GAP, or optimised.",
+)
+@click.option(
+    "--weight",
+    "weights",
+    multiple=True,
+    metavar="NAME=X",
+    help="Coefficient of a member, in place of a search; given for each member, they sum to 1.",
 )
 @click.option(
     "--strategy",
@@ -136,6 +143,7 @@ def select(
     max_size: str | None,
     labels: Path | None,
     sizes: tuple[str, ...],
+    weights: tuple[str, ...],
     wants_report: bool,
     force: bool,
     as_json: bool,
@@ -153,6 +161,7 @@ def select(
         ensemble-kit select --max-size 500MB --mixing gap --report
         ensemble-kit select --strategy beam --beam-width 4 --start nonlocal-gru --max-members 6
         ensemble-kit select --criterion gain-per-byte --exclude poor --confirm 0.3
+        ensemble-kit select --weight gru=0.4 --weight vlad=0.6
         ensemble-kit select A.csv B.csv --labels Y.csv --size A=4MB --size B=7MB --max-size 10MB
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.selection.stage import find_predictions
@@ -168,6 +177,7 @@ def select(
         max_size=limit,
         labels_path=labels,
         sizes=_named_sizes(sizes),
+        coefficients=_named_coefficients(weights),
         force=force,
         keep_same=wants_report,  # this command may have been stopped before it wrote the page
         **options,
@@ -219,6 +229,8 @@ def _summary(selection: "SelectionMetadata", output: Path, limit: int) -> Iterat
         f"{counted(len(selection.candidates), 'candidate')}, "
         f"GAP@{selection.k} {selection.gap:.4f}{_size(selection, limit)}."
     )
+    if selection.search.strategy == "given":
+        yield selection.rule
     if selection.search.greedy_gap is not None:
         yield _greedy(selection)
     if selection.left_out:
@@ -239,7 +251,7 @@ def _summary(selection: "SelectionMetadata", output: Path, limit: int) -> Iterat
     if selection.optimised:
         yield _optimised(selection.optimised)
     if selection.truncation:
-        yield _truncation(selection.truncation)
+        yield _truncation(selection.truncation, is_chosen=selection.search.strategy != "given")
 
 
 def _greedy(selection: "SelectionMetadata") -> str:
@@ -285,7 +297,7 @@ def _optimised(optimised: "OptimisedMetadata") -> str:
     )
 
 
-def _truncation(truncation: "TruncationMetadata") -> str:
+def _truncation(truncation: "TruncationMetadata", *, is_chosen: bool) -> str:
     """Say what the classes that some files left out could change."""
     conclusion = {
         True: "the same members would be chosen",
@@ -294,20 +306,43 @@ def _truncation(truncation: "TruncationMetadata") -> str:
     }
     return (
         f"{', '.join(truncation.candidates)} left out classes. Whatever their probabilities are, "
-        "the GAP of the members is from {:.4f} to {:.4f}, and {}.".format(
-            *truncation.gap_bounds, conclusion[truncation.is_decided]
-        )
+        "the GAP of the members is from {:.4f} to {:.4f}".format(*truncation.gap_bounds)
+        + (f", and {conclusion[truncation.is_decided]}." if is_chosen else ".")
     )
 
 
 def _named_sizes(texts: Sequence[str]) -> dict[str, int]:
-    sizes: dict[str, int] = {}
+    hint = "Write NAME=SIZE once for each candidate: --size gru=4MB."
+    sizes = _named(texts, "size", lambda problem: SizeLimitError(problem, hint=hint))
+    return {name: parse_size(size) for name, size in sizes.items()}
+
+
+def _named_coefficients(texts: Sequence[str]) -> dict[str, float] | None:
+    hint = "Write NAME=X once for each member: --weight gru=0.4 --weight vlad=0.6."
+    coefficients = {}
+    for name, text in _named(
+        texts, "coefficient", lambda problem: SelectionError(problem, hint=hint)
+    ).items():
+        try:
+            coefficients[name] = float(text)
+        except ValueError as error:
+            raise SelectionError(
+                f"The coefficient of {name} is {text!r}, not a number.", hint=hint
+            ) from error
+    return coefficients or None
+
+
+def _named(
+    texts: Sequence[str], noun: str, error: Callable[[str], EnsembleKitError]
+) -> dict[str, str]:
+    """Return the value of each name that options of the form NAME=VALUE give."""
+    values: dict[str, str] = {}
     for text in texts:
-        name, equals, size = text.rpartition("=")
-        if not equals or name in sizes:
-            raise SizeLimitError(
-                f"{text!r} is {f'a second size of {name}' if equals else 'not a name and a size'}.",
-                hint="Write NAME=SIZE once for each candidate: --size gru=4MB.",
+        name, equals, value = text.rpartition("=")
+        if not equals or name in values:
+            raise error(
+                f"{text!r} is "
+                f"{f'a second {noun} of {name}' if equals else f'not a name and a {noun}'}."
             )
-        sizes[name] = parse_size(size)
-    return sizes
+        values[name] = value
+    return values

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ensemble_kit._version import __version__
-from ensemble_kit.choices import DTYPE, MAX_GAP_LOSS, MAX_SIZE, Dtype
+from ensemble_kit.choices import DTYPE, MAX_GAP_LOSS, MAX_SIZE, Dtype, Given, Mixing
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import Schema, check_fits
 from ensemble_kit.errors import FusionError, shown
@@ -53,6 +53,7 @@ class FusedFile:
         loss: What rounding the weights changed: on the records that were given, or else on a few
             made-up frames.
         coarse: In fp16, tensors whose numbers are so near 0 that bf16 would lose less of them.
+        mixing: How the members are mixed; ``given`` by coefficients that nothing has chosen.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class FusedFile:
     members: tuple[str, ...]
     loss: Loss
     coarse: tuple[str, ...]
+    mixing: Mixing | Given
 
 
 def fuse(
@@ -140,7 +142,7 @@ def fuse(
             if records is not None:
                 loss = _measure(aside, members, record, records, max_gap_loss, output)
     names = tuple(member.record.name for member in members)
-    return FusedFile(output, num_bytes, max_size, names, loss, tuple(weights.coarse))
+    return FusedFile(output, num_bytes, max_size, names, loss, tuple(weights.coarse), chosen.mixing)
 
 
 def _open_members(

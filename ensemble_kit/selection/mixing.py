@@ -1,13 +1,16 @@
 """What each member's probabilities are multiplied by before they are summed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import isfinite
 
 from ensemble_kit.choices import Mixing
+from ensemble_kit.errors import SelectionError
 from ensemble_kit.selection.scoring import Extension, Scorer, Term
 from ensemble_kit.selection.search import ROUNDING
 
 FACTORS = (1.5, 1.2, 1.08, 1.03)  # what a coefficient is multiplied and divided by, in turn
 MAX_ROUNDS = 8  # passes over all members, for each factor
+SUM_TOLERANCE = 0.01  # of given coefficients, so that 0.33 may stand for a third
 
 
 def search_weights(mixing: Mixing, singles: Sequence[float], fits: Sequence[bool]) -> list[float]:
@@ -23,6 +26,30 @@ def search_weights(mixing: Mixing, singles: Sequence[float], fits: Sequence[bool
     if mixing == "gap" and has_hits:  # then the first member's GAP is not 0, and no sum of them is
         return list(singles)
     return [1.0] * len(singles)
+
+
+def given_weights(coefficients: Mapping[str, float]) -> dict[str, float]:
+    """Return mixing coefficients that were given, scaled to sum to 1 exactly.
+
+    Args:
+        coefficients: The coefficient of each member, by name.
+
+    Raises:
+        SelectionError: One is not above 0, or their sum is not 1, 0.01 more or less.
+    """
+    for name, coefficient in coefficients.items():
+        if not (isfinite(coefficient) and coefficient > 0):
+            raise SelectionError(
+                f"The coefficient of {name} is {coefficient:g}; it must be above 0.",
+                hint="Leave out the --weight of a candidate that is to be no member.",
+            )
+    total = sum(coefficients.values())
+    if abs(total - 1) > SUM_TOLERANCE:
+        raise SelectionError(
+            f"The coefficients given sum to {total:g}; they must sum to 1.",
+            hint="Give every member its own, such as --weight gru=0.4 --weight vlad=0.6.",
+        )
+    return {name: coefficient / total for name, coefficient in coefficients.items()}
 
 
 def optimised(scorer: Scorer, terms: Sequence[Term], gap: float) -> list[Term]:

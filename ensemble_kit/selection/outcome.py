@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_kit._version import __version__
-from ensemble_kit.choices import Dtype, Mixing, Strategy
+from ensemble_kit.choices import Dtype, Given, Mixing, Strategy
 from ensemble_kit.files import format_size
 from ensemble_kit.predictions.candidates import Candidate, Candidates
 from ensemble_kit.predictions.videos import dataset_sha256
@@ -42,7 +42,7 @@ MEANS: Mapping[Mixing, str] = {
     "optimised": "the uniform mean of the members' probabilities, whose coefficients were "
     "optimised afterwards",
 }
-RULES: Mapping[Strategy, str] = {
+RULES: Mapping[Strategy | Given, str] = {
     "greedy": "Greedy, without replacement: start from the best candidate that fits; of those that "
     "fit in the remaining bytes, add the one with {what}, until none raises the GAP",
     "replacement": "Greedy, with replacement: start from the best candidate that fits; of those "
@@ -52,14 +52,17 @@ RULES: Mapping[Strategy, str] = {
     "{width} best ensembles with the same number of members, until the best is no better",
     "exhaustive": "Exhaustive: measure every ensemble that fits",
 }
+GIVEN_RULE = "Members and mixing coefficients were given; nothing was chosen by the GAP."
 RULE = (
     "{rule}. Ensembles are compared by the GAP of {mean}; of equal ensembles, the one with fewer "
     "bytes wins, then the first by name."
 )
 
 
-def rule_text(rules: Rules, mixing: Mixing) -> str:
+def rule_text(rules: Rules, mixing: Mixing | Given) -> str:
     """Return in words how members were chosen."""
+    if mixing == "given":
+        return GIVEN_RULE
     what = "the best GAP" if rules.criterion == "gain" else "the highest gain for each byte"
     text = RULES[rules.strategy].format(what=what, most=rules.max_members, width=rules.beam_width)
     return RULE.format(rule=text, mean=MEANS[mixing])
@@ -76,11 +79,12 @@ class Outcome:
         measured: Every ensemble that was measured.
         chosen: The ensemble that was chosen.
         members: A term for each member, with the weight that it is mixed with.
-        greedy: What greedy would have chosen; None where greedy was the strategy.
+        greedy: What greedy would have chosen; None where greedy was the strategy, or where nothing
+            was chosen.
     """
 
     rules: Rules
-    mixing: Mixing
+    mixing: Mixing | Given
     singles: tuple[Gaps, ...]
     measured: tuple[Ensemble, ...]
     chosen: Ensemble
@@ -323,6 +327,8 @@ def distinct(terms: Sequence[Term]) -> list[Term]:
 
 def _reason(candidate: Candidate, chosen: Ensemble, rules: Rules) -> str:
     """Say why a candidate is no member."""
+    if rules.strategy == "given":
+        return "It was given no coefficient."
     if rules.max_members is not None and len(chosen.terms) >= rules.max_members:
         return f"The ensemble has {counted(rules.max_members, 'member')} already."
     left = rules.limit - chosen.num_bytes

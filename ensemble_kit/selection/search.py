@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import comb, inf, isclose, nan
 
-from ensemble_kit.choices import Criterion, Strategy
+from ensemble_kit.choices import Criterion, Given, Strategy
 from ensemble_kit.errors import SelectionError, SizeLimitError
 from ensemble_kit.files import format_size
 from ensemble_kit.predictions.candidates import Candidate
@@ -26,10 +26,11 @@ class Rules:
 
     Attributes:
         limit: Maximum size of all members, in bytes.
-        start: The places of candidates that are members before the search begins.
+        start: The places of candidates that are members before the search begins; all members, and
+            no search follows, where the strategy is ``given``.
     """
 
-    strategy: Strategy
+    strategy: Strategy | Given
     criterion: Criterion
     limit: int
     max_members: int | None
@@ -110,6 +111,8 @@ class Search:
             SelectionError: There are too many ensembles for an exhaustive search.
         """
         start = self._started()
+        if self.rules.strategy == "given":
+            return start
         if self.rules.strategy == "exhaustive":
             return self._exhausted(start)
         return self._beam(start, self.rules.beam_width if self.rules.strategy == "beam" else 1)
@@ -123,10 +126,10 @@ class Search:
             num_bytes = ensemble.num_bytes + self.candidates[index].num_bytes
             if num_bytes > self.rules.limit:
                 names = ", ".join(self.candidates[place].name for place in self.rules.start)
+                given = "given" if self.rules.strategy == "given" else "to start with"
                 raise SizeLimitError(
-                    f"The members to start with ({names}) do not fit in "
-                    f"{format_size(self.rules.limit)}.",
-                    hint="Raise --max-size, or start with fewer.",
+                    f"The members {given} ({names}) do not fit in {format_size(self.rules.limit)}.",
+                    hint="Raise --max-size, or name fewer.",
                 )
             (ensemble,) = self._extended(ensemble, self.scorer.mixed(ensemble.terms), [index])
         return ensemble

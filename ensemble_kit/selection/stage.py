@@ -20,6 +20,7 @@ from ensemble_kit.choices import (
     TOP_K,
     Criterion,
     Dtype,
+    Given,
     Mixing,
     Strategy,
 )
@@ -27,7 +28,7 @@ from ensemble_kit.errors import SelectionError
 from ensemble_kit.files import refuse_overwrite
 from ensemble_kit.predictions.candidates import Candidates, read_candidates, refuse_unknown
 from ensemble_kit.selection.judging import Judge, held_out
-from ensemble_kit.selection.mixing import optimised, search_weights
+from ensemble_kit.selection.mixing import given_weights, optimised, search_weights
 from ensemble_kit.selection.outcome import Outcome, Writer, distinct
 from ensemble_kit.selection.scoring import Term
 from ensemble_kit.selection.search import Rules, Search
@@ -62,6 +63,7 @@ def select(
     max_size: int | None = None,
     dtype: Dtype = DTYPE,
     mixing: Mixing = MIXING,
+    coefficients: Mapping[str, float] | None = None,
     strategy: Strategy | None = None,
     criterion: Criterion = CRITERION,
     max_members: int | None = None,
@@ -93,6 +95,8 @@ def select(
     coefficients are optimised. Probabilities are summed in float64. In CSV files a class that a
     video does not list counts as 0; a class that no member lists is not pooled.
 
+    With ``coefficients`` nothing is searched for: the members are those that have one.
+
     Args:
         predictions_paths: The candidates: predictions files of the kit, CSV files in the
             challenge's format, ``.npy`` or ``.npz``, of the same videos in any order.
@@ -101,6 +105,9 @@ def select(
             candidate of unknown size counts 0 bytes unless ``sizes`` are given.
         dtype: The type that members will be stored in.
         mixing: ``uniform``, ``gap`` or ``optimised``.
+        coefficients: The mixing coefficient of each member by name, in place of a search; above 0,
+            with a sum of 1, 0.01 more or less, and scaled to that. Only ``mixing``, ``strategy``,
+            ``criterion``, ``max_members``, ``start`` and ``confirm`` do not go with them.
         strategy: See ``SearchMetadata``; None is ``exhaustive`` with up to 12 candidates, unless
             ``criterion`` is ``gain-per-byte``, and else ``greedy``.
         criterion: What an addition is chosen by: ``gain``, or ``gain-per-byte``, which only
@@ -141,6 +148,9 @@ def select(
     if not keep_same:
         refuse_overwrite(output, force=force)
     _refuse_criterion(strategy, criterion)
+    if coefficients is not None:
+        _refuse_search(mixing, strategy, criterion, max_members, start, confirm)
+        coefficients, start, confirm = given_weights(coefficients), tuple(coefficients), 0.0
     known = read_candidates(
         [Path(path) for path in predictions_paths],
         labels_path=labels_path,
@@ -155,7 +165,7 @@ def select(
         strategy = "exhaustive" if is_exact else "greedy"
     rules = _rules(
         known,
-        strategy=strategy,
+        strategy=strategy if coefficients is None else "given",
         criterion=criterion,
         limit=MAX_SIZE if max_size is None else max_size,
         max_members=max_members,
@@ -165,7 +175,7 @@ def select(
     if confirm is None:
         confirm = 0.5 if len(known.ids) >= ENOUGH_VIDEOS else 0.0
     judge = Judge.of(read_tables(known, _parts(known, confirm), k=top_k), top_k)
-    outcome = _search(judge, known, mixing, rules)
+    outcome = _search(judge, known, mixing if coefficients is None else coefficients, rules)
     selection = Writer(known, judge, outcome, output.parent, resamples, seed).selection(
         dtype=dtype, confirm=confirm, labels_path=labels_path, excluded=tuple(exclude)
     )
@@ -183,10 +193,35 @@ def _refuse_criterion(strategy: Strategy | None, criterion: Criterion) -> None:
         )
 
 
+def _refuse_search(
+    mixing: Mixing,
+    strategy: Strategy | None,
+    criterion: Criterion,
+    max_members: int | None,
+    start: Sequence[str],
+    confirm: float | None,
+) -> None:
+    """Raise if something says how to search, where members and coefficients are given."""
+    given = {
+        "--mixing": mixing != MIXING,
+        "--strategy": strategy is not None,
+        "--criterion": criterion != CRITERION,
+        "--max-members": max_members is not None,
+        "--start": bool(start),
+        "--confirm": bool(confirm),
+    }
+    for option, is_given in given.items():
+        if is_given:
+            raise SelectionError(
+                f"{option} says how members are chosen, but --weight names them.",
+                hint=f"Leave out {option}, or every --weight.",
+            )
+
+
 def _rules(
     known: Candidates,
     *,
-    strategy: Strategy,
+    strategy: Strategy | Given,
     criterion: Criterion,
     limit: int,
     max_members: int | None,
@@ -203,7 +238,8 @@ def _rules(
             hint="Raise --max-members, or start with fewer.",
         )
     places = {candidate.name: index for index, candidate in enumerate(known.candidates)}
-    refuse_unknown(start, list(places), "{} is a member to start with")
+    role = "{} is given a coefficient" if strategy == "given" else "{} is a member to start with"
+    refuse_unknown(start, list(places), role)
     if len(set(start)) < len(start):
         twice = next(name for name in start if start.count(name) > 1)
         raise SelectionError(
@@ -237,20 +273,32 @@ def _parts(known: Candidates, confirm: float) -> list[NDArray[np.bool_]]:
     return [~is_held_out, is_held_out]
 
 
-def _search(judge: Judge, known: Candidates, mixing: Mixing, rules: Rules) -> Outcome:
-    """Search for the members, and for what greedy would have chosen."""
+def _search(
+    judge: Judge, known: Candidates, mixing: Mixing | Mapping[str, float], rules: Rules
+) -> Outcome:
+    """Search for the members, and for what greedy would have chosen.
+
+    Args:
+        judge: What measures ensembles.
+        known: The candidates.
+        mixing: How members are mixed, or the coefficients that some candidates are given.
+        rules: The rules of the search.
+    """
     with ThreadPoolExecutor(NUM_THREADS) as threads:
         singles = list(
             threads.map(lambda index: judge.gaps([Term(index, 1.0)]), range(len(known.candidates)))
         )
     fits = [candidate.num_bytes <= rules.limit for candidate in known.candidates]
     gaps = [single.chosen_by for single in singles]
-    weights = search_weights(mixing, gaps, fits)
+    if isinstance(mixing, str):
+        weights = search_weights(mixing, gaps, fits)
+    else:  # the weight of one that is no member changes nothing, but may not be 0
+        weights = [mixing.get(candidate.name, 1.0) for candidate in known.candidates]
     search = Search(judge.chosen_by, known.candidates, weights, rules)
     search.know(gaps)
     chosen = search.run()
     greedy = None
-    if rules.strategy != "greedy":
+    if rules.strategy not in ("greedy", "given"):
         greedy = replace(search, rules=replace(rules, strategy="greedy")).run()
     if rules.strategy == "exhaustive":
         chosen = search.in_order_of_gain(chosen)
@@ -258,4 +306,5 @@ def _search(judge: Judge, known: Candidates, mixing: Mixing, rules: Rules) -> Ou
     if mixing == "optimised":
         members = optimised(judge.chosen_by, members, chosen.gap)
     measured = tuple(search.measured.values())
-    return Outcome(rules, mixing, tuple(singles), measured, chosen, tuple(members), greedy)
+    kind = mixing if isinstance(mixing, str) else "given"
+    return Outcome(rules, kind, tuple(singles), measured, chosen, tuple(members), greedy)

@@ -60,9 +60,11 @@ def is_decided(
         measured: All ensembles that were measured.
 
     Returns:
-        None for a beam search, where other ensembles might have led elsewhere, and where the bounds
-        of too many ensembles would have to be compared.
+        True where they were given; None for a beam search, where other ensembles might have led
+        elsewhere, and where the bounds of too many ensembles would have to be compared.
     """
+    if rules.strategy == "given":
+        return True
     if rules.strategy == "beam" or len(measured) > MOST_COMPARED:
         return None
     path = {ensemble.key for ensemble in chosen.additions}

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from ensemble_kit.choices import Criterion, Dtype, Mixing, Strategy
+from ensemble_kit.choices import Criterion, Dtype, Given, Mixing, Strategy
 from ensemble_kit.errors import SelectionError
 from ensemble_kit.files import written_aside
 from ensemble_kit.store.provenance import FileMetadata, Metadata, ModelMetadata
@@ -145,18 +145,20 @@ class SearchMetadata(Metadata):
     Attributes:
         strategy: ``greedy`` adds one member after the other, each once; ``replacement`` may add a
             member again, which gives it more weight; ``beam`` follows the ``beam_width`` best
-            ensembles; ``exhaustive`` measures every ensemble that fits.
+            ensembles; ``exhaustive`` measures every ensemble that fits; ``given`` is no search: the
+            members were named with their coefficients.
         criterion: What an addition is chosen by.
         max_members: The most members; with replacement, the most additions. None for no limit.
         beam_width: How many ensembles a beam search follows; None for other strategies.
         start: The members that the search started with, by name.
         excluded: The candidates that were left out, by name.
         evaluations: How many ensembles were measured.
-        greedy_gap: The GAP that ``greedy`` reaches; None where ``greedy`` is the strategy.
+        greedy_gap: The GAP that ``greedy`` reaches; None where ``greedy`` is the strategy, or where
+            nothing was chosen.
         greedy_path: The members that ``greedy`` would choose, in order; None as for ``greedy_gap``.
     """
 
-    strategy: Strategy
+    strategy: Strategy | Given
     criterion: Criterion
     max_members: int | None
     beam_width: int | None
@@ -223,7 +225,8 @@ class SelectionMetadata(Metadata):
         dtype: The type that members' bytes were counted in.
         max_size: Maximum size of the members together, in bytes.
         mixing: How the members' probabilities are mixed: ``uniform`` is their mean, ``gap`` weights
-            each by its own GAP, ``optimised`` by coefficients that were optimised.
+            each by its own GAP, ``optimised`` by coefficients that were optimised, ``given`` by
+            coefficients that ``select`` was given.
         rule: How members were chosen, in words.
         search: How members were chosen, in numbers.
         dataset_sha256: The hash of video ids and labels in order.
@@ -249,7 +252,7 @@ class SelectionMetadata(Metadata):
     k: int
     dtype: Dtype
     max_size: int
-    mixing: Mixing
+    mixing: Mixing | Given
     rule: str
     search: SearchMetadata
     dataset_sha256: str

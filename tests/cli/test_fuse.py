@@ -57,7 +57,7 @@ def test_records_say_what_rounding_costs(runner, selected):
     )
 
 
-def test_what_is_too_near_0_for_fp16_is_said(runner, monkeypatch):
+def test_given_coefficients_and_what_is_too_near_0_for_fp16_are_said(runner, monkeypatch):
     found = FusedFile(
         Path("f.safetensors"),
         2**20,
@@ -65,6 +65,7 @@ def test_what_is_too_near_0_for_fp16_is_said(runner, monkeypatch):
         ("a", "b"),
         Loss(0.5, 0.25),
         ("member_a.x", "member_a.y"),
+        "given",
     )
     asked = {}
     monkeypatch.setattr(
@@ -77,13 +78,14 @@ def test_what_is_too_near_0_for_fp16_is_said(runner, monkeypatch):
         "f.safetensors: 2 members in fp16, 1.0 MiB of 1.0 GiB.\n"
         "Equal to its members; rounding to fp16 changed a probability by 0.5 at most, 0.25 on "
         "average.\n"
+        "The members are mixed by coefficients that were given, not chosen.\n"
         "2 tensors are too near 0 for fp16, member_a.x first; bf16 would lose less of them.\n"
     )
     assert (asked["max_gap_loss"], asked["records"]) == (0.25, None)
 
 
 def test_a_thousandth_of_gap_may_be_lost_unless_another_limit_is_given(runner, monkeypatch):
-    fused = FusedFile(Path("f.safetensors"), 2**20, 2**30, ("a",), Loss(0.0, 0.0), ())
+    fused = FusedFile(Path("f.safetensors"), 2**20, 2**30, ("a",), Loss(0.0, 0.0), (), "gap")
     asked = {}
     monkeypatch.setattr(
         "ensemble_kit.fusion.stage.fuse", lambda *_, **options: asked.update(options) or fused

@@ -1,6 +1,7 @@
 """ensemble-kit select: a workspace without arguments, and CSV files made by any tool."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,39 @@ def test_what_optimised_coefficients_gained_is_said(runner, workspace):
     without = runner.invoke(main, ["select", *options[:-2], "--force"])
     assert without.stdout.splitlines()[-1] == (
         "Optimised coefficients changed the GAP from 1.0000 to 1.0000."
+    )
+
+
+def test_given_coefficients_are_said_to_be_given(runner, workspace):
+    result = runner.invoke(
+        main, ["select", "--weight", "vlad=0.75", "--weight", "gru=0.25", "--resamples", "0"]
+    )
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == (
+        "Members and mixing coefficients were given; nothing was chosen by the GAP."
+    )
+    selection = read_selection(Path("ensemble/selection.json"))
+    members = {member.name: member.coefficient for member in selection.members}
+    assert members == {"vlad": 0.75, "gru": 0.25}
+    assert (selection.mixing, selection.search.strategy) == ("given", "given")
+
+
+@pytest.mark.parametrize(
+    ("weights", "problem"),
+    [
+        (["gru"], "'gru' is not a name and a coefficient."),
+        (["gru=0.5", "gru=0.5"], "'gru=0.5' is a second coefficient of gru."),
+        (["gru=half"], "The coefficient of gru is 'half', not a number."),
+    ],
+)
+def test_coefficients_that_cannot_be_read_are_refused(runner, workspace, weights, problem):
+    result = runner.invoke(main, ["select", *(f"--weight={weight}" for weight in weights)])
+
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"Error: {problem}\n"
+        "Write NAME=X once for each member: --weight gru=0.4 --weight vlad=0.6.\n"
     )
 
 
@@ -253,6 +287,8 @@ def test_what_top_classes_leave_open_is_said(runner, workspace):
         "gru left out classes. Whatever their probabilities are, the GAP of the members is from "
     )
     assert last.endswith(", and these bounds do not say whether other members would be chosen.")
+    given = runner.invoke(main, ["select", "--weight", "gru=1", "--force"])
+    assert re.search(r"the GAP of the members is from \S+ to \d\.\d{4}\.$", given.stdout)
 
 
 def test_a_name_that_would_steer_the_terminal_is_shown_escaped(runner, csv_files):

@@ -255,6 +255,20 @@ def test_other_ways_of_searching_and_mixing_are_told(tmp_path, without_bokeh):
     assert "mixed by optimised coefficients" in words
 
 
+def test_given_members_and_coefficients_are_not_said_to_be_chosen(tmp_path, without_bokeh):
+    chosen = write_chosen(
+        tmp_path, coefficients={"bag": 0.75, "rnn": 0.25}, strategy=None, confirm=None
+    )
+
+    words = page_of(chosen).words()
+
+    assert "2members, mixed by coefficients that were given" in words
+    assert "Members and coefficients were given, and measured on 90 videos." in words
+    assert "Searchnone; bag, rnn were given Videos" in words
+    assert "It was given no coefficient." in words
+    assert "optimistic" not in words
+
+
 def test_candidates_of_unknown_size_have_no_chart_of_sizes(tmp_path, without_bokeh):
     for name, score in (("a", 0.9), ("b", 0.7)):
         lines = ["VideoId,LabelConfidencePairs", f"x,0 {score} 1 0.8", f"y,1 {score}"]

@@ -219,7 +219,7 @@ def test_members_to_start_with_that_do_not_fit_are_refused():
 
     assert str(caught.value) == (
         "The members to start with (candidate0, candidate1) do not fit in 15 bytes.\n"
-        "Raise --max-size, or start with fewer."
+        "Raise --max-size, or name fewer."
     )
 
 

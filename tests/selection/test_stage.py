@@ -141,6 +141,92 @@ def test_the_path_is_that_of_the_loops(tmp_path_factory, case, mixing):
         assert member.coefficient == pytest.approx(float(weights[member.name]) / total, abs=1e-12)
 
 
+@settings(max_examples=25, deadline=None)
+@given(selections(), st.data())
+def test_given_coefficients_have_the_gap_of_the_loops(tmp_path_factory, case, data):
+    candidates, _, positives, k, _ = case
+    folder = tmp_path_factory.mktemp("given")
+    ids = [f"video{index}" for index in range(len(positives))]
+    paths = [write_csv(folder / f"{name}.csv", rows, ids) for name, rows in candidates.items()]
+    members = data.draw(st.permutations(list(candidates)))[: data.draw(st.integers(1, 3))]
+    shares = {1: [1.0], 2: [0.25, 0.75], 3: [0.5, 0.125, 0.375]}[len(members)]
+
+    selection = select(
+        paths,
+        output=folder / "s.json",
+        coefficients=dict(zip(members, shares, strict=True)),
+        top_k=k,
+        labels_path=write_labels(folder / "labels", ids, positives),
+        resamples=0,
+    )
+
+    mixed = mixed_loops([candidates[name] for name in members], shares)
+    assert selection.gap == pytest.approx(float(gap_loops(mixed, positives, k)), abs=1e-12)
+    assert [one.name for one in selection.members] == members
+    assert [one.coefficient for one in selection.members] == shares
+    assert [step.added for step in selection.path] == members
+    assert (selection.mixing, selection.search.strategy) == ("given", "given")
+    assert selection.search.greedy_gap is None
+    reasons = {one.name: one.skipped for one in selection.candidates}
+    assert {reasons[name] for name in members} == {None}
+    assert {reasons[name] for name in candidates.keys() - set(members)} <= {
+        "It was given no coefficient."
+    }
+
+
+def test_given_coefficients_near_a_sum_of_1_are_scaled_to_it(tmp_path):
+    paths = [write_own(tmp_path / name, right_for(*"ab")) for name in "xyz"]
+
+    selection = select(
+        paths, output=tmp_path / "s.json", coefficients=dict.fromkeys("xyz", 0.333), confirm=0
+    )
+
+    assert [one.coefficient for one in selection.members] == [1 / 3] * 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"coefficients": {"x": 0.4}},
+            "The coefficients given sum to 0.4; they must sum to 1.\n"
+            "Give every member its own, such as --weight gru=0.4 --weight vlad=0.6.",
+        ),
+        (
+            {"coefficients": {"x": 1.5, "y": -0.5}},
+            "The coefficient of y is -0.5; it must be above 0.\n"
+            "Leave out the --weight of a candidate that is to be no member.",
+        ),
+        (
+            {"coefficients": {"x": float("nan")}},
+            "The coefficient of x is nan; it must be above 0.\n"
+            "Leave out the --weight of a candidate that is to be no member.",
+        ),
+        (
+            {"coefficients": {"x": 0.5, "xy": 0.5}},
+            "'xy' is given a coefficient, but there is no such candidate.\nName one of y.",
+        ),
+        (
+            {"coefficients": {"x": 0.5, "y": 0.5}, "mixing": "gap"},
+            "--mixing says how members are chosen, but --weight names them.\n"
+            "Leave out --mixing, or every --weight.",
+        ),
+        (
+            {"coefficients": {"x": 0.5, "y": 0.5}, "max_size": 150},
+            "The members given (x, y) do not fit in 150 bytes.\nRaise --max-size, or name fewer.",
+        ),
+    ],
+)
+def test_coefficients_that_cannot_be_taken_are_refused(tmp_path, options, message):
+    paths = [write_own(tmp_path / name, right_for(*"ab")) for name in "xy"]
+
+    with pytest.raises((SelectionError, SizeLimitError)) as caught:
+        select(paths, output=tmp_path / "s.json", **options)
+
+    assert str(caught.value) == message
+    assert not (tmp_path / "s.json").exists()
+
+
 def test_the_order_of_candidates_and_of_their_videos_changes_nothing_without_ties(tmp_path):
     ab, c, d = np.array([right_for("a", "b"), right_for("c"), right_for("d")])
     ab, c, d = (one + np.random.default_rng(0).random((4, 5)) / 16 for one in (ab, c, d))
