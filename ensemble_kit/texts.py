@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_kit.errors import EnsembleKitError
+from ensemble_kit.gzipped import open_text
 
 MAX_CHARACTERS = 2**26  # a million label names take a third of it
 # A key of 64 parts: tomllib takes seconds for one of 20,000, and four times as long for one of
@@ -15,7 +16,7 @@ _DEEP_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+
 
 
 def read_text(path: Path, error_type: type[EnsembleKitError], *, hint: str) -> str:
-    """Return a file's text, in UTF-8 with or without a byte order mark.
+    """Return a file's text, in UTF-8 with or without a byte order mark, gzipped or not.
 
     Args:
         path: The file.
@@ -27,7 +28,7 @@ def read_text(path: Path, error_type: type[EnsembleKitError], *, hint: str) -> s
             UTF-8, or has more than ``MAX_CHARACTERS``.
     """
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with open_text(path) as file:
             text = file.read(MAX_CHARACTERS + 1)
     except OSError as error:
         raise error_type(f"{path} cannot be read: {error.strerror}.", hint=hint) from error

@@ -153,7 +153,8 @@ def records_options(command: F) -> F:
             help="Do not compare checksums.",
         ),
         click.option(
-            "--label-names", type=EXISTING_FILE, help="CSV file of classes: index first, name last."
+            "--label-names", type=EXISTING_FILE,
+            help="Names of the classes: YouTube-8M's or AudioSet's CSV file, or one name a line.",
         ),
         click.option(
             "--schema", type=EXISTING_FILE,

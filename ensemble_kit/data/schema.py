@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from ensemble_kit.choices import InputType, Level
+from ensemble_kit.csv_lines import class_index
 from ensemble_kit.errors import PredictionsError, RecordError, shown
 from ensemble_kit.files import written_aside
 from ensemble_kit.texts import parse_toml, read_text
@@ -28,7 +29,8 @@ from ensemble_kit.wording import counted
 MAX_FRAMES = 300  # what the starter code of YouTube-8M reads of a video
 # Beyond every data set, and small enough that a mistyped number fills no memory.
 MAX_CLASSES, MAX_WIDTH = 1_000_000, 1_000_000
-MAX_DIGITS = 18  # of a class index: Python reads no number of more than 4,300
+# What the first column of a file of classes is called; a plain list has no such line.
+INDEX_COLUMNS = frozenset({"index", "id", "label", "label_id", "class", "class_id"})
 MODALITY_NAME = r"^[a-z][a-z0-9_]*$"
 DIFFERENCE_HINTS: Mapping[str, str] = MappingProxyType(
     {
@@ -261,28 +263,38 @@ def write_schema(
         aside.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
 
 
-def read_label_names(path: Path, num_classes: int) -> tuple[str, ...]:
-    """Read the names of the classes from a CSV file with a header.
+def read_label_names(path: Path, num_classes: int | None = None) -> tuple[str, ...]:
+    """Read the names of the classes: a CSV file with a header, or a plain list.
 
-    The first column is the class index. The name is in the column ``Name``, as YouTube-8M's
-    ``vocabulary.csv`` has it, or else in the last one: ``label_id,label_name`` as YouTube-8M's
-    lists of names have it, ``index,mid,display_name`` as AudioSet does. Rows may come in any
-    order. A row with too many columns has commas in a name at its end that nobody quoted, as
-    YouTube-8M's ``271,Nike, Inc.``; they are put back.
+    In a CSV file the first column is the class index. The name is in the column ``Name``, as
+    YouTube-8M's ``vocabulary.csv`` of nine columns has it, or else in the last one:
+    ``label_id,label_name`` as YouTube-8M's lists of names have it, ``index,mid,display_name`` as
+    AudioSet's ``class_labels_indices.csv``. Rows may come in any order. A row with too many columns
+    has commas in a name at its end that nobody quoted, as YouTube-8M's ``271,Nike, Inc.``; they are
+    put back.
+
+    A file whose second line does not start with an index, and whose first line is no header of
+    ``INDEX_COLUMNS``, is a plain list: the name of class 0, of class 1, and so on, one a line.
 
     Args:
-        path: The CSV file, in UTF-8.
-        num_classes: C; the indices must be 0 to C - 1, each once.
+        path: The file, in UTF-8, gzipped or not.
+        num_classes: C; None takes as many classes as there are names.
 
     Returns:
         C names, by class index.
 
     Raises:
-        RecordError: The file is missing, a row has no index that no other row has, a name is
-            empty or that of another class, or a class has no row.
+        RecordError: The file is missing, a row of a CSV file has no index that no other row has, a
+            name is empty or that of another class, or a class has no name.
     """
     text = read_text(path, RecordError, hint="Name a CSV file of classes that exists.")
-    names = _names_by_class(path, _rows(path, text.removeprefix("\ufeff")), num_classes)
+    lines = list(_rows(path, text.removeprefix("\ufeff").rstrip()))
+    rows = [(number, row) for number, row in lines if row]
+    if _is_plain_list(rows):
+        names = _names_in_order(path, lines, num_classes)  # a line left empty is a name left out
+    else:
+        names = _names_by_class(path, rows, num_classes or max(1, len(rows) - 1))
+    num_classes = num_classes or max(1, len(names))
     if len(names) < num_classes:
         missing = next(index for index in range(num_classes) if index not in names)
         raise RecordError(
@@ -292,20 +304,50 @@ def read_label_names(path: Path, num_classes: int) -> tuple[str, ...]:
     return tuple(names[index] for index in range(num_classes))
 
 
-def _names_by_class(
-    path: Path, rows: Iterator[tuple[int, Sequence[str]]], num_classes: int
+def _is_plain_list(rows: Sequence[tuple[int, Sequence[str]]]) -> bool:
+    if not rows or (len(rows[0][1]) > 1 and rows[0][1][0].strip().lower() in INDEX_COLUMNS):
+        return False
+    second = rows[min(1, len(rows) - 1)][1]
+    return len(second) < 2 or class_index(second[0], MAX_CLASSES) is None
+
+
+def _names_in_order(
+    path: Path, rows: Sequence[tuple[int, Sequence[str]]], num_classes: int | None
 ) -> dict[int, str]:
-    _, header = next(rows, (0, ()))
+    """Return the names of a plain list, whose commas belong to them."""
+    classes: dict[str, int] = {}
+    for index, (number, row) in enumerate(rows):
+        name = ",".join(row).strip()
+        problem = ""
+        if index == (num_classes or MAX_CLASSES):
+            problem = f"but the list has the names of {counted(index, 'class', 'classes')} already"
+        elif not name:
+            problem = f"which gives class {index} no name"
+        elif name in classes:
+            problem = f"whose name class {classes[name]} has already"
+        if problem:
+            raise RecordError(
+                f"{path}, line {number}: found {shown(','.join(row))}, {problem}.",
+                hint="Write the name of each class on its own line, in the order of the classes.",
+            )
+        classes[name] = index
+    return {index: name for name, index in classes.items()}
+
+
+def _names_by_class(
+    path: Path, rows: Sequence[tuple[int, Sequence[str]]], num_classes: int
+) -> dict[int, str]:
+    header = rows[0][1] if rows else ()
     width = max(2, len(header))
     column = header.index("Name") if "Name" in header[1:] else width - 1
     names: dict[int, str] = {}
     classes: dict[str, int] = {}
-    for number, row in rows:
-        index = int(row[0]) if row[0].isdecimal() and len(row[0]) <= MAX_DIGITS else -1
+    for number, row in rows[1:]:
+        index = class_index(row[0], num_classes)
         problem = (
             f"expected an index from 0 to {num_classes - 1} that no line above has, and a name"
         )
-        if len(row) >= width and 0 <= index < num_classes and index not in names:
+        if len(row) >= width and index is not None and index not in names:
             name = (",".join(row[column:]) if column == width - 1 else row[column]).strip()
             if name and name not in classes:
                 names[index], classes[name] = name, index
@@ -321,12 +363,11 @@ def _names_by_class(
 
 
 def _rows(path: Path, text: str) -> Iterator[tuple[int, Sequence[str]]]:
-    """Yield the rows of a CSV file that are not empty, and the lines that they end on."""
+    """Yield the rows of a CSV file, and the lines that they end on."""
     reader = csv.reader(io.StringIO(text, newline=""))
     try:
         for row in reader:
-            if row:
-                yield reader.line_num, row
+            yield reader.line_num, row
     except csv.Error as error:
         raise RecordError(
             f"{path}, line {reader.line_num}: {error}.", hint="Correct the quotes of that line."

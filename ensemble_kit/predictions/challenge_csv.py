@@ -4,28 +4,26 @@ Source: google/youtube-8m, ``inference.py``: the header ``VideoId,LabelConfidenc
 each video its id and its best classes as ``class confidence`` pairs separated by single spaces, the
 best first, confidences as ``%g``. WILLOW's files say ``VideoID``, the 2018 instructions say
 ``Id,Labels``; both are read too. An id that holds a comma or a quotation mark stands in quotation
-marks, as RFC 4180 says.
+marks, as RFC 4180 says. Either file may be gzipped.
 
 Confidences are kept as float64: that is what their text says, and tools that write more than the
 challenge's six digits write scores which float32 would make equal.
 """
 
-import csv
 from array import array
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_kit.csv_lines import LABELS_HEADER, class_index, id_lines
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.data.schema import MAX_CLASSES
 from ensemble_kit.errors import PredictionsError, shown
 
 PREDICTIONS_HEADER = "VideoId,LabelConfidencePairs"
 PREDICTIONS_HEADERS = (PREDICTIONS_HEADER, "VideoID,LabelConfidencePairs", "Id,Labels")
-LABELS_HEADER = "VideoId,Labels"
 
 
 class Pairs(NamedTuple):
@@ -53,7 +51,7 @@ def read_pairs(path: Path, *, num_classes: int | None) -> tuple[tuple[str, ...],
         PredictionsError: The file cannot be read, or one of its lines is not what it should be.
     """
     ids, offsets, classes, confidences = [], array("q", [0]), array("q"), array("d")
-    for where, video, text in _lines(path, PREDICTIONS_HEADERS):
+    for where, video, text in id_lines(path, PREDICTIONS_HEADERS, error_type=PredictionsError):
         tokens = text.split()
         if len(tokens) % 2:
             raise PredictionsError(
@@ -80,7 +78,7 @@ def read_labels_csv(
         PredictionsError: The file cannot be read, or one of its lines is not what it should be.
     """
     ids, lists = [], []
-    for where, video, text in _lines(path, (LABELS_HEADER,)):
+    for where, video, text in id_lines(path, (LABELS_HEADER,), error_type=PredictionsError):
         classes = array("q")
         _add_classes(classes, text.split(), where, num_classes)
         ids.append(video)
@@ -98,90 +96,19 @@ def format_line(
     return f"{video}," + " ".join(f"{index} {confidence:g}" for index, confidence in pairs)
 
 
-def _lines(path: Path, headers: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """Yield the place, the id and the rest of each line, after checking header and ids."""
-    line_of: dict[str, int] = {}
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            _check_header(file.readline().rstrip("\n"), headers, path)
-            for number, line in enumerate(file, start=2):
-                if not line.strip():
-                    continue
-                where = f"{path}, line {number}"
-                video, text = _fields(line.rstrip("\n"), where, headers[0])
-                if line_of.setdefault(video, number) != number:
-                    raise PredictionsError(
-                        f"{where}: video {shown(video)} is on line {line_of[video]} already.",
-                        hint="Keep one line for each video.",
-                    )
-                yield where, video, text
-    except OSError as error:
-        raise PredictionsError(
-            f"{path} cannot be read: {error.strerror}.", hint="Name a file that you may read."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise PredictionsError(
-            f"{path} is not text in UTF-8.", hint="Name a CSV file, or save it as UTF-8."
-        ) from error
-    if not line_of:
-        raise PredictionsError(
-            f"{path} holds no videos.", hint="Write one line for each video under the header."
-        )
-
-
-def _check_header(header: str, headers: Sequence[str], path: Path) -> None:
-    if header not in headers:
-        first = f"the first line is {shown(header)}" if header else "there is no header"
-        raise PredictionsError(
-            f"{path}: {first}, expected {headers[0]!r}.",
-            hint=f"Name a file in the challenge's format, with the header {headers[0]}.",
-        )
-
-
-def _fields(line: str, where: str, header: str) -> tuple[str, str]:
-    """Return the id and the rest of a line.
-
-    Lines without a quotation mark, which is nearly all of them, are not given to ``csv``: it
-    refuses fields over 131,072 characters, which a video with every class of a large vocabulary
-    has.
-    """
-    if '"' not in line:
-        video, comma, text = line.partition(",")
-        if not comma:
-            raise PredictionsError(
-                f"{where}: there is no comma in {shown(video)}.",
-                hint=f"Write one line for each video: {header}.",
-            )
-        return video, text
-    try:
-        (fields,) = csv.reader([line], strict=True)
-    except csv.Error as error:
-        raise PredictionsError(
-            f"{where} is not CSV: {error}.",
-            hint='Write an id with a comma or a quotation mark as "a ""b"", c".',
-        ) from error
-    if len(fields) != 2:
-        raise PredictionsError(
-            f"{where}: there are {len(fields)} fields, expected 2.",
-            hint=f"Write one line for each video: {header}.",
-        )
-    return fields[0], fields[1]
-
-
 def _add_classes(
     classes: "array[int]", tokens: list[str], where: str, num_classes: int | None
 ) -> None:
     limit = num_classes or MAX_CLASSES
     start = len(classes)
     for token in tokens:
-        # Python refuses to read a number of more than 4,300 digits
-        is_number = token.isascii() and token.isdecimal() and len(token) < 19
-        if not is_number or int(token) >= limit:
+        index = class_index(token, limit)
+        if index is None:
             raise PredictionsError(
                 f"{where}: {shown(token)} is not a class, expected a number from 0 to {limit - 1}.",
                 hint="Number the classes from 0, as the records' labels do.",
             )
-        classes.append(int(token))
+        classes.append(index)
     if len(set(classes[start:])) < len(tokens):
         twice = next(c for c in classes[start:] if classes[start:].count(c) > 1)
         raise PredictionsError(

@@ -8,6 +8,7 @@ classes of each video has, in place of ``probabilities``, their ``values`` ``(N,
 was left out.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from os.path import isdir
@@ -18,9 +19,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_kit.csv_lines import header_of
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.data.schema import Vocabulary
 from ensemble_kit.errors import CheckpointError, PredictionsError
+from ensemble_kit.gzipped import GZIP, expanded
 from ensemble_kit.predictions.challenge_csv import PREDICTIONS_HEADERS, read_pairs
 from ensemble_kit.predictions.folder import differing, shard_paths
 from ensemble_kit.predictions.numpy_files import read_arrays
@@ -41,7 +44,6 @@ BLOCK_VALUES = 2**22  # probabilities read together: 16 MiB
 COMMON = {"label_offsets": "I64", "label_classes": "I64", "ids": "U8"}
 ALL = {"probabilities": "F32", **COMMON}
 BEST = {"values": "F32", "classes": "I32", "bounds": "F32", **COMMON}
-GZIP = b"\x1f\x8b"
 Form = Literal["tensors", "numpy", "csv"]
 FORMS: Mapping[str, Form] = MappingProxyType(
     {".safetensors": "tensors", ".npy": "numpy", ".npz": "numpy", ".csv": "csv", ".txt": "csv"}
@@ -132,7 +134,7 @@ def is_predictions_file(path: Path) -> bool:
 
     Raises:
         CheckpointError: The file is a tensor file, and is damaged.
-        PredictionsError: The file cannot be read, or is compressed with gzip.
+        PredictionsError: The file cannot be read, or is gzipped and no CSV file.
     """
     if isdir(path):
         return True
@@ -176,7 +178,8 @@ def read_predictions(path: Path, *, num_classes: int | None = None) -> Predictio
         )
     ids, pairs = read_pairs(path, num_classes=num_classes)
     largest = int(pairs.classes.max(initial=0))
-    return Predictions(path, path.stem, ids, num_classes or largest + 1, ListedRows(pairs))
+    name = Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
+    return Predictions(path, name, ids, num_classes or largest + 1, ListedRows(pairs))
 
 
 def _form_of(path: Path) -> Form | None:
@@ -187,20 +190,29 @@ def _form_of(path: Path) -> Form | None:
     try:
         with path.open("rb") as file:
             head = file.read(256)
+            if head.startswith(GZIP):
+                file.seek(0)
+                with expanded(file, os.fstat(file.fileno()).st_size) as stream:
+                    head = stream.read(256)
+                if _first_line(head) not in PREDICTIONS_HEADERS:
+                    raise PredictionsError(
+                        f"{path} is compressed with gzip, and is no CSV file of predictions.",
+                        hint="Unpack it first, with gunzip.",
+                    )
     except OSError as error:
         raise PredictionsError(
             f"{path} cannot be read: {error.strerror}.", hint="Name a file that you may read."
         ) from error
-    header = head.removeprefix(b"\xef\xbb\xbf").splitlines()[:1]
-    if header and header[0].decode(errors="replace") in PREDICTIONS_HEADERS:
+    if _first_line(head) in PREDICTIONS_HEADERS:
         return "csv"
     if head[8:9] == b"{":  # after the header's length, the header's JSON
         return "tensors"
-    if head.startswith(GZIP):
-        raise PredictionsError(
-            f"{path} is compressed with gzip.", hint="Unpack it first, with gunzip."
-        )
     return FORMS.get(path.suffix.lower())
+
+
+def _first_line(head: bytes) -> str:
+    lines = head.removeprefix(b"\xef\xbb\xbf").splitlines()
+    return header_of(lines[0].decode(errors="replace")) if lines else ""
 
 
 def _open_folder(folder: Path) -> Predictions:

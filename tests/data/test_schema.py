@@ -1,3 +1,5 @@
+import gzip
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -196,15 +198,73 @@ def test_commas_that_nobody_quoted_are_part_of_the_name(tmp_path):
     assert read_label_names(path, 2) == ("Nike, Inc.", "Car")
 
 
+VOCABULARY = (
+    "\ufeffIndex,TrainVideoCount,KnowledgeGraphId,Name,WikiUrl,Vertical1,Vertical2,Vertical3,"
+    "WikiDescription\n"
+    '1,9,/m/01,"Nike, Inc.",https://w/N,Shopping,,,"Makes shoes, and more.\nMuch more."\n'
+    "0,10,/m/00,Game,https://w/G,Games,,,\n"
+)
+
+
 def test_youtube8ms_own_vocabulary_has_its_names_in_the_column_name(tmp_path):
     path = tmp_path / "vocabulary.csv"
-    path.write_text(
-        "\ufeffIndex,TrainVideoCount,KnowledgeGraphId,Name,WikiUrl,WikiDescription\n"
-        '1,9,/m/01,"Nike, Inc.",https://w/N,"Makes shoes, and more."\n0,10,/m/00,Game,https://w/G,\n',
-        encoding="utf-8",
-    )
+    path.write_text(VOCABULARY, encoding="utf-8")
 
     assert read_label_names(path, 2) == ("Game", "Nike, Inc.")
+    assert read_label_names(path) == ("Game", "Nike, Inc.")
+
+
+def test_a_class_of_youtube8ms_vocabulary_without_a_name_is_refused_by_its_line(tmp_path):
+    path = tmp_path / "vocabulary.csv"
+    path.write_text(VOCABULARY.replace("Game,", ",", 1), encoding="utf-8")
+
+    with pytest.raises(RecordError) as error:
+        read_label_names(path, 2)
+
+    assert str(error.value) == (
+        f"{path}, line 4: found '0,10,/m/00,,https://w/G,Games,,,', which gives class 0 no name.\n"
+        f"{WRITE_EACH}"
+    )
+
+
+def test_a_plain_list_names_the_classes_in_order(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text('Game\r\nNike, Inc.\r\n"Dance, modern"\r\n99 Luftballons\r\n\r\n')
+
+    names = ("Game", "Nike, Inc.", "Dance, modern", "99 Luftballons")
+    assert read_label_names(path, 4) == read_label_names(path) == names
+    path.write_text("only\n")
+    assert read_label_names(path) == ("only",)
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "problem"),
+    [
+        ("a\n\nb\n", 2, "found '', which gives class 1 no name"),
+        ("a\nb\n b\n", 3, "found ' b', whose name class 1 has already"),
+        ("a\nb\nc\nd\n", 4, "found 'd', but the list has the names of 3 classes already"),
+    ],
+)
+def test_a_line_of_a_plain_list_that_names_no_class_is_refused(tmp_path, content, line, problem):
+    path = tmp_path / "names.txt"
+    path.write_text(content)
+
+    with pytest.raises(RecordError) as error:
+        read_label_names(path, 3)
+
+    assert str(error.value) == (
+        f"{path}, line {line}: {problem}.\n"
+        "Write the name of each class on its own line, in the order of the classes."
+    )
+
+
+@pytest.mark.parametrize("content", [VOCABULARY, "Game\nCar\n"])
+def test_names_may_be_gzipped(tmp_path, content):
+    path, packed = tmp_path / "names.csv", tmp_path / "names.csv.gz"
+    path.write_text(content, encoding="utf-8")
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+
+    assert read_label_names(packed, 2) == read_label_names(path, 2)
 
 
 @pytest.mark.parametrize(

@@ -228,12 +228,25 @@ def test_ids_in_quotation_marks_are_read_as_csv_says(tmp_path):
         '"a",1 0.5',
         '"b, ""c""","0 0.25 1 0.5"',
         'd"e,1 0.125',
+        '"f',
+        'g","1 1"',
     )
 
     predictions = read_predictions(path)
 
-    assert predictions.ids == ("a", 'b, "c"', 'd"e')
-    assert predictions.rows(0, 3)[:, 1].tolist() == [0.5, 0.5, 0.125]
+    assert predictions.ids == ("a", 'b, "c"', 'd"e', "f\ng")
+    assert predictions.rows(0, 4)[:, 1].tolist() == [0.5, 0.5, 0.125, 1.0]
+
+
+def test_a_header_in_quotation_marks_is_read_too(tmp_path):
+    path = write_text(tmp_path / "p", '"VideoId","LabelConfidencePairs"', '"a","1 0.5"')
+    labels = write_text(tmp_path / "y", '"VideoId","Labels"', '"a","1 2"', '"b",""', '"a","3"')
+
+    assert is_predictions_file(path)
+    assert read_predictions(path).ids == ("a",)
+    with pytest.raises(PredictionsError) as caught:
+        read_labels_csv(labels)
+    assert caught.value.problem == f"{labels}, line 4: video 'a' is on line 2 already."
 
 
 def test_labels_are_separated_by_spaces_and_may_be_none(tmp_path):
@@ -266,15 +279,31 @@ def test_a_csv_file_is_read_whatever_its_name(tmp_path, name):
     assert (predictions.name, predictions.ids) == ("p", ("a",))
 
 
-def test_a_compressed_csv_file_is_named(tmp_path):
+def test_a_gzipped_csv_file_is_read_as_what_it_holds(tmp_path):
     path = tmp_path / "p.csv.gz"
     path.write_bytes(gzip.compress(b"VideoId,LabelConfidencePairs\na,1 0.5\n"))
+    labels = tmp_path / "labels"
+    labels.write_bytes(gzip.compress(b"VideoId,Labels\na,1 3\n"))
+
+    predictions = read_predictions(path)
+
+    assert is_predictions_file(path)
+    assert (predictions.name, predictions.ids) == ("p", ("a",))
+    assert predictions.rows(0, 1).tolist() == [[-np.inf, 0.5]]
+    ids, lists = read_labels_csv(labels)
+    assert (ids, lists.classes.tolist()) == (("a",), [1, 3])
+
+
+def test_a_gzipped_file_of_something_else_is_named(tmp_path):
+    path = tmp_path / "p.npz.gz"
+    path.write_bytes(gzip.compress(b"anything"))
 
     for read in (is_predictions_file, read_predictions):
         with pytest.raises(PredictionsError) as caught:
             read(path)
         assert str(caught.value) == (
-            f"{path} is compressed with gzip.\nUnpack it first, with gunzip."
+            f"{path} is compressed with gzip, and is no CSV file of predictions.\n"
+            "Unpack it first, with gunzip."
         )
 
 
