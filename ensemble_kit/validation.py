@@ -7,7 +7,8 @@ these functions.
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -24,19 +25,26 @@ class Complaint(NamedTuple):
     hint: str
 
 
-def complaints(error: ValidationError, model: type[BaseModel], *, owner: str) -> list[Complaint]:
+def complaints(
+    error: ValidationError,
+    model: type[BaseModel],
+    *,
+    owner: str,
+    own_tables: Mapping[str, type[BaseModel]] = MappingProxyType({}),
+) -> list[Complaint]:
     """Return all that is wrong with some values, the most telling first, each once.
 
     Args:
         error: What pydantic raised.
         model: What the values were read as.
         owner: What they are, for the message: ``a recipe``.
+        own_tables: Tables of other packages' parts that the values name, by the parts' names.
     """
     ordered = sorted(error.errors(), key=_rank)
     told = [each["loc"] for each in ordered if _rank(each) < WRONG_BRANCH]
     return list(
         dict.fromkeys(
-            _complaint(each, model, owner)
+            _complaint(each, model, owner, own_tables)
             for each in ordered
             if _rank(each) < WRONG_BRANCH
             # the other branch of the union has said what is wrong
@@ -51,12 +59,14 @@ def near(word: str, known: Sequence[str]) -> str:
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
-def _complaint(detail: Any, model: type[BaseModel], owner: str) -> Complaint:
-    table, place = _walk(detail["loc"], model)
+def _complaint(
+    detail: Any, model: type[BaseModel], owner: str, own_tables: Mapping[str, type[BaseModel]]
+) -> Complaint:
+    table, place = _walk(detail["loc"], model, own_tables)
     kind, value = detail["type"], detail["input"]
     if kind == "extra_forbidden":
         known = list(table.model_fields)
-        tag = _tag(table)
+        tag = next((name for name, own in own_tables.items() if own is table), _tag(table))
         what = f"the part {tag!r}" if tag else owner
         problem = f"{place} is not a key of {what}{near(str(detail['loc'][-1]), known)}"
         return Complaint(problem, f"Use one of the keys: {', '.join(known)}.")
@@ -86,7 +96,11 @@ def _rank(detail: Any) -> int:
     return WRONG_BRANCH if is_wrong_branch else 1
 
 
-def _walk(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[type[BaseModel], str]:
+def _walk(
+    location: tuple[int | str, ...],
+    root: type[BaseModel],
+    own_tables: Mapping[str, type[BaseModel]],
+) -> tuple[type[BaseModel], str]:
     """Return the table that a complaint is about, and its place without pydantic's own words."""
     table = root
     place = ""
@@ -94,6 +108,9 @@ def _walk(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[type[
     for part in location:
         if isinstance(part, int):
             place += f"[{part}]"
+            continue
+        if part in own_tables:
+            table, choices = own_tables[part], {}
             continue
         if part in choices:
             table, choices = choices[part], {}

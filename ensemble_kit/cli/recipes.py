@@ -122,7 +122,7 @@ def _as_json(entry: "Entry") -> dict[str, Any]:
     return {
         "name": recipe.name,
         "title": recipe.title,
-        "paper": recipe.source.paper,
+        "paper": recipe.source and recipe.source.paper,
         "parts": entry.parts,
         "parameters": entry.size.parameters,
         "values": entry.size.values,

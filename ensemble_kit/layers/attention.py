@@ -207,6 +207,8 @@ class AttentionNetVLAD(nn.Module):
             ``num_frames`` is None.
     """
 
+    not_products = frozenset({"centres"})
+
     def __init__(
         self,
         *,

@@ -34,6 +34,7 @@ class NetFV(nn.Module):
     """
 
     loops_over_repeats = False
+    not_products = frozenset({"centres", "covariances"})
 
     def __init__(self, *, num_features: int, num_clusters: int, momentum: float) -> None:
         super().__init__()

@@ -40,6 +40,7 @@ class NetVLAD(nn.Module):
     """
 
     loops_over_repeats = False
+    not_products = frozenset({"centres"})
 
     def __init__(
         self,

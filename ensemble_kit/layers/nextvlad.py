@@ -39,6 +39,7 @@ class NeXtVLAD(nn.Module):
     """
 
     loops_over_repeats = False
+    not_products = frozenset({"centres"})
 
     def __init__(
         self,

@@ -11,6 +11,10 @@ some facts, and a constructor is given those that it names:
 - to a modality fusion ``sizes``, the size of each modality's descriptor;
 - to a gating ``num_features`` (F) and ``momentum``;
 - to a head ``num_features`` (F) and ``num_classes`` (C).
+
+Precisions in blocks store the matrices of products coarsely: each matrix that is a parameter of a
+part, as ``x W`` has it. A module whose matrices are compared with the data, such as cluster
+centres, names them in ``not_products``, and they are kept finer.
 """
 
 from collections.abc import Sequence

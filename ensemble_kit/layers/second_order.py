@@ -48,6 +48,8 @@ class WhitenedResiduals(nn.Module):
     running_mean: Tensor
     running_variance: Tensor
 
+    not_products = frozenset({"centres"})
+
     def __init__(
         self, *, num_features: int, num_clusters: int, order: int, momentum: float
     ) -> None:

@@ -25,7 +25,7 @@ class Entry:
     @property
     def paper(self) -> str:
         """The paper without its section and table, such as ``arXiv:1706.06905``."""
-        return self.recipe.source.paper.partition(",")[0]
+        return _paper_of(self.recipe).partition(",")[0]
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -49,7 +49,7 @@ class EnsembleEntry:
     @property
     def paper(self) -> str:
         """The paper without its section and table, such as ``arXiv:1706.06905``."""
-        return self.ensemble.source.paper.partition(",")[0]
+        return _paper_of(self.ensemble).partition(",")[0]
 
 
 def list_recipes(
@@ -118,8 +118,8 @@ def parts_of(recipe: Recipe) -> tuple[str, ...]:
         names.append(recipe.fusion.name)
     elif recipe.pooling.modality_fusion == "late":
         names.append("concat")
-    if recipe.hidden is not None and recipe.hidden.gating != "none":
-        names.append(recipe.hidden.gating)
+    if recipe.hidden is not None and recipe.hidden.gating_name != "none":
+        names.append(recipe.hidden.gating_name)
     names.append(recipe.head.name)
     if recipe.head.probability_gating:
         names.append("probability_gating")
@@ -127,7 +127,11 @@ def parts_of(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _is_from(shipped: Recipe | Ensemble, paper: str) -> bool:
-    return paper.lower() in shipped.source.paper.lower() or paper == shipped.name.partition("/")[0]
+    return paper.lower() in _paper_of(shipped).lower() or paper == shipped.name.partition("/")[0]
+
+
+def _paper_of(shipped: Recipe | Ensemble) -> str:
+    return shipped.source.paper if shipped.source is not None else "-"
 
 
 def _all_parts(recipes: Sequence[Recipe]) -> str:

@@ -1,14 +1,16 @@
 """Every part by the name that recipes give it, and how a recipe's table becomes a part.
 
 The tables are literal: they can be searched for, they are checked against the protocols, and no
-import changes them.
+import changes them. A part of another package is looked up after them, and never over them.
 """
 
 from collections.abc import Callable, Mapping
 from functools import partial
 from inspect import signature
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
+
+from torch import nn
 
 from ensemble_kit.errors import RecipeError
 from ensemble_kit.layers import modality_fusion
@@ -42,6 +44,7 @@ from ensemble_kit.layers.recurrent import AttentionBiGRU, RecurrentPooling
 from ensemble_kit.layers.se_gating import SEGating
 from ensemble_kit.layers.second_order import SecondOrder
 from ensemble_kit.layers.soft_bof import SoftBoF
+from ensemble_kit.recipes.own_parts import is_own, load_part
 from ensemble_kit.recipes.reading import for_modality
 from ensemble_kit.recipes.tables import Pooling as PoolingTable
 from ensemble_kit.recipes.tables import Table
@@ -97,6 +100,16 @@ HEADS: Parts[Head] = MappingProxyType(
     {"logistic": Logistic, "mixture_of_experts": MixtureOfExperts}
 )
 
+# Each table with the place in a recipe that names its parts, and what they offer.
+PLACES: tuple[tuple[Parts[Any], str, type], ...] = (
+    (SAMPLINGS, "sampling", Sampling),
+    (SET_POOLINGS, "pooling", SetPooling),
+    (SEQUENCE_POOLINGS, "pooling", SequencePooling),
+    (FUSIONS, "fusion", Fusion),
+    (GATINGS, "hidden", Gating),
+    (HEADS, "head", Head),
+)
+
 # Keys of recipe tables that SubModel reads itself.
 WIRING_KEYS = frozenset(
     {"name", "modality", "modality_fusion", "probability_gating", "remove_diagonal"}
@@ -131,17 +144,91 @@ def arguments_of(table: Table) -> dict[str, Any]:
     }
 
 
+def find_part(parts: Parts[Part], name: str) -> Callable[..., Part]:
+    """Return what builds a part: one of a table, or another package's.
+
+    Raises:
+        RecipeError: No installed package offers the part, or it cannot be imported.
+    """
+    return cast(Callable[..., Part], load_part(name)) if is_own(name) else parts[name]
+
+
+def is_sequence_pooling(name: str) -> bool:
+    """Return whether a pooling reads frames in order; one that describes single frames does not.
+
+    Raises:
+        RecipeError: As ``find_part``.
+    """
+    if is_own(name):
+        return not hasattr(load_part(name), "describe")
+    return name in SEQUENCE_POOLINGS
+
+
 def takes(part: Callable[..., Part], argument: str) -> bool:
     """Return whether a part's constructor names an argument."""
     return argument in signature(part).parameters
 
 
 def build_part(
-    part: Callable[..., Part], arguments: Mapping[str, Any], offered: Mapping[str, Any]
+    parts: Parts[Part],
+    name: str,
+    arguments: Mapping[str, Any],
+    offered: Mapping[str, Any],
+    *,
+    stream: str | None = None,
 ) -> Part:
-    """Build a part from its recipe's arguments and those offered facts that it names."""
-    taken = {name: value for name, value in offered.items() if takes(part, name)}
-    return part(**arguments, **taken)
+    """Build a part from its recipe's arguments and those offered facts that it names.
+
+    Args:
+        parts: The table of parts of its kind.
+        name: Its name, which need not be in the table.
+        arguments: What its constructor gets.
+        offered: What its constructor gets if it names it.
+        stream: The frames that it reads, for the message; None for a part that reads none.
+
+    Raises:
+        RecipeError: It refuses an argument; or another package's part is missing, fails, or is not
+            what its place needs.
+    """
+    place, protocol = next((place, kind) for table, place, kind in PLACES if table is parts)
+    part = find_part(parts, name)
+    taken = {fact: value for fact, value in offered.items() if takes(part, fact)}
+    try:
+        built = part(**arguments, **taken)
+    except PartError as error:
+        key = f"{place}.{error.key}"
+        reader = f" for {stream}" if stream else ""
+        owner = f" of {stream}" if stream else ""
+        raise RecipeError(
+            f"{key} is {arguments[error.key]!r}{reader}, but {error.reason}.",
+            hint=f"Set {key}{owner} to {error.advice}.",
+        ) from error
+    except Exception as error:  # whatever another package raises
+        if not is_own(name):
+            raise
+        raise RecipeError(
+            f"The part {name} cannot be built: {type(error).__name__}: {str(error).rstrip('.')}.",
+            hint="Correct the package, or the recipe's keys for it.",
+        ) from error
+    if is_own(name):
+        _require_contract(built, name, protocol)
+    return built
+
+
+def _require_contract(part: object, name: str, protocol: type) -> None:
+    """Refuse another package's part that lacks what the wiring will ask of it."""
+    needed = [member for member in vars(protocol) if not member.startswith("_")]
+    missing = [member for member in needed if not hasattr(part, member)]
+    see = f"ensemble_kit.parts.{protocol.__name__}"
+    if missing:
+        raise RecipeError(
+            f"The part {name} has no {' and no '.join(missing)}.",
+            hint=f"Give it what {see} describes.",
+        )
+    if not isinstance(part, nn.Module):
+        raise RecipeError(
+            f"The part {name} is no torch.nn.Module.", hint="Derive its class from torch.nn.Module."
+        )
 
 
 def build_pooling(table: PoolingTable, stream: Stream, *, momentum: float) -> Pooling:
@@ -168,13 +255,5 @@ def build_pooling(table: PoolingTable, stream: Stream, *, momentum: float) -> Po
         "is_first": stream.is_first,
         "momentum": momentum,
     }
-    try:
-        if table.name in SET_POOLINGS:
-            return build_part(SET_POOLINGS[table.name], arguments, offered)
-        return build_part(SEQUENCE_POOLINGS[table.name], arguments, offered)
-    except PartError as error:
-        raise RecipeError(
-            f"pooling.{error.key} is {arguments[error.key]!r} for {stream.name}, but "
-            f"{error.reason}.",
-            hint=f"Set pooling.{error.key} of {stream.name} to {error.advice}.",
-        ) from error
+    parts: Parts[Pooling] = SEQUENCE_POOLINGS if is_sequence_pooling(table.name) else SET_POOLINGS
+    return build_part(parts, table.name, arguments, offered, stream=stream.name)

@@ -11,8 +11,6 @@ from ensemble_kit.recipes.reading import parse_recipe
 from ensemble_kit.store.provenance import CheckpointMetadata
 from ensemble_kit.store.tensor_files import TensorFile
 
-NOT_PRODUCTS = frozenset({"centres", "covariances"})  # compared with the data, so kept finer
-
 
 def _graph_axes(graph: onnx.ModelProto) -> dict[str, int]:
     """Return the matrices of products by name, and which dimension counts a matrix's outputs.
@@ -47,14 +45,15 @@ def _output_axis(value: ir.Value) -> int | None:
 def output_axes(model: nn.Module) -> dict[str, int]:
     """Return the matrices of products by name, and which dimension counts a matrix's outputs.
 
-    PyTorch's own layers have outputs by inputs, ``x W^T``; all others of the kit ``x W``.
+    PyTorch's own layers have outputs by inputs, ``x W^T``; all others are taken to be ``x W``, but
+    for the matrices that a layer names in ``not_products``.
     """
     return {
         f"{prefix}.{name}" if prefix else name: axis
         for prefix, module in model.named_modules()
         for axis in [0 if isinstance(module, nn.Linear | nn.RNNBase) else 1]
         for name, parameter in module.named_parameters(recurse=False)
-        if parameter.ndim == 2 and name not in NOT_PRODUCTS
+        if parameter.ndim == 2 and name not in getattr(module, "not_products", ())
     }
 
 

@@ -30,15 +30,16 @@ from ensemble_kit.networks.parts import (
     GATINGS,
     HEADS,
     SAMPLINGS,
-    SEQUENCE_POOLINGS,
     Stream,
     arguments_of,
     build_part,
     build_pooling,
+    find_part,
+    is_sequence_pooling,
     takes,
 )
 from ensemble_kit.recipes.reading import Recipe
-from ensemble_kit.recipes.tables import HiddenTable
+from ensemble_kit.recipes.tables import AllFramesTable, HiddenTable, PartTable, SingleTable
 
 JOINT = "joint"
 TRAINING_BYTES = 16  # of a weight: itself, its gradient and two moments in float32
@@ -83,10 +84,12 @@ class SubModel(nn.Module):
         _require_diagonals(recipe)
         self.recipe = recipe
         self.schema = schema
-        self.is_sequential = recipe.pooling.name in SEQUENCE_POOLINGS
+        self.is_sequential = is_sequence_pooling(recipe.pooling.name)
         self.streams = _streams(recipe, schema)
         momentum = recipe.training.batch_norm_momentum
-        self.sampling: Sampling = SAMPLINGS[recipe.sampling.name](**arguments_of(recipe.sampling))
+        self.sampling: Sampling = build_part(
+            SAMPLINGS, recipe.sampling.name, arguments_of(recipe.sampling), {}
+        )
         self.input_batch_norm = (
             BatchNorm(
                 num_features=sum(stop - start for start, stop in self.streams.values()),
@@ -104,7 +107,8 @@ class SubModel(nn.Module):
             sizes.append(pooling.output_size)
             fan_ins.append(pooling.projection_fan_in)
         self.fusion: Fusion = build_part(
-            FUSIONS[recipe.fusion.name if recipe.fusion else "concat"],
+            FUSIONS,
+            recipe.fusion.name if recipe.fusion else "concat",
             arguments_of(recipe.fusion) if recipe.fusion else {},
             {"sizes": sizes},
         )
@@ -117,7 +121,8 @@ class SubModel(nn.Module):
             features = recipe.hidden.size
             self.gating = _gating(recipe.hidden, momentum)
         self.head: Head = build_part(
-            HEADS[recipe.head.name],
+            HEADS,
+            recipe.head.name,
             arguments_of(recipe.head),
             {"num_features": features, "num_classes": schema.num_classes},
         )
@@ -144,11 +149,10 @@ class SubModel(nn.Module):
     @property
     def frame_choice(self) -> FrameChoice | None:
         """The sampling as a rule for copying frames while records are read; None reads all."""
-        name = self.recipe.sampling.name
-        count = self.sampling.num_frames
-        if name == "all" or count is None:
+        table = self.recipe.sampling
+        if isinstance(table, AllFramesTable | PartTable):
             return None
-        return FrameChoice(name, count, in_order=self.is_sequential)
+        return FrameChoice(table.name, table.num_frames, in_order=self.is_sequential)
 
     def draws_for(self, name: str, *, repeats: int) -> Tensor | None:
         """Return the fixed uniform numbers ``(R, N)`` of a member of this name.
@@ -293,7 +297,7 @@ def _streams(recipe: Recipe, schema: Schema) -> dict[str, tuple[int, int]]:
                 hint="Use --set pooling.modality_fusion=late, or leave out the fusion.",
             )
         return {JOINT: (0, start)}
-    if fusion is not None and fusion.name == "single":
+    if isinstance(fusion, SingleTable):
         if fusion.modality not in slices:
             raise RecipeError(
                 f"Recipe {recipe.name}: fusion.modality is {fusion.modality!r}, but these records "
@@ -318,10 +322,10 @@ def _require_modalities(recipe: Recipe, fusion: Fusion, streams: Collection[str]
 def _require_diagonals(recipe: Recipe) -> None:
     """Refuse ``remove_diagonal`` without the gating whose diagonal it removes."""
     hidden, head = recipe.hidden, recipe.head
-    if hidden is not None and hidden.remove_diagonal and not _has_diagonal(hidden.gating):
+    if hidden is not None and hidden.remove_diagonal and not _has_diagonal(hidden.gating_name):
         raise RecipeError(
             f"Recipe {recipe.name}: hidden.remove_diagonal is true, but hidden.gating is "
-            f"{hidden.gating!r}.",
+            f"{hidden.gating_name!r}.",
             hint="Use --set hidden.gating=context_gating, or leave out hidden.remove_diagonal.",
         )
     if head.remove_diagonal and not head.probability_gating:
@@ -346,15 +350,16 @@ def _hidden_projection(
 
 
 def _has_diagonal(gating: str) -> bool:
-    return gating in GATINGS and takes(GATINGS[gating], "remove_diagonal")
+    return gating != "none" and takes(find_part(GATINGS, gating), "remove_diagonal")
 
 
 def _gating(table: HiddenTable, momentum: float) -> Gating | None:
-    if table.gating == "none":
+    if table.gating_name == "none":
         return None
+    own = arguments_of(table.gating) if isinstance(table.gating, PartTable) else {}
     extra = {"remove_diagonal": True} if table.remove_diagonal else {}
     offered = {"num_features": table.size, "momentum": momentum}
-    return build_part(GATINGS[table.gating], extra, offered)
+    return build_part(GATINGS, table.gating_name, own | extra, offered)
 
 
 @contextmanager

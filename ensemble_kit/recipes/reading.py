@@ -5,7 +5,8 @@ and the source of every number.
 """
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from os.path import isfile
@@ -15,6 +16,7 @@ from typing import Any
 from pydantic import PrivateAttr, ValidationError
 
 from ensemble_kit.errors import RecipeError, shown
+from ensemble_kit.recipes.own_parts import installed_version, is_own, package_of, table_of
 from ensemble_kit.recipes.tables import (
     Fusion,
     Head,
@@ -32,6 +34,7 @@ from ensemble_kit.store.provenance import RecipeMetadata
 from ensemble_kit.texts import parse_toml, read_text
 from ensemble_kit.validation import complaints, near
 
+LOGGER = logging.getLogger("ensemble_kit")
 ENSEMBLES = "ensembles.toml"  # in a folder of recipes: not a recipe, see recipes/ensembles.py
 OTHER = "other"  # in a table of modalities: any that the table does not name
 
@@ -40,7 +43,7 @@ class Recipe(Table):
     """A sub-model and its schedule, checked. Made by ``load_recipe`` or ``parse_recipe``."""
 
     title: str
-    source: SourceTable
+    source: SourceTable | None = None  # those of the kit all have one
     input: InputTable
     sampling: Sampling
     pooling: Pooling
@@ -179,29 +182,67 @@ def recipe_errors(name: str) -> list[RecipeError]:
     except RecipeError as error:
         cause = error.__cause__
         if isinstance(cause, ValidationError):
-            return _errors(read_recipe_text(name).name, cause)
+            return _errors(read_recipe_text(name), cause)
         return [error]
     return []
 
 
 def parse_recipe(metadata: RecipeMetadata) -> Recipe:
     """Check a recipe's text with its overrides; see ``load_recipe``."""
-    tables = _tables(metadata)
-    for override in metadata.overrides:
-        _set(tables, override)
+    tables = _set_tables(metadata)
+    versions = _require_packages(metadata, _own_names(tables))
     try:
         recipe = Recipe.model_validate(tables)
     except ValidationError as error:
-        raise _errors(metadata.name, error)[0] from error
-    recipe._metadata = metadata
+        raise _errors(metadata, error)[0] from error
+    recipe._metadata = metadata.model_copy(update={"packages": versions | metadata.packages})
     return recipe
 
 
-def _errors(name: str, error: ValidationError) -> list[RecipeError]:
+def _errors(metadata: RecipeMetadata, error: ValidationError) -> list[RecipeError]:
+    tables = {name: table_of(name, Table) for name in _own_names(_set_tables(metadata))}
     return [
-        RecipeError(f"Recipe {name}: {each.problem}.", hint=each.hint)
-        for each in complaints(error, Recipe, owner="a recipe")
+        RecipeError(f"Recipe {metadata.name}: {each.problem}.", hint=each.hint)
+        for each in complaints(error, Recipe, owner="a recipe", own_tables=tables)
     ]
+
+
+def _require_packages(metadata: RecipeMetadata, names: Iterable[str]) -> dict[str, str]:
+    """Return the installed versions of the packages whose parts a recipe names.
+
+    Raises:
+        RecipeError: The recipe is from a file, and one of them is not installed.
+    """
+    for package, recorded in metadata.packages.items():
+        installed = installed_version(package)
+        if installed is None:
+            raise RecipeError(
+                f"Recipe {metadata.name} has a part of the package {package} {recorded}, which is "
+                "not installed.",
+                hint=f"Install it: pip install {package}=={recorded}",
+            )
+        if installed != recorded:
+            LOGGER.warning(
+                "Recipe %s was trained with %s %s; %s is installed, and may compute other numbers.",
+                *(metadata.name, package, recorded, installed),
+            )
+    found = {package: installed_version(package) for package in map(package_of, names)}
+    return {package: version for package, version in found.items() if version is not None}
+
+
+def _own_names(values: Any) -> list[str]:
+    """Return the names of other packages' parts, wherever a recipe's tables have them."""
+    if not isinstance(values, dict):
+        return []
+    named = [values[key] for key in ("name", "gating") if is_own(values.get(key))]
+    return [*named, *(name for value in values.values() for name in _own_names(value))]
+
+
+def _set_tables(metadata: RecipeMetadata) -> dict[str, Any]:
+    tables = _tables(metadata)
+    for override in metadata.overrides:
+        _set(tables, override)
+    return tables
 
 
 def _tables(metadata: RecipeMetadata) -> dict[str, Any]:

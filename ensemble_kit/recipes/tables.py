@@ -4,6 +4,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ensemble_kit.recipes.own_parts import OrOwn
+
 # Far beyond every system, and so small that a mistyped number is refused and fills no memory.
 Count: TypeAlias = Annotated[int, Field(ge=1, le=10**12)]  # of steps, of examples
 Size: TypeAlias = Annotated[int, Field(ge=1, le=10**6)]  # of anything that takes memory
@@ -16,6 +18,28 @@ class Table(BaseModel):
     """One table of a recipe: strict types, unknown keys refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class PartTable(Table):
+    """The keys of another package's part, ``package:part``: those of a class that derives from it.
+
+    The part's constructor gets them by keyword; see ``layers/protocols.py``.
+    """
+
+    name: str
+
+
+class PoolingTable(PartTable):
+    """The keys of another package's pooling."""
+
+    modality_fusion: ModalityFusion
+
+
+class HeadTable(PartTable):
+    """The keys of another package's head."""
+
+    probability_gating: bool
+    remove_diagonal: bool | None = None
 
 
 class SourceTable(Table):
@@ -250,6 +274,10 @@ class SingleTable(Table):
     modality: str
 
 
+ShippedGating: TypeAlias = Literal["context_gating", "glu", "se", "none"]
+Gating: TypeAlias = Annotated[ShippedGating | PartTable, OrOwn(ShippedGating, PartTable)]
+
+
 class HiddenTable(Table):
     """The projection after pooling, and its gating.
 
@@ -257,11 +285,16 @@ class HiddenTable(Table):
     """
 
     size: Size
-    gating: Literal["context_gating", "glu", "se", "none"]
+    gating: Gating
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     batch_norm: bool | None = None
     activation: Literal["relu6"] | None = None
     remove_diagonal: bool | None = None
+
+    @property
+    def gating_name(self) -> str:
+        """The name of the gating, whether it has a table or not."""
+        return self.gating.name if isinstance(self.gating, PartTable) else self.gating
 
 
 class LogisticTable(Table):
@@ -285,8 +318,9 @@ class MixtureOfExpertsTable(Table):
 class TrainingTable(Table):
     """The schedule: what is true of the recipe on every machine.
 
-    Left out, ``schedule`` is the papers' staircase and ``clip`` each variable by itself. A cosine
-    falls to 0 with ``max_steps`` and has no stairs.
+    Left out, ``schedule`` is the papers' staircase and ``clip`` each variable by itself, and
+    ``clip_norm`` and ``batch_norm_momentum`` are those of all five systems. A cosine falls to 0
+    with ``max_steps`` and has no stairs.
     """
 
     batch_size: Size
@@ -294,9 +328,9 @@ class TrainingTable(Table):
     learning_rate_decay: Annotated[float, Field(gt=0, le=1)]
     examples_per_decay: Count
     max_steps: Count
-    clip_norm: Annotated[float, Field(gt=0)]
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
     l2_penalty: Annotated[float, Field(ge=0)]
-    batch_norm_momentum: Annotated[float, Field(gt=0, le=1)]
+    batch_norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.001
     checkpoint_every: Count
     average_last: Size
     schedule: Literal["staircase", "cosine"] | None = None
@@ -316,11 +350,11 @@ class ReportedTable(Table):
     checkpoint_mib: Annotated[float, Field(gt=0)] | None = None
 
 
-Sampling: TypeAlias = Annotated[
+ShippedSampling: TypeAlias = Annotated[
     RandomSamplingTable | SequenceSamplingTable | UniformSamplingTable | AllFramesTable,
     Field(discriminator="name"),
 ]
-Pooling: TypeAlias = Annotated[
+ShippedPooling: TypeAlias = Annotated[
     AveragePoolingTable
     | DBoFTable
     | SoftBoFTable
@@ -338,8 +372,14 @@ Pooling: TypeAlias = Annotated[
     | AttentionBiGRUTable,
     Field(discriminator="name"),
 ]
-Fusion: TypeAlias = Annotated[
+ShippedFusion: TypeAlias = Annotated[
     ConcatTable | FCConcatTable | MFBTable | SharedSpaceTable | ProjectionTable | SingleTable,
     Field(discriminator="name"),
 ]
-Head: TypeAlias = Annotated[LogisticTable | MixtureOfExpertsTable, Field(discriminator="name")]
+ShippedHead: TypeAlias = Annotated[
+    LogisticTable | MixtureOfExpertsTable, Field(discriminator="name")
+]
+Sampling: TypeAlias = Annotated[ShippedSampling | PartTable, OrOwn(ShippedSampling, PartTable)]
+Pooling: TypeAlias = Annotated[ShippedPooling | PoolingTable, OrOwn(ShippedPooling, PoolingTable)]
+Fusion: TypeAlias = Annotated[ShippedFusion | PartTable, OrOwn(ShippedFusion, PartTable)]
+Head: TypeAlias = Annotated[ShippedHead | HeadTable, OrOwn(ShippedHead, HeadTable)]

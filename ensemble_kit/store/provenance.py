@@ -63,11 +63,19 @@ class FileMetadata(Metadata):
 
 
 class RecipeMetadata(Metadata):
-    """A recipe as it was run: its name, its text and the ``--set`` values over it."""
+    """A recipe as it was run.
+
+    Attributes:
+        name: Its name.
+        text: Its text.
+        overrides: The ``--set`` values over it.
+        packages: The versions of the packages whose parts it names, by package.
+    """
 
     name: str
     text: str
     overrides: tuple[str, ...] = ()
+    packages: dict[str, str] = {}
 
 
 class CheckpointMetadata(Metadata):

@@ -34,10 +34,10 @@ def names_in(union):
 @pytest.mark.parametrize(
     ("tables", "union"),
     [
-        ([parts.SAMPLINGS], recipe_tables.Sampling),
-        ([parts.SET_POOLINGS, parts.SEQUENCE_POOLINGS], recipe_tables.Pooling),
-        ([parts.FUSIONS], recipe_tables.Fusion),
-        ([parts.HEADS], recipe_tables.Head),
+        ([parts.SAMPLINGS], recipe_tables.ShippedSampling),
+        ([parts.SET_POOLINGS, parts.SEQUENCE_POOLINGS], recipe_tables.ShippedPooling),
+        ([parts.FUSIONS], recipe_tables.ShippedFusion),
+        ([parts.HEADS], recipe_tables.ShippedHead),
     ],
     ids=["sampling", "pooling", "fusion", "head"],
 )
@@ -49,7 +49,7 @@ def test_recipes_can_name_every_part_and_no_other(tables, union):
 
 
 def test_recipes_can_name_every_gating_or_none():
-    gatings = get_args(recipe_tables.HiddenTable.model_fields["gating"].annotation)
+    gatings = get_args(recipe_tables.ShippedGating)
 
     assert set(gatings) == {*parts.GATINGS, "none"}
 
