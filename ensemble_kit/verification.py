@@ -230,7 +230,7 @@ def _onnx_parity(path: Path, metadata: OnnxMetadata, fused: Path | None) -> Clai
         return Claim("parity", "not checked", finding)
     if sha256_of(found) != metadata.fused_sha256:
         return Claim("parity", "fails", f"{found} has another SHA-256 than is named")
-    if metadata.sampling == "random" and metadata.draws:
+    if metadata.draw_source == "random" and metadata.draws:
         return Claim("parity", "not checked", "its draws are fresh in each run")
     with open_tensors(found) as file:
         parity = compare(path, metadata, file)

@@ -185,7 +185,7 @@ def write_checkpoint(
 ) -> SubModel:
     """Write the checkpoint of a made-up sub-model, and return it; ``seed`` makes its weights."""
     model = tiny_model(recipe, schema, seed=seed)
-    record = CheckpointMetadata(
+    metadata = CheckpointMetadata(
         kit_version="0.0",
         name=name,
         run=run,
@@ -196,7 +196,7 @@ def write_checkpoint(
         seed=0,
         training_files=tuple(training_files),
     )
-    save_tensors(path, model.state_dict(), record, force=False)
+    save_tensors(path, model.state_dict(), metadata, force=False)
     return model
 
 
@@ -206,7 +206,7 @@ def contents_of(path: Path) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in file.tensors()}
 
 
-def record_of(path: Path) -> CheckpointMetadata:
+def metadata_of(path: Path) -> CheckpointMetadata:
     """Return what a checkpoint says of itself."""
     with open_tensors(path) as file:
         return file.metadata_as(CheckpointMetadata)
@@ -215,9 +215,9 @@ def record_of(path: Path) -> CheckpointMetadata:
 def rewrite_checkpoint(
     path: Path, tensors: Mapping[str, Tensor] | None = None, **changes: object
 ) -> None:
-    """Write a checkpoint again with other tensors, or other values in its record."""
-    record = record_of(path).model_copy(update=changes)
-    save_tensors(path, tensors or contents_of(path), record, force=True)
+    """Write a checkpoint again with other tensors, or other values in its metadata."""
+    metadata = metadata_of(path).model_copy(update=changes)
+    save_tensors(path, tensors or contents_of(path), metadata, force=True)
 
 
 def tiny_records(folder: Path, *, num_videos: int = 96, seed: int = 0) -> tuple[Records, Records]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import contents_of, record_of, tiny_recipe, tiny_records
+from builders import contents_of, metadata_of, tiny_recipe, tiny_records
 
 from ensemble_kit import pipeline
 from ensemble_kit.averaging.average import Average
@@ -155,10 +155,10 @@ def test_a_run_settles_on_what_is_best_on_the_validation_records(
     finished = train(plan_of(records, tmp_path / "tiny", ema=0.9))
 
     run = finished.trained.folder
-    record = record_of(run.averaged)
+    metadata = metadata_of(run.averaged)
     assert finished.averaged == winner
-    assert [Path(parent.path).stem for parent in record.averaged_from] == parents
-    assert record.batch_norm == batch_norm
+    assert [Path(parent.path).stem for parent in metadata.averaged_from] == parents
+    assert metadata.batch_norm == batch_norm
     assert finished.averaged_gap == max(mean, moving, 0.65)
     expected = tmp_path / "expected.safetensors"
     predict(run.averaged, records[1], expected)

@@ -34,11 +34,11 @@ def found(path, *args, **options):
 
 
 def rewritten(path, source, *, change=lambda _: None, **updates):
-    """Write a fused file again: tensors changed in place, and keys of its record."""
+    """Write a fused file again: tensors changed in place, and keys of its metadata."""
     with open_tensors(source) as file:
-        record, tensors = file.metadata_as(FusedMetadata), dict(file.tensors())
+        metadata, tensors = file.metadata_as(FusedMetadata), dict(file.tensors())
     change(tensors)
-    save_tensors(path, tensors, record.model_copy(update=updates), force=True)
+    save_tensors(path, tensors, metadata.model_copy(update=updates), force=True)
     return path
 
 
@@ -193,7 +193,11 @@ def test_an_onnx_file_of_another_tool_is_refused(tmp_path):
     ("key", "value", "message"),
     [
         ("repeats", '"three"', "repeats is 'three': Input should be a valid integer"),
-        ("sampling", "never", "sampling is 'never': Input should be 'fixed', 'random' or 'input'"),
+        (
+            "draw_source",
+            "never",
+            "draw_source is 'never': Input should be 'fixed', 'random' or 'input'",
+        ),
         ("members", "[", "Invalid JSON: "),
     ],
 )

@@ -180,7 +180,7 @@ def write_selection_of(
         with open_tensors(checkpoint) as file:
             num_values = count_stored(file)
             kind = "foreign" if file.kind == "foreign" else "checkpoint"
-        record = FileMetadata(path=relpath(checkpoint, path.parent), sha256=sha256_of(checkpoint))
+        file = FileMetadata(path=relpath(checkpoint, path.parent), sha256=sha256_of(checkpoint))
         members.append(
             SelectedMetadata(
                 name=name,
@@ -189,10 +189,10 @@ def write_selection_of(
                 gap=0.25,
                 gap_without=0.5,
                 predictions=FileMetadata(path="none.safetensors", sha256="0" * 64),
-                model=ModelMetadata(file=record, kind=kind, num_values=num_values, repeats=1),
+                model=ModelMetadata(file=file, kind=kind, num_values=num_values, repeats=1),
             )
         )
-    record = SelectionMetadata(
+    metadata = SelectionMetadata(
         kit_version="0.0",
         k=20,
         dtype="bf16",
@@ -233,5 +233,5 @@ def write_selection_of(
         optimised=None,
         truncation=None,
     )
-    write_selection(path, record, force=False)
+    write_selection(path, metadata, force=False)
     return path

@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     help="Random frame samples whose probabilities are averaged.",
 )
 @click.option(
-    "--sampling",
+    "--draw-source",
     type=one_of(DrawSource),
     default=DRAW_SOURCE,
     show_default=True,
-    help="Draw by a table in the file, afresh in each run, or by numbers that are inputs.",
+    help="Source of random numbers: a table in the file, new ones in each run, or inputs.",
 )
 @click.option(
     "--input",
@@ -63,7 +63,7 @@ def export_onnx(
     fused: Path,
     output: Path,
     repeats: int,
-    sampling: Any,
+    draw_source: Any,
     input_type: Any,
     low_memory: bool,
     triton: Path | None,
@@ -81,14 +81,14 @@ def export_onnx(
     Products of a file in int8 or int4 are computed from its packed numbers; --data measures what
     that does to GAP.
 
-    With --sampling input the number of repeats may be changed in each run, unless a pooling takes
-    them one by one, as gated BoF does. With random, a session that is open cannot be seeded.
+    With --draw-source input, each run may have another number of repeats, unless a pooling takes
+    them one by one, as gated BoF does. With random, an open session cannot be seeded.
 
     \b
     Examples:
         ensemble-kit export-onnx --repeats 10
         ensemble-kit export-onnx --data 'validate/*.tfrecord'
-        ensemble-kit export-onnx --sampling input --input float32 -o serving/ensemble.onnx
+        ensemble-kit export-onnx --draw-source input --input float32 -o serving/ensemble.onnx
         ensemble-kit export-onnx --low-memory --triton models
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.data.dataset import Records
@@ -100,7 +100,7 @@ def export_onnx(
         fused,
         output,
         repeats=repeats,
-        sampling=sampling,
+        draw_source=draw_source,
         input_type=input_type,
         low_memory=low_memory,
         triton=triton,

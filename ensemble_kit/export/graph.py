@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ensemble_kit._version import __version__
-from ensemble_kit.choices import DrawSource, InputType
+from ensemble_kit.choices import DRAW_SOURCE, DrawSource, InputType
 from ensemble_kit.draws import draws_name
 from ensemble_kit.export.blocks import place_blocks
 from ensemble_kit.export.inlining import inline_foreign
@@ -97,10 +97,10 @@ class _Traced(nn.Module):
 
 def build_graph(
     file: TensorFile,
-    record: FusedMetadata,
+    metadata: FusedMetadata,
     *,
     repeats: int,
-    sampling: DrawSource = "fixed",
+    draw_source: DrawSource = DRAW_SOURCE,
     input_types: Sequence[InputType] | None = None,
 ) -> Graph:
     """Return the ONNX graph of an open fused file.
@@ -110,16 +110,16 @@ def build_graph(
 
     Args:
         file: The fused file; weights are read from it while they are written.
-        record: The file's metadata.
+        metadata: The file's metadata.
         repeats: R, draws whose probabilities are averaged.
-        sampling: ``fixed`` has a table of uniform numbers in the file, ``(R, N)`` for each member
-            that draws; ``random`` draws ``(B, R, N)`` in each run; ``input`` takes them as inputs
-            ``draws_<member>``, R of which is free where every member allows it.
+        draw_source: ``fixed`` puts a table of uniform numbers in the file, ``(R, N)`` for each
+            member that draws; ``random`` draws ``(B, R, N)`` in each run; ``input`` takes them as
+            inputs ``draws_<member>``, R of which is free where every member allows it.
         input_types: Of each modality; None takes the schema's.
     """
-    types = input_types or [modality.value_type for modality in record.data_schema.modalities]
+    types = input_types or [modality.value_type for modality in metadata.data_schema.modalities]
     with _quiet():
-        ensemble, model = _trace(file, record, repeats, sampling, types)
+        ensemble, model = _trace(file, metadata, repeats, draw_source, types)
         _place_foreign(model, ensemble)
         weights, matrices = attach_weights(model, file, _cells(ensemble), prefix=PREFIX)
         optimizer.optimize_ir(model)
@@ -127,34 +127,34 @@ def build_graph(
         shares = model.graph.outputs[len(OUTPUTS) :] or model.graph.outputs[:1]
         name_nodes(model, ensemble.names, shares)
         del model.graph.outputs[len(OUTPUTS) :]
-        _place_draws(model, ensemble, sampling)
+        _place_draws(model, ensemble, draw_source)
     model.graph.name = "ensemble"
     model.producer_name, model.producer_version = "ensemble-kit", __version__
     draws = {name: getattr(ensemble, draws_name(name)).shape[1] for name in ensemble.random_names}
-    are_free = sampling == "input" and ensemble.repeats_are_free
+    are_free = draw_source == "input" and ensemble.repeats_are_free
     return Graph(ir.to_proto(model), weights, draws, are_free)
 
 
-def top_k_of(record: FusedMetadata) -> int:
+def top_k_of(metadata: FusedMetadata) -> int:
     """Return how many classes the file lists for a video: the k of its GAP, at most all."""
-    return min(record.top_k, record.data_schema.num_classes)
+    return min(metadata.top_k, metadata.data_schema.num_classes)
 
 
 def _trace(
     file: TensorFile,
-    record: FusedMetadata,
+    metadata: FusedMetadata,
     repeats: int,
-    sampling: DrawSource,
+    draw_source: DrawSource,
     types: Sequence[InputType],
 ) -> tuple[FusedEnsemble, ir.Model]:
     """Return the ensemble and its graph, both without weights."""
-    schema = record.data_schema
-    opset = BLOCK_OPSET if record.dtype in FORMATS else OPSET
+    schema = metadata.data_schema
+    opset = BLOCK_OPSET if metadata.dtype in FORMATS else OPSET
     batch, length = torch.export.Dim("batch"), torch.export.Dim("frames")
     with FakeTensorMode():
-        members = {member.name: empty_member(file, member, schema) for member in record.members}
+        members = {member.name: empty_member(file, member, schema) for member in metadata.members}
         ensemble = FusedEnsemble(
-            members, [m.coefficient for m in record.members], schema, repeats=repeats
+            members, [m.coefficient for m in metadata.members], schema, repeats=repeats
         )
         for module in list(ensemble.modules()):
             if isinstance(module, Recurrence):
@@ -166,13 +166,13 @@ def _trace(
         inputs: list[Any] = [frames, torch.zeros(3, dtype=torch.int64)]
         free: list[Any] = [[{0: batch, 1: length}] * len(frames), {0: batch}]
         if ensemble.random_names:  # an empty list of inputs would unname all dimensions
-            draws, dims = _example_draws(ensemble, sampling, batch)
+            draws, dims = _example_draws(ensemble, draw_source, batch)
             inputs.append(draws)
             free.append([dims] * len(draws))
         shares = ensemble.names if len(members) > 1 else ()
         with torch.no_grad():
             program = torch.onnx.export(
-                _Traced(ensemble, top_k_of(record)).eval(),
+                _Traced(ensemble, top_k_of(metadata)).eval(),
                 tuple(inputs),
                 dynamo=True,
                 dynamic_shapes=tuple(free),
@@ -209,14 +209,14 @@ def _place_foreign(model: ir.Model, ensemble: FusedEnsemble) -> None:
 
 
 def _example_draws(
-    ensemble: FusedEnsemble, sampling: DrawSource, batch: Any
+    ensemble: FusedEnsemble, draw_source: DrawSource, batch: Any
 ) -> tuple[list[Tensor], dict[int, Any]]:
     """Return draws to trace with, for each member that draws, and which dimensions are free."""
     shape: tuple[int, ...] = (3, ensemble.repeats)
     free = {0: batch}
-    if sampling == "fixed":
+    if draw_source == "fixed":
         shape, free = (ensemble.repeats,), {}
-    elif sampling == "input" and ensemble.repeats_are_free:
+    elif draw_source == "input" and ensemble.repeats_are_free:
         shape, free = (3, 5), {0: batch, 1: torch.export.Dim("repeats")}
     counts = [getattr(ensemble, draws_name(name)).shape[1] for name in ensemble.random_names]
     return [torch.zeros(*shape, count) for count in counts], free
@@ -231,16 +231,16 @@ def _cells(ensemble: FusedEnsemble) -> dict[str, Literal["gru", "lstm"]]:
     }
 
 
-def _place_draws(model: ir.Model, ensemble: FusedEnsemble, sampling: DrawSource) -> None:
+def _place_draws(model: ir.Model, ensemble: FusedEnsemble, draw_source: DrawSource) -> None:
     """Give the draws, which were traced as inputs, the place that they are to have."""
-    if sampling == "input":
+    if draw_source == "input":
         return
     graph = model.graph
     for name in ensemble.random_names:
         (value,) = [value for value in graph.inputs if value.name == draws_name(name)]
         graph.inputs.remove(value)
         table = getattr(ensemble, draws_name(name))
-        if sampling == "fixed":
+        if draw_source == "fixed":
             numbers = draw_table(name, repeats=table.shape[0], num_frames=table.shape[1])
             value.const_value = ir.tensor(numbers.numpy(), name=value.name)
             graph.register_initializer(value)
@@ -252,7 +252,7 @@ def _place_draws(model: ir.Model, ensemble: FusedEnsemble, sampling: DrawSource)
 def _draw_in_graph(
     graph: ir.Graph, value: ir.Value, num_frames: ir.Value, shape: list[int]
 ) -> None:
-    """Draw ``(B, R, N)`` uniform numbers afresh in each run.
+    """Draw ``(B, R, N)`` new uniform numbers in each run.
 
     Not before the graph is optimised, which would let two members of one N draw the same.
     """

@@ -54,7 +54,7 @@ class Parity(NamedTuple):
     shares: SharesMetadata
 
 
-def compare(path: Path, record: OnnxMetadata, file: TensorFile) -> Parity:
+def compare(path: Path, metadata: OnnxMetadata, file: TensorFile) -> Parity:
     """Compare ONNX Runtime with PyTorch on batches of several sizes and lengths.
 
     Only one of the two is in memory at a time.
@@ -62,25 +62,25 @@ def compare(path: Path, record: OnnxMetadata, file: TensorFile) -> Parity:
     Args:
         path: The ONNX file. Its draws are a table in it or an input, or else it must have them
             among its outputs.
-        record: What it says of itself.
+        metadata: What it says of itself.
         file: The fused file that it was exported from; one member at a time is loaded.
 
     Raises:
         ProviderError: ONNX Runtime cannot open the file.
     """
-    schema = served_schema(record)
+    schema = served_schema(metadata)
     batches = [example_frames(schema, *size) for size in SIZES]
-    counts = counts_of(path, record)
+    counts = counts_of(path, metadata)
     # no float32 copy of every weight, nor room for one
     ensemble = OnnxEnsemble(path, low_memory=True, keep_memory=False, is_exact=True)
-    runs = [_run(ensemble, record, *batch) for batch in batches]
+    runs = [_run(ensemble, metadata, *batch) for batch in batches]
     if ensemble.computes == "packed":
         del ensemble
-        shipped, shares = _run_as_shipped(path, record, batches, counts)
+        shipped, shares = _run_as_shipped(path, metadata, batches, counts)
         runs += shipped
     else:
         del ensemble
-        shares = shares_of_types(record, counts.values())
+        shares = shares_of_types(metadata, counts.values())
     times = len(runs) // len(batches)
     expected = _expected(file, batches * times, [draws for _, draws in runs])
     differences = [
@@ -91,16 +91,16 @@ def compare(path: Path, record: OnnxMetadata, file: TensorFile) -> Parity:
     return Parity(_largest(exact), _largest(others) if others else None, shares)
 
 
-def shares_as_shipped(path: Path, record: OnnxMetadata) -> SharesMetadata:
+def shares_as_shipped(path: Path, metadata: OnnxMetadata) -> SharesMetadata:
     """Return how the stored numbers are used when a file is run.
 
     Raises:
         ProviderError: ONNX Runtime cannot open the file.
     """
-    counts = counts_of(path, record)
-    if record.dtype not in FORMATS:
-        return shares_of_types(record, counts.values())
-    batch = example_frames(served_schema(record), *SIZES[0])
+    counts = counts_of(path, metadata)
+    if metadata.dtype not in FORMATS:
+        return shares_of_types(metadata, counts.values())
+    batch = example_frames(served_schema(metadata), *SIZES[0])
     with tempfile.TemporaryDirectory() as folder:
         ensemble = OnnxEnsemble(path, keep_memory=False, profile=Path(folder) / "run")
         arrays = {name: values.numpy() for name, values in batch[0].items()}
@@ -113,39 +113,39 @@ def _largest(differences: Sequence[Difference]) -> Difference:
 
 
 def _run_as_shipped(
-    path: Path, record: OnnxMetadata, batches: Sequence[Frames], counts: Mapping[str, int]
+    path: Path, metadata: OnnxMetadata, batches: Sequence[Frames], counts: Mapping[str, int]
 ) -> tuple[list[Run], SharesMetadata]:
     """Run a file as ``OnnxEnsemble`` runs it unless it is told otherwise."""
     with tempfile.TemporaryDirectory() as folder:
         ensemble = OnnxEnsemble(path, keep_memory=False, profile=Path(folder) / "run")
-        runs = [_run(ensemble, record, *batch) for batch in batches]
+        runs = [_run(ensemble, metadata, *batch) for batch in batches]
         return runs, shares_of_run(Path(ensemble.session.end_profiling()), counts)
 
 
-def served_schema(record: OnnxMetadata) -> Schema:
+def served_schema(metadata: OnnxMetadata) -> Schema:
     """Return the schema of a file with the value types of its inputs."""
     modalities = tuple(
-        modality.model_copy(update={"value_type": record.input_types[modality.name]})
-        for modality in record.data_schema.modalities
+        modality.model_copy(update={"value_type": metadata.input_types[modality.name]})
+        for modality in metadata.data_schema.modalities
     )
-    return record.data_schema.model_copy(update={"modalities": modalities})
+    return metadata.data_schema.model_copy(update={"modalities": modalities})
 
 
 def _run(
-    ensemble: OnnxEnsemble, record: OnnxMetadata, frames: Mapping[str, Tensor], num_frames: Tensor
+    ensemble: OnnxEnsemble, metadata: OnnxMetadata, frames: Mapping[str, Tensor], num_frames: Tensor
 ) -> Run:
     """Return ONNX Runtime's probabilities, and the draws of each member that they are of."""
     arrays = {name: values.numpy() for name, values in frames.items()}
-    if record.sampling != "random":
+    if metadata.draw_source != "random":
         draws = {
-            member: draw_table(member, repeats=record.repeats, num_frames=count)
-            for member, count in record.draws.items()
+            member: draw_table(member, repeats=metadata.repeats, num_frames=count)
+            for member, count in metadata.draws.items()
         }
         return ensemble.run(arrays, num_frames.numpy()).probabilities, draws
-    names = [OUTPUTS[0], *map(draws_name, record.draws)]
+    names = [OUTPUTS[0], *map(draws_name, metadata.draws)]
     feed = {**arrays, "num_frames": num_frames.numpy()}
     probabilities, *numbers = ensemble.session.run(names, feed)
-    return probabilities, dict(zip(record.draws, map(torch.from_numpy, numbers), strict=True))
+    return probabilities, dict(zip(metadata.draws, map(torch.from_numpy, numbers), strict=True))
 
 
 def _expected(
@@ -154,11 +154,11 @@ def _expected(
     drawn: Sequence[Draws],
 ) -> list[Tensor]:
     """Return PyTorch's probabilities for each batch; one member at a time is in memory."""
-    record = file.metadata_as(FusedMetadata)
+    metadata = file.metadata_as(FusedMetadata)
     mixed = [torch.zeros(()) for _ in batches]
     with torch.inference_mode():
-        for member in record.members:
-            model = load_fused_member(file, member, record.data_schema)
+        for member in metadata.members:
+            model = load_fused_member(file, member, metadata.data_schema)
             for index, (batch, draws) in enumerate(zip(batches, drawn, strict=True)):
                 share = model(*batch, draws.get(member.name))
                 mixed[index] = mixed[index] + member.coefficient * share

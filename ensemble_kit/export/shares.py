@@ -15,9 +15,9 @@ PACKED = "MatMulNBits"  # what ONNX Runtime makes of a matrix in blocks and its 
 CONVERSIONS = frozenset({"Cast", "DequantizeLinear", "Gather", "Mul", "Transpose", "Unsqueeze"})
 
 
-def counts_of(path: Path, record: OnnxMetadata) -> dict[str, int]:
+def counts_of(path: Path, metadata: OnnxMetadata) -> dict[str, int]:
     """Return how many numbers each weight of a file has, by its name."""
-    prefixes = tuple(member_prefix(member.name) for member in record.members)
+    prefixes = tuple(member_prefix(member.name) for member in metadata.members)
     return {
         tensor.name: prod(tensor.shape)
         for tensor in read_tensors(path)
@@ -53,12 +53,12 @@ def shares_of_run(profile: Path, counts: Mapping[str, int]) -> SharesMetadata:
     )
 
 
-def shares_of_types(record: OnnxMetadata, counts: Iterable[int]) -> SharesMetadata:
+def shares_of_types(metadata: OnnxMetadata, counts: Iterable[int]) -> SharesMetadata:
     """Return the shares of a file without blocks, as ``OnnxEnsemble`` opens it."""
-    assert record.dtype not in FORMATS
+    assert metadata.dtype not in FORMATS
     total = sum(counts)
-    is_converted = record.dtype != "fp32"
-    is_mapped = record.weights_file is not None
+    is_converted = metadata.dtype != "fp32"
+    is_mapped = metadata.weights_file is not None
     return SharesMetadata(
         as_stored=0 if is_converted else total,
         converted_once=total if is_converted and not is_mapped else 0,

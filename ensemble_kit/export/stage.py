@@ -84,7 +84,7 @@ def export_onnx(
     output: Path,
     *,
     repeats: int = REPEATS,
-    sampling: DrawSource = DRAW_SOURCE,
+    draw_source: DrawSource = DRAW_SOURCE,
     input_type: InputType | None = None,
     low_memory: bool = False,
     triton: Path | None = None,
@@ -105,10 +105,10 @@ def export_onnx(
         fused: A fused file.
         output: The file to write.
         repeats: R, draws whose probabilities are averaged.
-        sampling: Where their uniform numbers come from. ``fixed``: a table in the file, different
-            for each member, so that the same input gives the same output in any batch. ``random``:
-            fresh ones in each run. ``input``: ``(B, R, N)`` for each member, inputs of the graph;
-            R is free unless a pooling takes repeats one by one, as gated BoF does.
+        draw_source: Where their uniform numbers come from. ``fixed``: a table in the file,
+            different for each member, so that the same input gives the same output in any batch.
+            ``random``: new numbers in each run. ``input``: ``(B, R, N)`` for each member, inputs
+            of the graph; R is free unless a pooling takes repeats one by one, as gated BoF does.
         input_type: Of every modality: ``uint8`` as records store it, dequantised in the graph, or
             ``float32``; None takes the schema's.
         low_memory: Whether weights lie in a file of their own beside it, to be mapped.
@@ -133,46 +133,50 @@ def export_onnx(
     with ExitStack() as stack:
         file = stack.enter_context(open_tensors(fused))
         aside = stack.enter_context(written_aside(output, force=force))
-        fused_record = file.metadata_as(FusedMetadata)
-        modalities = fused_record.data_schema.modalities
+        fused_metadata = file.metadata_as(FusedMetadata)
+        modalities = fused_metadata.data_schema.modalities
         types = {modality.name: input_type or modality.value_type for modality in modalities}
         graph = build_graph(
-            file, fused_record, repeats=repeats, sampling=sampling, input_types=[*types.values()]
+            file,
+            fused_metadata,
+            repeats=repeats,
+            draw_source=draw_source,
+            input_types=[*types.values()],
         )
         _check_graph(graph, output)
-        record = _describe(fused_record, sha256_of(fused), graph, repeats, sampling, types)
+        metadata = _describe(fused_metadata, sha256_of(fused), graph, repeats, draw_source, types)
         references = None
         if low_memory:  # a name that no other export's weights have, unless they are the same
-            beside = output.with_name(f"{output.name}.{record.fused_sha256[:12]}.data")
+            beside = output.with_name(f"{output.name}.{metadata.fused_sha256[:12]}.data")
             references, digest = stack.enter_context(_written_beside(beside, graph.weights))
             weights_file = FileMetadata(path=beside.name, sha256=digest)
-            record = record.model_copy(update={"weights_file": weights_file})
-        selection = _selection_of(fused, fused_record)
-        shown = graph.showing_draws() if sampling == "random" else graph
-        written = _write(aside, shown, references, record, max_size, selection, output)
-        _check_weights(aside, record, output)
-        proof = _prove(aside, record, file, output)
+            metadata = metadata.model_copy(update={"weights_file": weights_file})
+        selection = _selection_of(fused, fused_metadata)
+        shown = graph.showing_draws() if draw_source == "random" else graph
+        written = _write(aside, shown, references, metadata, max_size, selection, output)
+        _check_weights(aside, metadata, output)
+        proof = _prove(aside, metadata, file, output)
         if shown is not graph:
-            written = _write(aside, graph, references, record, max_size, selection, output)
-        if records is not None and record.dtype in FORMATS:
-            gap = _measure(aside, records, fused_record.top_k, max_gap_loss, output)
+            written = _write(aside, graph, references, metadata, max_size, selection, output)
+        if records is not None and metadata.dtype in FORMATS:
+            gap = _measure(aside, records, fused_metadata.top_k, max_gap_loss, output)
             proof = proof.model_copy(update={"gap": gap})
         add_properties(aside, proof_property(proof), written)
-        record = record.model_copy(update={"proof": proof})
-        num_bytes = _refuse_size(aside, graph, record, max_size, selection, output)
-    _drop_stale(output, record)
+        metadata = metadata.model_copy(update={"proof": proof})
+        num_bytes = _refuse_size(aside, graph, metadata, max_size, selection, output)
+    _drop_stale(output, metadata)
     if triton is not None:
-        write_repository(output, record, triton, force=force)
-    card = write_card(output, record, force=force)
+        write_repository(output, metadata, triton, force=force)
+    card = write_card(output, metadata, force=force)
     return ExportedFile(output, num_bytes, max_size, repeats, proof, card)
 
 
-def _selection_of(fused: Path, record: FusedMetadata) -> SelectionMetadata | None:
+def _selection_of(fused: Path, metadata: FusedMetadata) -> SelectionMetadata | None:
     """Return the selection that a file was fused from, if it still lies where it lay."""
-    if record.selection is None:
+    if metadata.selection is None:
         return None
-    path = fused.parent / record.selection.path
-    if not isfile(path) or sha256_of(path) != record.selection.sha256:
+    path = fused.parent / metadata.selection.path
+    if not isfile(path) or sha256_of(path) != metadata.selection.sha256:
         return None
     return read_selection(path)
 
@@ -182,7 +186,7 @@ def _describe(
     fused_sha256: str,
     graph: Graph,
     repeats: int,
-    sampling: DrawSource,
+    draw_source: DrawSource,
     input_types: dict[str, InputType],
 ) -> OnnxMetadata:
     """Return what a file of one piece is to say of itself."""
@@ -193,7 +197,7 @@ def _describe(
         data_schema=fused.data_schema,
         label_names=fused.data_schema.names,
         input_types=input_types,
-        sampling=sampling,
+        draw_source=draw_source,
         repeats=repeats,
         repeats_are_free=graph.repeats_are_free,
         draws=graph.draws,
@@ -222,9 +226,9 @@ def _written_beside(path: Path, weights: Sequence[Weight]) -> Iterator[tuple[lis
         raise
 
 
-def _drop_stale(output: Path, record: OnnxMetadata) -> None:
+def _drop_stale(output: Path, metadata: OnnxMetadata) -> None:
     """Remove the weights of files that were in the output's place before."""
-    needed = record.files(output)
+    needed = metadata.files(output)
     for path in output.parent.glob(f"{glob.escape(output.name)}.{'[0-9a-f]' * 12}.data"):
         if path not in needed:
             path.unlink()
@@ -234,35 +238,35 @@ def _write(
     aside: Path,
     graph: Graph,
     references: list[bytes] | None,
-    record: OnnxMetadata,
+    metadata: OnnxMetadata,
     max_size: int,
     selection: SelectionMetadata | None,
     output: Path,
 ) -> "hashlib._Hash":
     """Write the model; return the hash of its content, or raise if its files are too large."""
-    properties = properties_of(record)
+    properties = properties_of(metadata)
     digest = write_onnx(aside, *graph.parts(), graph.weights, properties, references=references)
-    _refuse_size(aside, graph, record, max_size, selection, output)
+    _refuse_size(aside, graph, metadata, max_size, selection, output)
     return digest
 
 
 def _refuse_size(
     aside: Path,
     graph: Graph,
-    record: OnnxMetadata,
+    metadata: OnnxMetadata,
     max_size: int,
     selection: SelectionMetadata | None,
     output: Path,
 ) -> int:
     """Return the bytes of all files needed to run the model, or raise if there are too many."""
-    num_bytes = sum(path.stat().st_size for path in [aside, *record.files(output)[1:]])
-    unproved = PROOF_BYTES if record.proof is None else 0
+    num_bytes = sum(path.stat().st_size for path in [aside, *metadata.files(output)[1:]])
+    unproved = PROOF_BYTES if metadata.proof is None else 0
     refuse_size(
         "ONNX",
         num_bytes,
         max_size,
         selection=selection,
-        dtype=record.dtype,
+        dtype=metadata.dtype,
         overhead=num_bytes - sum(weight.num_bytes for weight in graph.weights) + unproved,
     )
     if aside.stat().st_size > LARGEST_FILE:
@@ -285,12 +289,12 @@ def _check_graph(graph: Graph, output: Path) -> None:
         ) from error
 
 
-def _check_weights(path: Path, record: OnnxMetadata, output: Path) -> None:
+def _check_weights(path: Path, metadata: OnnxMetadata, output: Path) -> None:
     """Look at the type of every stored weight: a Cast computed too early would double the file."""
-    prefixes = tuple(member_prefix(member.name) for member in record.members)
+    prefixes = tuple(member_prefix(member.name) for member in metadata.members)
     for tensor in read_tensors(path):
         is_scale = tensor.name.endswith(SCALE)
-        wanted = [each.onnx for each in types_of_weights("fp16" if is_scale else record.dtype)]
+        wanted = [each.onnx for each in types_of_weights("fp16" if is_scale else metadata.dtype)]
         if tensor.name.startswith(prefixes) and tensor.type_name not in wanted:
             raise ExportError(
                 f"{output}: {tensor.name} is stored as {tensor.type_name}, not "
@@ -299,10 +303,10 @@ def _check_weights(path: Path, record: OnnxMetadata, output: Path) -> None:
             )
 
 
-def _prove(path: Path, record: OnnxMetadata, file: TensorFile, output: Path) -> ProofMetadata:
+def _prove(path: Path, metadata: OnnxMetadata, file: TensorFile, output: Path) -> ProofMetadata:
     """Compare the file with PyTorch; return what was found."""
     try:
-        parity = compare(path, record, file)
+        parity = compare(path, metadata, file)
     except ProviderError as error:
         reason = str(error.__cause__ or error.problem).rstrip(".")
         raise ExportError(

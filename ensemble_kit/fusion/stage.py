@@ -108,10 +108,10 @@ def fuse(
         schema = _common_schema(members)
         if records is not None:
             check_fits(schema, records.schema, path=selection)
-        record = FusedMetadata(
+        metadata = FusedMetadata(
             kit_version=__version__,
             dtype=dtype,
-            members=tuple(member.record for member in members),
+            members=tuple(member.metadata for member in members),
             data_schema=schema,
             selection=FileMetadata.of(selection, output.parent),
             validation=ValidationMetadata(
@@ -123,12 +123,12 @@ def fuse(
             ),
             top_k=chosen.k,
         )
-        counted = counted_bytes(sum(member.record.num_values for member in members), dtype)
+        counted = counted_bytes(sum(member.metadata.num_values for member in members), dtype)
         counted += sum(count_fixed_bytes(member.file) for member in members)
         refuse_size("fused", counted, max_size, selection=chosen, dtype=dtype)
         weights = FusedWeights(members, dtype)
         with written_aside(output, force=force) as aside:
-            stream_tensors(aside, weights.specs, weights.produce, record)
+            stream_tensors(aside, weights.specs, weights.produce, metadata)
             num_bytes = aside.stat().st_size
             refuse_size(
                 "fused",
@@ -138,10 +138,10 @@ def fuse(
                 dtype=dtype,
                 overhead=num_bytes - counted,
             )
-            loss = _prove(aside, members, record, output)
+            loss = _prove(aside, members, metadata, output)
             if records is not None:
-                loss = _measure(aside, members, record, records, max_gap_loss, output)
-    names = tuple(member.record.name for member in members)
+                loss = _measure(aside, members, metadata, records, max_gap_loss, output)
+    names = tuple(member.metadata.name for member in members)
     return FusedFile(output, num_bytes, max_size, names, loss, tuple(weights.coarse), chosen.mixing)
 
 
@@ -174,13 +174,13 @@ def _open_members(
                 hint="Predict and select again, so that the selection is of what is fused.",
             )
         file = stack.enter_context(open_tensors(path))
-        record = member_file_metadata(file)
+        metadata = member_file_metadata(file)
         yield Member(
             MemberMetadata(
                 name=member.name,
                 coefficient=member.coefficient,
-                recipe=record.recipe if isinstance(record, CheckpointMetadata) else None,
-                mapping=record.mapping if isinstance(record, ForeignMetadata) else None,
+                recipe=metadata.recipe if isinstance(metadata, CheckpointMetadata) else None,
+                mapping=metadata.mapping if isinstance(metadata, ForeignMetadata) else None,
                 checkpoint=FileMetadata.of(path, folder, sha256=digest),
                 num_values=count_stored(file),
             ),
@@ -202,29 +202,29 @@ def _common_schema(members: list[Member]) -> Schema:
     return first
 
 
-def _forms(member: Member, file: TensorFile, record: FusedMetadata) -> Forms:
+def _forms(member: Member, file: TensorFile, metadata: FusedMetadata) -> Forms:
     return Forms(
-        member.record.name,
-        member.record.coefficient,
+        member.metadata.name,
+        member.metadata.coefficient,
         partial(load_member, member.file),
-        partial(load_fused_member, file, member.record, record.data_schema),
+        partial(load_fused_member, file, member.metadata, metadata.data_schema),
     )
 
 
-def _prove(aside: Path, members: Sequence[Member], record: FusedMetadata, output: Path) -> Loss:
+def _prove(aside: Path, members: Sequence[Member], metadata: FusedMetadata, output: Path) -> Loss:
     """Run each member from both files; return what rounding changed.
 
     One member at a time is in memory, in float32, from its checkpoint or from the fused file.
     """
-    prepared = prepare_frames(*example_frames(record.data_schema, 4, 12))
+    prepared = prepare_frames(*example_frames(metadata.data_schema, 4, 12))
     change = torch.zeros(())
     with open_tensors(aside) as file, torch.inference_mode():
         for member in members:
-            name, coefficient, load_exact, load_rounded = _forms(member, file, record)
+            name, coefficient, load_exact, load_rounded = _forms(member, file, metadata)
             model = load_exact()
             draws = model.draws_for(name, repeats=1)
             exact = model.classify(prepared, draws)
-            tensors = RoundedTensors(member.file, record.dtype, member.axes)
+            tensors = RoundedTensors(member.file, metadata.dtype, member.axes)
             del model  # before the next is loaded: one at a time
             model = load_member(member.file, tensors)
             alone = model.classify(prepared, draws)
@@ -234,7 +234,7 @@ def _prove(aside: Path, members: Sequence[Member], record: FusedMetadata, output
             if not difference <= TOLERANCE:
                 raise FusionError(
                     f"{output}: member {name} differs by {difference:.2g} from "
-                    f"{member.file.path} rounded to {record.dtype}; {TOLERANCE:.0e} may be.",
+                    f"{member.file.path} rounded to {metadata.dtype}; {TOLERANCE:.0e} may be.",
                     hint="Report this as a fault of ensemble-kit; nothing was written.",
                 )
             change = change + coefficient * (again - exact)
@@ -245,7 +245,7 @@ def _prove(aside: Path, members: Sequence[Member], record: FusedMetadata, output
 def _measure(
     aside: Path,
     members: Sequence[Member],
-    record: FusedMetadata,
+    metadata: FusedMetadata,
     records: Records,
     max_gap_loss: float,
     output: Path,
@@ -255,14 +255,14 @@ def _measure(
     Raises:
         FusionError: It falls by more than ``max_gap_loss``.
     """
-    k = record.top_k
+    k = metadata.top_k
     with open_tensors(aside) as file:
-        loss = loss_on(records, [_forms(member, file, record) for member in members], k=k)
+        loss = loss_on(records, [_forms(member, file, metadata) for member in members], k=k)
     assert loss.gap_before is not None
     assert loss.gap_after is not None
     if loss.gap_before - loss.gap_after > max_gap_loss:
         raise FusionError(
-            f"{output}: in {record.dtype} GAP@{k} falls by "
+            f"{output}: in {metadata.dtype} GAP@{k} falls by "
             f"{loss.gap_before - loss.gap_after:.4f}, from {loss.gap_before:.4f} to "
             f"{loss.gap_after:.4f} on {loss.num_videos:,} videos; {max_gap_loss:g} may be lost.",
             hint="Fuse with another --dtype, or raise --max-gap-loss.",

@@ -24,12 +24,12 @@ class Member(NamedTuple):
     """A member that is to be fused.
 
     Attributes:
-        record: What the fused file says of it.
+        metadata: What the fused file says of it.
         file: Its checkpoint or imported file, open.
         axes: The matrices of its products, from ``product_axes``.
     """
 
-    record: MemberMetadata
+    metadata: MemberMetadata
     file: TensorFile
     axes: Mapping[str, int]
 
@@ -72,7 +72,7 @@ class FusedWeights:
         self._scales: dict[str, Tensor] = {}
         for member in members:
             for name, spec in member.file.specs.items():
-                full = member_prefix(member.record.name) + name
+                full = member_prefix(member.metadata.name) + name
                 self._sources[full] = member, name
                 self.specs |= self._specs_of(full, spec)
 

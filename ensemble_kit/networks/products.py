@@ -62,9 +62,9 @@ def product_axes(file: TensorFile) -> dict[str, int]:
 
     The numbers are the dimensions that count their outputs, as in ``output_axes``.
     """
-    record = member_file_metadata(file)
-    if isinstance(record, CheckpointMetadata):
-        return output_axes(empty_sub_model(parse_recipe(record.recipe), record.data_schema))
-    model = empty_foreign(file, record.mapping, record.data_schema, name=record.name)
+    metadata = member_file_metadata(file)
+    if isinstance(metadata, CheckpointMetadata):
+        return output_axes(empty_sub_model(parse_recipe(metadata.recipe), metadata.data_schema))
+    model = empty_foreign(file, metadata.mapping, metadata.data_schema, name=metadata.name)
     axes = _graph_axes(model.graph)
     return {WEIGHTS + name: axes[name] for name in model.weight_specs if name in axes}

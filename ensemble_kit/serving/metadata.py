@@ -12,7 +12,7 @@ from ensemble_kit.serving.session import METADATA_PREFIX, no_metadata
 from ensemble_kit.store.provenance import OnnxMetadata, ProofMetadata
 from ensemble_kit.validation import complaints
 
-TEXTS = frozenset({"kit_version", "dtype", "sampling", "fused_sha256"})  # all others are JSON
+TEXTS = frozenset({"kit_version", "dtype", "draw_source", "fused_sha256"})  # all others are JSON
 
 
 def properties_of(metadata: OnnxMetadata) -> dict[str, str]:
@@ -37,17 +37,17 @@ def read_metadata(path: Path) -> OnnxMetadata:
         ProviderError: Another tool wrote it.
     """
     properties = read_properties(path).items()
-    return record_of({key.removeprefix(METADATA_PREFIX): text for key, text in properties}, path)
+    return metadata_of({key.removeprefix(METADATA_PREFIX): text for key, text in properties}, path)
 
 
-def record_of(metadata: Mapping[str, str], path: Path) -> OnnxMetadata:
+def metadata_of(properties: Mapping[str, str], path: Path) -> OnnxMetadata:
     """Return the metadata in a model's properties, whose names have lost the kit's prefix.
 
     Raises:
         ExportError: It is damaged; the error names ``path``.
         ProviderError: There is none.
     """
-    found = {key: metadata[key] for key in OnnxMetadata.model_fields if key in metadata}
+    found = {key: properties[key] for key in OnnxMetadata.model_fields if key in properties}
     if not found:
         raise no_metadata(path)
     try:

@@ -20,7 +20,7 @@ from ensemble_kit.wording import printable
 CARD = "README.md"
 MARK = "# Written by ensemble-kit export-onnx; without this line it is never replaced."
 MAX_NAMES = 100  # classes that a card lists; the file has all
-DRAWS = {
+DRAW_SOURCES = {
     "fixed": "a table of uniform numbers in the file, so that a video always gets the same tags",
     "random": "fresh in each run; a session that is open cannot be seeded",
     "input": "an input of the file",
@@ -141,7 +141,7 @@ def _facts(path: Path, metadata: OnnxMetadata) -> str:
     rows.append(("weights", f"stored as {metadata.dtype}, computed in float32"))
     if metadata.draws:
         rows.append(("repeats", f"{metadata.repeats} random frame samples, averaged"))
-        rows.append(("draws", DRAWS[metadata.sampling]))
+        rows.append(("draw source", DRAW_SOURCES[metadata.draw_source]))
     validation = metadata.validation
     if validation is not None:
         times = f"{validation.repeats} draw{'s' if validation.repeats > 1 else ''} a video"

@@ -31,7 +31,7 @@ def inputs_of(metadata: OnnxMetadata) -> list[Port]:
         for name, width in schema.widths.items()
     ]
     ports.append(Port("num_frames", "int64", (), ()))
-    if metadata.sampling == "input":
+    if metadata.draw_source == "input":
         ports += [
             Port(
                 draws_name(member),

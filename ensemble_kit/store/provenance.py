@@ -394,7 +394,7 @@ class OnnxMetadata(Metadata):
         data_schema: Its modalities and its classes.
         label_names: The classes' names, for servers that read no schema.
         input_types: The type of each modality's input.
-        sampling: Where its draws come from: a table in the file, fresh numbers, or an input.
+        draw_source: Where its draws come from: a table in the file, fresh numbers, or an input.
         repeats: Draws whose probabilities are averaged; with ``input``, those of its proofs.
         repeats_are_free: Whether an input of draws may have any number of them.
         draws: Uniform numbers in one draw of each member that samples at random.
@@ -411,7 +411,7 @@ class OnnxMetadata(Metadata):
     data_schema: Schema
     label_names: Names
     input_types: dict[str, InputType]
-    sampling: DrawSource
+    draw_source: DrawSource
     repeats: Repeats
     repeats_are_free: bool
     draws: dict[str, int]

@@ -77,13 +77,13 @@ def _summarise(run: RunFolder) -> RunSummary:
         path = run.averaged if run.averaged.exists() else run.checkpoint_paths()[-1]
         num_bytes = path.stat().st_size
         with open_tensors(path) as file:
-            record = file.metadata_as(CheckpointMetadata)
+            metadata = file.metadata_as(CheckpointMetadata)
             parameters = sum(
                 spec.num_values
                 for name, spec in file.specs.items()
                 if not name.endswith(STATISTICS)
             )
-        recipe, averaged_gap = record.recipe.name, record.validation_gap
+        recipe, averaged_gap = metadata.recipe.name, metadata.validation_gap
     return RunSummary(
         name=run.path.name,
         state=_state_of(run, lines),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from builders import (
-    record_of,
+    metadata_of,
     rewrite_checkpoint,
     tiny_recipe,
     tiny_records,
@@ -126,7 +126,7 @@ def test_the_moving_average_that_training_kept_is_compared_with_the_log(run, mea
 
     assert outcome.used == (run.ema,)
     assert (outcome.best, outcome.best_gap) == (run.checkpoint(2), 0.9)
-    assert [parent.path for parent in record_of(run.averaged).averaged_from] == [
+    assert [parent.path for parent in metadata_of(run.averaged).averaged_from] == [
         "ema.safetensors",
         "checkpoints/step-00000008.safetensors",
     ]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from builders import (
     contents_of,
-    record_of,
+    metadata_of,
     rewrite_checkpoint,
     tiny_recipe,
     tiny_records,
@@ -89,8 +89,8 @@ def test_the_gaps_are_those_of_the_files(batch_norm, checkpoints, output, valida
     assert outcome.best_gap == max(gaps.values())
     assert outcome.best == max(gaps, key=gaps.get)
     assert outcome.is_better == (outcome.gap >= outcome.best_gap)
-    assert record_of(output).batch_norm == batch_norm
-    assert record_of(output).validation_gap == outcome.gap
+    assert metadata_of(output).batch_norm == batch_norm
+    assert metadata_of(output).validation_gap == outcome.gap
 
 
 def test_comparing_changes_nothing_in_the_file_but_the_gap(
@@ -103,7 +103,7 @@ def test_comparing_changes_nothing_in_the_file_but_the_gap(
         average_checkpoints(checkpoints, output, batch_norm=batch_norm, validation=validation,
                             even_if_worse=True, force=True)  # fmt: skip
 
-        assert record_of(plain).validation_gap is None
+        assert metadata_of(plain).validation_gap is None
         rewrite_checkpoint(output, validation_gap=None)
         assert output.read_bytes() == plain.read_bytes(), batch_norm
 
@@ -129,7 +129,7 @@ def test_an_average_that_loses_is_not_written_unless_asked_for(checkpoints, outp
 
     assert (kept.path, kept.is_better, kept.gap) == (output, False, lost.gap)
     kept.require_written()
-    assert record_of(output).averaged_from
+    assert metadata_of(output).averaged_from
 
 
 def test_an_average_as_good_as_the_best_is_written(checkpoints, output, validation):
@@ -174,7 +174,7 @@ def test_the_records_that_training_validated_on_are_found(checkpoints, output, v
     outcome = average_checkpoints(checkpoints, output, even_if_worse=True)
 
     assert outcome.gap == gap_of(output, validation)
-    assert record_of(output).validation_files == validation.patterns
+    assert metadata_of(output).validation_files == validation.patterns
 
 
 def test_without_them_nothing_is_compared(checkpoints, output, tmp_path):
@@ -259,7 +259,7 @@ def test_greedy_keeps_a_checkpoint_that_is_best_alone_as_it_is(checkpoints, outp
     )
 
     assert (outcome.used, outcome.gap, outcome.is_better) == ((best,), 0.99, True)
-    assert outcome.batch_norm == record_of(output).batch_norm == "trained"
+    assert outcome.batch_norm == metadata_of(output).batch_norm == "trained"
     assert all(map(torch.equal, contents_of(output).values(), contents_of(best).values()))
 
 
@@ -328,11 +328,11 @@ def test_a_moving_average_has_its_own_weights_and_statistics_by_the_rule(
 
         assert outcome.used == (moving,)
         assert outcome.description == "the exponential moving average"
-        record = record_of(output)
-        assert (record.ema_decay, record.step, record.batch_norm) == (DECAY, 4, batch_norm)
+        metadata = metadata_of(output)
+        assert (metadata.ema_decay, metadata.step, metadata.batch_norm) == (DECAY, 4, batch_norm)
         parents = [moving, checkpoints[3]] if batch_norm == "last" else [moving]
-        assert [parent.path for parent in record.averaged_from] == [p.name for p in parents]
-        assert [parent.sha256 for parent in record.averaged_from] == list(map(sha256_of, parents))
+        assert [parent.path for parent in metadata.averaged_from] == [p.name for p in parents]
+        assert [parent.sha256 for parent in metadata.averaged_from] == list(map(sha256_of, parents))
         changed = {name for name, t in contents_of(output).items() if not torch.equal(t, own[name])}
         assert all("running_" in name for name in changed)
         assert bool(changed) == (batch_norm != "average")

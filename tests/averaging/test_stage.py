@@ -7,7 +7,7 @@ import pytest
 import torch
 from builders import (
     contents_of,
-    record_of,
+    metadata_of,
     rewrite_checkpoint,
     tiny_model,
     tiny_recipe,
@@ -104,15 +104,15 @@ def test_the_record_names_the_parents_and_the_rule(checkpoints, tmp_path):
 
     average_checkpoints(checkpoints, output, batch_norm="last")
 
-    record = record_of(output)
-    assert [parent.path for parent in record.averaged_from] == [
+    metadata = metadata_of(output)
+    assert [parent.path for parent in metadata.averaged_from] == [
         f"../step-{step}.safetensors" for step in (2, 4, 6)
     ]
-    assert [parent.sha256 for parent in record.averaged_from] == list(map(sha256_of, checkpoints))
-    assert record.batch_norm == "last"
-    assert record.step == 6
-    assert record.recipe == tiny_recipe().metadata
-    assert record.run == record_of(checkpoints[0]).run
+    assert [parent.sha256 for parent in metadata.averaged_from] == list(map(sha256_of, checkpoints))
+    assert metadata.batch_norm == "last"
+    assert metadata.step == 6
+    assert metadata.recipe == tiny_recipe().metadata
+    assert metadata.run == metadata_of(checkpoints[0]).run
 
 
 def test_integer_buffers_take_the_largest(checkpoints, tmp_path):
@@ -145,7 +145,7 @@ def test_an_averaged_checkpoint_has_the_mean_weights_and_recalibrated_statistics
         assert torch.equal(tensor, expected.state_dict()[name]), name
         assert torch.equal(tensor, mean[name]) != name.endswith(STATISTICS), name
         assert torch.equal(tensor, recorded[name]), name
-    assert record_of(outputs[1]).batch_norm == "recalibrate"
+    assert metadata_of(outputs[1]).batch_norm == "recalibrate"
 
 
 def test_without_statistics_no_records_are_needed(tmp_path):
@@ -259,7 +259,7 @@ def test_an_existing_output_is_kept_without_force(checkpoints, tmp_path):
     assert output.read_bytes() == b"old"
 
     average_checkpoints(checkpoints, output, batch_norm="last", force=True)
-    assert record_of(output).averaged_from
+    assert metadata_of(output).averaged_from
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(checkpoints, tmp_path):

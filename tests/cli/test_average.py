@@ -3,7 +3,7 @@ import re
 import shutil
 
 import pytest
-from builders import record_of, rewrite_checkpoint
+from builders import metadata_of, rewrite_checkpoint
 from workspace_fixture import TRAINING
 
 from ensemble_kit.cli import main
@@ -18,7 +18,7 @@ def average(runner, *words):
 
 
 def steps_of(path):
-    return [int(file.path[-20:-12]) for file in record_of(path).averaged_from]
+    return [int(file.path[-20:-12]) for file in metadata_of(path).averaged_from]
 
 
 def test_a_run_is_averaged_as_training_did(runner, own_workspace):
@@ -65,7 +65,7 @@ def test_checkpoints_may_be_named(runner, own_workspace):
 
     assert printed.startswith("other.safetensors: the mean of 2 checkpoints, batch norm last.\n")
     assert steps_of(own_workspace.path / "other.safetensors") == [6, 24]
-    assert record_of(own_workspace.path / "other.safetensors").batch_norm == "last"
+    assert metadata_of(own_workspace.path / "other.safetensors").batch_norm == "last"
 
 
 def test_other_records_may_be_used_and_their_bad_ones_counted(runner, own_workspace):
@@ -170,7 +170,7 @@ def test_the_moving_average_of_a_run_is_finished(runner, own_workspace):
         "runs/rnn/averaged.safetensors: the exponential moving average, batch norm average."
     )
     assert printed.splitlines()[1].startswith(f"Its validation GAP@20 is {gap:.5f}; the best ")
-    assert record_of(own_workspace.averaged("rnn")).ema_decay == 0.99
+    assert metadata_of(own_workspace.averaged("rnn")).ema_decay == 0.99
 
 
 def test_an_average_is_not_replaced_without_force(runner, own_workspace):

@@ -34,7 +34,7 @@ def test_a_workspace_needs_no_argument(runner, asked):
 
     assert result.exit_code == 0, result.output
     options = {
-        "repeats": 10, "sampling": "fixed", "input_type": None, "low_memory": False,
+        "repeats": 10, "draw_source": "fixed", "input_type": None, "low_memory": False,
         "triton": None, "max_size": 2**30, "force": False, "records": None, "max_gap_loss": 0.001,
     }  # fmt: skip
     assert asked == [("ensemble/fused.safetensors", "ensemble/ensemble.onnx", options)]
@@ -48,13 +48,13 @@ def test_a_workspace_needs_no_argument(runner, asked):
 
 def test_all_of_it_is_an_option(runner, asked):
     words = ["f.safetensors", "-o", "e.onnx", "--repeats", "3", "--max-size", "1GB", "--force"]
-    words += ["--sampling", "input", "--input", "float32", "--low-memory", "--triton", "models"]
+    words += ["--draw-source", "input", "--input", "float32", "--low-memory", "--triton", "models"]
     words += ["--max-gap-loss", "0.02"]
 
     result = runner.invoke(main, ["export-onnx", *words])
 
     options = {
-        "repeats": 3, "sampling": "input", "input_type": "float32", "low_memory": True,
+        "repeats": 3, "draw_source": "input", "input_type": "float32", "low_memory": True,
         "triton": Path("models"), "max_size": 10**9, "force": True, "records": None,
         "max_gap_loss": 0.02,
     }  # fmt: skip

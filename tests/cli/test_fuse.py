@@ -43,8 +43,8 @@ def test_the_type_is_an_option(dtype, runner, selected):
         result.stdout,
     )
     with open_tensors(selected.parent / "fused.safetensors") as file:
-        record = file.metadata_as(FusedMetadata)
-    assert (record.dtype, record.selection.path) == (dtype, "selection.json")
+        metadata = file.metadata_as(FusedMetadata)
+    assert (metadata.dtype, metadata.selection.path) == (dtype, "selection.json")
 
 
 def test_records_say_what_rounding_costs(runner, selected):
@@ -113,9 +113,9 @@ def test_selection_and_output_may_be_elsewhere(runner, selected, own_workspace):
 
     assert result.exit_code == 0, result.output
     with open_tensors(own_workspace.path / "out" / "f.safetensors") as file:
-        record = file.metadata_as(FusedMetadata)
-    assert record.selection.path == "../else/s.json"
-    assert record.members[0].checkpoint.path == "../runs/rnn/averaged.safetensors"
+        metadata = file.metadata_as(FusedMetadata)
+    assert metadata.selection.path == "../else/s.json"
+    assert metadata.members[0].checkpoint.path == "../runs/rnn/averaged.safetensors"
     assert read_selection(other).members[0].model.file.path == "../runs/rnn/averaged.safetensors"
 
 

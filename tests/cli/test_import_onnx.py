@@ -126,11 +126,11 @@ def test_one_onnx_file_of_own_and_foreign_members_computes_what_the_originals_do
     assert "| `frames` | frames of rgb + audio, raw |\n| `mask` | `is_frame` |" in card
     assert "| its output | probabilities as they are |" in card
     with open_tensors(ensemble / "fused.safetensors") as file:
-        record = file.metadata_as(FusedMetadata)
-        own = load_fused_member(file, record.members[1], record.data_schema)
+        metadata = file.metadata_as(FusedMetadata)
+        own = load_fused_member(file, metadata.members[1], metadata.data_schema)
     assert set(exported.inputs) == {"rgb", "audio", "num_frames"}
     for counts in ([1], [4, 12, 3], [7, 2]):
-        frames, num_frames = tiny_frames(record.data_schema, counts, rng)
+        frames, num_frames = tiny_frames(metadata.data_schema, counts, rng)
         with torch.inference_mode():
             expected = 0.3 * own(frames, num_frames, own.draws_for("vlad", repeats=2)).numpy()
         for row, count in enumerate(counts):

@@ -20,7 +20,7 @@ from ensemble_kit.store.tensor_files import open_tensors
 SHORT = ["--set", "training.max_steps=2"]
 
 
-def record_of(path):
+def metadata_of(path):
     with open_tensors(path) as file:
         return file.metadata_as(CheckpointMetadata)
 
@@ -53,7 +53,7 @@ def test_every_recipe_becomes_a_run_of_its_name(workspace):
             "state.safetensors",
             "validation.safetensors",
         ]
-        assert record_of(workspace.averaged(name)).name == name
+        assert metadata_of(workspace.averaged(name)).name == name
 
 
 @pytest.fixture
@@ -146,9 +146,9 @@ def test_a_run_may_have_another_name_values_and_seed(runner, own_workspace):
 
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("runs/other: 2 steps in ")
-    record = record_of(own_workspace.averaged("other"))
-    assert (record.name, record.seed, record.step) == ("other", 7, 2)
-    assert record.recipe.overrides == ("head.num_experts=3", "training.max_steps=2")
+    metadata = metadata_of(own_workspace.averaged("other"))
+    assert (metadata.name, metadata.seed, metadata.step) == ("other", 7, 2)
+    assert metadata.recipe.overrides == ("head.num_experts=3", "training.max_steps=2")
 
 
 def test_a_shipped_recipe_is_named_by_its_folder_too(runner, own_workspace):
@@ -360,7 +360,7 @@ def test_a_signal_leaves_a_run_that_average_and_predict_accept(
     assert not (run / "averaged.safetensors").exists()
     averaged = runner.invoke(main, ["average", "runs/long"])
     assert averaged.exit_code == 0, averaged.output
-    assert record_of(run / "averaged.safetensors").step == int(said[1])
+    assert metadata_of(run / "averaged.safetensors").step == int(said[1])
     predicted = runner.invoke(
         main, ["predict", "runs/long/averaged.safetensors", "data/validate", "-o", "p.csv"]
     )

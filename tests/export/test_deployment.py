@@ -54,7 +54,7 @@ def fused_pair(tmp_path_factory):
 def with_inputs(fused_pair):
     """The pair with draws as inputs, and its weights in a file of their own."""
     path = fused_pair.with_name("input.onnx")
-    return export_onnx(fused_pair, path, repeats=REPEATS, sampling="input", low_memory=True)
+    return export_onnx(fused_pair, path, repeats=REPEATS, draw_source="input", low_memory=True)
 
 
 class Drawing(NamedTuple):
@@ -71,7 +71,7 @@ def drawing(fused_pair):
     expected = parity._expected
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parity, "_expected", lambda *a: drawn.extend(a[2]) or expected(*a))
-        export_onnx(fused_pair, path, repeats=REPEATS, sampling="random", input_type="float32")
+        export_onnx(fused_pair, path, repeats=REPEATS, draw_source="random", input_type="float32")
     return Drawing(path, drawn)
 
 
@@ -135,7 +135,7 @@ def test_other_repeats_can_be_asked_for_when_a_file_is_loaded(with_inputs, fused
 def test_a_pooling_that_takes_repeats_one_by_one_fixes_their_number(tmp_path):
     fused = fused_of(tmp_path, one={"pooling": "gated_bof"})
 
-    path = export_onnx(fused, tmp_path / "e.onnx", repeats=2, sampling="input").path
+    path = export_onnx(fused, tmp_path / "e.onnx", repeats=2, draw_source="input").path
 
     frames, num_frames = arrays()
     with torch.inference_mode():

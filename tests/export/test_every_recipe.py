@@ -223,11 +223,11 @@ def fit(model, frames, num_frames, labels):
 
 
 def save(path, model, *, name):
-    record = CheckpointMetadata(
+    metadata = CheckpointMetadata(
         kit_version="0.0", name=name, run=name, recipe=model.recipe.metadata, step=STEPS,
         data_schema=model.schema, examples=16 * STEPS, seed=0, training_files=(),
     )  # fmt: skip
-    save_tensors(path, model.state_dict(), record, force=False)
+    save_tensors(path, model.state_dict(), metadata, force=False)
     return path
 
 

@@ -380,14 +380,14 @@ def test_the_metadata_says_what_the_file_is_and_where_it_comes_from(exported, fu
         *OnnxMetadata.model_fields, "content_sha256"
     }  # fmt: skip
     with open_tensors(fused["bf16"].path) as file:
-        record = file.metadata_as(FusedMetadata)
+        parent = file.metadata_as(FusedMetadata)
     assert metadata["kit_version"] == ensemble_kit.__version__
-    assert Schema.model_validate_json(metadata["data_schema"]) == record.data_schema
+    assert Schema.model_validate_json(metadata["data_schema"]) == parent.data_schema
     assert json.loads(metadata["label_names"]) == [
         "steady 0", "burst 1", "order 2", "steady 3", "burst 4", "order 5"
     ]  # fmt: skip
     assert (metadata["dtype"], metadata["repeats"], metadata["top_k"]) == ("bf16", "3", "6")
-    assert (metadata["sampling"], metadata["repeats_are_free"]) == ("fixed", "false")
+    assert (metadata["draw_source"], metadata["repeats_are_free"]) == ("fixed", "false")
     assert json.loads(metadata["draws"]) == {"bag": 8, "vlad": 8}
     assert json.loads(metadata["input_types"]) == {"rgb": "uint8", "audio": "uint8"}
     assert metadata["weights_file"] == "null"

@@ -143,9 +143,9 @@ def test_the_file_holds_weights_a_graph_without_them_and_the_mapping(tmp_path):
     assert len(tensors["graph"]) < 1000
     assert file.num_values == sum(array.size for array in weights.values())
     with open_tensors(file.path) as opened:
-        record = opened.metadata_as(ForeignMetadata)
-    assert record.data_schema == SCHEMA
-    assert record.mapping.model_dump() == {
+        metadata = opened.metadata_as(ForeignMetadata)
+    assert metadata.data_schema == SCHEMA
+    assert metadata.mapping.model_dump() == {
         "frames": "dequantised",
         "inputs": (
             {**GIVEN, "name": "pixels", "holds": "frames", "modalities": ("rgb",)},
@@ -523,8 +523,8 @@ def rewritten(tmp_path):
         tensors = contents_of(file.path)
         change(tensors)
         with open_tensors(file.path) as opened:
-            record = opened.metadata_as(ForeignMetadata)
-        save_tensors(file.path, tensors, record, force=True)
+            metadata = opened.metadata_as(ForeignMetadata)
+        save_tensors(file.path, tensors, metadata, force=True)
         return file.path
 
     return rewrite

@@ -136,22 +136,22 @@ def test_the_result_says_what_was_written_and_what_rounding_changed(fused):
 
 def test_the_record_tells_where_everything_came_from(fused, selection, workspace):
     with open_tensors(fused["bf16"].path) as file:
-        record = file.metadata_as(FusedMetadata)
+        metadata = file.metadata_as(FusedMetadata)
         num_values = dict.fromkeys(MEMBERS, 0)
         for name, spec in file.specs.items():
             num_values[name.split(".")[0].removeprefix("member_")] += spec.num_values
 
-    assert (record.dtype, record.top_k) == ("bf16", 20)
-    assert record.validation.model_dump() == {
+    assert (metadata.dtype, metadata.top_k) == ("bf16", 20)
+    assert metadata.validation.model_dump() == {
         "gap": 0.75, "k": 20, "videos": 1, "dataset_sha256": "0" * 64, "repeats": 1
     }  # fmt: skip
-    assert record.kit_version == "0.1.0"
-    assert (record.selection.path, record.selection.sha256) == (
+    assert metadata.kit_version == "0.1.0"
+    assert (metadata.selection.path, metadata.selection.sha256) == (
         "selection.json",
         sha256_of(selection),
     )
-    assert [member.name for member in record.members] == list(MEMBERS)
-    for member in record.members:
+    assert [member.name for member in metadata.members] == list(MEMBERS)
+    for member in metadata.members:
         path = workspace.averaged(member.name)
         with open_tensors(path) as file:
             checkpoint = file.metadata_as(CheckpointMetadata)
@@ -160,8 +160,8 @@ def test_the_record_tells_where_everything_came_from(fused, selection, workspace
         assert member.checkpoint.path == f"../runs/{member.name}/averaged.safetensors"
         assert member.checkpoint.sha256 == sha256_of(path)
         assert member.num_values == num_values[member.name]
-        assert record.data_schema == checkpoint.data_schema
-    assert record.data_schema.label_names[0] == "steady 0"
+        assert metadata.data_schema == checkpoint.data_schema
+    assert metadata.data_schema.label_names[0] == "steady 0"
 
 
 def test_fusing_twice_gives_the_same_bytes(selection, fused, tmp_path):
@@ -276,12 +276,12 @@ def test_a_missing_member_is_refused(members, tmp_path):
 @pytest.mark.parametrize("kind", ["onnx", "fused", None])
 def test_a_member_that_is_no_checkpoint_is_refused(kind, members, tmp_path):
     selection = select(tmp_path, members)
-    record = read_selection(selection)
-    first = record.members[0]
+    metadata = read_selection(selection)
+    first = metadata.members[0]
     model = first.model.model_copy(update={"kind": kind}) if kind else None
     first = first.model_copy(update={"model": model})
-    record = record.model_copy(update={"members": (first, record.members[1])})
-    write_selection(selection, record, force=True)
+    metadata = metadata.model_copy(update={"members": (first, metadata.members[1])})
+    write_selection(selection, metadata, force=True)
 
     assert refused(FusionError, selection, tmp_path / "out.safetensors") == (
         f"{selection}: member vlad is {kind or 'predictions without a model'}; only checkpoints "
@@ -316,10 +316,10 @@ def test_members_of_different_schemas_are_refused(other, has, have, members, tmp
 def change(path, name, function):
     """Change one tensor of a checkpoint in place."""
     with open_tensors(path) as file:
-        tensors, record = dict(file.tensors()), file.metadata_as(CheckpointMetadata)
+        tensors, metadata = dict(file.tensors()), file.metadata_as(CheckpointMetadata)
     tensors[name] = tensors[name].clone()
     function(tensors[name])
-    save_tensors(path, tensors, record, force=True)
+    save_tensors(path, tensors, metadata, force=True)
 
 
 def test_a_number_too_large_for_fp16_is_named(members, tmp_path):

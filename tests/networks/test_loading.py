@@ -45,9 +45,9 @@ def spoil(path, change):
     """Change the tensors of a checkpoint or a fused file, and keep its metadata."""
     with open_tensors(path) as file:
         kind = FusedMetadata if file.kind == "fused" else CheckpointMetadata
-        record, tensors = file.metadata_as(kind), dict(file.tensors())
+        metadata, tensors = file.metadata_as(kind), dict(file.tensors())
     change(tensors)
-    save_tensors(path, tensors, record, force=True)
+    save_tensors(path, tensors, metadata, force=True)
 
 
 def write_fused(path, members, dtype):
@@ -61,7 +61,7 @@ def write_fused(path, members, dtype):
         )
         for (name, model), coefficient in zip(members.items(), (0.75, 0.25), strict=False)
     )
-    record = FusedMetadata(
+    metadata = FusedMetadata(
         kit_version="0.0",
         dtype=dtype,
         members=records,
@@ -77,7 +77,7 @@ def write_fused(path, members, dtype):
         for key, tensor in model.state_dict().items()
         for suffix, part in round_to(tensor, dtype, output_axis=axes.get(key)).tensors().items()
     }
-    save_tensors(path, tensors, record, force=False)
+    save_tensors(path, tensors, metadata, force=False)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)

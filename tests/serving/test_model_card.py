@@ -67,7 +67,7 @@ def test_six_lines_of_python_run_the_file_without_the_kit(card, exported, tmp_pa
 
 
 def test_the_card_says_what_the_file_is_and_where_it_comes_from(card, exported, fused):
-    record = read_metadata(exported.path)
+    metadata = read_metadata(exported.path)
 
     size = exported.num_bytes
     assert row(card, "`ensemble.onnx`") == [
@@ -76,10 +76,10 @@ def test_the_card_says_what_the_file_is_and_where_it_comes_from(card, exported, 
     assert row(card, "size of all that is needed")[1] == f"{size:,} bytes ({size / 1024:.1f} KiB)"
     assert row(card, "weights")[1] == "stored as bf16, computed in float32"
     assert row(card, "repeats")[1] == "3 random frame samples, averaged"
-    assert row(card, "draws")[1].startswith("a table of uniform numbers in the file")
+    assert row(card, "draw source")[1].startswith("a table of uniform numbers in the file")
     assert row(card, "GAP@20 on validation")[1].startswith("0.7500 on 1 videos, 1 draw a video: ")
-    assert row(card, "exported from a fused file")[1] == f"SHA-256 `{record.fused_sha256}`"
-    for member in record.members:
+    assert row(card, "exported from a fused file")[1] == f"SHA-256 `{metadata.fused_sha256}`"
+    for member in metadata.members:
         assert row(card, member.name) == [
             member.name,
             f"{member.coefficient:.4f}",
@@ -98,13 +98,13 @@ def test_the_card_says_what_the_file_is_and_where_it_comes_from(card, exported, 
 
 def test_what_a_file_does_not_have_is_left_out_of_its_card(exported):
     many = tuple(f"class\n{index}" for index in range(1234))
-    record = read_metadata(exported.path)
-    foreign = record.members[0].model_copy(update={"recipe": None})
-    record = record.model_copy(
+    metadata = read_metadata(exported.path)
+    foreign = metadata.members[0].model_copy(update={"recipe": None})
+    metadata = metadata.model_copy(
         update={"label_names": many, "validation": None, "draws": {}, "members": (foreign,)}
     )
 
-    card = model_card(exported.path, record)
+    card = model_card(exported.path, metadata)
 
     assert "\n99 class 99\n... and 1,134 more\n```" in card
     assert "GAP" not in card
@@ -116,9 +116,9 @@ def test_what_a_file_does_not_have_is_left_out_of_its_card(exported):
 
 
 def test_draws_that_are_an_input_are_in_the_six_lines(exported):
-    record = read_metadata(exported.path).model_copy(update={"sampling": "input"})
+    metadata = read_metadata(exported.path).model_copy(update={"draw_source": "input"})
 
-    code = six_lines(exported.path, record).splitlines()
+    code = six_lines(exported.path, metadata).splitlines()
 
     assert len(code) == 6
     assert code[3].endswith(

@@ -103,11 +103,11 @@ def test_the_repository_serves_what_its_configuration_says(exported, parse, tmp_
 
 @pytest.mark.parametrize(("are_free", "repeats"), [(True, -1), (False, 3)])
 def test_draws_that_are_an_input_are_in_the_configuration(are_free, repeats, exported, parse):
-    record = read_metadata(exported.path).model_copy(
-        update={"sampling": "input", "repeats_are_free": are_free}
+    metadata = read_metadata(exported.path).model_copy(
+        update={"draw_source": "input", "repeats_are_free": are_free}
     )
 
-    config = parse(repository_config(record, name="e"))
+    config = parse(repository_config(metadata, name="e"))
 
     assert {each.name: list(each.dims) for each in config.input} == {
         "rgb": [-1, 7],

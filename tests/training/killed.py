@@ -75,10 +75,10 @@ def contents(run):
     """Return all that must not depend on whether the run was killed."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     with checkpoints.open_tensors(run / "state.safetensors") as file:
-        record = dict(file.metadata)
-    del record["seconds"]
+        metadata = dict(file.metadata)
+    del metadata["seconds"]
     return {
-        "record": record,
+        "metadata": metadata,
         "lines": [[line.get(key) for key in ("step", "loss", "validation")] for line in lines],
         "files": {
             str(path.relative_to(run)): path.read_bytes().hex()

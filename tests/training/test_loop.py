@@ -9,7 +9,7 @@ from builders import (
     contents_of,
     interrupt_after,
     lines_of,
-    record_of,
+    metadata_of,
     tiny_recipe,
     tiny_records,
     tiny_schema,
@@ -233,13 +233,13 @@ def test_a_checkpoint_says_what_it_was_trained_on_and_how(folder, records):
     trained = train_tiny(folder, records, recipe, seed=7)
 
     with open_tensors(trained.folder.checkpoint(2)) as file:
-        record = file.metadata_as(CheckpointMetadata)
-    assert record.name == "tiny"
-    assert record.recipe == recipe.metadata
-    assert record.data_schema == records[0].schema
-    assert (record.step, record.examples, record.seed) == (2, 32, 7)
-    assert record.training_files == records[0].patterns
-    assert record.averaged_from == ()
+        metadata = file.metadata_as(CheckpointMetadata)
+    assert metadata.name == "tiny"
+    assert metadata.recipe == recipe.metadata
+    assert metadata.data_schema == records[0].schema
+    assert (metadata.step, metadata.examples, metadata.seed) == (2, 32, 7)
+    assert metadata.training_files == records[0].patterns
+    assert metadata.averaged_from == ()
 
 
 @pytest.mark.parametrize("change", ["seed", "recipe", "records"])
@@ -539,9 +539,9 @@ def test_a_moving_average_is_kept_beside_the_checkpoints(folder, records):
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor)
-    record = record_of(trained.folder.ema)
-    assert (record.step, record.ema_decay) == (3, 0.9)
-    assert record.run == record_of(trained.folder.checkpoint(3)).run
+    metadata = metadata_of(trained.folder.ema)
+    assert (metadata.step, metadata.ema_decay) == (3, 0.9)
+    assert metadata.run == metadata_of(trained.folder.checkpoint(3)).run
 
 
 def test_training_leaves_the_callers_random_numbers_alone(folder, records):

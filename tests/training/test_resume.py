@@ -114,8 +114,8 @@ def test_ctrl_c_waits_until_a_step_is_whole(folder, records, monkeypatch):
     stopped = train_tiny(folder, records)
 
     assert (stopped.steps, stopped.is_stopped) == (1, True)
-    record, names = state_of(stopped.folder)
-    assert (record.step, record.batches, record.examples) == (1, 1, 16)
+    metadata, names = state_of(stopped.folder)
+    assert (metadata.step, metadata.batches, metadata.examples) == (1, 1, 16)
     assert "adam.exp_avg.head.gates.weight" in names
 
 
@@ -132,9 +132,9 @@ def test_a_finished_run_is_left_as_it_is(folder, records):
 
 
 def test_the_state_of_a_finished_run_has_no_tensors(folder, records):
-    record, names = state_of(train_tiny(folder, records).folder)
+    metadata, names = state_of(train_tiny(folder, records).folder)
 
-    assert record.is_finished
+    assert metadata.is_finished
     assert names == set()
 
 
