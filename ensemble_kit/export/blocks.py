@@ -5,7 +5,7 @@ one kernel when ONNX Runtime opens the file. Anything between the two prevents t
 is then converted in every run. So transposed matrices are stored as ``MatMul`` reads them, the
 factors of a batch norm go into the scales, ``Gemm`` becomes ``MatMul`` and ``Add``, and a product
 by several matrices side by side becomes several products. Every other use of a matrix, such as by a
-recurrent operator, gets it by operators that ONNX Runtime computes once, when it opens the file.
+recurrent operator, reads it from operators that ONNX Runtime computes once, at opening.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,10 +21,10 @@ FLOAT = ir.DataType.FLOAT
 
 
 class BlockMatrix(NamedTuple):
-    """A matrix in blocks that a graph is to hold.
+    """A matrix in blocks that becomes part of a graph.
 
     Attributes:
-        value: What stands for it in the graph, in the shape that the graph expects.
+        value: The input that stands for it in the graph, in the shape that the graph expects.
         whole: The whole numbers, ``(I, O)``: inputs by outputs.
         scales: ``(ceil(I / size), O)``, float16.
         block_format: Its format.
@@ -39,7 +39,7 @@ class BlockMatrix(NamedTuple):
 
 
 class _View(NamedTuple):
-    """A matrix as a node sees it: perhaps transposed, perhaps each output times a factor."""
+    """A matrix as a node reads it, possibly transposed, possibly with a factor for each output."""
 
     matrix: BlockMatrix
     is_transposed: bool
@@ -47,14 +47,14 @@ class _View(NamedTuple):
 
 
 def place_blocks(graph: ir.Graph, matrices: Sequence[BlockMatrix]) -> None:
-    """Give every use of some matrices its numbers, packed where that can be.
+    """Connect every use of the matrices to their numbers, packed where possible.
 
     A matrix that several products share is packed for none of them: ONNX Runtime would make one
     conversion for all, and run it each time.
 
     Args:
-        graph: A graph that is optimised already, so that what follows a matrix is what will be run.
-        matrices: Their values have no producer; no use of them is left afterwards.
+        graph: An optimised graph, so that the operators after a matrix are those that will be run.
+        matrices: Matrices whose values have no producer. Their values have no uses afterwards.
     """
     views = {matrix.value: _View(matrix, matrix.is_transposed) for matrix in matrices}
     _split_products(graph, views)
@@ -85,7 +85,7 @@ def _products(graph: ir.Graph, value: ir.Value, view: _View) -> Iterator[tuple[i
 
 
 def _pack(graph: ir.Graph, node: ir.Node, view: _View) -> None:
-    """Put a product by packed numbers in the place of a product."""
+    """Replace a product by one that ONNX Runtime computes from packed numbers."""
     assert node.inputs[0] is not None
     product = _like(graph, node, "MatMul", [node.inputs[0], _dequantised(graph, node, view)])
     bias = node.inputs[2] if len(node.inputs) > 2 else None
@@ -95,7 +95,7 @@ def _pack(graph: ir.Graph, node: ir.Node, view: _View) -> None:
 
 
 def _is_by_output(factor: ir.Value | None, view: _View) -> bool:
-    """Return whether each output is multiplied by a number: a row vector beside ``(I, O)``."""
+    """Return whether a factor has one number for each output: a row vector for ``(I, O)``."""
     if view.is_transposed or view.factor is not None or factor is None or factor.shape is None:
         return False
     num_outputs = _sizes(view.matrix.whole)[1]
@@ -114,7 +114,7 @@ def _is_product(node: ir.Node, index: int, view: _View) -> bool:
 
 
 def _dequantised(graph: ir.Graph, before: ir.Node, view: _View) -> ir.Value:
-    """Return the matrix as a product reads it that is to be packed."""
+    """Return the matrix as a packed product has to read it."""
     name = str(view.matrix.whole.name)
     scales = _node(graph, before, "Cast", [view.matrix.scales], f"{name}/scale/Cast", to=FLOAT)
     if view.factor is not None:
@@ -128,7 +128,7 @@ def _dequantised(graph: ir.Graph, before: ir.Node, view: _View) -> ir.Value:
 
 
 def _split_products(graph: ir.Graph, views: Mapping[ir.Value, _View]) -> None:
-    """Make of a product by matrices side by side a product by each, side by side."""
+    """Split a product by concatenated matrices into a concatenation of products by each."""
     for concat in [node for node in graph if node.op_type == "Concat"]:
         parts = [value for value in concat.inputs if value is not None and value in views]
         users = [user for user, _ in concat.outputs[0].uses()]
@@ -147,9 +147,9 @@ def _split_products(graph: ir.Graph, views: Mapping[ir.Value, _View]) -> None:
 
 
 def _converted(graph: ir.Graph, matrix: BlockMatrix) -> ir.Value:
-    """Return the matrix in float, by operators that are computed once.
+    """Return the matrix in float, from operators that are computed once.
 
-    Not by ``DequantizeLinear``, which ONNX Runtime never computes ahead.
+    ``DequantizeLinear`` would not be: ONNX Runtime never computes it when it opens a file.
     """
     name, first = str(matrix.whole.name), graph[0]
     num_inputs = _sizes(matrix.whole)[0]
@@ -172,14 +172,14 @@ def _converted(graph: ir.Graph, matrix: BlockMatrix) -> ir.Value:
 
 
 def _constant(graph: ir.Graph, name: str, array: NDArray[np.int64]) -> ir.Value:
-    """Return a constant, which all that ask for it by this name share."""
+    """Return the constant of a name, which is added to the graph on its first use."""
     if name not in graph.initializers:
         graph.register_initializer(ir.Value(name=name, const_value=ir.tensor(array, name=name)))
     return graph.initializers[name]
 
 
 def _drop_unused(graph: ir.Graph, value: ir.Value) -> None:
-    """Remove the nodes that only led from a value to products that are packed now."""
+    """Remove the nodes that led only from a value to products that are now packed."""
     for node, _ in list(value.uses()):
         for output in node.outputs:
             _drop_unused(graph, output)
@@ -190,7 +190,7 @@ def _drop_unused(graph: ir.Graph, value: ir.Value) -> None:
 def _like(
     graph: ir.Graph, node: ir.Node, operator: str, inputs: Sequence[ir.Value], **attributes: int
 ) -> ir.Value:
-    """Put an operator before a node that it does a part of; it is named as that node will be."""
+    """Insert an operator that takes over part of a node's work, and will be named as the node."""
     output = _node(graph, node, operator, inputs, "", **attributes)
     producer = output.producer()
     assert producer is not None
@@ -200,7 +200,7 @@ def _like(
 
 
 def _replace(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
-    """Put a value in the place of a node's output."""
+    """Replace the output of a node by a value, and remove the node."""
     output = node.outputs[0]
     value.name, value.shape, value.type = output.name, output.shape, output.type
     output.name = None

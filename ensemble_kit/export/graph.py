@@ -1,7 +1,7 @@
-"""A fused file's graph in ONNX. Imports ``ensemble``, ``onnx_file``, ``onnx_weights`` and below.
+"""The ONNX graph of a fused file.
 
-The graph is traced with weights that have shapes but no values (fake tensors). The fused file's own
-numbers are read while the ONNX file is written, one tensor at a time.
+The graph is traced with weights that have shapes but no values (fake tensors). The numbers of the
+fused file are read while the ONNX file is written, one tensor at a time.
 """
 
 import logging
@@ -35,7 +35,7 @@ from ensemble_kit.store.blocks import FORMATS
 from ensemble_kit.store.provenance import FusedMetadata
 from ensemble_kit.store.tensor_files import TensorFile
 
-PREFIX = "ensemble."  # what the tracer puts before the names of weights
+PREFIX = "ensemble."  # prefix that the tracer gives the weights' names
 FLOAT = onnx.TensorProto.FLOAT
 
 
@@ -44,9 +44,9 @@ class Graph(NamedTuple):
 
     Attributes:
         model: The model; its weights are inputs of the graph, so that it can be checked.
-        weights: What is to be written in their place.
+        weights: The weights to write in place of these inputs.
         draws: Uniform numbers in one draw of each member that samples at random.
-        repeats_are_free: Whether it may be given any number of draws.
+        repeats_are_free: Whether it accepts any number of draws.
     """
 
     model: onnx.ModelProto
@@ -66,7 +66,7 @@ class Graph(NamedTuple):
         return outer.SerializeToString(), graph.SerializeToString()
 
     def showing_draws(self) -> "Graph":
-        """Return the graph with the numbers that it draws among its outputs, to compare it by."""
+        """Return a copy whose outputs include the numbers that it draws, for comparisons."""
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
         for member in self.draws:
@@ -76,7 +76,7 @@ class Graph(NamedTuple):
 
 
 class _Traced(nn.Module):
-    """What is traced: the ensemble, the top k of its probabilities, and each member's share."""
+    """The traced module: an ensemble, the top k of its probabilities, and members' shares."""
 
     def __init__(self, ensemble: FusedEnsemble, top_k: int) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class _Traced(nn.Module):
         shares = self.ensemble.shares(named, num_frames, drawn)
         probabilities = self.ensemble.mix(shares)
         confidences, labels = torch.topk(probabilities, self.top_k, dim=-1)
-        # a single member's share is all there is: no output may be named twice
+        # one member's share is the result itself, and an output cannot have two names
         return probabilities, labels, confidences, *(shares if len(shares) > 1 else [])
 
 
@@ -109,13 +109,13 @@ def build_graph(
     ``probabilities`` ``(B, C)`` and the k best ``labels`` and ``confidences`` ``(B, k)``.
 
     Args:
-        file: The fused file; weights are read from it while they are written.
+        file: The fused file, which weights are read from while they are written.
         metadata: The file's metadata.
         repeats: R, draws whose probabilities are averaged.
         draw_source: ``fixed`` puts a table of uniform numbers in the file, ``(R, N)`` for each
             member that draws; ``random`` draws ``(B, R, N)`` in each run; ``input`` takes them as
             inputs ``draws_<member>``, R of which is free where every member allows it.
-        input_types: Of each modality; None takes the schema's.
+        input_types: The type of each modality's input; None takes the schema's.
     """
     types = input_types or [modality.value_type for modality in metadata.data_schema.modalities]
     with _quiet():
@@ -136,7 +136,7 @@ def build_graph(
 
 
 def top_k_of(metadata: FusedMetadata) -> int:
-    """Return how many classes the file lists for a video: the k of its GAP, at most all."""
+    """Return how many classes a file lists for a video: the k of its GAP, or all if fewer."""
     return min(metadata.top_k, metadata.data_schema.num_classes)
 
 
@@ -165,7 +165,9 @@ def _trace(
         ]
         inputs: list[Any] = [frames, torch.zeros(3, dtype=torch.int64)]
         free: list[Any] = [[{0: batch, 1: length}] * len(frames), {0: batch}]
-        if ensemble.random_names:  # an empty list of inputs would unname all dimensions
+        if (
+            ensemble.random_names
+        ):  # with an empty list of inputs, torch drops the names of all dimensions
             draws, dims = _example_draws(ensemble, draw_source, batch)
             inputs.append(draws)
             free.append([dims] * len(draws))
@@ -187,7 +189,7 @@ def _trace(
 
 
 def _foreign_graphs(ensemble: FusedEnsemble) -> dict[str, onnx.ModelProto]:
-    """Return the graphs of the foreign members by their names."""
+    """Return the graphs of the foreign members, by the members' names."""
     members = {name: ensemble.member(name) for name in ensemble.names}
     return {
         name: member.graph for name, member in members.items() if isinstance(member, ForeignModel)
@@ -195,7 +197,7 @@ def _foreign_graphs(ensemble: FusedEnsemble) -> dict[str, onnx.ModelProto]:
 
 
 def _place_foreign(model: ir.Model, ensemble: FusedEnsemble) -> None:
-    """Put foreign graphs in the place of the operators that they were traced as."""
+    """Replace the operators that stand for foreign graphs by the graphs."""
     opset = model.opset_imports[""]
     for name, proto in _foreign_graphs(ensemble).items():
         foreign = ir.from_proto(proto)
@@ -203,7 +205,7 @@ def _place_foreign(model: ir.Model, ensemble: FusedEnsemble) -> None:
             version_converter.convert_version(foreign, opset)
         prefix = f"{PREFIX}{member_prefix(name)}{WEIGHTS}"
         inline_foreign(model, foreign, name, prefix=prefix)
-        for domain, version in foreign.opset_imports.items():  # that of classical models too
+        for domain, version in foreign.opset_imports.items():  # also the domain of classical models
             model.opset_imports[domain] = max(version, model.opset_imports.get(domain, 0))
         model.opset_imports.pop(DOMAIN, None)
 
@@ -211,7 +213,7 @@ def _place_foreign(model: ir.Model, ensemble: FusedEnsemble) -> None:
 def _example_draws(
     ensemble: FusedEnsemble, draw_source: DrawSource, batch: Any
 ) -> tuple[list[Tensor], dict[int, Any]]:
-    """Return draws to trace with, for each member that draws, and which dimensions are free."""
+    """Return example draws for each member that draws, and which of their dimensions are free."""
     shape: tuple[int, ...] = (3, ensemble.repeats)
     free = {0: batch}
     if draw_source == "fixed":
@@ -223,7 +225,7 @@ def _example_draws(
 
 
 def _cells(ensemble: FusedEnsemble) -> dict[str, Literal["gru", "lstm"]]:
-    """Return the kind of every recurrent stack, by its name."""
+    """Return the kind of every recurrent stack, by the stack's name."""
     return {
         name: module.cell
         for name, module in ensemble.named_modules()
@@ -232,7 +234,7 @@ def _cells(ensemble: FusedEnsemble) -> dict[str, Literal["gru", "lstm"]]:
 
 
 def _place_draws(model: ir.Model, ensemble: FusedEnsemble, draw_source: DrawSource) -> None:
-    """Give the draws, which were traced as inputs, the place that they are to have."""
+    """Turn the draws, which were traced as inputs, into tables or operators of the graph."""
     if draw_source == "input":
         return
     graph = model.graph
@@ -254,7 +256,8 @@ def _draw_in_graph(
 ) -> None:
     """Draw ``(B, R, N)`` new uniform numbers in each run.
 
-    Not before the graph is optimised, which would let two members of one N draw the same.
+    This has to follow the optimisation of the graph, which merges equal operators: two members with
+    the same N would draw the same numbers.
     """
     member = str(value.name).removeprefix(draws_name(""))
     name = f"{member}/draws/shape"
@@ -276,7 +279,7 @@ def _draw_in_graph(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's notes to its own developers from the user's terminal."""
+    """Hide warnings of the exporter, which are meant for its developers."""
     loggers = [logging.getLogger(name) for name in ("onnxscript", "torch.onnx")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,23 +1,20 @@
-"""Imported graphs: what their matrices are, and how they become part of another graph.
-
-Imports ``foreign``.
-"""
+"""Make foreign graphs part of an exported graph."""
 
 import onnx_ir as ir
 
 from ensemble_kit.networks.foreign import DOMAIN, MEMBER, OPERATOR
 
 
-def inline_foreign(model: ir.Model, imported: ir.Model, member: str, *, prefix: str) -> None:
-    """Put an imported graph in the place of the operator that stands for it.
+def inline_foreign(model: ir.Model, foreign: ir.Model, member: str, *, prefix: str) -> None:
+    """Replace the operator that stands for a foreign graph by the graph itself.
 
     Args:
-        model: The graph with the operator; of the same opset.
-        imported: The graph; taken apart.
-        member: What the operator is marked with, and what the names of nodes then begin with.
-        prefix: What the names of its weights begin with; they become initialisers without values.
+        model: The model with the operator; its opset is that of ``foreign``.
+        foreign: The foreign model; its nodes are moved out of it.
+        member: The member's name, which marks the operator and becomes a prefix of node names.
+        prefix: Prefix of the names of its weights, which become initialisers without values.
     """
-    graph, inner = model.graph, imported.graph
+    graph, inner = model.graph, foreign.graph
     (call,) = (
         node
         for node in graph
@@ -47,7 +44,7 @@ def inline_foreign(model: ir.Model, imported: ir.Model, member: str, *, prefix: 
 
 
 def _rename(graph: ir.Graph, member: str) -> None:
-    """Put the member before every name, so that no two graphs share one."""
+    """Prefix every name with the member's, so that no two graphs share a name."""
     for value in graph.inputs:
         value.name = f"{member}/{value.name}"
     for value in list(graph.initializers.values()):

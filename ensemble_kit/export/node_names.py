@@ -1,8 +1,8 @@
-"""Names for the nodes of an exported graph: member, part and operator. Imports onnx_ir only.
+"""Names for the nodes of an exported graph: member, part and operator.
 
-The exporter calls nodes ``node_MatMul_103``, and notes which modules were being called. What it
-does not know is which member a node belongs to where several methods of one module are called, so
-that is read off the graph: a node that only one member's output depends on is that member's.
+PyTorch's exporter calls nodes ``node_MatMul_103``, and notes which modules were being called. Where
+several methods of one module are called, it does not note which member a node belongs to, so the
+graph is searched for that: a node that only one member's output depends on is that member's.
 """
 
 from collections import Counter
@@ -11,17 +11,17 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 SCOPES = "pkg.torch.onnx.name_scopes"
-SHARED, MIXTURE = "frames", "mixture"  # what no single member owns: before, and after
+SHARED, MIXTURE = "frames", "mixture"  # nodes before and after those of single members
 
 
 def name_nodes(model: ir.Model, members: Sequence[str], outputs: Sequence[ir.Value]) -> None:
-    """Call every node ``member/part/Operator``, numbered from the second of a name on.
+    """Name every node ``member/part/Operator``; later nodes of one name get a number.
 
     Args:
-        model: The graph; the exporter's notes of source lines, a kilobyte a node with paths of the
-            machine, are dropped.
+        model: The graph. The exporter's notes are removed: they take a kilobyte for each node, and
+            hold paths of this machine.
         members: The members' names.
-        outputs: A value of each member that only its own nodes and shared ones lead to.
+        outputs: One value of each member, which only its own nodes and shared ones lead to.
     """
     owners = _owners(members, outputs)
     parts: dict[ir.Node | None, tuple[int, str]] = {}
@@ -42,7 +42,7 @@ def name_nodes(model: ir.Model, members: Sequence[str], outputs: Sequence[ir.Val
 
 
 def _owners(members: Sequence[str], outputs: Sequence[ir.Value]) -> dict[ir.Node, list[str]]:
-    """Return the members whose outputs depend on a node."""
+    """Return, for each node, the members whose outputs depend on it."""
     owners: dict[ir.Node, list[str]] = {}
     for member, output in zip(members, outputs, strict=True):
         waiting = [output]
@@ -70,7 +70,7 @@ def _part(node: ir.Node) -> str:
 
 
 def _part_before(node: ir.Node, parts: Mapping[ir.Node | None, tuple[int, str]]) -> str:
-    """Return the part that the latest of a node's inputs comes from: work goes on there."""
+    """Return the part that computes the latest of a node's inputs, which the node continues."""
     producers = [value.producer() for value in node.inputs if value is not None]
     known = [parts[producer] for producer in producers if producer in parts]
     return max((found for found in known if found[1]), default=(0, ""))[1]

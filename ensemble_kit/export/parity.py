@@ -1,4 +1,4 @@
-"""Whether an ONNX file computes what its fused file does."""
+"""Compare an exported ONNX file with the fused file that it was made from."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,15 +20,15 @@ from ensemble_kit.store.blocks import FORMATS
 from ensemble_kit.store.provenance import FusedMetadata, OnnxMetadata, SharesMetadata
 from ensemble_kit.store.tensor_files import TensorFile
 
-TOLERANCE = 1e-5  # float32 in another order of sums, over thousands of terms
+TOLERANCE = 1e-5  # for float32 sums of thousands of terms, added in another order
 SIZES = ((1, 1), (3, 7), (2, 11))  # videos and frames of the batches that are compared
 Draws: TypeAlias = Mapping[str, Tensor]
-Frames: TypeAlias = tuple[dict[str, Tensor], Tensor]  # of each modality, and how many there are
+Frames: TypeAlias = tuple[dict[str, Tensor], Tensor]  # the frames of each modality, and num_frames
 Run: TypeAlias = tuple[np.ndarray[Any, Any], Draws]
 
 
 class Difference(NamedTuple):
-    """The largest difference of any probability, and the batch that it was found on."""
+    """The largest difference of any probability, and the size of the batch that it is from."""
 
     size: float
     videos: int
@@ -36,16 +36,16 @@ class Difference(NamedTuple):
 
     @property
     def is_allowed(self) -> bool:
-        """Whether it is what another order of sums may bring; NaN never is."""
+        """Whether another order of sums explains the difference; NaN is never allowed."""
         return self.size <= TOLERANCE
 
 
 class Parity(NamedTuple):
-    """What a comparison with PyTorch found.
+    """The result of a comparison with PyTorch.
 
     Attributes:
         exact: With products summed in float32.
-        shipped: As the file is run; None where that is no different.
+        shipped: As ``OnnxEnsemble`` runs the file by default; None where that is the same.
         shares: How the stored numbers are used when the file is run.
     """
 
@@ -60,9 +60,8 @@ def compare(path: Path, metadata: OnnxMetadata, file: TensorFile) -> Parity:
     Only one of the two is in memory at a time.
 
     Args:
-        path: The ONNX file. Its draws are a table in it or an input, or else it must have them
-            among its outputs.
-        metadata: What it says of itself.
+        path: The ONNX file. If it draws in the graph, its draws must be among its outputs.
+        metadata: The file's metadata.
         file: The fused file that it was exported from; one member at a time is loaded.
 
     Raises:
@@ -71,7 +70,7 @@ def compare(path: Path, metadata: OnnxMetadata, file: TensorFile) -> Parity:
     schema = served_schema(metadata)
     batches = [example_frames(schema, *size) for size in SIZES]
     counts = counts_of(path, metadata)
-    # no float32 copy of every weight, nor room for one
+    # These settings keep no float32 copy of the weights, and no memory for one.
     ensemble = OnnxEnsemble(path, low_memory=True, keep_memory=False, is_exact=True)
     runs = [_run(ensemble, metadata, *batch) for batch in batches]
     if ensemble.computes == "packed":
@@ -115,7 +114,7 @@ def _largest(differences: Sequence[Difference]) -> Difference:
 def _run_as_shipped(
     path: Path, metadata: OnnxMetadata, batches: Sequence[Frames], counts: Mapping[str, int]
 ) -> tuple[list[Run], SharesMetadata]:
-    """Run a file as ``OnnxEnsemble`` runs it unless it is told otherwise."""
+    """Run a file with the default settings of ``OnnxEnsemble``."""
     with tempfile.TemporaryDirectory() as folder:
         ensemble = OnnxEnsemble(path, keep_memory=False, profile=Path(folder) / "run")
         runs = [_run(ensemble, metadata, *batch) for batch in batches]
@@ -123,7 +122,7 @@ def _run_as_shipped(
 
 
 def served_schema(metadata: OnnxMetadata) -> Schema:
-    """Return the schema of a file with the value types of its inputs."""
+    """Return a file's schema, with the value types that the file's inputs have."""
     modalities = tuple(
         modality.model_copy(update={"value_type": metadata.input_types[modality.name]})
         for modality in metadata.data_schema.modalities
@@ -134,7 +133,7 @@ def served_schema(metadata: OnnxMetadata) -> Schema:
 def _run(
     ensemble: OnnxEnsemble, metadata: OnnxMetadata, frames: Mapping[str, Tensor], num_frames: Tensor
 ) -> Run:
-    """Return ONNX Runtime's probabilities, and the draws of each member that they are of."""
+    """Return ONNX Runtime's probabilities, and the draws that each member used."""
     arrays = {name: values.numpy() for name, values in frames.items()}
     if metadata.draw_source != "random":
         draws = {

@@ -1,4 +1,4 @@
-"""How ONNX Runtime computes with the numbers of an exported file, seen in a run of it."""
+"""How ONNX Runtime uses the numbers of an exported file, read from the profile of a run."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ CONVERSIONS = frozenset({"Cast", "DequantizeLinear", "Gather", "Mul", "Transpose
 
 
 def counts_of(path: Path, metadata: OnnxMetadata) -> dict[str, int]:
-    """Return how many numbers each weight of a file has, by its name."""
+    """Return the number of values in each weight of a file, by the weight's name."""
     prefixes = tuple(member_prefix(member.name) for member in metadata.members)
     return {
         tensor.name: prod(tensor.shape)
@@ -29,7 +29,7 @@ def shares_of_run(profile: Path, counts: Mapping[str, int]) -> SharesMetadata:
     """Return the shares from ONNX Runtime's profile of a session's runs.
 
     Args:
-        profile: The file that the session has written.
+        profile: The file that the session wrote.
         counts: From ``counts_of``.
     """
     events = json.loads(profile.read_text(encoding="utf-8"))
@@ -54,7 +54,7 @@ def shares_of_run(profile: Path, counts: Mapping[str, int]) -> SharesMetadata:
 
 
 def shares_of_types(metadata: OnnxMetadata, counts: Iterable[int]) -> SharesMetadata:
-    """Return the shares of a file without blocks, as ``OnnxEnsemble`` opens it."""
+    """Return the shares of a file without blocks, as ``OnnxEnsemble`` opens it by default."""
     assert metadata.dtype not in FORMATS
     total = sum(counts)
     is_converted = metadata.dtype != "fp32"
@@ -67,7 +67,7 @@ def shares_of_types(metadata: OnnxMetadata, counts: Iterable[int]) -> SharesMeta
 
 
 def _matrix_size(args: Mapping[str, Any]) -> int:
-    """Return inputs times outputs of a packed product, from the shapes in its event."""
+    """Return inputs times outputs of a packed product, from the shapes in the event."""
     (left,) = args["input_type_shape"][0].values()
     (output,) = args["output_type_shape"][0].values()
     return int(left[-1]) * int(output[-1])

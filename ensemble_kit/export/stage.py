@@ -53,9 +53,9 @@ from ensemble_kit.store.selection_file import SelectionMetadata, read_selection
 from ensemble_kit.store.size_limit import refuse_size
 from ensemble_kit.store.tensor_files import TensorFile, open_tensors
 
-LARGEST_FILE = 2**31 - 1  # protobuf's limit of a message
-PROOF_BYTES = 1024  # kept free for the proof, which is added to a file that passed it
-REPORT_IT = "Report this as a fault of ensemble-kit; nothing was written."
+LARGEST_FILE = 2**31 - 1  # protobuf's limit for a message
+PROOF_BYTES = 1024  # reserved for the proof, which is added to a file after it has passed
+REPORT_IT = "Report this as a bug in ensemble-kit; nothing was written."
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,12 @@ class ExportedFile:
     """An ONNX file that has passed its proofs.
 
     Attributes:
-        path: Where it lies.
-        num_bytes: What all files take that are needed to run it.
-        max_size: The limit that they fit.
-        repeats: Draws that it averages.
-        proof: What was measured before it was kept.
-        card: The model card; None where another ``README.md`` was left as it is.
+        path: The file.
+        num_bytes: The size of all files that are needed to run it.
+        max_size: The size limit, in bytes.
+        repeats: The number of draws that it averages.
+        proof: The measurements that it passed.
+        card: The model card; None where another ``README.md`` was left unchanged.
     """
 
     path: Path
@@ -109,15 +109,16 @@ def export_onnx(
             different for each member, so that the same input gives the same output in any batch.
             ``random``: new numbers in each run. ``input``: ``(B, R, N)`` for each member, inputs
             of the graph; R is free unless a pooling takes repeats one by one, as gated BoF does.
-        input_type: Of every modality: ``uint8`` as records store it, dequantised in the graph, or
-            ``float32``; None takes the schema's.
-        low_memory: Whether weights lie in a file of their own beside it, to be mapped.
-        triton: A folder to lay out as a model repository of NVIDIA Triton.
-        max_size: The most bytes that all files needed to run may have.
-        records: Validation records to measure GAP on, of a file that computes from packed numbers:
-            as it is run, and with the same weights in float32.
-        max_gap_loss: The most GAP that the first may be below the second.
-        force: Whether existing files may be replaced; of a ``README.md`` only a model card is.
+        input_type: The type of every modality's input: ``uint8`` as records store it, dequantised
+            in the graph, or ``float32``; None takes the schema's.
+        low_memory: Whether weights go into a second file beside it, which is memory-mapped.
+        triton: The folder in which to write a model repository for NVIDIA Triton.
+        max_size: Maximum size of all files that are needed to run it, in bytes.
+        records: Validation records. If the file computes from packed numbers, GAP is measured on
+            them as the file is run, and with the same weights in float32.
+        max_gap_loss: How far the first GAP may be below the second.
+        force: Whether existing files may be replaced. A ``README.md`` is replaced only if it is a
+            model card.
 
     Raises:
         CheckpointError: ``fused`` is missing, damaged or of another kind.
@@ -172,7 +173,7 @@ def export_onnx(
 
 
 def _selection_of(fused: Path, metadata: FusedMetadata) -> SelectionMetadata | None:
-    """Return the selection that a file was fused from, if it still lies where it lay."""
+    """Return the selection that a file was fused from, if it is still there and unchanged."""
     if metadata.selection is None:
         return None
     path = fused.parent / metadata.selection.path
@@ -189,7 +190,7 @@ def _describe(
     draw_source: DrawSource,
     input_types: dict[str, InputType],
 ) -> OnnxMetadata:
-    """Return what a file of one piece is to say of itself."""
+    """Return the metadata of a file that holds its own weights and is not proved yet."""
     return OnnxMetadata(
         kit_version=__version__,
         dtype=fused.dtype,
@@ -210,10 +211,10 @@ def _describe(
 
 @contextmanager
 def _written_beside(path: Path, weights: Sequence[Weight]) -> Iterator[tuple[list[bytes], str]]:
-    """Write weights into a file of their own, which goes again if the block fails.
+    """Write weights into a second file, which is removed again if the block fails.
 
     Yields:
-        What the model's file refers to them by, and the SHA-256 of theirs.
+        The references to them for the model's file, and the SHA-256 of the second file.
     """
     was_there = path.exists()
     with written_aside(path, force=True) as aside:
@@ -227,7 +228,7 @@ def _written_beside(path: Path, weights: Sequence[Weight]) -> Iterator[tuple[lis
 
 
 def _drop_stale(output: Path, metadata: OnnxMetadata) -> None:
-    """Remove the weights of files that were in the output's place before."""
+    """Remove second files of weights that earlier exports to this path wrote."""
     needed = metadata.files(output)
     for path in output.parent.glob(f"{glob.escape(output.name)}.{'[0-9a-f]' * 12}.data"):
         if path not in needed:
@@ -279,7 +280,7 @@ def _refuse_size(
 
 
 def _check_graph(graph: Graph, output: Path) -> None:
-    """Run onnx's checker on the graph; what it checks of weights is their types and shapes."""
+    """Run onnx's checker on the graph; of the weights it sees only types and shapes."""
     try:
         onnx.checker.check_model(graph.model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -290,7 +291,7 @@ def _check_graph(graph: Graph, output: Path) -> None:
 
 
 def _check_weights(path: Path, metadata: OnnxMetadata, output: Path) -> None:
-    """Look at the type of every stored weight: a Cast computed too early would double the file."""
+    """Check the type of every stored weight: a Cast computed too early would double the file."""
     prefixes = tuple(member_prefix(member.name) for member in metadata.members)
     for tensor in read_tensors(path):
         is_scale = tensor.name.endswith(SCALE)
@@ -304,7 +305,7 @@ def _check_weights(path: Path, metadata: OnnxMetadata, output: Path) -> None:
 
 
 def _prove(path: Path, metadata: OnnxMetadata, file: TensorFile, output: Path) -> ProofMetadata:
-    """Compare the file with PyTorch; return what was found."""
+    """Compare the file with PyTorch, and return the measurements."""
     try:
         parity = compare(path, metadata, file)
     except ProviderError as error:
@@ -316,7 +317,7 @@ def _prove(path: Path, metadata: OnnxMetadata, file: TensorFile, output: Path) -
     if not worst.is_allowed:
         raise ExportError(
             f"{output}: ONNX Runtime's probabilities differ by {worst.size:.2g} from PyTorch's on "
-            f"{worst.videos} videos of {worst.frames} frames; at most {TOLERANCE:.0e} may be.",
+            f"{worst.videos} videos of {worst.frames} frames; the tolerance is {TOLERANCE:.0e}.",
             hint=REPORT_IT,
         )
     return ProofMetadata(

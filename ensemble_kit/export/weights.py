@@ -1,6 +1,6 @@
 """The weights of an ONNX graph, from a fused file.
 
-Weights stay in the type of the fused file, with a Cast to float32 after each, because ONNX
+Weights keep the type that the fused file stores, and a Cast to float32 follows each, because ONNX
 Runtime's CPU provider has no bfloat16 arithmetic (microsoft/onnxruntime #28768). It computes the
 Casts once when it opens the file, unless that is switched off. For matrices in blocks see
 ``ensemble_kit.export.blocks``.
@@ -26,7 +26,7 @@ from ensemble_kit.store.dtypes import BY_NAME
 from ensemble_kit.store.tensor_files import TensorFile
 
 SCALE_TYPE = BY_NAME["fp16"].onnx_number
-ARRANGED = ".onnx."  # in the name of a recurrent stack's weight that is in ONNX's order
+ARRANGED = ".onnx."  # in the names of a recurrent stack's weights that are in ONNX's order
 
 
 class _Source(NamedTuple):
@@ -57,10 +57,10 @@ class _BlockSource(NamedTuple):
 
     Attributes:
         source: The tensor.
-        shape: Of the matrix in the fused file.
+        shape: Shape of the matrix in the fused file.
         block_format: Its format.
-        data_type: What ONNX calls the type of the whole numbers.
-        is_transposed: Whether the fused file has outputs by inputs; the ONNX file never has.
+        data_type: ONNX's number for the type of the whole numbers.
+        is_transposed: Whether the fused file stores outputs by inputs; the ONNX file never does.
     """
 
     source: _Source
@@ -71,7 +71,7 @@ class _BlockSource(NamedTuple):
 
     @classmethod
     def of(cls, source: _Source, shape: tuple[int, ...]) -> "_BlockSource":
-        """Describe a matrix by what the fused file says of it."""
+        """Describe a matrix from its entries in the fused file."""
         file, name = source.file, source.names[0]
         dtype: Dtype = "int8" if file.specs[name].dtype == "I8" else "int4"
         block_format = FORMATS[dtype]
@@ -108,17 +108,17 @@ def attach_weights(
     *,
     prefix: str,
 ) -> tuple[list[Weight], list[BlockMatrix]]:
-    """Make every initialiser that a fused file holds an input of the graph, for now.
+    """Turn every initialiser whose values a fused file holds into an input of the graph.
 
     Args:
-        model: A graph whose initialisers have no values; the fused file's lose their prefix.
+        model: A graph whose initialisers have no values; their names lose the prefix.
         file: The fused file, open for as long as the weights may be read.
-        cells: The kind of every recurrent stack by its name in the file.
-        prefix: What the graph puts before names of the file.
+        cells: The kind of every recurrent stack, by the name of the stack in the file.
+        prefix: What the graph's names have before the file's.
 
     Returns:
-        The initialisers to be written in place of the inputs, in the graph's order; and the
-        matrices in blocks, which ``place_blocks`` is to place when the graph is optimised.
+        The initialisers to write in place of the inputs, in the graph's order; and the matrices in
+        blocks, which ``place_blocks`` places after the graph is optimised.
     """
     graph = model.graph
     weights: list[Weight] = []
@@ -128,7 +128,7 @@ def attach_weights(
         name = str(value.name).removeprefix(prefix)
         source = _source(file, cells, name)
         if source is None:
-            continue  # a constant of the tracer's, which has a value
+            continue  # a constant of the tracer, which has a value
         assert value.shape is not None
         shape = tuple(value.shape.numpy())
         del graph.initializers[str(value.name)]
@@ -152,7 +152,10 @@ def attach_weights(
         if current.dtype != ir.DataType.FLOAT:
             casts.append(ir.node("Cast", [current], attributes={"to": ir.DataType.FLOAT}))
             casts[-1].name, current = f"{name}/Cast", casts[-1].outputs[0]
-        if value.dtype not in (None, ir.DataType.FLOAT):  # what an imported graph computes in
+        if value.dtype not in (
+            None,
+            ir.DataType.FLOAT,
+        ):  # the type that a foreign graph computes in
             casts.append(ir.node("Cast", [current], attributes={"to": value.dtype}))
             casts[-1].name, current = f"{name}/Cast_2", casts[-1].outputs[0]
         if current.producer() is not None:

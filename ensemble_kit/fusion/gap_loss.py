@@ -1,6 +1,6 @@
-"""What an ensemble loses on records when its weights are rounded.
+"""What rounding an ensemble's weights changes, measured on records.
 
-Imports ``loading`` and below. One member at a time is in memory, exact or rounded.
+One member at a time is in memory, exact or rounded.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ from ensemble_kit.networks.member import MemberModel
 from ensemble_kit.networks.running import runner
 from ensemble_kit.progress import progress
 
-BLOCK_BYTES = 2**28  # of records and probabilities that wait while members are loaded in turn
+BLOCK_BYTES = 2**28  # of records and probabilities held while members are loaded in turn
 Rows = NDArray[np.float32]
 
 
@@ -30,14 +30,14 @@ class Forms(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """What rounding did to an ensemble.
+    """What rounding changed in an ensemble.
 
     Attributes:
         worst_change: The largest change of any probability.
         mean_change: The mean change of a probability, up or down.
         gap_before: GAP@k of the exact members on records; None where there were none.
-        gap_after: The same of the rounded ones.
-        num_videos: Records that both were measured on.
+        gap_after: GAP@k of the rounded members on the same records.
+        num_videos: The number of videos that both were measured on.
     """
 
     worst_change: float
@@ -74,7 +74,7 @@ def loss_on(records: Records, members: Sequence[Forms], *, k: int) -> Loss:
 def _mixed(
     block: Sequence[Batch], members: Sequence[tuple[str, float, Callable[[], MemberModel]]]
 ) -> list[Rows]:
-    """Return the mixed probabilities of each batch; one member after another is loaded."""
+    """Return the mixed probabilities of each batch; members are loaded one after another."""
     mixed: list[Any] = [0.0] * len(block)
     for name, coefficient, load in members:
         model = load()

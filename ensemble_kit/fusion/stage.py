@@ -46,14 +46,15 @@ class FusedFile:
     """A fused file that has passed its proofs.
 
     Attributes:
-        path: Where it lies.
+        path: The file.
         num_bytes: Its size.
-        max_size: The limit it fits.
+        max_size: The size limit, in bytes.
         members: The members' names.
-        loss: What rounding the weights changed: on the records that were given, or else on a few
-            made-up frames.
-        coarse: In fp16, tensors whose numbers are so near 0 that bf16 would lose less of them.
-        mixing: How the members are mixed; ``given`` by coefficients that nothing has chosen.
+        loss: What rounding the weights changed: on the given records, or else on a few synthetic
+            frames.
+        coarse: Tensors that fp16 stores less accurately than bf16 would, because their numbers are
+            so near 0.
+        mixing: How the members are mixed; ``given`` if the user gave the coefficients.
     """
 
     path: Path
@@ -86,9 +87,9 @@ def fuse(
         selection: A ``selection.json``.
         output: The file to write.
         dtype: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``int4``.
-        max_size: The most bytes the file may have.
+        max_size: Maximum file size, in bytes.
         records: Validation records to measure GAP on before and after rounding.
-        max_gap_loss: The most GAP that rounding may cost on them.
+        max_gap_loss: How far rounding may lower GAP on them.
         force: Whether an existing file may be replaced.
 
     Raises:
@@ -153,13 +154,13 @@ def _open_members(
             kind = "predictions without a model" if member.model is None else member.model.kind
             raise FusionError(
                 f"{selection}: member {member.name} is {kind}; only checkpoints and "
-                "imported models can be fused.",
+                "foreign models can be fused.",
                 hint="Select again without it.",
             )
         if not re.fullmatch(RUN_NAME, member.name):
             raise FusionError(
                 f"{selection}: {shown(member.name)} cannot name a member of a graph.",
-                hint="Make the selection again with `ensemble-kit select`.",
+                hint="Select again with `ensemble-kit select`.",
             )
         path = selection.parent / member.model.file.path
         if not isfile(path):
@@ -171,7 +172,7 @@ def _open_members(
         if digest != member.model.file.sha256:
             raise FusionError(
                 f"{path} has changed since member {member.name} was selected.",
-                hint="Predict and select again, so that the selection is of what is fused.",
+                hint="Predict and select again, so that the selection describes what is fused.",
             )
         file = stack.enter_context(open_tensors(path))
         metadata = member_file_metadata(file)
@@ -234,8 +235,9 @@ def _prove(aside: Path, members: Sequence[Member], metadata: FusedMetadata, outp
             if not difference <= TOLERANCE:
                 raise FusionError(
                     f"{output}: member {name} differs by {difference:.2g} from "
-                    f"{member.file.path} rounded to {metadata.dtype}; {TOLERANCE:.0e} may be.",
-                    hint="Report this as a fault of ensemble-kit; nothing was written.",
+                    f"{member.file.path} rounded to {metadata.dtype}; "
+                    f"the tolerance is {TOLERANCE:.0e}.",
+                    hint="Report this as a bug in ensemble-kit; nothing was written.",
                 )
             change = change + coefficient * (again - exact)
     change = change.abs()
@@ -264,7 +266,7 @@ def _measure(
         raise FusionError(
             f"{output}: in {metadata.dtype} GAP@{k} falls by "
             f"{loss.gap_before - loss.gap_after:.4f}, from {loss.gap_before:.4f} to "
-            f"{loss.gap_after:.4f} on {loss.num_videos:,} videos; {max_gap_loss:g} may be lost.",
+            f"{loss.gap_after:.4f} on {loss.num_videos:,} videos; the limit is {max_gap_loss:g}.",
             hint="Fuse with another --dtype, or raise --max-gap-loss.",
         )
     return loss

@@ -1,7 +1,4 @@
-"""The weights of a fused file, rounded as they are written.
-
-Imports ``loading``, ``onnx_imported`` and ``storage``.
-"""
+"""The weights of a fused file, rounded as they are written."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -24,8 +21,8 @@ class Member(NamedTuple):
     """A member that is to be fused.
 
     Attributes:
-        metadata: What the fused file says of it.
-        file: Its checkpoint or imported file, open.
+        metadata: The member's entry in the fused file's metadata.
+        file: Its checkpoint or foreign model, open.
         axes: The matrices of its products, from ``product_axes``.
     """
 
@@ -38,7 +35,7 @@ class RoundedTensors:
     """The tensors of a member's file as they are after rounding, floating ones in float32.
 
     Args:
-        file: The checkpoint or imported file.
+        file: The checkpoint or foreign model.
         dtype: The type that they are rounded to.
         axes: The matrices of products, from ``product_axes``.
     """
@@ -88,7 +85,7 @@ class FusedWeights:
         return Stored(whole, scales, FORMATS[self._dtype]).tensors()[""]
 
     def _specs_of(self, full: str, spec: TensorSpec) -> dict[str, TensorSpec]:
-        """Return what is stored of a tensor; of a matrix in blocks the scales are found here."""
+        """Return what is stored for a tensor; this computes the scales of a matrix in blocks."""
         block_format = FORMATS.get(self._dtype)
         if spec.dtype not in FLOATING:
             return {full: spec}

@@ -1,6 +1,6 @@
 """Round matrices to blocks of whole numbers with a scale each.
 
-What the numbers become on disk stands in ``ensemble_kit.store.blocks``.
+``ensemble_kit.store.blocks`` describes the bytes on disk.
 """
 
 from collections.abc import Iterator
@@ -11,22 +11,29 @@ from torch.nn.functional import pad
 
 from ensemble_kit.store.blocks import BlockFormat
 
-CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8)  # on normal numbers 41 of them would win 1 % more
-MIN_VALUES = 4096  # a smaller matrix saves less than its risk is worth
+CLIPS = (
+    1.0,
+    0.95,
+    0.9,
+    0.85,
+    0.8,
+)  # on normally distributed numbers, 41 of them gain only 1 % more
+MIN_VALUES = 4096  # a smaller matrix saves too little to be worth the risk
 MAX_LOST_BLOCKS = 0.01
-# The share of a block's numbers that may become 0. Of normal numbers 1 % and 14 % do; one that is
-# ten times as large as the others takes them to 8 % and 80 %.
+# The largest share of a block's numbers that may become 0. In normally distributed blocks 1 %
+# (int8) and 14 % (int4) do; one number ten times as large as the others makes that 8 % and 80 %.
 MAX_ZEROS = {127: 0.125, 7: 0.5}
 MAX_SCALE = torch.finfo(torch.float16).max
-CHUNK = 2**18  # numbers at a time, so that they stay in a processor's cache
+CHUNK = 2**18  # numbers at a time, so that they fit a processor's cache
 
 
 def fits_blocks(matrix: Tensor, output_axis: int, block_format: BlockFormat) -> bool:
-    """Return whether rounding to blocks keeps what a matrix says.
+    """Return whether a matrix can be rounded to blocks without losing too much.
 
-    Too small a matrix does not fit, nor one of which more than 1 % of the blocks are lost: all but
-    their largest numbers become 0. Each block counts the same, whatever its size, so that neither
-    large numbers nor large blocks hide what becomes of the others. NaN and infinity never fit.
+    A small matrix does not fit, nor does one that loses more than 1 % of its blocks. A block is
+    lost if so many of its numbers become 0 that little more than its largest are left. All blocks
+    count the same, so that neither large numbers nor large blocks hide the loss of others. A matrix
+    with NaN or infinity never fits.
 
     Args:
         matrix: ``(R, C)``, floating point.
@@ -37,7 +44,7 @@ def fits_blocks(matrix: Tensor, output_axis: int, block_format: BlockFormat) -> 
         return False
     num_lost = num_blocks = 0
     for _, values, dim in _chunks(matrix, output_axis, block_format.size):
-        # of bf16, so that a matrix which stayed in bf16 once is not asked again with another result
+        # as bf16, so that a matrix that was kept in bf16 is not judged differently the next time
         values = values.bfloat16().float()
         largest = values.abs().amax(dim, keepdim=True)
         if not bool((largest <= MAX_SCALE * block_format.largest).all()):  # False with NaN too
@@ -56,7 +63,7 @@ def round_to_blocks(
 ) -> tuple[Tensor, Tensor]:
     """Round a matrix to whole numbers times a scale for each block.
 
-    Rounding what has been rounded finds the same scales and changes nothing.
+    Rounding a rounded matrix again finds the same scales and changes nothing.
 
     Args:
         matrix: ``(R, C)``, floating point; see ``fits_blocks``.
@@ -73,9 +80,9 @@ def round_to_blocks(
 def block_scales(matrix: Tensor, output_axis: int, block_format: BlockFormat) -> Tensor:
     """Return the scale of each block that gives the least squared error.
 
-    Scales differ in the size at which they clip the block's largest numbers. They are rounded down
-    to float16, so that a block's largest number always becomes the largest whole number, by which
-    the scale can be found again.
+    The scales that are tried clip a block's largest numbers at different sizes. They are rounded
+    down to float16, so that a block's largest number always becomes the largest whole number, from
+    which the same scale is found again.
     """
     scales = torch.empty(block_format.scales_shape(tuple(matrix.shape), output_axis)).half()
     for rows, values, dim in _chunks(matrix, output_axis, block_format.size):
@@ -133,10 +140,10 @@ def _search(values: Tensor, dim: int, block_format: BlockFormat) -> Tensor:
 
 
 def _scales(largest: Tensor, clip: float, block_format: BlockFormat) -> Tensor:
-    """Return float16 numbers, as float32, of which ``largest * clip`` has ``largest`` steps."""
+    """Return ``largest * clip / block_format.largest``, rounded down to float16, as float32."""
     exact = largest * clip / block_format.largest
     nearest = exact.half()
-    # a float16 above 0 is the whole number of its bits, so that the next one below has one less
+    # positive float16 numbers are ordered as their bits, so the next one below is one less
     below = (nearest.view(torch.int16) - 1).view(torch.float16)
     return torch.where(nearest.float() > exact, below, nearest).float()
 
@@ -155,7 +162,7 @@ def _chunks(matrix: Tensor, output_axis: int, size: int) -> Iterator[tuple[slice
     """Yield some rows, their numbers as float32 blocks, and the dimension along a block.
 
     Blocks are ``(num, size, C)`` along rows and ``(rows, num, size)`` along columns; the last one
-    of an output is filled up with zeros.
+    of an output is padded with zeros.
     """
     step = size if output_axis == 1 else 1
     for rows in _rows(matrix, step):

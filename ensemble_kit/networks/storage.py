@@ -1,7 +1,7 @@
-"""The precisions that weights are stored in, and what each loses.
+"""Round tensors to the precisions that weights are stored in, and measure the error.
 
 fp32, fp16 and bf16 store every floating tensor in that type. int8 and int4 store the matrices of
-products in blocks of whole numbers with a scale each, and all else in bf16.
+products in blocks of whole numbers with a scale each, and everything else in bf16.
 """
 
 from collections.abc import Iterator
@@ -23,9 +23,9 @@ class Stored(NamedTuple):
     """A tensor as it is stored.
 
     Attributes:
-        values: Whole numbers, int8, where there are scales; else any type.
-        scales: Those of a matrix in blocks, float16.
-        block_format: Its format.
+        values: Whole numbers, int8, for a matrix in blocks; any type for other tensors.
+        scales: The scales of a matrix in blocks, float16; None for other tensors.
+        block_format: The format of a matrix in blocks; None for other tensors.
     """
 
     values: Tensor
@@ -33,13 +33,13 @@ class Stored(NamedTuple):
     block_format: BlockFormat | None = None
 
     def restored(self) -> Tensor:
-        """Return what the stored numbers stand for, floating ones in float32."""
+        """Return the tensor that the stored numbers stand for; floating numbers in float32."""
         if self.scales is not None and self.block_format is not None:
             return restore_blocks(self.values, self.scales, self.block_format)
         return self.values.float() if self.values.is_floating_point() else self.values
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what a file holds, by what follows the tensor's name."""
+        """Return the tensors that a file stores, by their suffixes to the tensor's name."""
         if self.scales is None or self.block_format is None:
             return {"": self.values}
         packed = torch.from_numpy(pack(self.values.numpy(), self.block_format))
@@ -47,21 +47,21 @@ class Stored(NamedTuple):
 
 
 def torch_type(stored: StorageType) -> torch.dtype:
-    """Return torch's type of stored numbers."""
+    """Return torch's dtype for a storage type."""
     dtype: torch.dtype = getattr(torch, stored.numpy)
     return dtype
 
 
 def round_to(tensor: Tensor, dtype: Dtype, *, output_axis: int | None = None) -> Stored:
-    """Round a tensor to the precision it is to be stored in; only floating ones change.
+    """Round a floating tensor to a precision; other tensors stay as they are.
 
-    Rounding what has been rounded changes nothing.
+    Rounding a rounded tensor again changes nothing.
 
     Args:
         tensor: Any shape.
         dtype: The precision.
-        output_axis: Which dimension of a product's matrix counts the outputs; None for all else,
-            which int8 and int4 keep in bf16, as they do matrices that do not fit into blocks.
+        output_axis: Which dimension of a product's matrix counts the outputs; None for other
+            tensors. int8 and int4 keep those in bf16, and matrices that do not fit into blocks.
     """
     if not tensor.is_floating_point():
         return Stored(tensor)
@@ -81,9 +81,9 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def relative_error(exact: Tensor, rounded: Tensor) -> float:
-    """Return the mean change of a number as a share of the mean size of one; 0 for zeros.
+    """Return the mean absolute change, divided by the mean absolute value; 0 for zeros.
 
-    Not of squares, which a few large numbers would rule whatever became of the others.
+    Squares would not do: a few large numbers would decide them, whatever happened to the others.
     """
     change, size = 0.0, 0.0
     for rows in _chunks(exact):
@@ -94,7 +94,7 @@ def relative_error(exact: Tensor, rounded: Tensor) -> float:
 
 
 def _chunks(tensor: Tensor) -> Iterator[slice | EllipsisType]:
-    """Yield slices of the first dimension, so that no copy of a large tensor is ever made."""
+    """Yield slices of the first dimension, so that a large tensor is never copied whole."""
     if tensor.ndim == 0:
         yield ...
         return

@@ -1,6 +1,6 @@
 """Run an exported ensemble.
 
-No torch, no records: this is all that a server needs beside the ONNX file.
+It needs neither torch nor records: a server needs this module, what it imports, and the ONNX file.
 """
 
 from collections.abc import Mapping
@@ -20,14 +20,14 @@ from ensemble_kit.serving.opening import open_session
 from ensemble_kit.store.blocks import FORMATS
 
 METADATA_PREFIX = "ensemble_kit."
-# Settings of a session: how packed products are summed, and whether there are to be none
+# Settings of a session: how packed products are summed, and whether products are packed at all
 ACCURACY_LEVEL, EXACT, FAST = "session.qdq_matmulnbits_accuracy_level", "1", "4"
 NO_PACKED_PRODUCTS = "session.disable_quant_qdq"
 OUTPUTS = ("probabilities", "labels", "confidences")
 
 
 class Tags(NamedTuple):
-    """What an ensemble says of B videos.
+    """An ensemble's results for B videos.
 
     Attributes:
         probabilities: ``(B, C)``, float32 in [0, 1].
@@ -45,30 +45,30 @@ class OnnxEnsemble:
 
     Args:
         path: The ``.onnx`` file.
-        device: ``cpu`` or ``cuda``. ONNX Runtime falls back to the CPU in silence where CUDA's
-            libraries are missing; this class refuses that.
-        low_memory: Whether weights stay in memory as they are stored, mapped from their own file
-            where they have one, and are converted in each run. That opens faster and takes half of
-            the memory, and each run takes longer. Matrices in blocks stay as they are stored in
-            any case, and the few numbers beside them are converted once. None: as the file was
-            exported.
-        keep_memory: Whether a run's memory is kept for the next, up to the most that any has
-            needed. Otherwise it is given back: with ``low_memory`` hardly any stays, and runs of
-            few videos take twice as long.
+        device: ``cpu`` or ``cuda``. ONNX Runtime silently falls back to the CPU where CUDA's
+            libraries are missing; this class raises an error instead.
+        low_memory: Whether weights stay in memory as they are stored, mapped from the second file
+            if there is one, and are converted in each run. The file then opens faster and takes
+            half the memory, but each run takes longer. Matrices in blocks always stay as they are
+            stored, and the few other numbers are then converted once. None takes the setting that
+            the file was exported with.
+        keep_memory: Whether a run's memory is kept for the next run. Otherwise it is freed: with
+            ``low_memory`` hardly any is held between runs, but runs of few videos take twice as
+            long.
         computes: ``packed`` computes products from the matrices in blocks that a file in int8 or
             int4 has; ``float32`` converts them once, while the file is opened, which takes up to
-            eight times the memory. None takes ``packed`` where the file has blocks: it was the
-            faster at every batch size measured, up to 128 videos, on a processor with VNNI.
-            Without, measure both.
+            eight times the memory. None takes ``packed`` where the file has blocks: on a processor
+            with VNNI it was faster at every measured batch size, up to 128 videos. On a processor
+            without VNNI, measure both.
         is_exact: Whether packed products are summed in float32. Otherwise their inputs are rounded
             to 8 bits, in blocks too, which is several times as fast.
-        profile: What the name of a file begins with to which ONNX Runtime writes a profile of all
-            runs when ``session.end_profiling()`` is called.
+        profile: Prefix of the name of a file. ONNX Runtime writes a profile of all runs to it when
+            ``session.end_profiling()`` is called.
 
     Attributes:
-        computes: What it took: ``packed`` or ``float32``.
+        computes: What products are computed from: ``packed`` or ``float32``.
         provider: The execution provider that the session really got.
-        metadata: What the file says of itself: members, label names, hashes, repeats.
+        metadata: The file's metadata as text: members, label names, hashes, repeats.
         inputs: The names of all inputs.
         session: The session of ONNX Runtime.
 
@@ -102,8 +102,8 @@ class OnnxEnsemble:
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
-        # Batches come in any shape, and a plan of memory is kept for each: half a file's size more
-        # at three shapes, and no faster.
+        # ONNX Runtime would keep a plan of memory for each shape of batch: after three shapes, that
+        # took half the file's size more and was no faster.
         options.enable_mem_pattern = False
         self._name = str(path)
         self.session = open_session(
@@ -119,7 +119,7 @@ class OnnxEnsemble:
         if "data_schema" not in self.metadata:
             raise no_metadata(path)
         self.inputs = tuple(value.name for value in self.session.get_inputs())
-        self._draws = {  # the member whose numbers an input is, and the shape (batch, R, N)
+        self._draws = {  # by input: the member that it is for, and its shape (batch, R, N)
             value.name: (value.name.removeprefix(draws_name("")), value.shape)
             for value in self.session.get_inputs()
             if value.name.startswith(draws_name(""))
@@ -139,10 +139,10 @@ class OnnxEnsemble:
             frames: ``(B, T, D)`` for each modality, in the type the file was exported for: uint8
                 as stored in records, or float32.
             num_frames: ``(B,)``, integers; frames from there on are padding.
-            repeats: R, how many draws to average; None: as many as it was exported with. Only a
-                file whose draws are an input can change it.
+            repeats: R, how many draws to average; None takes the number that the file was exported
+                with. Only a file whose draws are inputs accepts another number.
             draws: For such a file ``(B, R, N)`` uniform numbers in [0, 1) for each member that
-                draws; None takes the first R rows of the tables that other files hold.
+                draws; None takes the first R rows of the tables that ``fixed`` files hold.
 
         Raises:
             ValueError: An input is missing, unknown, empty, or of another type, shape or range
@@ -179,8 +179,8 @@ class OnnxEnsemble:
 
 
 def _properties(path: Path) -> dict[str, str]:
-    """Return what a file says of itself, before it is opened."""
-    with suppress(ExportError):  # which ONNX Runtime will put in its own words
+    """Return a file's metadata as text, without opening a session."""
+    with suppress(ExportError):  # ONNX Runtime reports the problem when the session is opened
         return _without_prefix(read_properties(path))
     return {}
 

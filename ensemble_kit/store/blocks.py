@@ -1,7 +1,7 @@
-"""Matrices in blocks of whole numbers with a scale each: what their bytes are in a fused file.
+"""Matrices in blocks of whole numbers with a scale each, and their bytes in a fused file.
 
 A matrix of a product has I inputs and O outputs. The numbers of one output are cut, in the order of
-the inputs, into blocks of 128 (``int8``) or 32 (``int4``); the last block has what is left. A fused
+the inputs, into blocks of 128 (``int8``) or 32 (``int4``); the last block has the rest. A fused
 file holds such a matrix ``NAME``, of R rows and C columns, as two tensors:
 
 ``NAME``
@@ -17,10 +17,10 @@ file holds such a matrix ``NAME``, of R rows and C columns, as two tensors:
 ``NAME.block_scale``
     Type F16, little-endian, row after row: the scale of every block, finite and not negative. Its
     shape is that of the matrix with the inputs counted in blocks: (ceil(R / size), C) where rows
-    are inputs, ``x W``, and (R, ceil(C / size)) where columns are, ``x W^T``. So the shape tells
-    which they are.
+    are inputs, ``x W``, and (R, ceil(C / size)) where columns are, ``x W^T``. So the shape shows
+    which of the two it is.
 
-The matrix is each whole number times the scale of its block, computed in float32. The bytes of
+The matrix is each whole number multiplied by the scale of its block, in float32. The bytes of
 ``NAME`` are those of ONNX's INT8 and INT4 tensors of shape (R, C).
 """
 

@@ -158,7 +158,7 @@ def test_a_member_that_was_trained_on_is_refused(runner, selected, own_workspace
     assert result.exit_code == 1
     assert result.stderr == (
         "Error: ensemble/../runs/bag/averaged.safetensors has changed since member bag was "
-        "selected.\nPredict and select again, so that the selection is of what is fused.\n"
+        "selected.\nPredict and select again, so that the selection describes what is fused.\n"
     )
 
 

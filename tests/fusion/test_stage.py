@@ -31,7 +31,7 @@ from ensemble_kit.store.provenance import CheckpointMetadata, FusedMetadata
 from ensemble_kit.store.selection_file import read_selection, write_selection
 from ensemble_kit.store.tensor_files import open_tensors, save_tensors
 
-REPORT_IT = "Report this as a fault of ensemble-kit; nothing was written."
+REPORT_IT = "Report this as a bug in ensemble-kit; nothing was written."
 
 
 @pytest.fixture
@@ -259,7 +259,7 @@ def test_a_changed_member_is_refused(members, tmp_path):
 
     assert refused(FusionError, selection, tmp_path / "out.safetensors") == (
         f"{members['rnn']} has changed since member rnn was selected.\n"
-        "Predict and select again, so that the selection is of what is fused."
+        "Predict and select again, so that the selection describes what is fused."
     )
 
 
@@ -285,7 +285,7 @@ def test_a_member_that_is_no_checkpoint_is_refused(kind, members, tmp_path):
 
     assert refused(FusionError, selection, tmp_path / "out.safetensors") == (
         f"{selection}: member vlad is {kind or 'predictions without a model'}; only checkpoints "
-        "and imported models can be fused.\n"
+        "and foreign models can be fused.\n"
         "Select again without it."
     )
 
@@ -400,8 +400,8 @@ def test_more_loss_than_was_allowed_is_refused(selection, workspace, tmp_path, m
     message = refused(FusionError, selection, output, dtype="int8", records=records)
 
     assert message == (
-        f"{output}: in int8 GAP@20 falls by 0.0012, from 0.4073 to 0.4061 on 1,234 videos; 0.001 "
-        "may be lost.\n"
+        f"{output}: in int8 GAP@20 falls by 0.0012, from 0.4073 to 0.4061 on 1,234 videos; the "
+        "limit is 0.001.\n"
         "Fuse with another --dtype, or raise --max-gap-loss."
     )
     assert fuse(selection, output, records=records, max_gap_loss=0.0013).loss == found
@@ -450,7 +450,7 @@ def test_a_file_that_differs_from_its_members_is_not_kept(members, tmp_path, mon
     start = f"{tmp_path / 'out.safetensors'}: member rnn differs by 0."
     assert fault.startswith(start)
     assert fault.removeprefix(start).lstrip("0123456789") == (
-        f" from {members['rnn']} rounded to bf16; 1e-06 may be."
+        f" from {members['rnn']} rounded to bf16; the tolerance is 1e-06."
     )
     assert hint == REPORT_IT
 
