@@ -9,8 +9,7 @@ less, but the point of this kit is one file.
 So the outer fields are written and read here in protobuf's wire format, and each weight passes
 through memory once, between fields that are known beforehand. That is possible because a length
 stands before each message, and the length of a tensor follows from its type and shape. Field
-numbers are those of ``onnx.proto``; the wire format is
-https://protobuf.dev/programming-guides/encoding. Readers of ONNX see an ordinary model.
+numbers are those of ``onnx.proto``. Readers of ONNX see an ordinary model.
 
 The last field of a file is a property with the SHA-256 of all bytes before it, so that a damaged
 file can be recognised without another file to compare it with. Protobuf allows fields in any order,
@@ -30,19 +29,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_kit.errors import ExportError
+from ensemble_kit.serving.protobuf import (
+    DamagedError,
+    Place,
+    fields,
+    head_of,
+    number_field,
+    pair_field,
+    read_pair,
+    read_text,
+    read_varints,
+    text_field,
+)
 from ensemble_kit.store.dtypes import BY_ONNX
 
 OPSET = 20  # of ONNX's operators that exported files are written in
 BLOCK_OPSET = 21  # the first with matrices in blocks
 MODEL_GRAPH, MODEL_PROPERTY, GRAPH_INITIALIZER = 7, 14, 5
 DIMS, DATA_TYPE, NAME, RAW_DATA, EXTERNAL_DATA, DATA_LOCATION = 1, 2, 8, 9, 13, 14
-KEY, VALUE = 1, 2  # of a property, and of an entry of external data
-VARINT, BYTES = 0, 2
-FIXED_SIZES = {1: 8, 5: 4}
 CONTENT_SHA256 = "ensemble_kit.content_sha256"
 PAGE = 4096  # tensors in a separate file begin at multiples of this, so that they can be mapped
 CHUNK = 2**22
-Place = tuple[int, int]  # where some bytes of a file begin and end
 
 
 class Weight(NamedTuple):
@@ -111,11 +118,11 @@ def write_onnx(
     """
     heads = []
     for index, weight in enumerate(weights):
-        head = b"".join(_number(DIMS, size) for size in weight.shape)
-        head += _number(DATA_TYPE, weight.data_type) + _text(NAME, weight.name)
+        head = b"".join(number_field(DIMS, size) for size in weight.shape)
+        head += number_field(DATA_TYPE, weight.data_type) + text_field(NAME, weight.name)
         held = weight.num_bytes if references is None else 0
-        head += _opening(RAW_DATA, held) if references is None else references[index]
-        heads.append(_opening(GRAPH_INITIALIZER, len(head) + held) + head)
+        head += head_of(RAW_DATA, held) if references is None else references[index]
+        heads.append(head_of(GRAPH_INITIALIZER, len(head) + held) + head)
     outside = references is not None
     size = len(graph) + sum(map(len, heads))
     size += 0 if outside else sum(weight.num_bytes for weight in weights)
@@ -126,7 +133,7 @@ def write_onnx(
             digest.update(data)
             file.write(data)
 
-        write(model + _opening(MODEL_GRAPH, size) + graph)
+        write(model + head_of(MODEL_GRAPH, size) + graph)
         for head, weight in zip(heads, weights, strict=True):
             write(head)
             if not outside:
@@ -167,8 +174,8 @@ def write_beside(path: Path, weights: Sequence[Weight], *, location: str) -> lis
         for weight in weights:
             file.write(b"\0" * (-file.tell() % PAGE))
             place = {"location": location, "offset": file.tell(), "length": weight.num_bytes}
-            entries = (_pair(EXTERNAL_DATA, key, str(value)) for key, value in place.items())
-            references.append(b"".join(entries) + _number(DATA_LOCATION, 1))
+            entries = (pair_field(EXTERNAL_DATA, key, str(value)) for key, value in place.items())
+            references.append(b"".join(entries) + number_field(DATA_LOCATION, 1))
             _copy(weight, file.write)
     return references
 
@@ -185,40 +192,11 @@ def _copy(weight: Weight, write: Callable[[memoryview], object]) -> None:
         write(values[start : start + CHUNK].data)
 
 
-def _varint(number: int) -> bytes:
-    encoded = bytearray()
-    while number >= 0x80:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*encoded, number])
-
-
-def _number(field: int, number: int) -> bytes:
-    return _varint(field << 3 | VARINT) + _varint(number)
-
-
-def _opening(field: int, size: int) -> bytes:
-    return _varint(field << 3 | BYTES) + _varint(size)
-
-
-def _text(field: int, text: str) -> bytes:
-    return _opening(field, len(text.encode())) + text.encode()
-
-
-def _pair(field: int, key: str, value: str) -> bytes:
-    entry = _text(KEY, key) + _text(VALUE, value)
-    return _opening(field, len(entry)) + entry
-
-
 def _property(key: str, value: str) -> bytes:
-    return _pair(MODEL_PROPERTY, key, value)
+    return pair_field(MODEL_PROPERTY, key, value)
 
 
 # Reading
-
-
-class _DamagedError(Exception):
-    """A field does not fit into what it is a part of."""
 
 
 def read_tensors(path: Path) -> list[StoredTensor]:
@@ -228,12 +206,12 @@ def read_tensors(path: Path) -> list[StoredTensor]:
         ExportError: The file is not a whole ONNX file, or says that values lie outside of its
             folder or beyond the end of the file that holds them.
     """
-    with _opened(path) as (file, size):
+    with opened(path) as (file, size):
         return [
             _stored(path, file, tensor)
-            for field, graph in _fields(file, (0, size))
+            for field, graph in fields(file, (0, size))
             if field == MODEL_GRAPH and isinstance(graph, tuple)
-            for inner, tensor in _fields(file, graph)
+            for inner, tensor in fields(file, graph)
             if inner == GRAPH_INITIALIZER and isinstance(tensor, tuple)
         ]
 
@@ -254,10 +232,10 @@ def read_properties(path: Path) -> dict[str, str]:
     Raises:
         ExportError: The file is not a whole ONNX file.
     """
-    with _opened(path) as (file, size):
+    with opened(path) as (file, size):
         return dict(
-            _read_pair(file, place)
-            for field, place in _fields(file, (0, size))
+            read_pair(file, place)
+            for field, place in fields(file, (0, size))
             if field == MODEL_PROPERTY and isinstance(place, tuple)
         )
 
@@ -280,11 +258,12 @@ def is_whole(path: Path) -> bool:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a file to read fields from; what goes wrong is an error of the export."""
     try:
         with path.open("rb") as file:
             yield file, path.stat().st_size
-    except (OSError, UnicodeDecodeError, _DamagedError) as error:
+    except (OSError, UnicodeDecodeError, DamagedError) as error:
         reason = error.strerror if isinstance(error, OSError) else "its fields do not add up"
         raise ExportError(
             f"{path} is not a whole ONNX file: {reason}.",
@@ -292,62 +271,11 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         ) from error
 
 
-def _fields(file: BinaryIO, place: Place) -> Iterator[tuple[int, int | Place]]:
-    """Yield a message's fields: their number, and what it is or where its bytes lie."""
-    position, stop = place
-    while position < stop:
-        tag, position = _read_varint(file, position, stop)
-        field, wire = tag >> 3, tag & 7
-        if wire == VARINT:
-            number, position = _read_varint(file, position, stop)
-            yield field, number
-            continue
-        if wire == BYTES:
-            length, position = _read_varint(file, position, stop)
-        else:
-            length = FIXED_SIZES.get(wire, stop)  # other wires there are none
-        if position + length > stop:
-            raise _DamagedError
-        yield field, (position, position + length)
-        position += length
-
-
-def _read_varint(file: BinaryIO, position: int, stop: int) -> tuple[int, int]:
-    file.seek(position)
-    number = 0
-    for index, byte in enumerate(file.read(min(10, stop - position))):
-        number |= (byte & 0x7F) << (7 * index)
-        if byte < 0x80:
-            return number, position + index + 1
-    raise _DamagedError
-
-
-def _read_varints(file: BinaryIO, place: Place) -> Iterator[int]:
-    position, stop = place
-    while position < stop:
-        number, position = _read_varint(file, position, stop)
-        yield number
-
-
-def _read_text(file: BinaryIO, place: Place) -> str:
-    file.seek(place[0])
-    return file.read(place[1] - place[0]).decode()
-
-
-def _read_pair(file: BinaryIO, place: Place) -> tuple[str, str]:
-    found = {
-        field: _read_text(file, text)
-        for field, text in _fields(file, place)
-        if isinstance(text, tuple)
-    }
-    return found.get(KEY, ""), found.get(VALUE, "")
-
-
 def _stored(path: Path, file: BinaryIO, place: Place) -> StoredTensor:
     shape: list[int] = []
     name, type_name, known, held = "", "UNDEFINED", None, None
     outside: dict[str, str] = {}
-    for field, value in _fields(file, place):
+    for field, value in fields(file, place):
         if isinstance(value, int):
             if field == DIMS:
                 shape.append(value)
@@ -355,11 +283,11 @@ def _stored(path: Path, file: BinaryIO, place: Place) -> StoredTensor:
                 known = BY_ONNX.get(value)
                 type_name = known.onnx if known else f"type {value}"
         elif field == DIMS:  # one field of all, as other tools write them
-            shape += _read_varints(file, value)
+            shape += read_varints(file, value)
         elif field == NAME:
-            name = _read_text(file, value)
+            name = read_text(file, value)
         elif field == EXTERNAL_DATA:
-            key, text = _read_pair(file, value)
+            key, text = read_pair(file, value)
             outside[key] = text
         elif field == RAW_DATA:
             held = value[1] - value[0]
@@ -367,7 +295,7 @@ def _stored(path: Path, file: BinaryIO, place: Place) -> StoredTensor:
     if outside:
         _require_beside(path, name, outside, num_bytes)
     elif held is not None and known and held != num_bytes:
-        raise _DamagedError
+        raise DamagedError
     return StoredTensor(name, type_name, tuple(shape), num_bytes, outside.get("location"))
 
 

@@ -5,6 +5,7 @@ It needs neither torch nor records: a server needs this module, what it imports,
 
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from ensemble_kit.choices import DEVICE, Computes, Device
 from ensemble_kit.draws import draw_numbers, draws_name
 from ensemble_kit.errors import ExportError, ProviderError
 from ensemble_kit.serving.inputs import checked_feed, run_session
+from ensemble_kit.serving.mapping import FOLDER, mapped_model
 from ensemble_kit.serving.onnx_file import read_properties
 from ensemble_kit.serving.opening import open_session
 from ensemble_kit.store.blocks import FORMATS
@@ -106,14 +108,7 @@ class OnnxEnsemble:
         # took half the file's size more and was no faster.
         options.enable_mem_pattern = False
         self._name = str(path)
-        self.session = open_session(
-            path,
-            device=device,
-            name=str(path),
-            hint="Export the file again, or copy it again from where it is whole.",
-            options=options,
-            is_folding=has_blocks or not low_memory,
-        )
+        self.session = _open(Path(path), device, options, has_blocks or not low_memory)
         self.provider: str = self.session.get_providers()[0]
         self.metadata = _without_prefix(self.session.get_modelmeta().custom_metadata_map)
         if "data_schema" not in self.metadata:
@@ -176,6 +171,31 @@ class OnnxEnsemble:
             table = draw_numbers(member, repeats=count, num_frames=shape[2])
             feed[name] = np.broadcast_to(table, (batch_size, *table.shape))
         return feed
+
+
+def _open(
+    path: Path, device: Device, options: onnxruntime.SessionOptions, is_folding: bool
+) -> onnxruntime.InferenceSession:
+    """Open a file with its weights mapped, or as ONNX Runtime opens any where that fails."""
+    open_model = partial(
+        open_session,
+        device=device,
+        name=str(path),
+        hint="Export the file again, or copy it again from where it is whole.",
+        options=options,
+        is_folding=is_folding,
+    )
+    real = path.resolve()  # ONNX Runtime follows no link out of a model's folder
+    options.add_session_config_entry(FOLDER, str(real.parent))
+    try:
+        return open_model(mapped_model(real))
+    except ExportError:
+        pass  # which ONNX Runtime will put in its own words
+    except ProviderError as error:
+        if error.__cause__ is None:  # opened, but not on the device
+            raise
+        # before 1.21 ONNX Runtime does not know the setting
+    return open_model(path)
 
 
 def _properties(path: Path) -> dict[str, str]:
