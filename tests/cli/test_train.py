@@ -13,11 +13,16 @@ from workspace_fixture import MEMBERS, TRAINING
 
 from ensemble_kit.cli import main
 from ensemble_kit.data.dataset import Records
+from ensemble_kit.interrupts import signals_interrupt
 from ensemble_kit.recipes import reading
 from ensemble_kit.store.provenance import CheckpointMetadata
 from ensemble_kit.store.tensor_files import open_tensors
 
 SHORT = ["--set", "training.max_steps=2"]
+LONG = [
+    "--set", "training.max_steps=10_000_000", "--set", "training.checkpoint_every=20",
+    "--name", "long",
+]  # fmt: skip
 
 
 def metadata_of(path):
@@ -316,8 +321,7 @@ def test_skipped_records_are_counted_at_the_end(runner, own_workspace):
 @pytest.fixture
 def process(own_workspace):
     """A real process that trains for longer than any test waits."""
-    options = ["--set", "training.max_steps=10_000_000", "--set", "training.checkpoint_every=20"]
-    words = ["train", "recipes/mean.toml", *TRAINING[:2], *options, "--name", "long"]
+    words = ["train", "recipes/mean.toml", *TRAINING[:2], *LONG]
     process = subprocess.Popen(
         [sys.executable, "-m", "ensemble_kit", *words],
         stdout=subprocess.PIPE,
@@ -331,11 +335,8 @@ def process(own_workspace):
     process.communicate()
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-)
-def test_a_signal_leaves_a_run_that_average_and_predict_accept(
-    number, code, process, runner, own_workspace
+def test_a_signal_to_a_process_leaves_a_run_that_average_and_predict_accept(
+    process, runner, own_workspace
 ):
     run = own_workspace.path / "runs" / "long"
     until = time.monotonic() + 60
@@ -344,17 +345,41 @@ def test_a_signal_leaves_a_run_that_average_and_predict_accept(
         assert time.monotonic() < until
         time.sleep(0.02)
 
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     stdout, stderr = process.communicate(timeout=30)
 
-    assert (process.returncode, stdout) == (code, "")
+    assert (process.returncode, stdout) == (143, "")
+    assert "Traceback" not in stderr
+    require_usable(runner, run, stderr)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_so_does_every_other_signal(number, code, runner, own_workspace, monkeypatch):
+    whole = Records.training_batches
+
+    def training_batches(*arguments, **options):
+        for step, batch in enumerate(whole(*arguments, **options)):
+            if step == 65:
+                signal.raise_signal(number)
+            yield batch
+
+    monkeypatch.setattr(Records, "training_batches", training_batches)
+
+    with signals_interrupt():  # as every command runs
+        result = runner.invoke(main, ["train", "recipes/mean.toml", *TRAINING[:2], *LONG])
+
+    assert (result.exit_code, result.stdout) == (code, "")
+    require_usable(runner, own_workspace.path / "runs" / "long", result.stderr)
+
+
+def require_usable(runner, run, stderr):
+    """Require that a run was stopped in an orderly way, and that the next commands take it."""
     said = re.search(
         r"runs/long: stopped at step (\d+); the same command resumes it\.\n"
         r"Use its checkpoints so far with `ensemble-kit average runs/long`\.\n\Z",
         stderr,
     )
     assert said, stderr
-    assert "Traceback" not in stderr
     last = max(run.glob("checkpoints/*"))
     assert last.name == f"step-{int(said[1]):08d}.safetensors"
     assert not (run / "averaged.safetensors").exists()
