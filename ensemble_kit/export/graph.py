@@ -21,6 +21,7 @@ from ensemble_kit._version import __version__
 from ensemble_kit.choices import DRAW_SOURCE, DrawSource, InputType
 from ensemble_kit.draws import draws_name
 from ensemble_kit.export.blocks import place_blocks
+from ensemble_kit.export.guards import refuse_empty_inputs
 from ensemble_kit.export.inlining import inline_foreign
 from ensemble_kit.export.node_names import name_nodes
 from ensemble_kit.export.weights import attach_weights
@@ -128,6 +129,8 @@ def build_graph(
         name_nodes(model, ensemble.names, shares)
         del model.graph.outputs[len(OUTPUTS) :]
         _place_draws(model, ensemble, draw_source)
+        held = {weight.name for weight in weights}  # which are inputs too, for now
+        refuse_empty_inputs([each for each in model.graph.inputs if each.name not in held], model)
     model.graph.name = "ensemble"
     model.producer_name, model.producer_version = "ensemble-kit", __version__
     draws = {name: getattr(ensemble, draws_name(name)).shape[1] for name in ensemble.random_names}

@@ -77,7 +77,11 @@ class LoadedModel:
         self._run = run
 
     def probabilities(self, batch: Batch) -> np.ndarray[Any, Any]:
-        """Return the probability of every class, ``(B, C)`` float32, for a batch of records."""
+        """Return the probability of every class, ``(B, C)`` float32, for a batch of records.
+
+        Raises:
+            ValueError: The batch holds no videos or no frames.
+        """
         return self._run(batch)
 
     def measure(self, records: Records, *, k: int = 20) -> Metrics:

@@ -43,6 +43,17 @@ def to_torch(batch: Batch, device: str) -> tuple[dict[str, Tensor], Tensor]:
     return frames, torch.from_numpy(batch.num_frames).to(device)
 
 
+def refuse_nothing(batch: Batch) -> None:
+    """Raise ``ValueError`` for a batch of no videos or no frames.
+
+    ONNX Runtime's recurrent operators, which foreign models may have, end the process on one.
+    """
+    for name, frames in batch.frames.items():
+        for size, noun in zip(frames.shape, ("videos", "frames"), strict=False):
+            if size < 1:
+                raise ValueError(f"frames[{name!r}] holds 0 {noun}; at least 1 is needed")
+
+
 def runner(
     model: Callable[..., Tensor], draws: Tensor | None, device: str
 ) -> Callable[[Batch], np.ndarray[Any, Any]]:
@@ -57,6 +68,7 @@ def runner(
 
     @torch.inference_mode()
     def run(batch: Batch) -> np.ndarray[Any, Any]:
+        refuse_nothing(batch)
         probabilities: Tensor = model(*to_torch(batch, device), *extra)
         return probabilities.float().cpu().numpy()
 

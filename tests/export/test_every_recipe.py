@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from builders import stir, tiny_frames, tiny_schema
+from plain_session import NOTHING, REFUSED, plain_answers
 from workspace_fixture import write_selection_of
 
 from ensemble_kit.cli import main
@@ -398,3 +399,4 @@ def compare_with_onnx_runtime(names, schema, tmp_path, rng):
         ours = session.run(arrays, num_frames.numpy()).probabilities
         # a member's own difference of 1e-5 is its share of the mixture's
         np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5 * share)
+    assert plain_answers(exported, NOTHING) == [REFUSED] * len(NOTHING)

@@ -318,7 +318,7 @@ def test_nodes_are_called_by_member_part_and_operator(exported):
     assert len(set(names)) == len(names) > 100
     weights = tuple(tensor.name for tensor in graph.initializer)
     first = {name.split("/")[0] for name in names if not name.startswith(weights)}
-    assert first == {*MEMBERS, "frames", "mixture"}
+    assert first == {*MEMBERS, "frames", "mixture", "no_videos_or_no_frames"}
     assert {
         "rnn/pooling.rgb/GRU", "rnn/pooling.rgb/GRU_2", "vlad/pooling.audio/Softmax",
         "vlad/gating/Sigmoid", "bag/head/Softmax", "mixture/TopK", "frames/Cast",

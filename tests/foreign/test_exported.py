@@ -13,6 +13,7 @@ from foreign_kinds import (
     weights,
 )
 from foreign_models import dequantised, parsed_model, sigmoid
+from plain_session import NOTHING, REFUSED, plain_answers
 from workspace_fixture import write_selection_of
 
 from ensemble_kit import export_onnx, fuse, import_onnx
@@ -25,6 +26,13 @@ from ensemble_kit.store.provenance import FileMetadata, ModelMetadata
 from ensemble_kit.store.tensor_files import open_tensors
 from ensemble_kit.verification import verify
 
+RECURRENT = """
+   counts = Cast <to = 6> (n)
+   steps = Transpose <perm = [1, 0, 2]> (x)
+   states, state = RNN <hidden_size = 4> (steps, into, within, , counts)
+   zero = Constant <value_ints = [0]> ()
+   pooled = Squeeze (state, zero)
+"""
 COEFFICIENTS = {"classical": 0.5, "last": 0.25, "transposed": 0.25}
 
 
@@ -118,3 +126,18 @@ def test_a_video_longer_than_a_members_table_is_an_error(exported):
         OnnxEnsemble(exported).run(stored, np.array([301]))
 
     assert str(caught.value).startswith(f"ONNX Runtime cannot run {exported} on 1 video: ")
+
+
+def test_a_recurrent_member_refuses_no_videos_and_no_frames(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "convert_in_child", convert)
+    matrices = {"into": np.eye(WIDTH, dtype=np.float32)[None], "within": np.ones((1, 4, 4), "f4")}
+    inputs = f"float[b, t, {WIDTH}] x, int64[b] n"
+    model = parsed_model(inputs, RECURRENT + HEAD, exact() | matrices, 17, "float[b, 3] p")
+    (tmp_path / "rnn.onnx").write_bytes(model.SerializeToString())
+    options = {"schema": SCHEMA, "name": "rnn", "inputs": {"rgb": "x"}, "num_frames": "n"}
+    member = import_onnx(tmp_path / "rnn.onnx", tmp_path / "rnn.safetensors", **options)
+    write_selection_of(tmp_path / "selection.json", {"rnn": member.path}, {"rnn": 1.0})
+    fuse(tmp_path / "selection.json", tmp_path / "fused.safetensors")
+    exported = export_onnx(tmp_path / "fused.safetensors", tmp_path / "ensemble.onnx").path
+
+    assert plain_answers(exported, [*NOTHING, [2, 2, 3]]) == [REFUSED] * 5 + ["ran (2, 3)"]

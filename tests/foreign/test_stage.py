@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -126,6 +127,11 @@ def test_a_module_that_torch_exported_reads_joint_bytes_a_mask_and_a_fixed_lengt
             torch_model, np.concatenate([video["rgb"], video["audio"]], axis=1)
         )
         np.testing.assert_allclose(found[row], expected, atol=1e-5)
+    for size, noun in (((0, 4), "videos"), ((2, 0), "frames")):
+        frames = {name: values[: size[0], : size[1]] for name, values in batch.frames.items()}
+        empty = replace(batch, frames=frames, num_frames=batch.num_frames[: size[0]])
+        with pytest.raises(ValueError, match=rf"^frames\['rgb'\] holds 0 {noun}; at least 1 is "):
+            load(file.path).probabilities(empty)
 
 
 def test_the_file_holds_weights_a_graph_without_them_and_the_mapping(tmp_path):
