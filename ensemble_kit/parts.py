@@ -9,12 +9,20 @@ from ensemble_kit.layers.protocols import (
     Fusion,
     Gating,
     Head,
+    Model,
     PartError,
     Sampling,
     SequencePooling,
     SetPooling,
 )
-from ensemble_kit.recipes.tables import HeadTable, PartTable, PerModality, PoolingTable, Size
+from ensemble_kit.recipes.tables import (
+    HeadTable,
+    ModelTable,
+    PartTable,
+    PerModality,
+    PoolingTable,
+    Size,
+)
 
 __all__ = [
     "BatchNorm",
@@ -22,6 +30,8 @@ __all__ = [
     "Gating",
     "Head",
     "HeadTable",
+    "Model",
+    "ModelTable",
     "PartError",
     "PartTable",
     "PerModality",

@@ -4,7 +4,7 @@ Each raises ``AssertionError`` with what does not hold. They belong in the tests
 that brings the part; see examples/own_pooling.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -18,7 +18,14 @@ from ensemble_kit.data.synthetic import synthesize
 from ensemble_kit.export import export_onnx
 from ensemble_kit.fusion import fuse
 from ensemble_kit.layers.frame_preparation import mark_frames
-from ensemble_kit.layers.protocols import Gating, Head, Sampling, SequencePooling, SetPooling
+from ensemble_kit.layers.protocols import (
+    Gating,
+    Head,
+    Model,
+    Sampling,
+    SequencePooling,
+    SetPooling,
+)
 from ensemble_kit.pipeline import train
 from ensemble_kit.recipes.reading import load_recipe
 from ensemble_kit.selection import select
@@ -138,6 +145,37 @@ def check_head(head: Head, *, num_features: int, num_classes: int) -> None:
         "regularised returns a tensor that is no parameter of the head."
     )
     _require_gradients(module, lambda: head(features))
+
+
+def check_model(model: Model, *, widths: Mapping[str, int], num_classes: int) -> None:
+    """Check a whole model: probabilities of every class, padding, no frames, gradients.
+
+    Args:
+        model: The part, an ``nn.Module``; it is left in evaluation mode.
+        widths: D of each modality, by name.
+        num_classes: C.
+
+    Raises:
+        AssertionError: It is not what ``Model`` describes.
+    """
+    module = _module(model).eval()
+    rng = torch.Generator().manual_seed(0)
+    frames = {
+        name: torch.randn(len(LENGTHS), max(LENGTHS), width, generator=rng)
+        for name, width in widths.items()
+    }
+    lengths = torch.tensor(LENGTHS)
+    with torch.no_grad():
+        probabilities = model(frames, lengths)
+        _require_shape(probabilities, (len(LENGTHS), num_classes), "the model")
+        for video, length in enumerate(LENGTHS):
+            own = {name: values[video : video + 1, :length] for name, values in frames.items()}
+            alone = model(own, lengths[video : video + 1])
+            _require_equal(alone[0], probabilities[video], "without the padding")
+        nothing = model(frames, torch.zeros_like(lengths))
+    assert nothing.isfinite().all(), "A video of no frames gives numbers that are not finite."
+    assert bool(((probabilities >= 0) & (probabilities <= 1)).all()), "Not all are within [0, 1]."
+    _require_gradients(module, lambda: model(frames, lengths))
 
 
 def check_sampling(sampling: Sampling) -> None:

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.files import written_aside
-from ensemble_kit.networks.sub_model import measure_recipe
+from ensemble_kit.networks.building import measure_recipe
 from ensemble_kit.recipes.reading import Recipe, load_recipe
 
 COMMAND = (sys.executable, "-c", "from ensemble_kit.cli import main; main()")

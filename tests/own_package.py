@@ -6,7 +6,7 @@ SOURCE = '''
 import torch
 from torch import nn
 
-from ensemble_kit.parts import HeadTable, PartError, PartTable, PoolingTable, Size
+from ensemble_kit.parts import HeadTable, ModelTable, PartError, PartTable, PoolingTable, Size
 
 
 class First(nn.Module):
@@ -106,14 +106,41 @@ class Softmax(nn.Module):
         return [self.linear.weight]
 
 
+class Whole(nn.Module):
+    """Attention over the frames of all modalities, and a linear layer for each class."""
+
+    class Table(ModelTable):
+        size: Size
+        classes_too_many: int = 0
+
+    def __init__(self, *, widths, num_classes, size, classes_too_many):
+        super().__init__()
+        self.embed = nn.Linear(sum(widths.values()), size)
+        self.attention = nn.MultiheadAttention(size, 2, batch_first=True)
+        self.output = nn.Linear(size, num_classes + classes_too_many)
+
+    def forward(self, frames, num_frames):
+        embedded = self.embed(torch.cat(list(frames.values()), dim=-1))
+        length = embedded.shape[1]
+        is_frame = torch.arange(length, device=num_frames.device) < num_frames.unsqueeze(1)
+        mask = ~(is_frame | (torch.arange(length) == 0))  # the first stays, also where none is
+        attended, _ = self.attention(
+            embedded, embedded, embedded, key_padding_mask=mask, need_weights=False
+        )
+        weights = is_frame.unsqueeze(-1).to(attended.dtype)
+        mean = (attended * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)
+        return self.output(mean).sigmoid()
+
+    def regularised(self):
+        return [self.output.weight]
+
+
 class Lame(nn.Module):
     """No pooling."""
 
     def describe(self, frames, row_weights):
         return (frames,)
 
-
-raise_on_import = None
 '''
 PARTS = {
     "first": "First",
@@ -122,6 +149,7 @@ PARTS = {
     "sum": "Sum",
     "scale": "Scale",
     "softmax": "Softmax",
+    "whole": "Whole",
     "lame": "Lame",
     "absent": "Absent",
 }

@@ -16,9 +16,9 @@ from ensemble_kit.averaging.recalibration import recalibrate
 from ensemble_kit.data.dataset import Batch, Records
 from ensemble_kit.errors import CheckpointError, InputError
 from ensemble_kit.files import sha256_of
-from ensemble_kit.networks.loading import build_sub_model
+from ensemble_kit.networks.building import TrainedModel
+from ensemble_kit.networks.loading import build_trained
 from ensemble_kit.networks.running import measure, runner
-from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.store.provenance import BatchNormSource, CheckpointMetadata, FileMetadata
 from ensemble_kit.store.tensor_files import TensorFile, TensorSpec, spec_of, write_tensors
 
@@ -59,15 +59,15 @@ class Average:
         """Whether its statistics are estimated on records."""
         return self.batch_norm == "recalibrate" and self.training is not None
 
-    def model(self) -> SubModel:
+    def model(self) -> TrainedModel:
         """Return it as a model on the device, in evaluation mode, with its statistics estimated."""
         path = self.sources[-1].path
-        model = build_sub_model(self._metadata, self.mean, path=path).to(self.device)
+        model = build_trained(self._metadata, self.mean, path=path).to(self.device)
         if self.is_estimated and self.training is not None:
             recalibrate(model, self.training, num_videos=RECALIBRATION_VIDEOS, device=self.device)
         return model
 
-    def gap(self, model: SubModel, records: Records, observe: Observer | None = None) -> float:
+    def gap(self, model: TrainedModel, records: Records, observe: Observer | None = None) -> float:
         """Return the GAP@20 of its model as training measures it: with one fixed draw of frames.
 
         Args:
@@ -86,7 +86,7 @@ class Average:
         return measure(observed, records).gap
 
     def write(
-        self, output: Path, model: SubModel | None, *, gap: float | None, force: bool
+        self, output: Path, model: TrainedModel | None, *, gap: float | None, force: bool
     ) -> None:
         """Write it, from its model if there is one, and else block by block from its sources.
 
@@ -133,7 +133,7 @@ class Average:
             )
 
     def _contents(
-        self, model: SubModel | None
+        self, model: TrainedModel | None
     ) -> tuple[Mapping[str, TensorSpec], Callable[[str], Tensor | Iterator[Tensor]]]:
         if model is None:
             return self.mean.specs, self.mean.blocks

@@ -156,7 +156,7 @@ def show(recipe: str, overrides: tuple[str, ...], schema: str, as_json: bool) ->
     if not as_json:
         click.echo(loaded.metadata.text.rstrip())
         return
-    from ensemble_kit.networks.sub_model import measure_recipe
+    from ensemble_kit.networks.building import measure_recipe
 
     size = measure_recipe(loaded, named_schema(schema))
     about = {

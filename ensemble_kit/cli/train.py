@@ -24,7 +24,7 @@ from ensemble_kit.store.workspace import RUNS
 
 if TYPE_CHECKING:
     from ensemble_kit.pipeline import FinishedRun
-    from ensemble_kit.recipes.reading import Recipe
+    from ensemble_kit.recipes.reading import AnyRecipe
     from ensemble_kit.training.plan import RunPlan
 
 
@@ -218,7 +218,7 @@ def _train_one(plan: "RunPlan", *, force: bool) -> None:
         click.echo(_describe(finished, plan.recipe.training.max_steps))
 
 
-def _set_words(recipe: "Recipe") -> list[str]:
+def _set_words(recipe: "AnyRecipe") -> list[str]:
     return [f"--set={override}" for override in recipe.metadata.overrides]
 
 

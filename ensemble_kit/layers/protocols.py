@@ -10,14 +10,15 @@ some facts, and a constructor is given those that it names:
   all frames are read) and ``is_first`` (whether it pools the first of the modalities);
 - to a modality fusion ``sizes``, the size of each modality's descriptor;
 - to a gating ``num_features`` (F) and ``momentum``;
-- to a head ``num_features`` (F) and ``num_classes`` (C).
+- to a head ``num_features`` (F) and ``num_classes`` (C);
+- to a whole model ``widths`` (D by modality), ``num_classes`` (C) and ``momentum``.
 
 Precisions in blocks store the matrices of products coarsely: each matrix that is a parameter of a
 part, as ``x W`` has it. A module whose matrices are compared with the data, such as cluster
 centres, names them in ``not_products``, and they are kept finer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeAlias
 
 from torch import Tensor
@@ -163,6 +164,22 @@ class Gating(Protocol):
 
     def __call__(self, features: Tensor) -> Tensor:
         """Return the gated vector, ``(..., F)`` as ``features``."""
+
+
+class Model(Protocol):
+    """Turn the frames of each modality into the probability of every class: a whole sub-model."""
+
+    def __call__(self, frames: Mapping[str, Tensor], num_frames: Tensor) -> Tensor:
+        """Return probabilities in [0, 1], ``(B, C)``.
+
+        Args:
+            frames: ``(B, T, D)`` for each modality, float32, dequantised and not normalised;
+                padding is 0.
+            num_frames: ``(B,)``, integers in [0, T]; frames from there on are padding.
+        """
+
+    def regularised(self) -> list[Tensor]:
+        """Return the kernels that the L2 penalty applies to; it may be none."""
 
 
 class Head(Protocol):

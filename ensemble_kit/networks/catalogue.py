@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.errors import RecipeError
-from ensemble_kit.networks.sub_model import Size, measure_recipe
+from ensemble_kit.networks.building import Size, measure_recipe
 from ensemble_kit.recipes.ensembles import Ensemble, load_ensembles
-from ensemble_kit.recipes.reading import Recipe, load_recipe, recipe_names
+from ensemble_kit.recipes.reading import AnyRecipe, ModelRecipe, load_recipe, recipe_names
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Entry:
         size: Its size when it is built for the requested schema.
     """
 
-    recipe: Recipe
+    recipe: AnyRecipe
     size: Size
 
     @property
@@ -109,8 +109,10 @@ def list_ensembles(schema: Schema, *, paper: str | None = None) -> list[Ensemble
     ]
 
 
-def parts_of(recipe: Recipe) -> tuple[str, ...]:
+def parts_of(recipe: AnyRecipe) -> tuple[str, ...]:
     """Return the names of a recipe's parts, in the order of the wiring."""
+    if isinstance(recipe, ModelRecipe):
+        return (recipe.model.name,)
     names: list[str] = [recipe.sampling.name, recipe.pooling.name]
     if getattr(recipe.pooling, "non_local", None) is not None:
         names.append("non_local")
@@ -126,13 +128,13 @@ def parts_of(recipe: Recipe) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _is_from(shipped: Recipe | Ensemble, paper: str) -> bool:
+def _is_from(shipped: AnyRecipe | Ensemble, paper: str) -> bool:
     return paper.lower() in _paper_of(shipped).lower() or paper == shipped.name.partition("/")[0]
 
 
-def _paper_of(shipped: Recipe | Ensemble) -> str:
+def _paper_of(shipped: AnyRecipe | Ensemble) -> str:
     return shipped.source.paper if shipped.source is not None else "-"
 
 
-def _all_parts(recipes: Sequence[Recipe]) -> str:
+def _all_parts(recipes: Sequence[AnyRecipe]) -> str:
     return ", ".join(sorted({name for recipe in recipes for name in parts_of(recipe)}))

@@ -18,12 +18,12 @@ from ensemble_kit.data.dataset import Batch, Records
 from ensemble_kit.data.schema import Schema, check_fits
 from ensemble_kit.errors import CheckpointError, ForeignModelError
 from ensemble_kit.metrics import Metrics
+from ensemble_kit.networks.building import TrainedModel, build_model, empty_model, without_memory
 from ensemble_kit.networks.ensemble import FusedEnsemble, module_name
 from ensemble_kit.networks.foreign import GRAPH, ForeignModel
 from ensemble_kit.networks.member import MemberModel
 from ensemble_kit.networks.onnx_model import OnnxModel
 from ensemble_kit.networks.running import measure, require_device, runner
-from ensemble_kit.networks.sub_model import SubModel, empty_sub_model, without_memory
 from ensemble_kit.networks.weights import (
     Tensors,
     count_fixed_bytes,
@@ -140,20 +140,20 @@ def load(path: Path, *, repeats: int | None = None, device: str = "cpu") -> Load
     )
 
 
-def load_sub_model(file: TensorFile) -> SubModel:
-    """Build the sub-model of an open checkpoint, in float32 and evaluation mode."""
-    return build_sub_model(file.metadata_as(CheckpointMetadata), file, path=file.path)
+def load_trained(file: TensorFile) -> TrainedModel:
+    """Build the model of an open checkpoint, in float32 and evaluation mode."""
+    return build_trained(file.metadata_as(CheckpointMetadata), file, path=file.path)
 
 
-def build_sub_model(metadata: CheckpointMetadata, tensors: Tensors, *, path: Path) -> SubModel:
-    """Build the sub-model that metadata describe, in float32 and evaluation mode.
+def build_trained(metadata: CheckpointMetadata, tensors: Tensors, *, path: Path) -> TrainedModel:
+    """Build the model that metadata describe, in float32 and evaluation mode.
 
     Args:
         metadata: The recipe and the schema.
         tensors: Its weights.
         path: The file that errors name.
     """
-    model = empty_sub_model(parse_recipe(metadata.recipe), metadata.data_schema)
+    model = empty_model(parse_recipe(metadata.recipe), metadata.data_schema)
     fill(model, tensors, prefix="", path=path)
     return model.eval()
 
@@ -178,7 +178,7 @@ def load_member(file: TensorFile, tensors: Tensors | None = None) -> MemberModel
     """
     metadata = member_file_metadata(file)
     if isinstance(metadata, CheckpointMetadata):
-        return build_sub_model(metadata, tensors or file, path=file.path)
+        return build_trained(metadata, tensors or file, path=file.path)
     model = empty_foreign(file, metadata.mapping, metadata.data_schema, name=metadata.name)
     model.weights = foreign_weights(model, tensors or file, path=file.path)
     return model.eval()
@@ -206,13 +206,13 @@ def load_fused_member(file: TensorFile, member: MemberMetadata, schema: Schema) 
 
 def empty_member(
     file: TensorFile, member: MemberMetadata, schema: Schema
-) -> SubModel | ForeignModel:
+) -> TrainedModel | ForeignModel:
     """Build one member of an open fused file without its weights."""
     if member.mapping is not None:
         prefix = member_prefix(member.name)
         return empty_foreign(file, member.mapping, schema, prefix=prefix, name=member.name)
     assert member.recipe is not None
-    return SubModel(parse_recipe(member.recipe), schema)
+    return build_model(parse_recipe(member.recipe), schema)
 
 
 def empty_foreign(

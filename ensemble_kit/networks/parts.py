@@ -34,6 +34,7 @@ from ensemble_kit.layers.protocols import (
     Fusion,
     Gating,
     Head,
+    Model,
     PartError,
     Pooling,
     Sampling,
@@ -100,6 +101,8 @@ HEADS: Parts[Head] = MappingProxyType(
     {"logistic": Logistic, "mixture_of_experts": MixtureOfExperts}
 )
 
+MODELS: Parts[Model] = MappingProxyType({})  # those of other packages only
+
 # Each table with the place in a recipe that names its parts, and what they offer.
 PLACES: tuple[tuple[Parts[Any], str, type], ...] = (
     (SAMPLINGS, "sampling", Sampling),
@@ -108,6 +111,7 @@ PLACES: tuple[tuple[Parts[Any], str, type], ...] = (
     (FUSIONS, "fusion", Fusion),
     (GATINGS, "hidden", Gating),
     (HEADS, "head", Head),
+    (MODELS, "model", Model),
 )
 
 # Keys of recipe tables that SubModel reads itself.

@@ -4,9 +4,9 @@ import onnx
 import onnx_ir as ir
 from torch import nn
 
+from ensemble_kit.networks.building import empty_model
 from ensemble_kit.networks.foreign import WEIGHTS
 from ensemble_kit.networks.loading import empty_foreign, member_file_metadata
-from ensemble_kit.networks.sub_model import empty_sub_model
 from ensemble_kit.recipes.reading import parse_recipe
 from ensemble_kit.store.provenance import CheckpointMetadata
 from ensemble_kit.store.tensor_files import TensorFile
@@ -64,7 +64,7 @@ def product_axes(file: TensorFile) -> dict[str, int]:
     """
     metadata = member_file_metadata(file)
     if isinstance(metadata, CheckpointMetadata):
-        return output_axes(empty_sub_model(parse_recipe(metadata.recipe), metadata.data_schema))
+        return output_axes(empty_model(parse_recipe(metadata.recipe), metadata.data_schema))
     model = empty_foreign(file, metadata.mapping, metadata.data_schema, name=metadata.name)
     axes = _graph_axes(model.graph)
     return {WEIGHTS + name: axes[name] for name in model.weight_specs if name in axes}

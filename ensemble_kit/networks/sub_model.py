@@ -1,9 +1,7 @@
 """The one wiring of parts into a sub-model: frames of each modality -> probabilities."""
 
-import os
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
-from typing import NamedTuple, cast
+from collections.abc import Collection, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +9,6 @@ from torch import Tensor, nn
 from ensemble_kit.data.frame_choice import FrameChoice
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.errors import RecipeError
-from ensemble_kit.files import format_size
 from ensemble_kit.layers.context_gating import ContextGating
 from ensemble_kit.layers.frame_preparation import PreparedFrames, prepare_frames
 from ensemble_kit.layers.frame_sampling import draw_table
@@ -42,19 +39,6 @@ from ensemble_kit.recipes.reading import Recipe
 from ensemble_kit.recipes.tables import AllFramesTable, HiddenTable, PartTable, SingleTable
 
 JOINT = "joint"
-TRAINING_BYTES = 16  # of a weight: itself, its gradient and two moments in float32
-
-
-class Size(NamedTuple):
-    """How large a sub-model is.
-
-    Attributes:
-        parameters: Trainable numbers.
-        values: Stored numbers: parameters and the statistics of batch norm.
-    """
-
-    parameters: int
-    values: int
 
 
 class SubModel(nn.Module):
@@ -360,64 +344,3 @@ def _gating(table: HiddenTable, momentum: float) -> Gating | None:
     extra = {"remove_diagonal": True} if table.remove_diagonal else {}
     offered = {"num_features": table.size, "momentum": momentum}
     return build_part(GATINGS, table.gating_name, own | extra, offered)
-
-
-@contextmanager
-def without_memory(name: str) -> Iterator[None]:
-    """Build a model in a block on the meta device, where a tensor has a shape and no memory.
-
-    Args:
-        name: What errors call the recipe.
-
-    Raises:
-        RecipeError: A tensor has more numbers than PyTorch counts.
-    """
-    try:
-        with torch.device("meta"):
-            yield
-    except (RuntimeError, TypeError) as error:  # PyTorch's, about sizes of more than 63 bits
-        raise RecipeError(
-            f"Recipe {name} cannot be built: {str(error).splitlines()[0].rstrip('.')}.",
-            hint="Use smaller sizes.",
-        ) from error
-
-
-def empty_sub_model(recipe: Recipe, schema: Schema) -> SubModel:
-    """Build a sub-model on the meta device, without allocating its weights.
-
-    Raises:
-        RecipeError: It does not fit the schema, or a tensor has more numbers than PyTorch counts.
-    """
-    with without_memory(recipe.name):
-        return SubModel(recipe, schema)
-
-
-def trainable_sub_model(recipe: Recipe, schema: Schema) -> SubModel:
-    """Build a sub-model in memory, if this machine has enough to train it.
-
-    Raises:
-        RecipeError: See ``empty_sub_model``; or this machine has less memory than the weights,
-            their gradients and Adam's two moments take, 16 bytes for each number.
-    """
-    needed = TRAINING_BYTES * measure_recipe(recipe, schema).values
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > memory:
-        raise RecipeError(
-            f"Recipe {recipe.name} takes at least {format_size(needed)} of memory in training; "
-            f"this machine has {format_size(memory)}.",
-            hint="Use smaller sizes, or train on a machine with more memory.",
-        )
-    return SubModel(recipe, schema)
-
-
-def measure_recipe(recipe: Recipe, schema: Schema) -> Size:
-    """Return the size of a recipe built for a schema, without allocating its weights.
-
-    Raises:
-        RecipeError: See ``empty_sub_model``.
-    """
-    model = empty_sub_model(recipe, schema)
-    return Size(
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        values=sum(tensor.numel() for tensor in model.state_dict().values()),
-    )

@@ -11,7 +11,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from os.path import isfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import PrivateAttr, ValidationError
 
@@ -22,6 +22,7 @@ from ensemble_kit.recipes.tables import (
     Head,
     HiddenTable,
     InputTable,
+    Model,
     PerModality,
     Pooling,
     ReportedTable,
@@ -39,19 +40,11 @@ ENSEMBLES = "ensembles.toml"  # in a folder of recipes: not a recipe, see recipe
 OTHER = "other"  # in a table of modalities: any that the table does not name
 
 
-class Recipe(Table):
-    """A sub-model and its schedule, checked. Made by ``load_recipe`` or ``parse_recipe``."""
+class BaseRecipe(Table):
+    """What every recipe has. Made by ``load_recipe`` or ``parse_recipe``."""
 
     title: str
     source: SourceTable | None = None  # those of the kit all have one
-    input: InputTable
-    sampling: Sampling
-    pooling: Pooling
-    fusion: Fusion | None = None
-    hidden: HiddenTable | None = None
-    head: Head
-    training: TrainingTable
-    reported: ReportedTable | None = None
 
     _metadata: RecipeMetadata = PrivateAttr()
 
@@ -64,6 +57,30 @@ class Recipe(Table):
     def name(self) -> str:
         """The recipe's name, such as ``willow/gated-net-vlad``."""
         return self._metadata.name
+
+
+class Recipe(BaseRecipe):
+    """A sub-model composed of parts, and its schedule, checked."""
+
+    input: InputTable
+    sampling: Sampling
+    pooling: Pooling
+    fusion: Fusion | None = None
+    hidden: HiddenTable | None = None
+    head: Head
+    training: TrainingTable
+    reported: ReportedTable | None = None
+
+
+class ModelRecipe(BaseRecipe):
+    """Another package's whole model, and its schedule, checked."""
+
+    model: Model
+    training: TrainingTable
+    reported: ReportedTable | None = None
+
+
+AnyRecipe: TypeAlias = Recipe | ModelRecipe
 
 
 def recipe_root() -> Traversable:
@@ -110,7 +127,7 @@ def read_recipe_text(name: str) -> RecipeMetadata:
     return RecipeMetadata(name=name, text=text)
 
 
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> AnyRecipe:
     """Load a recipe and set values over it.
 
     Args:
@@ -124,7 +141,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     return parse_recipe(found.model_copy(update={"overrides": tuple(overrides)}))
 
 
-def load_recipes(names: Sequence[str], overrides: Sequence[str] = ()) -> list[Recipe]:
+def load_recipes(names: Sequence[str], overrides: Sequence[str] = ()) -> list[AnyRecipe]:
     """Load several recipes, and set each value over those that have its key.
 
     Args:
@@ -166,7 +183,7 @@ def _takes(name: str, before: Sequence[str], override: str) -> bool:
         return False
     _set(tables, override)
     try:
-        Recipe.model_validate(tables)
+        _kind_of(tables).model_validate(tables)
     except ValidationError as error:
         return not any(
             detail["type"] == "extra_forbidden" and detail["loc"][-1] == last
@@ -187,23 +204,28 @@ def recipe_errors(name: str) -> list[RecipeError]:
     return []
 
 
-def parse_recipe(metadata: RecipeMetadata) -> Recipe:
+def parse_recipe(metadata: RecipeMetadata) -> AnyRecipe:
     """Check a recipe's text with its overrides; see ``load_recipe``."""
     tables = _set_tables(metadata)
     versions = _require_packages(metadata, _own_names(tables))
     try:
-        recipe = Recipe.model_validate(tables)
+        recipe = _kind_of(tables).model_validate(tables)
     except ValidationError as error:
         raise _errors(metadata, error)[0] from error
     recipe._metadata = metadata.model_copy(update={"packages": versions | metadata.packages})
     return recipe
 
 
+def _kind_of(tables: dict[str, Any]) -> type[Recipe] | type[ModelRecipe]:
+    return ModelRecipe if "model" in tables else Recipe
+
+
 def _errors(metadata: RecipeMetadata, error: ValidationError) -> list[RecipeError]:
-    tables = {name: table_of(name, Table) for name in _own_names(_set_tables(metadata))}
+    read = _set_tables(metadata)
+    tables = {name: table_of(name, Table) for name in _own_names(read)}
     return [
         RecipeError(f"Recipe {metadata.name}: {each.problem}.", hint=each.hint)
-        for each in complaints(error, Recipe, owner="a recipe", own_tables=tables)
+        for each in complaints(error, _kind_of(read), owner="a recipe", own_tables=tables)
     ]
 
 

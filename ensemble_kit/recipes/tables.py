@@ -42,6 +42,10 @@ class HeadTable(PartTable):
     remove_diagonal: bool | None = None
 
 
+class ModelTable(PartTable):
+    """The keys of another package's whole model."""
+
+
 class SourceTable(Table):
     """Where every number of the recipe was read."""
 
@@ -383,3 +387,4 @@ Sampling: TypeAlias = Annotated[ShippedSampling | PartTable, OrOwn(ShippedSampli
 Pooling: TypeAlias = Annotated[ShippedPooling | PoolingTable, OrOwn(ShippedPooling, PoolingTable)]
 Fusion: TypeAlias = Annotated[ShippedFusion | PartTable, OrOwn(ShippedFusion, PartTable)]
 Head: TypeAlias = Annotated[ShippedHead | HeadTable, OrOwn(ShippedHead, HeadTable)]
+Model: TypeAlias = Annotated[ModelTable, OrOwn(ModelTable, ModelTable)]

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ensemble_kit.data.dataset import Batch
 from ensemble_kit.layers.precision import at_least_float32
-from ensemble_kit.networks.sub_model import SubModel
+from ensemble_kit.networks.building import TrainedModel
 from ensemble_kit.training.loss import cross_entropy
 from ensemble_kit.training.plan import RunPlan
 from ensemble_kit.training.processes import Processes
@@ -42,7 +42,7 @@ class Differentiator:
         processes: The processes that train it; each has a share of every batch.
     """
 
-    def __init__(self, plan: RunPlan, model: SubModel, processes: Processes) -> None:
+    def __init__(self, plan: RunPlan, model: TrainedModel, processes: Processes) -> None:
         self._plan = plan
         self._model = model
         self._processes = processes

@@ -13,8 +13,8 @@ from ensemble_kit.data.dataset import Batch
 from ensemble_kit.errors import TrainingError
 from ensemble_kit.interrupts import interrupts_wait, signal_of
 from ensemble_kit.metrics import Metrics
+from ensemble_kit.networks.building import TrainedModel
 from ensemble_kit.networks.storage import is_finite
-from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.progress import Progress
 from ensemble_kit.store.provenance import CheckpointMetadata, MeasuredMetadata
 from ensemble_kit.store.run_log import MetricsLog
@@ -64,7 +64,7 @@ class Trainer:
     def __init__(
         self,
         plan: RunPlan,
-        model: SubModel,
+        model: TrainedModel,
         position: Position,
         processes: Processes,
         writer: Writer | None,

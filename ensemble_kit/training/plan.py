@@ -15,9 +15,9 @@ from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import check_fits
 from ensemble_kit.errors import OutputError, TrainingError
 from ensemble_kit.files import sha256_of
+from ensemble_kit.networks.building import build_model
 from ensemble_kit.networks.running import require_device
-from ensemble_kit.networks.sub_model import SubModel
-from ensemble_kit.recipes.reading import Recipe
+from ensemble_kit.recipes.reading import AnyRecipe
 from ensemble_kit.store.provenance import TrainingStateMetadata
 from ensemble_kit.store.run_log import require_tensorboard
 from ensemble_kit.store.tensor_files import open_tensors
@@ -91,7 +91,7 @@ class RunPlan:
         ValueError: An option is out of its range.
     """
 
-    recipe: Recipe
+    recipe: AnyRecipe
     training: Records
     validation: Records | None = None
     folder: str | Path
@@ -126,7 +126,7 @@ class RunPlan:
             )
         _ = self.taught_by  # a teacher that cannot be used is refused here too
         with torch.device("meta"):  # the parts meet their widths, and no memory is taken
-            SubModel(self.recipe, self.training.schema)
+            build_model(self.recipe, self.training.schema)
 
     def _refuse_out_of_range(self) -> None:
         for name, value, low, high in (

@@ -2,8 +2,8 @@
 
 from contextlib import ExitStack
 
+from ensemble_kit.networks.building import trainable_model
 from ensemble_kit.networks.running import seeded
-from ensemble_kit.networks.sub_model import trainable_sub_model
 from ensemble_kit.progress import progress, quietly
 from ensemble_kit.store.provenance import TrainingStateMetadata
 from ensemble_kit.store.run_log import MetricsLog
@@ -54,7 +54,7 @@ def train_checkpoints(plan: RunPlan, *, force: bool = False) -> TrainedRun:
         if state is not None and state.is_finished:
             return _skip(plan, position_of(state), processes)
         stack.enter_context(seeded(plan.seed, plan.device))
-        model = trainable_sub_model(plan.recipe, plan.training.schema).to(plan.device)
+        model = trainable_model(plan.recipe, plan.training.schema).to(plan.device)
         if processes.is_first:
             writer = Writer(lock, stack.enter_context(_open_log(plan, state, force=force)))
         position = position_of(state) if state else Position()

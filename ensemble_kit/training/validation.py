@@ -5,13 +5,13 @@ import torch
 from ensemble_kit.choices import BATCH_SIZE
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.metrics import Metrics, MetricsAccumulator
+from ensemble_kit.networks.building import TrainedModel
 from ensemble_kit.networks.running import measure, runner
-from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.training.processes import Processes
 
 
 def measure_together(
-    model: SubModel, records: Records, *, name: str, device: str, processes: Processes
+    model: TrainedModel, records: Records, *, name: str, device: str, processes: Processes
 ) -> Metrics:
     """Return the metrics of a model on some records, the same in every process.
 

@@ -22,7 +22,7 @@ from ensemble_kit.fusion.gap_loss import Loss
 from ensemble_kit.fusion.stage import fuse
 from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.networks.ensemble import example_frames
-from ensemble_kit.networks.loading import load, load_fused, load_sub_model, member_prefix
+from ensemble_kit.networks.loading import load, load_fused, load_trained, member_prefix
 from ensemble_kit.networks.products import output_axes
 from ensemble_kit.networks.storage import round_to
 from ensemble_kit.store.blocks import SCALE
@@ -63,7 +63,7 @@ def refused(kind, selection, output, **options):
 def stored_of(name, dtype, workspace):
     """Return what of a member a fused file should hold, and the member with its weights rounded."""
     with open_tensors(workspace.averaged(name)) as file:
-        tensors, model = dict(file.tensors()), load_sub_model(file)
+        tensors, model = dict(file.tensors()), load_trained(file)
     axes = output_axes(model)
     stored = {key: round_to(t, dtype, output_axis=axes.get(key)) for key, t in tensors.items()}
     model.load_state_dict({key: one.restored() for key, one in stored.items()})

@@ -45,8 +45,9 @@ from ensemble_kit.foreign.conversion import convert
 from ensemble_kit.foreign.plan import ImportPlan
 from ensemble_kit.fusion import fuse
 from ensemble_kit.inference import evaluate_predictions
+from ensemble_kit.networks.building import measure_recipe
 from ensemble_kit.networks.loading import load
-from ensemble_kit.networks.sub_model import SubModel, measure_recipe
+from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.predictions.candidates import read_candidates
 from ensemble_kit.predictions.challenge_csv import read_labels_csv
 from ensemble_kit.predictions.file import (

@@ -29,7 +29,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ensemble_kit.errors import RecipeError
 from ensemble_kit.layers.frame_preparation import prepare_frames
-from ensemble_kit.networks.sub_model import SubModel, measure_recipe
+from ensemble_kit.networks.building import measure_recipe
+from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.recipes.reading import load_recipe
 
 LENGTHS = [7, 4, 1]
