@@ -135,6 +135,14 @@ class Whole(nn.Module):
         return [self.output.weight]
 
 
+class Deciding(Whole):
+    """A model whose steps depend on its numbers."""
+
+    def forward(self, frames, num_frames):
+        probabilities = super().forward(frames, num_frames)
+        return probabilities if probabilities.sum() > 1 else 1 - probabilities
+
+
 class Lame(nn.Module):
     """No pooling."""
 
@@ -150,6 +158,7 @@ PARTS = {
     "scale": "Scale",
     "softmax": "Softmax",
     "whole": "Whole",
+    "deciding": "Deciding",
     "lame": "Lame",
     "absent": "Absent",
 }

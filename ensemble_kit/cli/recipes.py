@@ -1,4 +1,4 @@
-"""ensemble-kit recipes: list, show, copy, check, schema."""
+"""ensemble-kit recipes: list, show, copy, new, check, schema."""
 
 import json
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=SuggestingGroup)
 def recipes() -> None:
-    """List, show, copy and check recipes.
+    """List, show, copy, begin and check recipes.
 
     \b
     Example:
@@ -190,6 +190,28 @@ def copy(recipe: str, output: Path, force: bool, as_json: bool) -> None:
         aside.write_text(read_recipe_text(recipe).text, encoding="utf-8")
     if as_json:
         echo_json({"path": output, "recipe": recipe})
+        return
+    click.echo(output)
+
+
+@recipes.command()
+@click.argument("output", type=FILE)
+@force_option
+@json_option
+def new(output: Path, force: bool, as_json: bool) -> None:
+    """Write a small recipe with comments to OUTPUT: every table, and the parts to choose from.
+
+    \b
+    Example:
+        ensemble-kit recipes new my-recipe.toml
+    """  # noqa: D301 - \b is click's mark for "keep these lines"
+    from ensemble_kit.files import written_aside
+    from ensemble_kit.recipes.reading import recipe_template
+
+    with written_aside(output, force=force) as aside:
+        aside.write_text(recipe_template(), encoding="utf-8")
+    if as_json:
+        echo_json({"path": output})
         return
     click.echo(output)
 

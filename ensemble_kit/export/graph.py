@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ensemble_kit._version import __version__
 from ensemble_kit.choices import DRAW_SOURCE, DrawSource, InputType
 from ensemble_kit.draws import draws_name
+from ensemble_kit.errors import ExportError
 from ensemble_kit.export.blocks import place_blocks
 from ensemble_kit.export.guards import refuse_empty_inputs
 from ensemble_kit.export.inlining import inline_foreign
@@ -175,7 +176,7 @@ def _trace(
             inputs.append(draws)
             free.append([dims] * len(draws))
         shares = ensemble.names if len(members) > 1 else ()
-        with torch.no_grad():
+        with torch.no_grad(), _exportable():
             program = torch.onnx.export(
                 _Traced(ensemble, top_k_of(metadata)).eval(),
                 tuple(inputs),
@@ -278,6 +279,19 @@ def _draw_in_graph(
     uniform.outputs[0].name = value.name
     value.replace_all_uses_with(uniform.outputs[0])
     graph.insert_before(graph[0], nodes)
+
+
+@contextmanager
+def _exportable() -> Iterator[None]:
+    """Refuse a model that PyTorch cannot export: another package's, since the kit's all can."""
+    try:
+        yield
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).splitlines()[0].rstrip(".")
+        raise ExportError(
+            f"PyTorch cannot export a member to ONNX: {reason}.",
+            hint="Write the part of your package without steps that depend on its numbers.",
+        ) from error
 
 
 @contextmanager

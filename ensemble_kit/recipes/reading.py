@@ -101,6 +101,11 @@ def recipe_names() -> list[str]:
     )
 
 
+def recipe_template() -> str:
+    """Return the text of a small recipe whose comments name what else could stand there."""
+    return (recipe_root() / "template.toml").read_text(encoding="utf-8")
+
+
 def read_recipe_text(name: str) -> RecipeMetadata:
     """Find a recipe by its shipped name or by the path of a TOML file, and read its text.
 

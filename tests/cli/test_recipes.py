@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 
@@ -7,7 +8,16 @@ from builders import tiny_recipe_text, tiny_schema
 
 from ensemble_kit.cli import main
 from ensemble_kit.data.schema import write_schema
+from ensemble_kit.networks.parts import (
+    FUSIONS,
+    GATINGS,
+    HEADS,
+    SAMPLINGS,
+    SEQUENCE_POOLINGS,
+    SET_POOLINGS,
+)
 from ensemble_kit.recipes.reading import recipe_names, recipe_root
+from ensemble_kit.recipes.tables import HiddenTable, TrainingTable
 
 
 @pytest.fixture
@@ -273,6 +283,20 @@ def test_copy_gives_a_file_that_check_accepts_and_nothing_is_overwritten(
     assert copy.read_text() == "mine"
     recipes("copy", "willow/gru", str(copy), "--force")
     assert copy.read_text() == text
+
+
+def test_new_writes_a_recipe_whose_comments_name_every_part_and_key(recipes, refused, tmp_path):
+    path = tmp_path / "mine.toml"
+
+    assert recipes("new", str(path)) == f"{path}\n"
+
+    assert recipes("check", str(path)) == f"{path}: My sub-model\n"
+    words = set(re.findall(r"[a-z_0-9]+", path.read_text()))
+    parts = [*SAMPLINGS, *SET_POOLINGS, *SEQUENCE_POOLINGS, *FUSIONS, *GATINGS, *HEADS]
+    assert set(parts) <= words
+    assert set(HiddenTable.model_fields) - {"remove_diagonal"} <= words
+    assert set(TrainingTable.model_fields) <= words
+    assert "exists already" in refused("new", str(path))
 
 
 def test_check_names_the_one_problem_of_a_file_that_is_no_recipe(runner, tmp_path):

@@ -5,7 +5,7 @@ from own_package import install
 
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.synthetic import synthesize
-from ensemble_kit.errors import RecipeError
+from ensemble_kit.errors import ExportError, RecipeError
 from ensemble_kit.networks.building import build_model
 from ensemble_kit.networks.own_model import OwnModel
 from ensemble_kit.networks.products import output_axes
@@ -173,3 +173,13 @@ def test_a_whole_model_with_the_wrong_number_of_classes_is_refused(tmp_path):
 
     with pytest.raises(RecipeError, match=r"returned numbers of shape \(8, 7\), not \(8, 6\)"):
         train_checkpoints(plan)
+
+
+def test_a_whole_model_that_cannot_be_exported_is_refused_with_the_reason(tmp_path):
+    path = tmp_path / "deciding.toml"
+    path.write_text(WHOLE.replace(":whole", ":deciding"), encoding="utf-8")
+
+    with pytest.raises(ExportError, match="PyTorch cannot export a member to ONNX: "):
+        check_recipe(str(path), tmp_path / "work", dtypes=["bf16"])
+
+    assert not list((tmp_path / "work").glob("*.onnx"))
