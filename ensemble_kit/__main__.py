@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from ensemble_kit.interrupts import signals_interrupt
 
@@ -13,9 +14,24 @@ def run() -> None:
     # current folder in place of a module.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
     with signals_interrupt():
-        from ensemble_kit.cli import main  # here, so that Ctrl-C while it loads is handled too
+        try:
+            from ensemble_kit.cli import main  # here, so that Ctrl-C while it loads is handled too
 
-        main(prog_name="ensemble-kit")
+            main(prog_name="ensemble-kit")
+        except ModuleNotFoundError as error:
+            _tell_what_is_missing(error)
+
+
+def _tell_what_is_missing(error: ModuleNotFoundError) -> NoReturn:
+    """End with one line where a library is missing, as on a server that only runs models."""
+    if error.name is None or error.name.partition(".")[0] == "ensemble_kit":
+        raise error
+    print(
+        f"Error: This command needs the library {error.name.partition('.')[0]}, which is not "
+        "installed.\nInstall the kit with all that it needs: pip install ensemble-kit",
+        file=sys.stderr,
+    )
+    sys.exit(1)
 
 
 def _forget_current_folder() -> None:

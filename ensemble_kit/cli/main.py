@@ -55,14 +55,23 @@ class KitGroup(SuggestingGroup):
         try:
             return super().invoke(ctx)
         except EnsembleKitError as error:
+            if ctx.params["traceback"]:
+                raise
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt as error:
             raise click.exceptions.Exit(exit_code_of(signal_of(error))) from None
 
 
-@click.group(cls=KitGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=KitGroup,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "auto_envvar_prefix": "ENSEMBLE_KIT",  # ENSEMBLE_KIT_FUSE_DTYPE is `fuse --dtype`
+    },
+)
 @click.version_option(__version__, prog_name="ensemble-kit")
-def main() -> None:
+@click.option("--traceback", is_flag=True, help="Show where an error was raised, for a bug report.")
+def main(traceback: bool) -> None:
     """Train, average, select, fuse and export video-tagging ensembles that fit in one file.
 
     \b

@@ -9,6 +9,7 @@ import pytest
 import ensemble_kit
 from ensemble_kit.cli import main
 from ensemble_kit.cli.main import COMMANDS
+from ensemble_kit.errors import RecipeError
 from ensemble_kit.progress import progress
 
 RECORDS = ["--train", "no.tfrecord"]
@@ -173,6 +174,7 @@ def test_every_command_that_reads_a_file_has_a_test_of_its_absence():
         "data synthesize",
         "demo",
         "recipes list",
+        "recipes new",
         "recipes schema",
     }
 
@@ -302,3 +304,22 @@ def test_a_result_is_printed_as_one_json_object(runner, tmp_path):
     output = tmp_path / "gru.toml"
     result = runner.invoke(main, ["recipes", "copy", "willow/gru", str(output), "--json"])
     assert json.loads(result.stdout) == {"path": str(output), "recipe": "willow/gru"}
+
+
+def test_a_traceback_is_shown_where_it_is_asked_for(runner, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    result = runner.invoke(main, ["--traceback", "recipes", "show", "willow/grue"])
+
+    assert isinstance(result.exception, RecipeError)
+    assert "there is no recipe" in str(result.exception).lower()
+
+
+def test_an_option_can_stand_in_the_environment(runner, monkeypatch):
+    monkeypatch.setenv("ENSEMBLE_KIT_RECIPES_LIST_PAPER", "mfb")
+
+    result = runner.invoke(main, ["recipes", "list"])
+
+    rows = result.stdout.splitlines()[1:]
+    assert rows
+    assert all(row.startswith("mfb/") for row in rows)

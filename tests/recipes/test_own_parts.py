@@ -96,7 +96,8 @@ def test_an_own_gating_stands_by_its_name_or_with_keys(package):
             "No installed package offers the part 'own-parts:frist' (did you mean "
             "'own-parts:first'?). Install 'own-parts', or name a part that is offered: "
             "own-parts:absent, own-parts:deciding, own-parts:first, own-parts:half, "
-            "own-parts:lame, own-parts:last, own-parts:scale, own-parts:softmax, own-parts:sum, own-parts:whole.",
+            "own-parts:lame, own-parts:last, own-parts:scale, own-parts:softmax, "
+            "own-parts:sum, own-parts:whole.",
         ),
         (
             'name = "own-parts:absent"',

@@ -83,3 +83,19 @@ def test_a_server_with_numpy_and_onnx_runtime_alone_gives_the_same_tags(
         np.testing.assert_array_equal(found["probabilities"], expected.probabilities)
         np.testing.assert_array_equal(found["confidences"], expected.confidences)
     assert len(expected.labels) == NUM_VIDEOS["test"]
+
+
+def test_a_command_that_lacks_a_library_says_which(python, tmp_path):
+    done = subprocess.run(
+        [python, "-m", "ensemble_kit", "select"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert done.stderr == (
+        "Error: This command needs the library click, which is not installed.\n"
+        "Install the kit with all that it needs: pip install ensemble-kit\n"
+    )
