@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ensemble_kit.choices import BATCH_SIZE
 from ensemble_kit.cli.options import (
     EXISTING_FILE,
+    EXISTING_FILE_OR_FOLDER,
     device_option,
     echo_json,
     echo_skipped,
@@ -20,11 +22,14 @@ from ensemble_kit.cli.options import (
     words_of,
 )
 from ensemble_kit.cli.side_by_side import NAMES, engine_options, run_side_by_side
-from ensemble_kit.wording import counted
+from ensemble_kit.wording import counted, printable
 
 if TYPE_CHECKING:
     from ensemble_kit.engines.jobs import Job
     from ensemble_kit.shards import Shard
+
+# What `predict --predictions` may be given besides
+BLEND_TAKES = {"model", "data", "output", "is_blend", "top_k", "force", "as_json", "quiet"}
 
 
 @click.command()
@@ -39,6 +44,11 @@ if TYPE_CHECKING:
 @click.option(
     "--shard", "share", metavar="I/N",
     help="Predict the I-th of N parts of the files of records, told apart by their names.",
+)  # fmt: skip
+@click.option(
+    "--predictions", "is_blend", is_flag=True,
+    help="Mix predictions by the coefficients of a selection: MODEL is its selection.json, DATA "
+    "are FILE or NAME=FILE for each candidate.",
 )  # fmt: skip
 @repeats_option
 @click.option("--batch-size", type=click.IntRange(min=1), default=BATCH_SIZE, show_default=True)
@@ -57,6 +67,7 @@ def predict(
     data: tuple[str, ...],
     output: str,
     share: str | None,
+    is_blend: bool,
     repeats: int | None,
     batch_size: int,
     top_k: int | None,
@@ -82,8 +93,13 @@ def predict(
         ensemble-kit predict ensemble/ensemble.onnx 'test/*.tfrecord' -o submission.csv
         ensemble-kit predict runs/gru/averaged.safetensors 'validate/*.tfrecord' --top-k 100 \\
             -o gru-100.safetensors
+        ensemble-kit predict ensemble/selection.json --predictions test/gru.csv test/vlad.csv \\
+            -o submission.csv
         ensemble-kit predict ensemble/ensemble.onnx 'test/*.tfrecord' -o test/ --jobs 2
     """  # noqa: D301 - \b is click's mark for "keep these lines"
+    if is_blend:
+        _blend(model, data, Path(output), top_k=top_k, force=force, as_json=as_json)
+        return
     from ensemble_kit.data.dataset import Records
     from ensemble_kit.inference import predict as predict_records
     from ensemble_kit.shards import Share, find_shards, predict_shards, shared_out
@@ -132,6 +148,46 @@ def predict(
         return
     click.echo(text)
     echo_skipped(records)
+
+
+def _blend(
+    selection: Path,
+    sources: Sequence[str],
+    output: Path,
+    *,
+    top_k: int | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Mix other predictions of a selection's members."""
+    from ensemble_kit.predictions.blending import blend
+
+    context = click.get_current_context()
+    for option in context.command.params:
+        if (
+            context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+            and option.name not in BLEND_TAKES
+        ):
+            raise click.UsageError(
+                f"{option.opts[0]} does not go with --predictions, which reads no records."
+            )
+    named = [_named_source(source) for source in sources]
+    blended = blend(selection, named, output, top_k=top_k, force=force)
+    if as_json:
+        echo_json(blended)
+        return
+    shares = ", ".join(f"{name} {share:.4g}" for name, share in blended.coefficients.items())
+    click.echo(printable(f"{output}: {counted(blended.num_videos, 'video')}, mixed of {shares}"))
+    if blended.unused:
+        click.echo(printable(f"No members, so not used: {', '.join(blended.unused)}."), err=True)
+
+
+def _named_source(text: str) -> tuple[str | None, Path]:
+    """Read ``FILE`` or ``NAME=FILE``; a file whose own name has a ``=`` is a file."""
+    name, equals, path = text.partition("=")
+    if equals and not os.path.exists(text):
+        return name, EXISTING_FILE_OR_FOLDER.convert(path, None, None)
+    return None, EXISTING_FILE_OR_FOLDER.convert(text, None, None)
 
 
 def _jobs(model: Path, parts: Sequence[Sequence["Shard"]], words: Sequence[str]) -> list["Job"]:

@@ -107,7 +107,7 @@ def read_candidates(
             "All candidates are left out.", hint="Name fewer of them with --exclude."
         )
     num_bytes = [_num_bytes(each, dtype, sizes, has_limit=has_limit) for each in opened]
-    num_known = _refuse_classes(opened)
+    num_known = refuse_other_classes(opened)
     _refuse_changed_models(opened)
     label_lists = None
     if labels_path is not None:
@@ -119,7 +119,7 @@ def read_candidates(
     if label_lists is not None:
         labels = taken(label_lists[1], places.pop())
     else:
-        labels = _common_labels(opened, places)
+        labels = common_labels(opened, places)
     if not labels.classes.size:
         raise SelectionError(
             f"{labels_path or opened[0].path} holds no labels.",
@@ -219,9 +219,16 @@ def _num_bytes(
     return 0
 
 
-def _refuse_classes(opened: Sequence[Predictions]) -> int | None:
-    """Return the number of classes, None if no file says it, or raise if the files differ."""
-    hint = "Select among predictions of one label vocabulary."
+def refuse_other_classes(
+    opened: Sequence[Predictions],
+    *,
+    hint: str = "Select among predictions of one label vocabulary.",
+) -> int | None:
+    """Return the number of classes, None if no file says it, or raise if the files differ.
+
+    Raises:
+        SelectionError: They do, with ``hint`` as what to do.
+    """
     certain = [predictions for predictions in opened if predictions.knows_classes]
     for predictions in opened if certain else []:
         num_classes = certain[0].num_classes
@@ -257,10 +264,19 @@ def _refuse_changed_models(opened: Sequence[Predictions]) -> None:
             )
 
 
-def _common_labels(
-    opened: Sequence[Predictions], places: Sequence[NDArray[np.int64]]
-) -> LabelLists:
-    """Return the labels that every file with labels agrees on, in the first candidate's order."""
+def common_labels(opened: Sequence[Predictions], places: Sequence[NDArray[np.int64]]) -> LabelLists:
+    """Return the labels that every file with labels agrees on, in the first candidate's order.
+
+    Args:
+        opened: The files.
+        places: For each file ``(N,)``, where in it each video is.
+
+    Returns:
+        The labels of N videos; of none where no file has labels.
+
+    Raises:
+        SelectionError: Two files have different labels.
+    """
     first: tuple[Predictions, LabelLists] | None = None
     for predictions, place in zip(opened, places, strict=True):
         if predictions.labels is None:

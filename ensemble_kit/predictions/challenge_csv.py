@@ -11,6 +11,7 @@ challenge's six digits write scores which float32 would make equal.
 """
 
 from array import array
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,11 +90,16 @@ def read_labels_csv(
 def format_line(
     video: str, classes: NDArray[np.int64], confidences: NDArray[np.floating[Any]]
 ) -> str:
-    """Return one video's line of a predictions file, without the line end."""
+    """Return one video's line of a predictions file, without the line end.
+
+    A confidence of ``-inf`` stands for a class that is not listed.
+    """
     if "," in video or '"' in video:
         video = '"' + video.replace('"', '""') + '"'
     pairs = zip(classes.tolist(), confidences.tolist(), strict=True)
-    return f"{video}," + " ".join(f"{index} {confidence:g}" for index, confidence in pairs)
+    return f"{video}," + " ".join(
+        f"{index} {confidence:g}" for index, confidence in pairs if confidence > -inf
+    )
 
 
 def _add_classes(
