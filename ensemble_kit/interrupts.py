@@ -2,8 +2,9 @@
 
 SIGTERM is what a scheduler, a container or `kill` sends, SIGHUP what a closed terminal sends, and
 SIGUSR1 what SLURM is told to send some time before a job's limit. Python ends at once on all of
-them, so nothing would be written and no file cleaned up. Within
-``signals_interrupt`` they raise what Ctrl-C raises.
+them, so nothing would be written and no file cleaned up. Within ``signals_interrupt`` they raise
+what Ctrl-C raises, and whichever it was, the command then ends with the exit code 130: a script
+that gives the same command again need know no other.
 """
 
 import os
@@ -19,39 +20,13 @@ SIGNALS = tuple(
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
     if hasattr(signal, name)
 )
+INTERRUPTED = 130  # the exit code: 128 + SIGINT, as shells report Ctrl-C
 Handler = Callable[[int, FrameType | None], None]
-
-
-class Interrupt(KeyboardInterrupt):
-    """A signal that asked the process to end.
-
-    Args:
-        number: The signal.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-
-def signal_of(error: KeyboardInterrupt) -> int:
-    """Return the signal that an interrupt came from: SIGINT unless it says another one."""
-    return error.number if isinstance(error, Interrupt) else signal.SIGINT
-
-
-def exit_code_of(number: int | None) -> int:
-    """Return the exit code of a process that a signal ended, SIGINT for None.
-
-    As shells report it: 130 after Ctrl-C (SIGINT), 143 after SIGTERM, 129 after SIGHUP. SIGUSR1
-    only asks for what Ctrl-C does, and ends with its code.
-    """
-    is_request = number is None or number == getattr(signal, "SIGUSR1", None)
-    return 128 + (signal.SIGINT if is_request or number is None else number)
 
 
 @contextmanager
 def signals_interrupt() -> Iterator[None]:
-    """Let Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 raise ``Interrupt`` in the block.
+    """Let Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 raise ``KeyboardInterrupt`` in the block.
 
     While a module is imported they end the process at once instead, without a traceback: an
     exception in the middle of an import may be turned into another one by an extension module, and
@@ -61,12 +36,12 @@ def signals_interrupt() -> Iterator[None]:
         yield
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def _interrupt(_: int, frame: FrameType | None) -> None:
     if _is_importing(frame):
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(exit_code_of(number))
-    raise Interrupt(number)
+        os._exit(INTERRUPTED)
+    raise KeyboardInterrupt
 
 
 def _is_importing(frame: FrameType | None) -> bool:

@@ -10,7 +10,7 @@ import click
 from ensemble_kit._version import __version__
 from ensemble_kit.cli.options import SuggestingGroup, add_quiet
 from ensemble_kit.errors import EnsembleKitError
-from ensemble_kit.interrupts import exit_code_of, signal_of
+from ensemble_kit.interrupts import INTERRUPTED
 
 # Name -> module; each module's command has the command's name, with _ for -.
 COMMANDS: Mapping[str, str] = MappingProxyType(
@@ -58,8 +58,8 @@ class KitGroup(SuggestingGroup):
             if ctx.params["traceback"]:
                 raise
             raise click.ClickException(str(error)) from error
-        except KeyboardInterrupt as error:
-            raise click.exceptions.Exit(exit_code_of(signal_of(error))) from None
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(INTERRUPTED) from None
 
 
 @click.group(

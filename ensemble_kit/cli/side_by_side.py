@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ensemble_kit.interrupts import exit_code_of
+from ensemble_kit.interrupts import INTERRUPTED
 
 if TYPE_CHECKING:
     from ensemble_kit.engines.jobs import Job, JobEnd
@@ -65,8 +65,7 @@ def run_side_by_side(
     from ensemble_kit.engines.jobs import require_finished, run_jobs
     from ensemble_kit.engines.processes import start_process, threads_each
 
-    signals: list[int] = []
-    run = partial(run_jobs, jobs, on_end=_echo_end, on_signal=signals.append)
+    run = partial(run_jobs, jobs, on_end=_echo_end)
     if on is None:
         at_once = at_once or 1
         ends = run(partial(start_process, threads=threads_each(at_once)), at_once=at_once)
@@ -83,7 +82,7 @@ def run_side_by_side(
         click.echo(f"Stopped; the same command resumes: {', '.join(stopped)}.", err=True)
     require_finished(ends)
     if stopped:
-        raise click.exceptions.Exit(exit_code_of(signals[0] if signals else None))
+        raise click.exceptions.Exit(INTERRUPTED)
 
 
 def _echo_end(end: "JobEnd") -> None:

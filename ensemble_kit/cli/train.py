@@ -19,7 +19,7 @@ from ensemble_kit.cli.options import (
     words_of,
 )
 from ensemble_kit.cli.side_by_side import NAMES, engine_options, run_side_by_side
-from ensemble_kit.interrupts import exit_code_of
+from ensemble_kit.interrupts import INTERRUPTED
 from ensemble_kit.store.workspace import RUNS
 
 if TYPE_CHECKING:
@@ -133,8 +133,7 @@ def train(
     resumes a run that was stopped or killed, and leaves a finished one as it is. Under torchrun,
     several processes train each run together, on one machine or on many.
 
-    Ctrl-C, SIGUSR1, SIGTERM and SIGHUP write a checkpoint first. The exit code is then 130, for
-    SIGTERM 143 and for SIGHUP 129.
+    Ctrl-C, SIGUSR1, SIGTERM and SIGHUP write a checkpoint first, and the exit code is 130.
 
     \b
     Example:
@@ -213,7 +212,7 @@ def _train_one(plan: "RunPlan", *, force: bool) -> None:
     finished = train_plan(plan, force=force)
     if finished.trained.is_stopped:
         click.echo(_describe_stop(plan.run.path, finished.trained.steps), err=True)
-        raise click.exceptions.Exit(exit_code_of(finished.trained.signal))
+        raise click.exceptions.Exit(INTERRUPTED)
     if finished.averaged is not None:  # otherwise another of torchrun's processes says it
         click.echo(_describe(finished, plan.recipe.training.max_steps))
 

@@ -72,7 +72,6 @@ def run_jobs(
     *,
     at_once: int,
     on_end: Callable[[JobEnd], None],
-    on_signal: Callable[[int], None] = lambda _: None,
 ) -> list[JobEnd]:
     """Run jobs, and return when all of them have ended.
 
@@ -84,7 +83,6 @@ def run_jobs(
         start: Starts a job.
         at_once: How many may run at a time.
         on_end: Called in this thread whenever a job has ended.
-        on_signal: Called in this thread with the number of each signal.
 
     Returns:
         The end of each job, in the order of the jobs.
@@ -103,7 +101,6 @@ def run_jobs(
                     threading.Thread(target=_wait, args=(running[job], events.put)).start()
                 event = events.get()
                 if isinstance(event, int):
-                    on_signal(event)
                     waiting.clear()
                     for started in running.values():
                         started.kill() if is_stopped else started.stop()

@@ -18,13 +18,13 @@ from types import MappingProxyType
 from typing import TextIO
 
 from ensemble_kit.engines.jobs import Job, JobEnd
-from ensemble_kit.interrupts import SIGNALS
+from ensemble_kit.interrupts import INTERRUPTED, SIGNALS
 
 LINES_KEPT = 50
 SECONDS_FOR_LAST_WORDS = 5.0  # until whatever holds a dead job's stderr open is killed
 SECONDS_TO_STOP = 10.0  # until a job that has lost its parent is killed
 # How a command of the kit ends after one of the signals: by itself, or before it could handle them.
-STOPPED = {code for number in SIGNALS for code in (128 + number, -number)}
+STOPPED = {INTERRUPTED, *(-number for number in SIGNALS)}
 # `-P` keeps Python files of the current folder from being imported in place of modules.
 START = (
     "-P",

@@ -11,7 +11,7 @@ from torch import Tensor
 from ensemble_kit._version import __version__
 from ensemble_kit.data.dataset import Batch
 from ensemble_kit.errors import TrainingError
-from ensemble_kit.interrupts import interrupts_wait, signal_of
+from ensemble_kit.interrupts import interrupts_wait
 from ensemble_kit.metrics import Metrics
 from ensemble_kit.networks.building import TrainedModel
 from ensemble_kit.networks.storage import is_finite
@@ -112,20 +112,20 @@ class Trainer:
 
     def train(self, shown: Progress) -> TrainedRun:
         """Take all steps that are left, or those before an interrupt."""
-        signal = None
+        is_stopped = False
         try:
             self._advance(shown)
-        except KeyboardInterrupt as error:
+        except KeyboardInterrupt:
             if self.processes.count > 1:
                 raise  # the others may be at another step
-            signal = signal_of(error)
+            is_stopped = True
             with interrupts_wait():
                 if self.position.step > self.saved:
                     self._save_checkpoint()
                     self._save_state()
                 self._write(state="stopped", seconds=round(self._seconds(), 2))
             self.position.seconds = self._seconds()
-        return self.position.as_run(self.plan, signal=signal)
+        return self.position.as_run(self.plan, is_stopped=is_stopped)
 
     def _advance(self, shown: Progress) -> None:
         with closing(self._batches()) as batches:

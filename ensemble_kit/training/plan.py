@@ -32,7 +32,7 @@ class TrainedRun:
     Attributes:
         folder: The run's folder.
         steps: Optimisation steps taken.
-        signal: The signal that interrupted it before its last step, if one did.
+        is_stopped: Whether a signal interrupted it before its last step.
         best_gap: The best validation GAP@20 of any checkpoint; None without validation records.
         seconds: How long training took, including the time before an interruption.
         checkpoints: The checkpoints that training keeps, by step.
@@ -41,16 +41,11 @@ class TrainedRun:
 
     folder: RunFolder
     steps: int
-    signal: int | None
+    is_stopped: bool
     best_gap: float | None
     seconds: float
     checkpoints: tuple[Path, ...] = ()
     was_finished: bool = False
-
-    @property
-    def is_stopped(self) -> bool:
-        """Whether the run was interrupted before its last step."""
-        return self.signal is not None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,14 +62,14 @@ class Position:
         return max(self.gaps, default=None)
 
     def as_run(
-        self, plan: RunPlan, *, signal: int | None = None, was_finished: bool = False
+        self, plan: RunPlan, *, is_stopped: bool = False, was_finished: bool = False
     ) -> TrainedRun:
         """Return what training has left, once it has come to this position."""
         steps = sorted(self.kept(plan.num_kept))
         return TrainedRun(
             folder=plan.run,
             steps=self.step,
-            signal=signal,
+            is_stopped=is_stopped,
             best_gap=self.best_gap,
             seconds=self.seconds,
             checkpoints=tuple(plan.run.checkpoint(step) for step in steps),

@@ -346,15 +346,15 @@ def test_a_signal_to_a_process_leaves_a_run_that_average_and_predict_accept(
         time.sleep(0.02)
 
     process.send_signal(signal.SIGTERM)
-    stdout, stderr = process.communicate(timeout=30)
+    stdout, stderr = process.communicate(timeout=10)  # a scheduler gives 30 or more
 
-    assert (process.returncode, stdout) == (143, "")
+    assert (process.returncode, stdout) == (130, "")
     assert "Traceback" not in stderr
     require_usable(runner, run, stderr)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_so_does_every_other_signal(number, code, runner, own_workspace, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_so_does_every_other_signal(number, runner, own_workspace, monkeypatch):
     whole = Records.training_batches
 
     def training_batches(*arguments, **options):
@@ -368,7 +368,7 @@ def test_so_does_every_other_signal(number, code, runner, own_workspace, monkeyp
     with signals_interrupt():  # as every command runs
         result = runner.invoke(main, ["train", "recipes/mean.toml", *TRAINING[:2], *LONG])
 
-    assert (result.exit_code, result.stdout) == (code, "")
+    assert (result.exit_code, result.stdout) == (130, "")
     require_usable(runner, own_workspace.path / "runs" / "long", result.stderr)
 
 

@@ -107,7 +107,6 @@ def test_why_a_job_failed_is_one_line(script, problem, started):
     ("script", "state"),
     [
         ("trap 'exit 130' INT", "stopped"),
-        ("trap 'exit 143' INT", "stopped"),
         ("trap 'exit 0' INT", "finished"),
         ("trap 'exit 1' INT", "failed"),
         ("", "stopped"),
