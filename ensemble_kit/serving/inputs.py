@@ -26,6 +26,8 @@ def checked_feed(
     frames: Mapping[str, Array],
     num_frames: Array,
     draws: Mapping[str, Array],
+    *,
+    first: int = 0,
 ) -> dict[str, Array]:
     """Return the value of each input of a file, all of them checked.
 
@@ -34,16 +36,15 @@ def checked_feed(
         frames: ``(B, T, D)`` for each modality.
         num_frames: ``(B,)``, integers from 0 to T.
         draws: ``(B, R, N)`` for each input of draws, by the input's name.
+        first: The number of the batch's first video, where it is one of several batches.
 
     Raises:
         ValueError: An input is missing or is none of the file's; B or T is 0; a type, a number of
             dimensions or a size is not the file's, or not the same for all inputs; a number of
             frames is not from 0 to T; a frame holds NaN or infinity; a draw is not in [0, 1).
     """
+    check_modalities("frames", frames, ports)
     drawn = {name for name in ports if name.startswith(DRAWS)}
-    expected = ports.keys() - {NUM_FRAMES} - drawn
-    if set(frames) != expected:
-        raise ValueError(f"frames has {sorted(frames)}; the file's inputs are {sorted(expected)}")
     if set(draws) != drawn:
         given, needed = (
             sorted(name.removeprefix(DRAWS) for name in each) for each in (draws, drawn)
@@ -52,7 +53,7 @@ def checked_feed(
     feed = {name: np.asarray(values) for name, values in frames.items()}
     sizes: tuple[int, ...] | None = None
     for name, values in feed.items():
-        _check_port(f"frames[{name!r}]", values, ports[name])
+        check_port(f"frames[{name!r}]", values, ports[name])
         for size, noun in zip(values.shape, ("videos", "frames"), strict=False):
             if size < 1:
                 raise ValueError(f"frames[{name!r}] holds 0 {noun}; at least 1 is needed")
@@ -66,7 +67,7 @@ def checked_feed(
     counts = _checked_counts(num_frames, *sizes)
     for name, values in feed.items():
         if values.dtype.kind == "f":
-            _check_finite(name, values, counts)
+            _check_finite(name, values, counts, first)
     tables = {name: _checked_draws(name, draws[name], ports[name], sizes[0]) for name in drawn}
     return {**feed, NUM_FRAMES: counts, **tables}
 
@@ -96,17 +97,39 @@ def run_session(
     return found
 
 
-def _check_port(what: str, values: Array, port: onnxruntime.NodeArg) -> None:
+def check_modalities(
+    what: str, frames: Mapping[str, Any], ports: Mapping[str, onnxruntime.NodeArg]
+) -> None:
+    """Raise ``ValueError`` unless frames are given for each modality of a file and for no other."""
+    if not isinstance(frames, Mapping):
+        raise ValueError(f"{what} is {type(frames).__name__}; it must be frames by modality")
+    expected = {name for name in ports if name != NUM_FRAMES and not name.startswith(DRAWS)}
+    if set(frames) != expected:
+        raise ValueError(f"{what} has {sorted(frames)}; the file's inputs are {sorted(expected)}")
+
+
+def check_port(
+    what: str, values: Array, port: onnxruntime.NodeArg, *, is_one_video: bool = False
+) -> None:
+    """Raise ``ValueError`` unless an array has the type and the shape of an input.
+
+    Args:
+        what: What the message calls the array.
+        values: The array; that of one video lacks the input's first dimension.
+        port: The input.
+        is_one_video: Whether it is that of one video.
+    """
+    shape = port.shape[1:] if is_one_video else port.shape
     word = port.type.removeprefix("tensor(").removesuffix(")")
     dtype = FLOAT_WORDS.get(word, word)
     if str(values.dtype) != dtype:
         raise ValueError(f"{what} is {values.dtype}; the file takes {dtype}")
-    fits = len(values.shape) == len(port.shape) and all(
+    fits = len(values.shape) == len(shape) and all(
         not isinstance(needed, int) or size == needed
-        for size, needed in zip(values.shape, port.shape, strict=True)
+        for size, needed in zip(values.shape, shape, strict=True)
     )
     if not fits:
-        needed = ", ".join(str(size) for size in port.shape)
+        needed = ", ".join(str(size) for size in shape)
         raise ValueError(f"{what} has shape {values.shape}; the file takes ({needed})")
 
 
@@ -128,7 +151,7 @@ def _checked_counts(num_frames: Array, videos: int, length: int) -> NDArray[np.i
     return counts.astype(np.int64)
 
 
-def _check_finite(name: str, values: Array, counts: NDArray[np.int64]) -> None:
+def _check_finite(name: str, values: Array, counts: NDArray[np.int64], first: int) -> None:
     """Raise unless all frames are finite; padding may hold anything.
 
     A sum is finite only if every number is, and costs less memory than a test of each.
@@ -140,14 +163,15 @@ def _check_finite(name: str, values: Array, counts: NDArray[np.int64]) -> None:
         wrong = np.flatnonzero(~np.isfinite(values[video, :count]).all(axis=-1))
         if wrong.size:
             raise ValueError(
-                f"frames[{name!r}] of video {video} holds NaN or infinity in frame {wrong[0]}"
+                f"frames[{name!r}] of video {first + video} holds NaN or infinity in frame "
+                f"{wrong[0]}"
             )
 
 
 def _checked_draws(name: str, values: Array, port: onnxruntime.NodeArg, videos: int) -> Array:
     draws = np.asarray(values)
     what = f"draws[{name.removeprefix(DRAWS)!r}]"
-    _check_port(what, draws, port)
+    check_port(what, draws, port)
     if draws.shape[0] != videos:
         raise ValueError(f"{what} is for {counted(draws.shape[0], 'video')}; there are {videos}")
     if draws.shape[1] < 1:

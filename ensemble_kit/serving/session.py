@@ -3,7 +3,7 @@
 It needs neither torch nor records: a server needs this module, what it imports, and the ONNX file.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,8 @@ import onnxruntime
 from ensemble_kit.choices import DEVICE, Computes, Device
 from ensemble_kit.draws import draw_numbers, draws_name
 from ensemble_kit.errors import ExportError, ProviderError
-from ensemble_kit.serving.inputs import checked_feed, run_session
+from ensemble_kit.serving.batches import BATCH_BYTES, batches, padded
+from ensemble_kit.serving.inputs import check_modalities, checked_feed, run_session
 from ensemble_kit.serving.mapping import FOLDER, mapped_model
 from ensemble_kit.serving.onnx_file import read_properties
 from ensemble_kit.serving.opening import open_session
@@ -122,8 +123,8 @@ class OnnxEnsemble:
 
     def run(
         self,
-        frames: Mapping[str, np.ndarray[Any, Any]],
-        num_frames: np.ndarray[Any, Any],
+        frames: Mapping[str, np.ndarray[Any, Any] | Sequence[np.ndarray[Any, Any]]],
+        num_frames: np.ndarray[Any, Any] | None = None,
         *,
         repeats: int | None = None,
         draws: Mapping[str, np.ndarray[Any, Any]] | None = None,
@@ -131,9 +132,11 @@ class OnnxEnsemble:
         """Tag B videos.
 
         Args:
-            frames: ``(B, T, D)`` for each modality, in the type the file was exported for: uint8
-                as stored in records, or float32.
-            num_frames: ``(B,)``, integers; frames from there on are padding.
+            frames: For each modality ``(B, T, D)``, or a list of B arrays ``(T, D)`` of any
+                lengths, in the type the file was exported for: uint8 as stored in records, or
+                float32. Padding changes no result.
+            num_frames: ``(B,)``, integers; frames from there on are padding. None with lists,
+                whose arrays have their own lengths.
             repeats: R, how many draws to average; None takes the number that the file was exported
                 with. Only a file whose draws are inputs accepts another number.
             draws: For such a file ``(B, R, N)`` uniform numbers in [0, 1) for each member that
@@ -145,13 +148,55 @@ class OnnxEnsemble:
                 or not as many as were asked for.
             ProviderError: ONNX Runtime cannot run the file on these videos.
         """
+        return self._run(frames, num_frames, repeats=repeats, draws=draws)
+
+    def run_in_batches(
+        self,
+        videos: Iterable[Mapping[str, np.ndarray[Any, Any]]],
+        *,
+        max_bytes: int = BATCH_BYTES,
+        repeats: int | None = None,
+    ) -> Iterator[Tags]:
+        """Tag videos as they come, in batches that a bound on memory cuts.
+
+        Args:
+            videos: ``(T, D)`` for each modality of each video, of any lengths.
+            max_bytes: Maximum size of a batch's padded frames, in bytes. Running the file takes a
+                multiple of it, which depends on the members. A larger video is run by itself.
+            repeats: See ``run``.
+
+        Yields:
+            What the ensemble says of each batch: together of all videos, in their order.
+
+        Raises:
+            ValueError: See ``run``; it names the video by its number.
+            ProviderError: ONNX Runtime cannot run the file on these videos.
+        """
+        ports = {value.name: value for value in self.session.get_inputs()}
+        first = 0
+        for frames in batches(ports, videos, max_bytes):
+            tags = self._run(frames, None, repeats=repeats, draws=None, first=first)
+            first += len(tags.labels)
+            yield tags
+
+    def _run(
+        self,
+        frames: Mapping[str, np.ndarray[Any, Any] | Sequence[np.ndarray[Any, Any]]],
+        num_frames: np.ndarray[Any, Any] | None,
+        *,
+        repeats: int | None,
+        draws: Mapping[str, np.ndarray[Any, Any]] | None,
+        first: int = 0,
+    ) -> Tags:
+        """Run the file on one batch, whose first video has the number ``first``."""
         if (repeats is not None or draws) and not self._draws:
             raise ValueError("the file's draws are not an input; repeats and draws cannot be given")
         if repeats is not None and repeats < 1:
             raise ValueError(f"repeats is {repeats}; it must be at least 1")
         ports = {value.name: value for value in self.session.get_inputs()}
-        drawn = self._drawn(np.size(num_frames), repeats, draws)
-        feed = checked_feed(ports, frames, num_frames, drawn)
+        batch, counts = _one_batch(ports, frames, num_frames)
+        drawn = self._drawn(np.size(counts), repeats, draws)
+        feed = checked_feed(ports, batch, counts, drawn, first=first)
         return Tags(*run_session(self.session, OUTPUTS, feed, name=self._name))
 
     def _drawn(
@@ -171,6 +216,25 @@ class OnnxEnsemble:
             table = draw_numbers(member, repeats=count, num_frames=shape[2])
             feed[name] = np.broadcast_to(table, (batch_size, *table.shape))
         return feed
+
+
+def _one_batch(
+    ports: Mapping[str, onnxruntime.NodeArg],
+    frames: Mapping[str, Any],
+    num_frames: np.ndarray[Any, Any] | None,
+) -> tuple[Mapping[str, np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
+    """Return frames as one padded batch, and their numbers."""
+    check_modalities("frames", frames, ports)
+    are_lists = [isinstance(values, list | tuple) for values in frames.values()]
+    if any(are_lists):
+        if not all(are_lists):
+            raise ValueError("frames has lists and arrays; give one of both for all modalities")
+        if num_frames is not None:
+            raise ValueError("num_frames is given; lists of videos have their own lengths")
+        return padded(ports, frames)
+    if num_frames is None:
+        raise ValueError("num_frames is missing; a padded batch needs it")
+    return frames, num_frames
 
 
 def _open(
