@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ensemble_kit.choices import BATCH_SIZE, DEVICE
 from ensemble_kit.data.dataset import Records
-from ensemble_kit.data.remote import ahead, origin_of
+from ensemble_kit.data.remote import ahead, is_url, origin_of
 from ensemble_kit.data.schema import check_fits
 from ensemble_kit.errors import InputError, OutputError
 from ensemble_kit.inference import add_predictions, model_metadata
@@ -197,6 +197,7 @@ def _metadata(shard: Shard, records: Records) -> ShardMetadata:
     schema = records.schema.model_dump_json().encode()
     return ShardMetadata(
         name=shard.name,
+        url=shard.place if is_url(shard.place) else None,
         content=fingerprint.content,
         schema_sha256=hashlib.sha256(schema).hexdigest(),
         skips_bad_records=records.skips_bad_records,

@@ -227,6 +227,7 @@ class ShardMetadata(Metadata):
 
     Attributes:
         name: Its file name.
+        url: Where it lies, if it was fetched from a URL.
         content: What tells its content from any other: its size and a hash, or its server's
             version of it.
         schema_sha256: The hash of the schema that it was read by.
@@ -234,6 +235,7 @@ class ShardMetadata(Metadata):
     """
 
     name: str
+    url: str | None = None
     content: str
     schema_sha256: str
     skips_bad_records: bool

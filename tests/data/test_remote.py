@@ -2,17 +2,22 @@
 
 import os
 import threading
+import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
 import pytest
+from builders import tiny_recipe, write_checkpoint
 
 from ensemble_kit.data import remote
 from ensemble_kit.data.dataset import Records
-from ensemble_kit.data.remote import find_shards, origin_of, ready
-from ensemble_kit.errors import RecordError
+from ensemble_kit.data.remote import ahead, find_shards, origin_of, ready
+from ensemble_kit.errors import OutputError, RecordError
+from ensemble_kit.predictions.file import read_predictions
+from ensemble_kit.shards import predict_shards
+from ensemble_kit.training.plan import RunPlan
 
 IDS = [f"v{number}" for number in range(11)]
 GIB = 2**30
@@ -93,7 +98,6 @@ class Site:
 
 @pytest.fixture
 def site(folder):
-    pytest.importorskip("aiohttp")
     site = Site(folder)
     yield site
     site.close()
@@ -266,6 +270,65 @@ def test_a_shard_that_comes_short_is_fetched_again_and_never_kept(site, cache):
     assert list(cache.rglob("*.part")) == []
 
 
+def test_the_next_shards_are_fetched_while_one_is_read(site, cache):
+    urls = [f"/train{number}.tfrecord" for number in range(3)]
+    shards = [
+        path for url in urls for path in find_shards(site.url + url, cache=cache, cache_bytes=GIB)
+    ]
+    coming = ahead(shards)
+
+    first = next(coming)
+
+    until = time.monotonic() + 20
+    while site.requests.total() < 1 + remote.AHEAD:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert first == shards[0]
+    assert list(coming) == shards[1:]
+    assert site.requests == dict.fromkeys(urls, 1)
+
+
+def test_predictions_keep_the_url_and_its_version_and_are_continued_by_them(
+    bucket, tmp_path, cache
+):
+    def predict(where):
+        records = Records(["memory://bucket"], cache=where)
+        if not (tmp_path / "model.safetensors").exists():
+            write_checkpoint(tmp_path / "model.safetensors", tiny_recipe(), records.schema)
+        done = predict_shards(tmp_path / "model.safetensors", records, tmp_path / "out")
+        return done.num_predicted, done.num_skipped
+
+    assert predict(cache) == (3, 0)
+    (tmp_path / "out" / "train1.safetensors").unlink()
+    assert predict(tmp_path / "other") == (1, 2)
+    assert len(list((tmp_path / "other").rglob("*.tfrecord"))) == 1  # what is there is not fetched
+    shard = read_predictions(tmp_path / "out" / "train1.safetensors").metadata.shard
+    (path,) = find_shards("memory://bucket/train1.tfrecord", cache=cache, cache_bytes=GIB)
+    assert shard.url == "memory:///bucket/train1.tfrecord"
+    assert shard.content == f"{origin_of(path).num_bytes}:{origin_of(path).version}"
+    bucket.pipe_file("/bucket/train1.tfrecord", bucket.cat_file("/bucket/train0.tfrecord"))
+    with pytest.raises(OutputError) as caught:
+        predict(cache)
+    assert caught.value.problem == (
+        f"{tmp_path / 'out' / 'train1.safetensors'} exists already, and was made from other "
+        "records."
+    )
+
+
+def test_a_run_is_the_same_by_url_and_version_whatever_the_cache(bucket, tmp_path, cache):
+    def settings(where):
+        records = Records(["memory://bucket"], cache=where)
+        return RunPlan(
+            recipe=tiny_recipe(), training=records, validation=None, folder=tmp_path / "run"
+        ).settings()
+
+    before = settings(cache)
+    assert settings(tmp_path / "other") == before
+    bucket.pipe_file("/bucket/train1.tfrecord", bucket.cat_file("/bucket/train0.tfrecord"))
+    after = settings(cache)
+    assert [name for name in before if before[name] != after[name]] == ["training records"]
+
+
 def test_two_threads_fetch_a_shard_once(site, cache):
     (shard,) = find_shards(f"{site.url}/train2.tfrecord", cache=cache, cache_bytes=GIB)
 
@@ -289,8 +352,8 @@ def test_processes_that_read_ahead_fetch_shards_too(site, folder, cache):
 
 
 def test_s3_is_read_through_its_own_package(folder, cache, monkeypatch):
-    pytest.importorskip("s3fs")
-    server = pytest.importorskip("moto.server")
+    from moto import server
+
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
