@@ -24,12 +24,19 @@ def free_port():
 
 
 class Cluster:
-    """A head and other nodes with one CPU each; the environment that lets a driver in."""
+    """A head and other nodes with one CPU each; the environment that lets a driver in.
+
+    Attributes:
+        address: What a driver on one of the nodes connects to.
+        client: What a driver elsewhere connects to.
+    """
 
     def __init__(self, folder, *, head_cpus=1, others=1):
         self.folder = folder
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
+        client_port = free_port()
+        self.client = f"ray://127.0.0.1:{client_port}"
         self.environment = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": TOKEN,
@@ -39,7 +46,10 @@ class Cluster:
         }
         self.nodes = []
         os.environ.update(self.environment)  # before Ray is imported
-        self.start(head_cpus, "--head", f"--port={self.port}", "--include-dashboard=false")
+        self.start(
+            head_cpus, "--head", f"--port={self.port}", f"--ray-client-server-port={client_port}",
+            "--include-dashboard=false",
+        )  # fmt: skip
         for _ in range(others):
             self.start(1, f"--address={self.address}")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os.path import isfile
+from os.path import exists
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +128,7 @@ def gather(
 
 def _problem(file: FileMetadata, folder: Path) -> str | None:
     path = folder / file.path
-    if not isfile(path):
+    if not exists(path):  # it may be a folder
         return f"{file.path} is not there."
     if sha256_of(path) != file.sha256:
         return f"{file.path} has changed since the selection was made."

@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from builders import tiny_recipe, write_checkpoint
+from builders import tiny_recipe, tiny_recipe_text, write_checkpoint
+from safetensors.numpy import load_file
 
 from ensemble_kit.cli import main
 from ensemble_kit.data.synthetic import synthesize
@@ -58,6 +59,48 @@ def test_a_folder_is_a_candidate_whose_model_may_not_have_changed(runner, data, 
     assert result.exit_code == 0, result.stderr
     candidates = json.loads(selection.read_text())["candidates"]
     assert [each["name"] for each in candidates] == ["mine", "other"]
+
+
+def test_a_report_reads_a_folder_until_a_file_of_it_has_changed(
+    runner, data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("ensemble_kit.report.page.bokeh_script", str)
+    predict(runner, data, f"{tmp_path}/out/")
+    selection, page = str(tmp_path / "selection.json"), tmp_path / "report.html"
+    runner.invoke(main, ["select", f"{tmp_path}/out", "-o", selection])
+    words = ["report", "--selection", selection, "-o", str(page), "--force"]
+
+    whole = runner.invoke(main, words)
+
+    assert whole.exit_code == 0, whole.stderr
+    assert "is not there" not in page.read_text()
+    shard = tmp_path / "out" / "test0001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-4] + bytes(4))
+    changed = runner.invoke(main, words)
+    assert changed.exit_code == 0, changed.stderr
+    assert "out has changed since the selection was made." in page.read_text()
+
+
+def test_a_folder_teaches_what_the_merged_file_teaches(runner, data, tmp_path):
+    predict(runner, data, f"{tmp_path}/out/", "--top-k", "3")
+    merged = tmp_path / "merged.safetensors"
+    runner.invoke(main, ["predictions", "merge", f"{tmp_path}/out", "-o", str(merged)])
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(tiny_recipe_text())
+
+    for name, teacher in (("folder", tmp_path / "out"), ("file", merged)):
+        result = runner.invoke(
+            main,
+            ["train", str(recipe), "--train", str(data / "test"), "--teacher", str(teacher),
+             "--teacher-share", "0.5", "--name", name, "-o", str(tmp_path / "runs"), "--quiet"],
+        )  # fmt: skip
+        assert result.exit_code == 0, result.stderr
+
+    weights = [
+        load_file(max((tmp_path / "runs" / name / "checkpoints").glob("*")))
+        for name in ("folder", "file")
+    ]
+    assert all((weights[0][name] == tensor).all() for name, tensor in weights[1].items())
 
 
 def test_jobs_predict_their_parts(runner, data, tmp_path):

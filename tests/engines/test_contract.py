@@ -181,6 +181,33 @@ def test_strangers_are_refused(cluster, own_workspace):  # noqa: F811
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("address", ["address", "client"])
+def test_predictions_are_the_same_bytes_on_a_cluster(cluster, own_workspace, address):  # noqa: F811
+    model = own_workspace.averaged("mean")
+    words = ["predict", str(model), "data/validate"]
+    environment = os.environ | cluster.environment
+
+    def run(*more):
+        return subprocess.run(
+            [sys.executable, "-m", "ensemble_kit", *words, *more],
+            cwd=own_workspace.path, env=environment, capture_output=True, text=True,
+            timeout=PATIENCE, check=False,
+        )  # fmt: skip
+
+    there = run("-o", "there/", "--on", getattr(cluster, address))
+    here = run("-o", "here/")
+
+    assert (there.returncode, here.returncode) == (0, 0), there.stderr
+    assert " finished on " in there.stderr
+    files = sorted(path.name for path in (own_workspace.path / "here").iterdir())
+    assert len(files) > 1
+    assert sorted(path.name for path in (own_workspace.path / "there").iterdir()) == files
+    for name in files:
+        folders = [own_workspace.path / folder / name for folder in ("here", "there")]
+        assert folders[0].read_bytes() == folders[1].read_bytes()
+
+
+@pytest.mark.ray
 def test_a_run_is_trained_by_one_command_only(cluster, own_workspace):  # noqa: F811
     from ensemble_kit.engines.ray import ray_cluster
 
