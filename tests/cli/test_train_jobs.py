@@ -38,6 +38,21 @@ def test_one_recipe_that_fails_does_not_stop_the_rest(runner, own_workspace):
     assert (own_workspace.path / "elsewhere" / "mean" / "validation.safetensors").exists()
 
 
+def test_an_index_trains_that_recipe_alone(runner, own_workspace, monkeypatch):
+    trained = []
+    monkeypatch.setattr(
+        "ensemble_kit.cli.train._train_one", lambda plan, *, force: trained.append(plan.run.name)
+    )
+    words = ["train", "recipes/mean.toml", "recipes/bag.toml", *TRAINING, "-o", "elsewhere"]
+
+    second = runner.invoke(main, [*words, "--index", "2"])
+    third = runner.invoke(main, [*words, "--index", "3"])
+
+    assert (second.exit_code, trained) == (0, ["bag"])
+    assert third.exit_code == 2
+    assert third.stderr.endswith("Error: --index is 3, and 2 recipes are named.\n")
+
+
 @pytest.fixture
 def process(own_workspace):
     """A real process that trains two runs for longer than any test waits, and would a third."""

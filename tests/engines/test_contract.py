@@ -9,6 +9,7 @@ import threading
 import time
 from functools import partial
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 from ray_cluster import Cluster, cluster, descendants, variables_of  # noqa: F401 - a fixture
@@ -67,7 +68,8 @@ def test_jobs_finish_and_fail_and_their_ends_are_in_the_order_of_the_jobs(start,
     jobs = [Job("bad", ("evaluate", "no.csv")), Job("one", ("--version",)), Job("two", ("--help",))]
     seen = []
 
-    ends = run_jobs(jobs, start, at_once=2, on_end=seen.append)
+    # the cluster has two CPUs, so one of the jobs waits in its queue
+    ends = run_jobs(jobs, start, at_once=3, on_end=seen.append)
 
     assert [end.job for end in ends] == jobs
     assert [end.state for end in ends] == ["failed", "finished", "finished"]
@@ -170,6 +172,39 @@ def other_command(cluster, folder, **environment):  # noqa: F811 - the fixture's
         timeout=PATIENCE,
         check=False,
     )
+
+
+class Machines:
+    """Stands for Ray where each machine has its own disk."""
+
+    def __init__(self, disks):
+        self.disks = disks
+
+    def remote(self, *, num_cpus, scheduling_strategy):
+        disk = self.disks[scheduling_strategy.node_id]
+        return lambda function: SimpleNamespace(remote=lambda _, name: function(str(disk), name))
+
+    def get(self, answers):
+        return answers
+
+
+@pytest.mark.ray
+def test_a_folder_that_another_machine_does_not_see_is_refused(tmp_path):
+    from ensemble_kit.engines.ray import _require_shared
+
+    shared, other = tmp_path / "shared", tmp_path / "other"
+    for folder, disks in (
+        (shared, {"first": shared, "second": other}),
+        (other, {"first": shared, "second": shared}),  # this machine sees another disk
+    ):
+        with pytest.raises(JobError) as caught:
+            _require_shared(Machines(disks), folder, list(disks))
+        assert str(caught.value) == (
+            f"{folder} is not shared: a file that one machine of the cluster writes there is not "
+            "seen by another.\n"
+            "Put the workspace on a disk that every machine mounts at the same path."
+        )
+    _require_shared(Machines({"first": shared, "second": shared}), shared, ["first", "second"])
 
 
 @pytest.mark.ray
