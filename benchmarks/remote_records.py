@@ -1,8 +1,8 @@
-"""Records behind a URL, through the cache, against the same records on this machine's disk.
+"""Records at a URL, read through the cache, against the same records on this machine's disk.
 
     python benchmarks/remote_records.py [--quick] [--json]
 
-The server is a local S3 server (moto) in a process of its own, so nothing is waited for but the
+The server is a local S3 server (moto) in another process, so nothing is waited for but the
 server, the copy to the cache and the reading. Each reading is a fresh process, and reads all
 shards to padded batches, checksums compared.
 """
