@@ -18,7 +18,7 @@ from ensemble_kit.data.batch import Batch, BatchLayout, Collator, Contents, Memo
 from ensemble_kit.data.decode import Decoder, frame_bytes
 from ensemble_kit.data.frame_choice import Chosen, Draws, FrameChoice
 from ensemble_kit.data.order import BatchPlan, Place, Turn
-from ensemble_kit.data.remote import ready
+from ensemble_kit.data.remote import open_ready
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.data.tfrecord import FOOTER, BadRecord, damaged, matches_crc
 from ensemble_kit.errors import RecordError
@@ -210,7 +210,7 @@ class RecordFiles:
         file = self._files.pop(shard, None)
         while file is None:
             try:
-                file = FileIO(ready(self._paths[shard]))
+                file = open_ready(self._paths[shard])
             except OSError as error:
                 if error.errno != errno.EMFILE or not self._files:
                     raise

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
@@ -129,6 +130,23 @@ def ready(path: Path) -> Path:
         if not _is_whole(path, origin):  # another process may have fetched it meanwhile
             _fetch(path, origin)
     return path
+
+
+def open_ready(path: Path) -> FileIO:
+    """Open a file for reading, fetched first as ``ready`` does.
+
+    A shard that others have the cache drop in that moment is fetched again.
+
+    Raises:
+        RecordError: See ``ready``.
+        OSError: The file cannot be opened.
+    """
+    for _ in range(ATTEMPTS):
+        with suppress(FileNotFoundError):
+            return FileIO(ready(path))
+        if origin_of(path) is None:
+            break
+    return FileIO(ready(path))
 
 
 def ahead(paths: Sequence[Path]) -> Iterator[Path]:

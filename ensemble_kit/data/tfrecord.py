@@ -9,7 +9,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from io import FileIO
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
 
-from ensemble_kit.data.remote import ready
+from ensemble_kit.data.remote import open_ready
 from ensemble_kit.errors import RecordError
 from ensemble_kit.files import written_aside
 
@@ -76,7 +76,7 @@ def numbered_records(
     place can be trusted.
     """
     try:
-        with ready(path).open("rb", buffering=0) as file:
+        with open_ready(path) as file:
             size = os.fstat(file.fileno()).st_size
             if not size:
                 raise _empty(path)
@@ -160,7 +160,7 @@ def locate_records(
         RecordError: The file is missing or empty.
     """
     try:
-        with ready(path).open("rb") as file:
+        with BufferedReader(open_ready(path)) as file:
             status = os.fstat(file.fileno())
             size = status.st_size
             digest = hashlib.sha256()

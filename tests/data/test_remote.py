@@ -13,7 +13,7 @@ from builders import tiny_recipe, write_checkpoint
 
 from ensemble_kit.data import remote
 from ensemble_kit.data.dataset import Records
-from ensemble_kit.data.remote import ahead, find_shards, origin_of, ready
+from ensemble_kit.data.remote import ahead, find_shards, open_ready, origin_of, ready
 from ensemble_kit.errors import OutputError, RecordError
 from ensemble_kit.predictions.file import read_predictions
 from ensemble_kit.shards import predict_shards
@@ -177,6 +177,27 @@ def test_a_shard_that_was_cut_in_the_cache_is_fetched_again(bucket, cache):
     shard.write_bytes(whole[:10])
 
     assert ready(shard).read_bytes() == whole
+
+
+def test_a_shard_that_the_cache_drops_before_it_is_open_is_fetched_again(
+    bucket, cache, monkeypatch
+):
+    (shard,) = find_shards("memory://bucket/train0.tfrecord", cache=cache, cache_bytes=GIB)
+    drops = [1, 1]
+
+    def ready_and_dropped(path):
+        ready(path)
+        if drops:
+            drops.pop()
+            path.unlink()
+        return path
+
+    monkeypatch.setattr(remote, "ready", ready_and_dropped)
+
+    with open_ready(shard) as file:
+        assert file.read() == bucket.cat_file("/bucket/train0.tfrecord")
+    with pytest.raises(FileNotFoundError):
+        open_ready(cache / "no.tfrecord")
 
 
 def test_a_shard_that_changed_is_refused_and_taken_again_by_the_next_reading(bucket, cache):
