@@ -210,7 +210,7 @@ class RecordFiles:
         file = self._files.pop(shard, None)
         while file is None:
             try:
-                file = open_ready(self._paths[shard])
+                file = open_ready(self._paths[shard], FileIO)
             except OSError as error:
                 if error.errno != errno.EMFILE or not self._files:
                     raise

@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from io import FileIO
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
@@ -132,8 +131,8 @@ def ready(path: Path) -> Path:
     return path
 
 
-def open_ready(path: Path) -> FileIO:
-    """Open a file for reading, fetched first as ``ready`` does.
+def open_ready(path: Path, opener: Callable[[Path], T]) -> T:
+    """Return what ``opener`` makes of a path whose file is there, fetched first as by ``ready``.
 
     A shard that others have the cache drop in that moment is fetched again.
 
@@ -143,10 +142,10 @@ def open_ready(path: Path) -> FileIO:
     """
     for _ in range(ATTEMPTS):
         with suppress(FileNotFoundError):
-            return FileIO(ready(path))
+            return opener(ready(path))
         if origin_of(path) is None:
             break
-    return FileIO(ready(path))
+    return opener(ready(path))
 
 
 def ahead(paths: Sequence[Path]) -> Iterator[Path]:

@@ -76,7 +76,7 @@ def numbered_records(
     place can be trusted.
     """
     try:
-        with open_ready(path) as file:
+        with open_ready(path, FileIO) as file:
             size = os.fstat(file.fileno()).st_size
             if not size:
                 raise _empty(path)
@@ -160,7 +160,7 @@ def locate_records(
         RecordError: The file is missing or empty.
     """
     try:
-        with BufferedReader(open_ready(path)) as file:
+        with BufferedReader(open_ready(path, FileIO)) as file:
             status = os.fstat(file.fileno())
             size = status.st_size
             digest = hashlib.sha256()

@@ -3,6 +3,7 @@
 import errno
 import subprocess
 import sys
+from io import FileIO
 from itertools import islice
 
 import numpy as np
@@ -255,13 +256,14 @@ def test_more_files_are_read_than_the_system_lets_a_process_open(tmp_path):
 def test_where_other_files_leave_little_room_fewer_records_files_are_kept_open(folder, monkeypatch):
     opened = []
 
-    def scarce(path):
-        if sum(not file.closed for file in opened) >= 2:
-            raise OSError(errno.EMFILE, "Too many open files")
-        opened.append(open_ready(path))
-        return opened[-1]
+    class Scarce(FileIO):
+        def __init__(self, path):
+            if sum(not file.closed for file in opened) >= 2:
+                raise OSError(errno.EMFILE, "Too many open files")
+            super().__init__(path)
+            opened.append(self)
 
-    monkeypatch.setattr(reading, "open_ready", scarce)
+    monkeypatch.setattr(reading, "FileIO", Scarce)
 
     batches = list(Records([folder]).training_batches(4, seed=0, epochs=1))
 

@@ -5,6 +5,7 @@ import threading
 import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import FileIO
 from pathlib import Path
 
 import fsspec
@@ -194,10 +195,10 @@ def test_a_shard_that_the_cache_drops_before_it_is_open_is_fetched_again(
 
     monkeypatch.setattr(remote, "ready", ready_and_dropped)
 
-    with open_ready(shard) as file:
+    with open_ready(shard, FileIO) as file:
         assert file.read() == bucket.cat_file("/bucket/train0.tfrecord")
     with pytest.raises(FileNotFoundError):
-        open_ready(cache / "no.tfrecord")
+        open_ready(cache / "no.tfrecord", FileIO)
 
 
 def test_a_shard_that_changed_is_refused_and_taken_again_by_the_next_reading(bucket, cache):
