@@ -97,7 +97,7 @@ def test_an_installed_wheel_finds_its_recipes(direct_wheel, tmp_path):
     assert Path(where) == tmp_path / "installed" / "ensemble_kit" / "__init__.py"
     files = [f"models/{name}.toml" for name in names.split()]
     files += [f"models/{paper}/ensembles.toml" for paper in papers.split()]
-    assert sorted(files) == sorted(RECIPES)
+    assert sorted([*files, "models/template.toml"]) == sorted(RECIPES)
 
 
 def test_an_editable_install_exposes_the_package_and_nothing_else(tmp_path):

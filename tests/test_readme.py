@@ -51,7 +51,7 @@ def commands_of(page):
         line[line.index(name) + 1 :]
         for line in words
         for name in ("ensemble-kit", "ensemble_kit")
-        if name in line
+        if name in line and "pip" not in line
     ]
 
 
