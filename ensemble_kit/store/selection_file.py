@@ -6,12 +6,12 @@ Every GAP is on the selection videos, those that members were chosen on, unless 
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from ensemble_kit.choices import Criterion, Dtype, Given, Mixing, Strategy
 from ensemble_kit.errors import SelectionError
 from ensemble_kit.files import written_aside
-from ensemble_kit.store.provenance import FileMetadata, Metadata, ModelMetadata
+from ensemble_kit.store.provenance import Count, FileMetadata, Metadata, ModelMetadata, TopK
 from ensemble_kit.validation import complaints
 
 Interval = tuple[float, float]
@@ -249,7 +249,7 @@ class SelectionMetadata(Metadata):
 
     kind: Literal["selection"] = "selection"
     kit_version: str
-    k: int
+    k: TopK
     dtype: Dtype
     max_size: int
     mixing: Mixing | Given
@@ -258,11 +258,11 @@ class SelectionMetadata(Metadata):
     dataset_sha256: str
     vocabulary_sha256: str | None
     labels: FileMetadata | None
-    videos: int
-    left_out: int = 0
-    positives: int
+    videos: Count
+    left_out: Count = 0
+    positives: Count
     gap: float
-    bytes: int
+    bytes: Count
     members: Annotated[tuple[SelectedMetadata, ...], Field(min_length=1)]
     path: tuple[StepMetadata, ...]
     frontier: tuple[FrontierMetadata, ...]
@@ -271,6 +271,13 @@ class SelectionMetadata(Metadata):
     bootstrap: BootstrapMetadata
     optimised: OptimisedMetadata | None
     truncation: TruncationMetadata | None
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "SelectionMetadata":
+        names = [member.name for member in self.members]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two members share a name: {', '.join(names)}")
+        return self
 
 
 def read_selection(path: Path) -> SelectionMetadata:

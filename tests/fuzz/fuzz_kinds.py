@@ -402,7 +402,7 @@ def _foreign(folder: Path) -> list[Kind]:
         )  # fmt: skip
 
     written = tuple(model.SerializeToString() for model in originals)
-    return [Kind("foreign", "m.onnx", written, damage, read, 40)]
+    return [Kind("foreign", "m.onnx", written, damage, read, 40, is_apart=True)]
 
 
 def _branching_model() -> onnx.ModelProto:

@@ -1,5 +1,8 @@
 """Feed damaged files to what reads them, in this process, within bounds of time and memory."""
 
+import faulthandler
+import os
+import pickle
 import resource
 import signal
 import traceback
@@ -11,6 +14,7 @@ from pathlib import Path
 from random import Random
 from types import FrameType
 
+import torch
 from mutators import Damage
 
 from ensemble_kit.errors import EnsembleKitError
@@ -31,6 +35,8 @@ class Kind:
         damage: What is done to one.
         read: Reads all of the file of a path, as the commands do.
         cost: How many times as long as a cheap kind's reading one takes; so many fewer are read.
+        is_apart: Whether the kit reads it in a process of its own, so that a crash of a library is
+            an error of the kit like any other.
     """
 
     name: str
@@ -39,6 +45,7 @@ class Kind:
     damage: Damage
     read: Callable[[Path], object]
     cost: int = 1
+    is_apart: bool = False
 
 
 class OutOfTimeError(BaseException):
@@ -97,30 +104,58 @@ def feed(kind: Kind, folder: Path, *, count: int, seed: int, first: int = 0) -> 
 
 
 def _read(kind: Kind, path: Path, number: int, findings: Findings) -> None:
+    refused, place, text = _read_apart(kind, path) if kind.is_apart else _outcome(kind, path)
+    if refused:
+        findings.refused += 1
+        findings.errors[refused] += 1
+    elif not place:
+        findings.read += 1
+    if place:
+        findings.add(place, number, text)
+
+
+def _outcome(kind: Kind, path: Path) -> tuple[str, str, str]:
+    """Return which error of the kit came out, and the place and the text of a failure, or ''."""
     try:
         with _limited_time(PATIENCE):
             kind.read(path)
     except EnsembleKitError as error:
-        findings.refused += 1
-        findings.errors[type(error).__name__] += 1
-        if fault := _fault_of(str(error)):
-            findings.add(fault, number, repr(str(error))[:1_000])
+        return type(error).__name__, _fault_of(str(error)), repr(str(error))[:1_000]
     except (Exception, OutOfTimeError) as error:
         frames = traceback.extract_tb(error.__traceback__)
         ours = [frame for frame in frames if "/ensemble_kit/" in frame.filename] or frames
         place = f"{type(error).__name__} at {Path(ours[-1].filename).name}:{ours[-1].lineno}"
-        findings.add(place, number, "".join(traceback.format_exception(error, limit=-6))[-3_000:])
-    else:
-        findings.read += 1
+        return "", place, "".join(traceback.format_exception(error, limit=-6))[-3_000:]
+    return "", "", ""
 
 
-def _fault_of(message: str) -> str | None:
-    """Say why a message should not be shown: it would fill a terminal, or steer it."""
+def _read_apart(kind: Kind, path: Path) -> tuple[str, str, str]:
+    """Do the same in a fork of this process."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        faulthandler.disable()  # a crash is expected, and told by the exit status
+        torch.set_num_threads(1)  # the threads of this process are not in the fork
+        with os.fdopen(writing, "wb") as pipe:
+            pickle.dump(_outcome(kind, path), pipe)
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        answer = pipe.read()
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return "crash", "", ""
+    outcome: tuple[str, str, str] = pickle.loads(answer)
+    return outcome
+
+
+def _fault_of(message: str) -> str:
+    """Say why a message should not be shown, or '': it would fill a terminal, or steer it."""
     if len(message) > LONGEST:
         return "a message that is too long"
     if not message.replace("\n", "").isprintable() or len(message.splitlines()) > LINES:
         return "a message that steers the terminal"
-    return None
+    return ""
 
 
 @contextmanager

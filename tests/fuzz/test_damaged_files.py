@@ -1,5 +1,8 @@
 """No file may end in a traceback: a reader takes it, or refuses it with an error of the kit."""
 
+import os
+import signal
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -75,6 +78,24 @@ def test_a_reader_without_an_end_is_stopped(tmp_path, monkeypatch):
     findings = feed(kind_that(lambda _: all(True for _ in count())), tmp_path, count=1, seed=0)
 
     assert next(iter(findings.failures)).startswith(OutOfTimeError.__name__)
+
+
+def test_a_crash_is_an_error_only_where_the_kit_reads_apart(tmp_path):
+    def crash(path: Path) -> None:
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    findings = feed(replace(kind_that(crash), is_apart=True), tmp_path, count=2, seed=0)
+
+    assert findings.refused == 2
+
+
+def test_a_failure_apart_is_a_failure(tmp_path):
+    def read(path: Path) -> None:
+        raise KeyError("x")
+
+    findings = feed(replace(kind_that(read), is_apart=True), tmp_path, count=2, seed=0)
+
+    assert list(findings.counts.values()) == [2]
 
 
 def test_memory_is_bounded(tmp_path):

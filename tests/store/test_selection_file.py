@@ -1,0 +1,46 @@
+"""Selection files are refused where fused files would refuse what they say."""
+
+import json
+
+import pytest
+
+from ensemble_kit.errors import SelectionError
+from ensemble_kit.store.selection_file import read_selection
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"k": -1}, "k is -1: Input should be greater than or equal to 1"),
+        ({"k": 10**9}, "k is 1000000000: Input should be less than or equal to 1000000"),
+        ({"videos": -5}, "videos is -5: Input should be greater than or equal to 0"),
+        ({"videos": 2**60}, f"videos is {2**60}: Input should be less than or equal to {2**53}"),
+    ],
+)
+def test_numbers_that_no_fused_file_may_hold_are_refused(change, problem, selection, tmp_path):
+    values = json.loads(selection.read_bytes())
+    path = tmp_path / "selection.json"
+    path.write_text(json.dumps(values | change))
+
+    with pytest.raises(SelectionError) as caught:
+        read_selection(path)
+
+    assert str(caught.value) == (
+        f"{path} is not a selection: {problem}.\nMake it again with `ensemble-kit select`."
+    )
+
+
+def test_a_member_that_is_there_twice_is_refused(selection, tmp_path):
+    values = json.loads(selection.read_bytes())
+    name = values["members"][0]["name"]
+    values["members"] = [values["members"][0]] * 2
+    path = tmp_path / "selection.json"
+    path.write_text(json.dumps(values))
+
+    with pytest.raises(SelectionError) as caught:
+        read_selection(path)
+
+    assert str(caught.value) == (
+        f"{path} is not a selection: two members share a name: {name}, {name}.\n"
+        "Make it again with `ensemble-kit select`."
+    )
