@@ -13,6 +13,7 @@ def run() -> None:
     # For every Python that libraries start, such as torch.compile: none may import a file of the
     # current folder in place of a module.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
+    _open_what_is_closed()
     with signals_interrupt():
         try:
             from ensemble_kit.cli import main  # here, so that Ctrl-C while it loads is handled too
@@ -32,6 +33,21 @@ def _tell_what_is_missing(error: ModuleNotFoundError) -> NoReturn:
         file=sys.stderr,
     )
     sys.exit(1)
+
+
+def _open_what_is_closed() -> None:
+    """Give a process that was started with standard streams closed some that lead nowhere.
+
+    Otherwise the first files that it opens would be in their place, and be written into by
+    whatever a library prints.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            handle = os.open(os.devnull, os.O_RDWR)
+            if handle != number:
+                os.dup2(handle, number)
+                os.close(handle)
+            setattr(sys, name, open(number, "w" if number else "r"))  # noqa: SIM115 - for good
 
 
 def _forget_current_folder() -> None:

@@ -27,3 +27,8 @@ def printable(text: str) -> str:
         else character.encode("unicode_escape").decode()
         for character in text
     )
+
+
+def printable_line(text: str) -> str:
+    """Return text as ``printable`` does, with its line ends as escapes too: a row of a table."""
+    return printable(text).replace("\n", "\\n")

@@ -1,6 +1,6 @@
 import pytest
 
-from ensemble_kit.wording import counted, printable
+from ensemble_kit.wording import counted, printable, printable_line
 
 
 def test_a_number_stands_with_its_noun():
@@ -22,3 +22,7 @@ def test_a_number_stands_with_its_noun():
 )
 def test_what_steers_a_terminal_is_shown_as_its_escape(text, shown):
     assert printable(text) == shown
+
+
+def test_a_row_of_a_table_stays_one_line():
+    assert printable_line("a\nb\x1b[2J") == r"a\nb\x1b[2J"

@@ -27,7 +27,7 @@ from ensemble_kit.cli.options import (
     one_of,
     records_options,
 )
-from ensemble_kit.wording import counted, printable
+from ensemble_kit.wording import counted, printable, printable_line
 
 NUM_CLASSES_SHOWN = 5
 
@@ -112,7 +112,7 @@ def info(patterns: tuple[str, ...], as_json: bool, **reading: Any) -> None:
         "most frequent": ", ".join(f"{c['name']} ({c['videos']:,})" for c in frequent),
     }.items():
         if value:
-            click.echo(f"{name:14} {value}")
+            click.echo(printable_line(f"{name:14} {value}"))
 
 
 @data.command()

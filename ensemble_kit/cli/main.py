@@ -1,7 +1,12 @@
 """The group of all commands: the one place where an error becomes text and an exit code."""
 
+import errno
 import importlib
+import os
+import sys
+import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any
 
@@ -33,6 +38,12 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
     }
 )
 
+# What the libraries' own errors say where the system gives no memory; they have no common class.
+NO_MEMORY = (
+    "failed to map segment", "annot allocate memory", "can't allocate memory", "bad_alloc",
+    "not enough memory", "out of memory",
+)  # fmt: skip
+
 
 class KitGroup(SuggestingGroup):
     """A group whose commands are imported when they are named, and whose errors are text."""
@@ -50,6 +61,17 @@ class KitGroup(SuggestingGroup):
         add_quiet(command)
         return command
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command line; where the system refuses memory or output, one error says so."""
+        try:
+            return super().main(*args, **kwargs)
+        except Exception as error:
+            problem = _refusal_of_output(error) or _refusal_of_memory(error)
+            if problem is None:
+                raise
+        click.echo(f"Error: {problem}", err=True)
+        sys.exit(1)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; an error that the user can fix becomes ``Error: …`` and exit code 1."""
         try:
@@ -60,6 +82,41 @@ class KitGroup(SuggestingGroup):
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
             raise click.exceptions.Exit(INTERRUPTED) from None
+
+
+def _refusal_of_output(error: Exception) -> str | None:
+    """Say why standard output took no more, if that is what went wrong.
+
+    All output goes through click or rich, and neither writes anything else.
+    """
+    if not isinstance(error, OSError) or _last_package(error) not in {"click", "rich"}:
+        return None
+    with suppress(OSError):  # what is left goes nowhere: Python would try again when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return (
+        f"Standard output cannot be written: {error.strerror}.\n"
+        "Free some space, or send it elsewhere."
+    )
+
+
+def _last_package(error: Exception) -> str:
+    """Return the package whose code ran when the error was raised."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return str(frames[-1].f_globals.get("__name__", "")).partition(".")[0] if frames else ""
+
+
+def _refusal_of_memory(error: BaseException | None) -> str | None:
+    while error is not None:
+        is_system = isinstance(error, OSError) and error.errno == errno.ENOMEM
+        text = str(error)
+        if isinstance(error, MemoryError) or is_system or any(mark in text for mark in NO_MEMORY):
+            return (
+                "There is not enough memory.\n"
+                "Free some, or raise the limit (`ulimit -v`); smaller batches and fewer processes "
+                "need less."
+            )
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @click.group(

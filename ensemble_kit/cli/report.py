@@ -19,7 +19,7 @@ from ensemble_kit.cli.options import (
 )
 from ensemble_kit.files import refuse_overwrite
 from ensemble_kit.store.workspace import REPORT, SELECTION
-from ensemble_kit.wording import printable
+from ensemble_kit.wording import printable, printable_line
 
 if TYPE_CHECKING:
     from ensemble_kit.report import Row
@@ -97,7 +97,7 @@ def _scored(data: Sequence[str], top_k: int, reading: dict[str, Any]) -> "list[R
 
 
 def _echo_table(rows: "Sequence[Row]") -> None:
-    names = [printable(row.model) for row in rows]
+    names = [printable_line(row.model) for row in rows]
     width = max(len("model"), *map(len, names))
     gap = f"GAP@{rows[0].k}"
     click.echo(f"{'model':<{width}}  {'form':<15}  repeats  {gap:>7}   Hit@1         bytes")

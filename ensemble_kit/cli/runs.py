@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble_kit.cli.options import FOLDER, json_option
-from ensemble_kit.wording import printable
+from ensemble_kit.wording import printable_line
 
 if TYPE_CHECKING:
     from ensemble_kit.store.runs import RunSummary
@@ -57,8 +57,8 @@ def _print_table(found: "list[RunSummary]") -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     for run in found:
         table.add_row(
-            escape(printable(run.name)),
-            escape(printable(run.recipe or "-")),
+            escape(printable_line(run.name)),
+            escape(printable_line(run.recipe or "-")),
             f"[{COLOURS[run.state]}]{run.state}",
             f"{run.steps:,}",
             "-" if run.best_gap is None else f"{run.best_gap:.4f}",

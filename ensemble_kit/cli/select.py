@@ -32,7 +32,7 @@ from ensemble_kit.cli.options import (
 from ensemble_kit.errors import EnsembleKitError, SelectionError, SizeLimitError
 from ensemble_kit.files import format_of_limit, parse_size, refuse_overwrite
 from ensemble_kit.store.workspace import REPORT, SELECTION
-from ensemble_kit.wording import counted, printable
+from ensemble_kit.wording import counted, printable, printable_line
 
 if TYPE_CHECKING:
     from ensemble_kit.store.selection_file import (
@@ -203,7 +203,7 @@ def _table(selection: "SelectionMetadata") -> list[str]:
     header += ["95 % of gain "] if selection.bootstrap.resamples else []
     rows = [[*header, "bytes", "limit"] if has_sizes else header]
     for number, step in enumerate(selection.path, start=1):
-        row = [str(number), printable(step.added), f"{step.gap:.4f}", f"{step.gain:+.4f}"]
+        row = [str(number), printable_line(step.added), f"{step.gap:.4f}", f"{step.gain:+.4f}"]
         if step.confirmed_gap is not None:
             row.append(f"{step.confirmed_gap:.4f}")
         if step.gain_interval is not None:

@@ -91,6 +91,19 @@ def test_info_prints_the_figures_for_people(folder, runner):
     assert "steady 0" in lines["most"]
 
 
+def test_info_prints_no_name_that_steers_a_terminal(folder, runner, tmp_path):
+    names = tmp_path / "names.csv"
+    names.write_text("".join(f'{index},"\u202e\x1b]0;x\x07{index}"\n' for index in range(7)))
+
+    result = runner.invoke(
+        main, ["data", "info", f"{folder}/train/*", "--label-names", str(names)], color=True
+    )
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout.replace("\n", "").isprintable()
+    assert r"\u202e\x1b]0;x\x07" in result.stdout
+
+
 def test_info_prints_the_same_figures_as_json(folder, runner):
     result = runner.invoke(main, ["data", "info", "--json", str(folder / "train")])
 

@@ -1,6 +1,9 @@
 """What all commands share: help, and errors that are text and an exit code."""
 
+import errno
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -216,6 +219,64 @@ def test_a_fault_of_the_kit_itself_is_not_hidden(runner, monkeypatch):
 
     with pytest.raises(ZeroDivisionError):
         runner.invoke(main, ["recipes", "list"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("words", [["--version"], ["recipes", "list"]])
+def test_a_full_standard_output_is_one_error(words):
+    command = [sys.executable, "-m", "ensemble_kit", *words]
+
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+
+    assert (result.returncode, result.stderr) == (
+        1,
+        "Error: Standard output cannot be written: No space left on device.\n"
+        "Free some space, or send it elsewhere.\n",
+    )
+
+
+def test_streams_that_were_closed_are_open_before_any_file_is(tmp_path):
+    (tmp_path / "code.py").write_text(
+        "import os, sys\n"
+        "from ensemble_kit import __main__\n"
+        "sys.argv = ['ensemble-kit', '--version']\n"
+        "try:\n"
+        "    __main__.run()\n"
+        "finally:\n"
+        "    open(sys.path[0] + '/handle', 'w').write(str(os.open(os.devnull, 0)))\n"
+    )
+    line = f"exec {sys.executable} {tmp_path / 'code.py'} <&- >&- 2>&-"
+
+    assert subprocess.run(["sh", "-c", line], check=False).returncode == 0
+    assert int((tmp_path / "handle").read_text()) > 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        RuntimeError("unable to mmap 5760 bytes: Cannot allocate memory (12)"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 8 bytes."),
+    ],
+)
+def test_no_memory_is_one_error(error, runner, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("another library's words") from error
+
+    monkeypatch.setattr("ensemble_kit.networks.catalogue.list_recipes", fail)
+
+    result = runner.invoke(main, ["recipes", "list"])
+
+    assert (result.exit_code, result.output) == (
+        1,
+        "Error: There is not enough memory.\n"
+        "Free some, or raise the limit (`ulimit -v`); smaller batches and fewer processes need "
+        "less.\n",
+    )
 
 
 def test_the_demo_writes_into_no_folder_that_holds_something(runner, tmp_path):
