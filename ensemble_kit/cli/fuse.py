@@ -18,6 +18,7 @@ from ensemble_kit.cli.options import (
     records_options,
 )
 from ensemble_kit.store.workspace import FUSED, SELECTION
+from ensemble_kit.wording import counted
 
 
 @click.command()
@@ -78,7 +79,7 @@ def fuse(
         return
     loss = fused.loss
     click.echo(
-        f"{fused.path}: {len(fused.members)} members in {dtype}, "
+        f"{fused.path}: {counted(len(fused.members), 'member')} in {dtype}, "
         f"{format_of_limit(fused.num_bytes, fused.max_size)}.\n"
         f"Equal to its members; rounding to {dtype} changed a probability by "
         f"{loss.worst_change:.2g} at most, {loss.mean_change:.2g} on average."

@@ -338,6 +338,11 @@ def _names_by_class(
     path: Path, rows: Sequence[tuple[int, Sequence[str]]], num_classes: int
 ) -> dict[int, str]:
     header = rows[0][1] if rows else ()
+    if header and class_index(header[0], MAX_CLASSES) is not None:
+        raise RecordError(
+            f"{path}: the first line is {shown(','.join(header))}, expected a header.",
+            hint="Put a line above the classes that names the columns, such as index,name.",
+        )
     width = max(2, len(header))
     column = header.index("Name") if "Name" in header[1:] else width - 1
     names: dict[int, str] = {}

@@ -57,6 +57,11 @@ def keep_output(model: ir.Model, wanted: str | None, path: Path) -> str:
     """
     outputs = {str(value.name): value for value in model.graph.outputs}
     listed = ", ".join(outputs)
+    if not outputs:
+        raise ForeignModelError(
+            f"{path} has no output.",
+            hint="Export the model again from the framework that made it.",
+        )
     if wanted is None and len(outputs) != 1:
         raise ForeignModelError(
             f"{path} has {len(outputs)} outputs: {listed}.",

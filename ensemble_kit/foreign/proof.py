@@ -181,6 +181,13 @@ class _Original:
                 f"it should have shape {shape}.",
                 hint="Name the right output with --probabilities, or the right records.",
             )
+        if probabilities.isnan().any():
+            raise ForeignModelError(
+                f"{self.path}: its output {self.output} holds NaN for "
+                f"{counted(videos, 'video')} of {counted(length, 'frame')}.",
+                hint="Give it frames in the form that it was trained on, with --frames, or export "
+                "the model again.",
+            )
         low, high = float(probabilities.min()), float(probabilities.max())
         if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
             raise ForeignModelError(

@@ -14,7 +14,7 @@ limited to ``MAX_UNPACKED`` bytes a file.
 
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from os import SEEK_CUR, SEEK_END
 from os.path import isfile
@@ -149,6 +149,7 @@ def _read_npz(path: Path, max_unpacked: int) -> Arrays:
             names = _array_of(archive, members["label_names.npy"], path)
             _refuse_shape(path, "label_names", names.shape, (num_classes,), matrix.shape)
             label_names = _texts(names, "label_names", path)
+            _refuse_names(label_names, path)
     return Arrays(_texts(ids, "ids", path), matrix, labels, label_names)
 
 
@@ -241,9 +242,28 @@ def _label_lists(positive: NDArray[Any], path: Path) -> LabelLists:
             f"{path}: labels are of type {positive.dtype}, expected numbers.",
             hint="Save a matrix that is greater than 0 where a class is a label of a video.",
         )
+    if positive.dtype.kind == "f" and np.isnan(positive).any():
+        video, index = np.argwhere(np.isnan(positive))[0]
+        raise PredictionsError(
+            f"{path}: the label of class {index} in row {video} is not a number (NaN).",
+            hint="Save a matrix that is greater than 0 where a class is a label of a video.",
+        )
     videos, classes = np.nonzero(positive > 0)
     offsets = np.searchsorted(videos, np.arange(len(positive) + 1))
     return LabelLists(offsets.astype(np.int64), classes.astype(np.int64))
+
+
+def _refuse_names(names: Sequence[str], path: Path) -> None:
+    """Raise ``PredictionsError`` for an empty name, or one that two classes share."""
+    first_of: dict[str, int] = {}
+    for index, name in enumerate(names):
+        first = first_of.setdefault(name, index)
+        if not name.strip() or first < index:
+            problem = f"is that of class {first} too" if name.strip() else "is empty"
+            raise PredictionsError(
+                f"{path}: the name of class {index} {problem}.",
+                hint="Save a name of its own for each class in label_names.",
+            )
 
 
 def _texts(array: NDArray[Any], name: str, path: Path) -> tuple[str, ...]:

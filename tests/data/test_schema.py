@@ -327,6 +327,19 @@ def test_a_class_without_a_name_is_named(tmp_path, content):
     )
 
 
+def test_a_csv_file_of_names_without_a_header_is_refused(tmp_path):
+    path = tmp_path / "names.csv"
+    path.write_text("0,x\n1,y\n")
+
+    with pytest.raises(RecordError) as error:
+        read_label_names(path, 2)
+
+    assert str(error.value) == (
+        f"{path}: the first line is '0,x', expected a header.\n"
+        "Put a line above the classes that names the columns, such as index,name."
+    )
+
+
 def test_schemas_with_the_same_names_share_a_vocabulary(path):
     unnamed = read_schema(path)
     named = Schema.model_validate(unnamed.model_dump() | {"label_names": ("0", "1", "2")})

@@ -278,6 +278,10 @@ def test_bytes_are_told_from_what_they_were_dequantised_to():
 GIVEN = {"modalities": (), "layout": "frames-first"}
 NUMBER, ANYTHING = r"[\d.]+", r".+"
 TWO_OUTPUTS = {"outputs": ("scores", "h3")}
+NO_NUMBER = [
+    helper.make_node("Sub", ["scores", "scores"], ["zero"]),
+    helper.make_node("Div", ["zero", "zero"], ["y"]),
+]
 DRAWN = [
     helper.make_node("RandomUniformLike", ["scores"], ["drawn"], dtype=TensorProto.FLOAT),
     helper.make_node("Add", ["scores", "drawn"], ["sum_of_both"]),
@@ -366,6 +370,19 @@ def with_input(name, data_type, dims):
             "lie between 0 and 1.",
             "Use --activation sigmoid or --activation softmax, or name another output with "
             "--probabilities.",
+        ),
+        (
+            {"extra": NO_NUMBER},
+            {"probabilities": "y"},
+            "{path}: its output y holds NaN for 1 video of 1 frame.",
+            "Give it frames in the form that it was trained on, with --frames, or export the model "
+            "again.",
+        ),
+        (
+            {"outputs": ()},
+            {},
+            "{path} has no output.",
+            "Export the model again from the framework that made it.",
         ),
         (
             {"extra": DRAWN, "outputs": ("sum_of_both",)},

@@ -241,9 +241,24 @@ def test_compressed_arrays_are_unpacked_up_to_a_limit(tmp_path):
             "label_names are of type float64, expected text.",
             "Save label_names as an array of strings.",
         ),
+        (
+            {"labels": np.array([[0, 1, 0, 0], [0, 0, np.nan, 0], [1, 0, 0, 0]])},
+            "the label of class 2 in row 1 is not a number (NaN).",
+            "Save a matrix that is greater than 0 where a class is a label of a video.",
+        ),
+        (
+            {"label_names": ["w", "x", "w", "z"]},
+            "the name of class 2 is that of class 0 too.",
+            "Save a name of its own for each class in label_names.",
+        ),
+        (
+            {"label_names": ["w", " ", "y", "z"]},
+            "the name of class 1 is empty.",
+            "Save a name of its own for each class in label_names.",
+        ),
     ],
 )
-def test_arrays_of_another_type_are_named(tmp_path, changes, problem, hint):
+def test_arrays_that_hold_something_else_are_named(tmp_path, changes, problem, hint):
     path = tmp_path / "p.npz"
     np.savez(path, **({"probabilities": ROWS, "ids": IDS} | changes))
 
