@@ -262,7 +262,7 @@ def _refuse_names(names: Sequence[str], path: Path) -> None:
             problem = f"is that of class {first} too" if name.strip() else "is empty"
             raise PredictionsError(
                 f"{path}: the name of class {index} {problem}.",
-                hint="Save a name of its own for each class in label_names.",
+                hint="Save another name for each class in label_names.",
             )
 
 

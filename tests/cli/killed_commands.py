@@ -108,10 +108,20 @@ def prepare(folder: Path) -> None:
     assert Run(folder, words).end() == 0
 
 
+@dataclass(frozen=True)
+class Blow:
+    """What ends a command, after so many seconds of its own processor time, whatever the load."""
+
+    number: signal.Signals
+    after: float
+    is_at_child: bool
+
+
 class Run:
     """A command in a fork of this process, which writes what it says to ``said``."""
 
-    def __init__(self, folder: Path, line: str) -> None:
+    def __init__(self, folder: Path, line: str, blow: "Blow | None" = None) -> None:
+        self.blow = blow
         self.said = folder.with_suffix(".said")
         self.mark = f"{os.getpid()}.{time.monotonic_ns()}"
         self.pid = os.fork()
@@ -129,20 +139,31 @@ class Run:
             os.environ[MARK] = self.mark
             torch.set_num_threads(1)
             sys.argv = ["ensemble-kit", *line.split()]
+            if self.blow is not None:
+                signal.signal(signal.SIGPROF, self._strike)
+                signal.setitimer(signal.ITIMER_PROF, self.blow.after)
             importlib.import_module("ensemble_kit.__main__").run()
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        except KeyboardInterrupt:  # before the command line has begun, or after its end
+            code = INTERRUPTED
         finally:
             with suppress(Exception):
                 sys.stdout.flush()
             os._exit(code)
 
+    def _strike(self, *_: object) -> None:
+        assert self.blow is not None
+        children = list(self.family()) if self.blow.is_at_child else []
+        os.kill(random.choice(children) if children else os.getpid(), self.blow.number)
+
     def end(self) -> int:
         """Return the exit status as a shell does, but negative for a signal that ended it."""
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            pid, status, used = os.wait4(self.pid, os.WNOHANG)
             if pid:
+                self.seconds = used.ru_utime + used.ru_stime
                 return os.waitstatus_to_exitcode(status)
             time.sleep(0.01)
         os.kill(self.pid, signal.SIGABRT)
@@ -217,19 +238,15 @@ def kill_once(
     work = folder / "work"
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(base_of(folder, case), work)
-    run = Run(work, case.line)
-    time.sleep(draw.uniform(0, seconds))
-    others = [pid for pid in run.family() if pid != run.pid]
-    target = draw.choice(others) if others and draw.random() < 0.5 else run.pid
-    with suppress(ProcessLookupError):
-        os.kill(target, number)
+    is_at_child = case.has_children and draw.random() < 0.5
+    blow = Blow(number, draw.uniform(0.001, seconds), is_at_child)
+    run = Run(work, case.line, blow)
     code = run.end()
     said = run.said.read_text(errors="replace")
-    where = f"{number.name} to {'a child' if target != run.pid else 'the command'}"
-    if target == run.pid:
-        expected = {0, -number if number == signal.SIGKILL else INTERRUPTED}
-        if code not in expected:
-            faults.append(f"{where}: exit code {code}: {said[-400:]}")
+    where = f"{number.name} to {'a child' if is_at_child else 'the command'}"
+    expected = {0, -number if number == signal.SIGKILL else INTERRUPTED}
+    if not is_at_child and code not in expected:
+        faults.append(f"{where}: exit code {code}: {said[-400:]}")
     if "Traceback" in said:
         faults.append(f"{where}: a traceback: {said[-1500:]}")
     if living := run.left_alive():
@@ -264,11 +281,10 @@ def main(folder: Path, seed: int, number: int, names: list[str]) -> None:
         work = folder / "work"
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(base_of(folder, case), work)
-        start = time.monotonic()
         run = Run(work, case.line)
         code = run.end()
-        seconds = time.monotonic() - start
         assert code == 0, run.said.read_text()
+        seconds = run.seconds  # of the process itself; its children's are not told apart
         whole = contents(work, case.leaves)
         ends = [
             kill_once(folder, case, whole, seconds, draw, SIGNALS[each % len(SIGNALS)], faults)
@@ -277,7 +293,7 @@ def main(folder: Path, seed: int, number: int, names: list[str]) -> None:
         total += ends.count("ended")
         print(
             f"{name}: {ends.count('ended')} of {number} ended before their end, "
-            f"{len(faults)} faults, {seconds:.1f} s undisturbed", flush=True,
+            f"{len(faults)} faults, {seconds:.1f} s of the processor undisturbed", flush=True,
         )  # fmt: skip
         for fault in faults:
             print("   ", fault, flush=True)

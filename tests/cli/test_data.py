@@ -93,7 +93,9 @@ def test_info_prints_the_figures_for_people(folder, runner):
 
 def test_info_prints_no_name_that_steers_a_terminal(folder, runner, tmp_path):
     names = tmp_path / "names.csv"
-    names.write_text("".join(f'{index},"\u202e\x1b]0;x\x07{index}"\n' for index in range(7)))
+    names.write_text(
+        "index,name\n" + "".join(f'{index},"\u202e\x1b]0;x\x07{index}"\n' for index in range(7))
+    )
 
     result = runner.invoke(
         main, ["data", "info", f"{folder}/train/*", "--label-names", str(names)], color=True

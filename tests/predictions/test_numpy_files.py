@@ -249,12 +249,12 @@ def test_compressed_arrays_are_unpacked_up_to_a_limit(tmp_path):
         (
             {"label_names": ["w", "x", "w", "z"]},
             "the name of class 2 is that of class 0 too.",
-            "Save a name of its own for each class in label_names.",
+            "Save another name for each class in label_names.",
         ),
         (
             {"label_names": ["w", " ", "y", "z"]},
             "the name of class 1 is empty.",
-            "Save a name of its own for each class in label_names.",
+            "Save another name for each class in label_names.",
         ),
     ],
 )
