@@ -124,32 +124,43 @@ def check(patterns: tuple[str, ...], as_json: bool, **reading: Any) -> None:
 
     Both checksums of each record are compared, and every value is checked against the schema.
     With --skip-bad-records, all records are read, and each kind of problem is counted and shown
-    with its first record.
+    with its first record. Ids that several records have are counted, and the first ones named with
+    their places: a video in both train and validate would spoil every score.
 
     \b
     Example:
         ensemble-kit data check --skip-bad-records 'records/*/*.tfrecord'
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.data.dataset import Records
+    from ensemble_kit.data.summary import check_records
 
     records = Records(patterns, needs_labels=False, **reading)
-    num_good, num_unlabelled = 0, 0
-    for video in records.videos():
-        num_good += 1
-        num_unlabelled += not video.is_labelled
+    found = check_records(records)
     first = {error.kind: error for error in reversed(records.skipped)}
     kinds = Counter(error.kind for error in records.skipped).most_common()
     if as_json:
-        bad = [
-            {"kind": kind, "records": count, "first": first[kind].problem} for kind, count in kinds
-        ]
-        found = {"good": num_good, "unlabelled": num_unlabelled, "files": len(records.paths)}
-        click.echo(json.dumps(found | {"bad": bad}, ensure_ascii=False))
+        echo_json(
+            {
+                "good": found.num_good,
+                "unlabelled": found.num_unlabelled,
+                "files": len(records.paths),
+                "repeated": found.num_repeated,
+                "repeats": found.repeats,
+                "bad": [
+                    {"kind": kind, "records": count, "first": first[kind].problem}
+                    for kind, count in kinds
+                ],
+            }
+        )
         return
-    good, files = counted(num_good, "good record"), counted(len(records.paths), "file")
-    click.echo(f"{good} in {files}")
-    if num_unlabelled:
-        click.echo(f"{counted(num_unlabelled, 'record')} without labels, as test records are")
+    click.echo(f"{counted(found.num_good, 'good record')} in {counted(len(records.paths), 'file')}")
+    if found.num_unlabelled:
+        click.echo(f"{counted(found.num_unlabelled, 'record')} without labels, as test records are")
+    if found.num_repeated:
+        click.echo(f"{counted(found.num_repeated, 'id')} of more than one record; the first:")
+    for repeat in found.repeats:
+        places = ", ".join(f"{path} (record {number})" for path, number in repeat.places)
+        click.echo(printable(f"  {repeat.id!r} in {places}"))
     for kind, count in kinds:
         click.echo(printable(f"{count:,} with {kind}; the first: {first[kind].problem}"))
     echo_skipped(records)

@@ -21,12 +21,19 @@ from ensemble_kit.data.reading_processes import read_in_processes
 from ensemble_kit.data.remote import (
     ahead,
     default_cache,
+    expanded_place,
     find_shards,
+    folder_of,
     is_url,
     origin_of,
 )
 from ensemble_kit.data.schema import Schema, read_schema
-from ensemble_kit.data.tfrecord import BadRecord, locate_records, numbered_records
+from ensemble_kit.data.tfrecord import (
+    BadRecord,
+    is_gzipped_records,
+    locate_records,
+    numbered_records,
+)
 from ensemble_kit.errors import RecordError
 
 __all__ = ["Batch", "Records"]
@@ -53,8 +60,9 @@ class Records:
 
     Args:
         patterns: Files, globs (``**`` for any depth of folders), or folders, for all
-            ``*.tfrecord`` in them; or URLs of these (``gs://``, ``s3://``, ``https://``). Files of
-            a glob or folder come sorted; a file that is named twice is read once.
+            ``*.tfrecord`` and ``*.tfrecord.gz`` in them; or URLs of these (``gs://``, ``s3://``,
+            ``https://``). Files of a glob or folder come sorted; a file that is named twice is read
+            once. Gzipped files are expanded into the cache when they are read.
         schema: The schema, or the path of its TOML.
         label_names: A CSV file of classes, whose names the schema then carries.
         check_crc: Whether all checksums are compared.
@@ -62,13 +70,14 @@ class Records:
             One whose framing is broken takes the rest of its file with it, and counts as one.
         needs_labels: Whether every record must have its labels key; the challenge's test records
             have none, and models can tag them all the same.
-        cache: The folder that files at URLs are fetched to; None takes ``default_cache``.
+        cache: The folder that files at URLs are fetched to and gzipped ones are expanded to; None
+            takes ``default_cache``.
         cache_bytes: Maximum size of the files in it, in bytes; those used longest ago are removed.
 
     Attributes:
         patterns: The patterns, absolute.
-        paths: The files, absolute; those at URLs by their places in the cache, which are
-            fetched when they are read.
+        paths: The files, absolute; those at URLs and gzipped ones by their places in the cache,
+            which are fetched or expanded when they are read.
         schema: What the records hold.
 
     Raises:
@@ -90,12 +99,9 @@ class Records:
         self.patterns = tuple(
             str(pattern) if is_url(pattern) else os.path.abspath(pattern) for pattern in patterns
         )
+        place = {"cache": (cache or default_cache()).absolute(), "cache_bytes": cache_bytes}
         found = (
-            find_shards(
-                pattern, cache=(cache or default_cache()).absolute(), cache_bytes=cache_bytes
-            )
-            if is_url(pattern)
-            else _expand(pattern)
+            find_shards(pattern, **place) if is_url(pattern) else _places(_expand(pattern), **place)
             for pattern in self.patterns
         )
         self.paths = tuple(dict.fromkeys(chain.from_iterable(found)))
@@ -186,7 +192,15 @@ class Records:
         """
         return self._videos(lambda _: True)
 
+    def placed_videos(self) -> Iterator[tuple[Path, int, Video]]:
+        """Yield every video as ``videos`` does, after its file and its number in it, from 1."""
+        return self._placed(lambda _: True)
+
     def _videos(self, is_wanted: Callable[[int], bool]) -> Iterator[Video]:
+        for _, _, video in self._placed(is_wanted):
+            yield video
+
+    def _placed(self, is_wanted: Callable[[int], bool]) -> Iterator[tuple[Path, int, Video]]:
         """Yield the videos of the records that are wanted, by their index in the order of files."""
         decoder = Decoder(self.schema, needs_labels=self._needs_labels)
         indices = count()
@@ -201,7 +215,7 @@ class Records:
                 except BadRecord as error:
                     self._refuse(error)
                 else:
-                    yield video
+                    yield path, number, video
 
     def batches(self, batch_size: int, *, rank: int = 0, num_ranks: int = 1) -> Iterator[Batch]:
         """Yield every video once, in the order of the files; the last batch may be short.
@@ -308,7 +322,8 @@ class Records:
         self._skipped.setdefault((error.path, error.number), error)
 
     def _resolve_schema(self) -> Schema:
-        for folder in (self.paths[0].parent, self.paths[0].parent.parent):
+        beside = folder_of(self.paths[0])
+        for folder in (beside, beside.parent):
             if isfile(folder / "schema.toml"):
                 return read_schema(folder / "schema.toml")
         for path in self.paths:
@@ -329,6 +344,7 @@ def _expand(pattern: str) -> list[Path]:
     """Return the files of one pattern, sorted; a name that exists is never taken as a glob."""
     if os.path.isdir(pattern):
         found = glob.glob(os.path.join(glob.escape(pattern), "*.tfrecord"))
+        found += glob.glob(os.path.join(glob.escape(pattern), "*.tfrecord.gz"))
         what = "holds no *.tfrecord files"
     elif os.path.exists(pattern) or not glob.has_magic(pattern):
         found, what = [pattern] if os.path.exists(pattern) else [], "does not exist"
@@ -338,3 +354,18 @@ def _expand(pattern: str) -> list[Path]:
     if not found:
         raise RecordError(f"{pattern} {what}.", hint="Name TFRecord files that exist.")
     return [Path(name) for name in sorted(found)]
+
+
+def _places(paths: list[Path], *, cache: Path, cache_bytes: int) -> list[Path]:
+    """Return files as they are read: a gzipped one by its place in the cache.
+
+    A file is looked into where its name says that it is gzipped, or where the first one is, for the
+    files of one pattern are alike and there may be many thousands.
+    """
+    looks = is_gzipped_records(paths[0])
+    return [
+        expanded_place(path, cache=cache, cache_bytes=cache_bytes)
+        if (looks or path.suffix == ".gz") and is_gzipped_records(path)
+        else path
+        for path in paths
+    ]

@@ -1,4 +1,4 @@
-"""Records at a URL: whole shards, through a cache on this machine's disk.
+"""Records at a URL or gzipped: whole shards, through a cache on this machine's disk.
 
 A shard is always fetched whole, never by ranges: a training order reads a record here and a record
 there, and a request for each would cost more than the shard. Readers see paths and do not change.
@@ -10,8 +10,12 @@ A shard's place in the cache is a path that says its URL and, by a hash, its ver
 ``ready`` fetches what is not there. It needs that second file and no other state, so it also works
 in processes that read ahead. A shard that changes at its URL gets another place, so that two
 versions are never mixed.
+
+A gzipped shard, here or at a URL, is expanded into the cache: training reads a record here and a
+record there, and gzip can only be read from its start.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -25,11 +29,15 @@ from typing import Any, NamedTuple, TypeVar
 
 from ensemble_kit.errors import RecordError
 from ensemble_kit.files import format_size, written_aside
+from ensemble_kit.gzipped import expanded
 
 ATTEMPTS = 4  # of one request: servers that are busy answer 503 and are well a moment later
 FIRST_WAIT = 0.25  # seconds before the second attempt; each wait is twice the one before
 AHEAD = 2  # shards fetched while one is read
 ORIGIN = ".json"  # suffix of the file that says where a shard comes from
+GZ = ".gz"  # the end of a gzipped file's name
+LOCAL = "file://"
+BLOCK_BYTES = 1 << 20  # expanded at once
 T = TypeVar("T")
 CHECK_URL = "Check the URL, and that this machine may read it."
 
@@ -43,6 +51,7 @@ class Origin(NamedTuple):
         num_bytes: Its size.
         cache: The cache's folder.
         cache_bytes: Maximum size of all shards of the cache, in bytes.
+        is_gzipped: Whether the shard is expanded; ``num_bytes`` is its size before that.
     """
 
     url: str
@@ -50,12 +59,13 @@ class Origin(NamedTuple):
     num_bytes: int
     cache: str
     cache_bytes: int
+    is_gzipped: bool = False
 
     @property
     def place(self) -> Path:
         """The shard's path in the cache."""
         protocol, _, rest = self.url.partition("://")
-        name = PurePosixPath(rest)
+        name = PurePosixPath(rest.removesuffix(GZ) if self.is_gzipped else rest)
         digest = hashlib.sha256(f"{self.url} {self.version}".encode()).hexdigest()[:8]
         parts = [part for part in name.parent.parts if part not in ("/", "..")]
         return Path(self.cache, protocol, *parts, f"{name.stem}.{digest}{name.suffix}")
@@ -97,14 +107,49 @@ def find_shards(pattern: str, *, cache: Path, cache_bytes: int) -> list[Path]:
                 f"{url}: its server does not say how large it is.",
                 hint="Copy the files to this machine, or serve them with a Content-Length.",
             )
-        origin = Origin(url, _version(info), int(info["size"]), str(cache), cache_bytes)
-        place = origin.place
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with written_aside(_origin_path(place), force=True) as aside:
-            aside.write_text(json.dumps(origin._asdict()), encoding="utf-8")
-        places.append(place)
+        size, is_gzipped = int(info["size"]), url.endswith(GZ)
+        origin = Origin(url, _version(info), size, str(cache), cache_bytes, is_gzipped)
+        places.append(_registered(origin))
     _fetch_schema(files, min(found), places[0].parent)
     return places
+
+
+def expanded_place(path: Path, *, cache: Path, cache_bytes: int) -> Path:
+    """Return the place in the cache of a gzipped file of this machine; ``ready`` expands it there.
+
+    Args:
+        path: The file, absolute.
+        cache: The cache's folder.
+        cache_bytes: Maximum size of all shards of the cache, in bytes.
+
+    Raises:
+        RecordError: The file cannot be read.
+    """
+    url = f"{LOCAL}{path}"
+    info = _asked(url, lambda: _file_system(LOCAL).info(str(path)))
+    origin = Origin(url, _version(info), int(info["size"]), str(cache), cache_bytes, True)
+    return _registered(origin)
+
+
+def folder_of(path: Path) -> Path:
+    """Return the folder that a file's schema is looked for in: for an expanded one, its source's.
+
+    Args:
+        path: A file of records.
+    """
+    origin = origin_of(path)
+    if origin is not None and origin.url.startswith(LOCAL):
+        return Path(origin.url.removeprefix(LOCAL)).parent
+    return path.parent
+
+
+def _registered(origin: Origin) -> Path:
+    """Write down where a shard comes from; return its place."""
+    place = origin.place
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(_origin_path(place), force=True) as aside:
+        aside.write_text(json.dumps(origin._asdict()), encoding="utf-8")
+    return place
 
 
 def ready(path: Path) -> Path:
@@ -182,7 +227,7 @@ def _origin_path(path: Path) -> Path:
 
 def _is_whole(path: Path, origin: Origin) -> bool:
     try:
-        return path.stat().st_size == origin.num_bytes
+        return path.stat().st_size == origin.num_bytes or origin.is_gzipped
     except OSError:
         return False
 
@@ -222,14 +267,17 @@ def _listed(files: Any, pattern: str) -> dict[str, dict[str, Any]]:
     """Return what the server says of each file that a pattern matches, by URL."""
     from glob import has_magic
 
+    patterns = [pattern]
     if not has_magic(pattern):
         info = files.info(pattern)
         if info["type"] != "directory":
             return {pattern: info}
-        pattern = f"{pattern.rstrip('/')}/*.tfrecord"
+        everything = f"{pattern.rstrip('/')}/*.tfrecord"
+        patterns = [everything, f"{everything}{GZ}"]
     found = {
         name if is_url(name) else files.unstrip_protocol(name): info
-        for name, info in files.glob(pattern, detail=True).items()
+        for each in patterns
+        for name, info in files.glob(each, detail=True).items()
         if info["type"] == "file"
     }
     if all(info.get("ETag") or info.get("etag") for info in found.values()):
@@ -247,6 +295,8 @@ def _asked(url: str, request: Callable[[], T]) -> T:
     for attempt in range(ATTEMPTS):
         try:
             return request()
+        except RecordError:
+            raise
         except Exception as error:  # each file system has its own exceptions, without a base
             cause = error.__cause__ or error
             status = getattr(cause, "status", 404)  # HTTP's 503 comes as a FileNotFoundError too
@@ -272,9 +322,14 @@ def _fetch(path: Path, origin: Origin) -> None:
             f"{origin.url} has changed since the reading began.",
             hint="Start again, and leave the records as they are while they are read.",
         )
-    _make_room(path, origin)
+    _make_room(path, origin, origin.num_bytes)
     with written_aside(path, force=True) as aside:
-        _asked(origin.url, lambda: _download(files, origin, aside))
+        if origin.is_gzipped:
+            _asked(origin.url, lambda: _expand(files, origin, aside))
+            size = aside.stat().st_size
+            _make_room(path, origin, size, is_there=True)
+        else:
+            _asked(origin.url, lambda: _download(files, origin, aside))
 
 
 def _download(files: Any, origin: Origin, aside: Path) -> None:
@@ -284,8 +339,46 @@ def _download(files: Any, origin: Origin, aside: Path) -> None:
         raise OSError(f"{size:,} bytes came of {origin.num_bytes:,}")
 
 
-def _make_room(path: Path, origin: Origin) -> None:
+def _expand(files: Any, origin: Origin, aside: Path) -> None:
+    """Write what a gzipped shard holds, up to the size of the cache.
+
+    Raises:
+        RecordError: The gzip stream is damaged, or holds more than the cache may, or than
+            ``expanded`` allows.
+    """
+    with (
+        files.open(origin.url, "rb") as packed,
+        expanded(packed, origin.num_bytes) as stream,
+        aside.open("wb") as file,
+    ):
+        while True:
+            try:
+                block = stream.read(BLOCK_BYTES)
+            except OSError as error:
+                if error.errno not in (
+                    errno.EIO,
+                    errno.EFBIG,
+                ):  # the connection's, not the stream's
+                    raise
+                raise RecordError(
+                    f"{origin.url} cannot be read: {error.strerror}.",
+                    hint="Copy the file again from where it is whole, or leave it out.",
+                ) from error
+            if not block:
+                return
+            if file.tell() + len(block) > origin.cache_bytes:
+                raise _too_large(origin, file.tell() + len(block), is_limit=True)
+            file.write(block)
+
+
+def _make_room(path: Path, origin: Origin, num_bytes: int, *, is_there: bool = False) -> None:
     """Remove the shards used longest ago, until another one fits the cache and the disk.
+
+    Args:
+        path: Its place.
+        origin: Where it comes from.
+        num_bytes: Its size.
+        is_there: Whether the disk holds it already.
 
     Raises:
         RecordError: It cannot fit.
@@ -296,23 +389,27 @@ def _make_room(path: Path, origin: Origin) -> None:
         with suppress(OSError):
             status = shard.stat()
             shards.append((status.st_mtime_ns, status.st_size, shard))
-    total = sum(size for _, size, _ in shards) + origin.num_bytes
-    free = shutil.disk_usage(path.parent).free - origin.num_bytes
+    total = sum(size for _, size, _ in shards) + num_bytes
+    free = shutil.disk_usage(path.parent).free - (0 if is_there else num_bytes)
     for _, size, shard in sorted(shards):
         if total <= origin.cache_bytes and free >= 0:
             break
         shard.unlink(missing_ok=True)  # a process that reads it keeps what it has open
         total, free = total - size, free + size
     if total > origin.cache_bytes or free < 0:
-        limit = (
-            f"the cache may hold {format_size(origin.cache_bytes)}"
-            if total > origin.cache_bytes
-            else f"the disk of {origin.cache} is full"
-        )
-        raise RecordError(
-            f"{origin.url} takes {format_size(origin.num_bytes)}, but {limit}.",
-            hint="Name a folder on a larger disk with --cache, or raise --cache-size.",
-        )
+        raise _too_large(origin, num_bytes, is_limit=total > origin.cache_bytes)
+
+
+def _too_large(origin: Origin, num_bytes: int, *, is_limit: bool) -> RecordError:
+    limit = (
+        f"the cache may hold {format_size(origin.cache_bytes)}"
+        if is_limit
+        else f"the disk of {origin.cache} is full"
+    )
+    return RecordError(
+        f"{origin.url} takes {format_size(num_bytes)}, but {limit}.",
+        hint="Name a folder on a larger disk with --cache, or raise --cache-size.",
+    )
 
 
 def _fetch_schema(files: Any, url: str, folder: Path) -> None:

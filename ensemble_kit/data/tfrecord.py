@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ensemble_kit.data.remote import open_ready
 from ensemble_kit.errors import RecordError
 from ensemble_kit.files import written_aside
+from ensemble_kit.gzipped import GZIP
 
 HEADER = struct.Struct("<QI")
 FOOTER = struct.Struct("<I")
@@ -182,6 +183,25 @@ def locate_records(
         raise _empty(path)
     starts, lengths = np.array(places, np.int64).reshape(-1, 2).T.copy()
     return Shard(starts, lengths, size, status.st_mtime_ns, digest.hexdigest())
+
+
+def is_gzipped_records(path: Path) -> bool:
+    """Return whether a file is gzipped, whatever its name.
+
+    A TFRecord file whose first payload has 559,903 bytes starts as gzip's files do; it is known by
+    the checksum of that length.
+
+    Raises:
+        RecordError: The file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEADER.size)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if not head.startswith(GZIP):
+        return False
+    return len(head) < HEADER.size or _masked_crc(head[:8]) != HEADER.unpack(head)[1]
 
 
 def matches_crc(framed: bytes | memoryview) -> bool:

@@ -232,6 +232,29 @@ def test_check_says_the_same_as_json(folder, unlabelled, runner):
     found = json.loads(runner.invoke(main, words).stdout)
 
     (bad,) = found.pop("bad")
-    assert found == {"good": 8, "unlabelled": 0, "files": 2}
+    assert found == {"good": 8, "unlabelled": 0, "files": 2, "repeated": 0, "repeats": []}
     assert (bad["kind"], bad["records"]) == ("bytes that differ from their checksum", 1)
     assert bad["first"].startswith(f"{path}, record 1: its ")
+
+
+def test_check_names_ids_of_more_than_one_record_with_their_places(folder, runner):
+    train, again = folder / "train" / "train0000.tfrecord", folder / "validate" / "again.tfrecord"
+    again.write_bytes(train.read_bytes())
+    train1 = folder / "train" / "train0001.tfrecord"
+
+    words = ["data", "check", str(folder / "train"), str(folder / "validate")]
+    result = runner.invoke(main, words)
+
+    assert result.exit_code == 0
+    assert result.stdout == (
+        "17 good records in 5 files\n4 ids of more than one record; the first:\n"
+    ) + "".join(
+        f"  'train{n:06d}' in {train} (record {n + 1}), {again} (record {n + 1})\n"
+        for n in range(4)
+    )
+    found = json.loads(runner.invoke(main, [*words, "--json"]).stdout)
+    assert found["repeated"] == 4
+    assert found["repeats"][0] == {
+        "id": "train000000", "places": [[str(train), 1], [str(again), 1]]
+    }  # fmt: skip
+    assert str(train1) not in result.stdout

@@ -1,5 +1,6 @@
 """Records at a URL: in memory, on a web server that misbehaves, on a local S3 server."""
 
+import gzip
 import os
 import threading
 import time
@@ -15,7 +16,9 @@ from builders import tiny_recipe, write_checkpoint
 from ensemble_kit.data import remote
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.remote import ahead, find_shards, open_ready, origin_of, ready
+from ensemble_kit.data.tfrecord import is_gzipped_records, write_records
 from ensemble_kit.errors import OutputError, RecordError
+from ensemble_kit.gzipped import GZIP
 from ensemble_kit.predictions.file import read_predictions
 from ensemble_kit.shards import predict_shards
 from ensemble_kit.training.plan import RunPlan
@@ -404,3 +407,81 @@ def test_a_path_that_is_no_shard_of_a_cache_is_left_alone(folder, tmp_path):
 
     assert ready(path) == path
     assert ready(tmp_path / "no.tfrecord") == tmp_path / "no.tfrecord"
+
+
+def pack(path, *, suffix=".gz"):
+    """Replace a file by its gzipped form."""
+    packed = path.with_name(path.name + suffix)
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    if suffix:
+        path.unlink()
+    return packed
+
+
+@pytest.mark.parametrize("suffix", [".gz", ""])
+def test_gzipped_files_are_read_as_what_they_hold(folder, cache, suffix):
+    here = list(Records([folder]).batches(4))
+    order = [batch.ids for batch in Records([folder]).training_batches(4, seed=1, epochs=2)]
+    for path in sorted(folder.glob("*.tfrecord"))[suffix == ".gz" :]:  # some, or all
+        pack(path, suffix=suffix)
+
+    packed = Records([folder], cache=cache)
+
+    assert packed.schema.num_classes == 6  # that of the folder, not of the cache
+    assert packed.count() == 11
+    for batch, same in zip(packed.batches(4), here, strict=True):
+        assert batch.ids == same.ids
+        assert all((batch.frames[name] == same.frames[name]).all() for name in same.frames)
+    again = Records([folder], cache=cache).training_batches(4, seed=1, epochs=2, workers=1)
+    assert [batch.ids for batch in again] == order
+
+
+def test_gzipped_files_at_a_url_are_read_too(bucket, folder, cache):
+    for path in folder.glob("*.tfrecord"):
+        bucket.rm(f"/bucket/{path.name}")
+        bucket.pipe_file(f"/bucket/{path.name}.gz", gzip.compress(path.read_bytes()))
+
+    assert ids(Records(["memory://bucket"], cache=cache)) == IDS
+
+
+def test_a_gzipped_file_that_changes_is_expanded_again(folder, cache):
+    path = pack(folder / "train0.tfrecord")
+    assert ids(Records([path], cache=cache)) == IDS[:4]
+    path.write_bytes(gzip.compress((folder / "train1.tfrecord").read_bytes()))
+    os.utime(path, ns=(1, 1))
+
+    assert ids(Records([path], cache=cache)) == IDS[4:5]
+
+
+def test_a_damaged_gzip_stream_is_named_and_leaves_nothing(folder, cache):
+    path = pack(folder / "train0.tfrecord")
+    path.write_bytes(path.read_bytes()[:-9])
+
+    with pytest.raises(RecordError) as error:
+        Records([path], cache=cache).count()
+
+    assert error.value.problem.startswith(
+        f"file://{path} cannot be read: its gzip stream is damaged ("
+    )
+    assert error.value.hint == "Copy the file again from where it is whole, or leave it out."
+    assert not [each for each in cache.rglob("*") if ".tfrecord" in each.suffixes[-1:]]
+
+
+def test_a_bomb_stops_at_the_size_of_the_cache(folder, cache):
+    path = folder / "bomb.tfrecord.gz"
+    path.write_bytes(gzip.compress(bytes(5_000_000)))
+
+    with pytest.raises(RecordError) as error:
+        Records([path], cache=cache, cache_bytes=2_000_000).count()
+
+    assert error.value.problem == (f"file://{path} takes 2.0 MiB, but the cache may hold 1.9 MiB.")
+    assert not list(cache.rglob("*.tfrecord"))
+
+
+def test_a_record_whose_length_looks_like_gzip_is_no_gzip(tmp_path):
+    path = tmp_path / "a.tfrecord"
+    write_records(path, [bytes(0x088B1F)], force=False)
+
+    assert path.read_bytes().startswith(GZIP)
+    assert not is_gzipped_records(path)
+    assert is_gzipped_records(pack(path))
