@@ -99,9 +99,11 @@ class Records:
         self.patterns = tuple(
             str(pattern) if is_url(pattern) else os.path.abspath(pattern) for pattern in patterns
         )
-        place = {"cache": (cache or default_cache()).absolute(), "cache_bytes": cache_bytes}
+        at = (cache or default_cache()).absolute()
         found = (
-            find_shards(pattern, **place) if is_url(pattern) else _places(_expand(pattern), **place)
+            find_shards(pattern, cache=at, cache_bytes=cache_bytes)
+            if is_url(pattern)
+            else _places(_expand(pattern), cache=at, cache_bytes=cache_bytes)
             for pattern in self.patterns
         )
         self.paths = tuple(dict.fromkeys(chain.from_iterable(found)))
