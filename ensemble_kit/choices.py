@@ -47,6 +47,7 @@ MOST_EXACT = 12  # candidates up to which selection measures every ensemble unle
 MAX_SIZE = 2**30  # bytes: 1 GiB, the limit of the second YouTube-8M challenge
 REPEATS = 10  # random frame samples that an exported file averages
 RESAMPLES = 200  # bootstrap samples that an interval is computed from
+SPLIT = "train=0.8,validate=0.1,test=0.1"  # the shares of a conversion's videos
 SYNTHETIC_CLASSES = 50
 SYNTHETIC_FRAMES = (20, 60)  # the fewest and the most of a video
 SYNTHETIC_LABEL_SKEW = 1.0

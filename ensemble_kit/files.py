@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -111,6 +112,87 @@ def written_aside(path: Path, *, force: bool) -> Iterator[Path]:
         with suppress(FileNotFoundError):
             aside.unlink()
         os.close(handle)
+
+
+@contextmanager
+def folder_written_aside(path: Path, *, force: bool) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path``; move it there when the block ends without an error.
+
+    So ``path`` appears whole or not at all. The temporary folder of a process that was killed is
+    removed by the next one that writes ``path``.
+
+    Args:
+        path: The folder to make; it may exist where it is empty.
+        force: Whether a folder may be replaced that holds ``schema.toml`` and files of records.
+
+    Raises:
+        OutputError: ``path`` may not be written, or the disk refuses a file.
+    """
+    _refuse_folder(path, force=force)
+    start = f".{path.name[:KEPT_OF_NAME]}."
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for stale in path.parent.glob(f"{start}*{PART}"):
+            _remove_abandoned_folder(stale)
+        aside = Path(tempfile.mkdtemp(prefix=start, suffix=PART, dir=path.parent))
+        handle = os.open(aside, os.O_RDONLY)
+        _is_locked(handle, waits=True)
+    except OSError as error:
+        _refuse(path, error)
+    try:
+        yield aside
+        for folder, _, names in os.walk(aside):
+            for name in names:
+                _flush_file(Path(folder, name))
+        aside.chmod(0o777 & ~_umask())
+        _refuse_folder(path, force=force)
+        if path.exists():
+            shutil.rmtree(path)
+        aside.replace(path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written: {error.strerror or error}.",
+            hint="Free some space or name another folder; nothing was left half-written.",
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        os.close(handle)
+
+
+def _refuse_folder(path: Path, *, force: bool) -> None:
+    """Raise ``OutputError`` unless a folder may be made or replaced."""
+    if not os.path.lexists(path):
+        return
+    if not path.is_dir() or path.is_symlink():
+        raise OutputError(f"{path} is not a folder.", hint="Name a folder that can be made.")
+    held = [each for each in path.rglob("*") if not each.is_dir()]
+    if held and not force:
+        raise OutputError(
+            f"{path} holds files already.",
+            hint="Name another output, or replace it with --force.",
+        )
+    for each in held:
+        if each.suffix != ".tfrecord" and each.name not in ("schema.toml", "label_names.csv"):
+            raise OutputError(
+                f"{each} is no file of records, and would be lost with {path}.",
+                hint="Name another output, or move the file.",
+            )
+
+
+def _remove_abandoned_folder(folder: Path) -> None:
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            if _is_locked(handle, waits=False):
+                shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(handle)
+
+
+def _flush_file(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def _refuse(path: Path, error: OSError) -> NoReturn:

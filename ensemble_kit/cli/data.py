@@ -1,4 +1,4 @@
-"""ensemble-kit data: describe, check and synthesize records."""
+"""ensemble-kit data: make, describe, check and synthesize records."""
 
 import json
 import re
@@ -17,6 +17,7 @@ from ensemble_kit.choices import (
     SYNTHETIC_WIDTHS,
     Level,
 )
+from ensemble_kit.cli.convert import convert
 from ensemble_kit.cli.options import (
     FOLDER,
     SuggestingGroup,
@@ -69,7 +70,10 @@ class Range(click.ParamType[tuple[int, int]]):
 
 @click.group(cls=SuggestingGroup)
 def data() -> None:
-    """Describe, check and synthesize records."""
+    """Make, describe, check and synthesize records."""
+
+
+data.add_command(convert)
 
 
 @data.command()

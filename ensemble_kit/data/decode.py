@@ -210,6 +210,13 @@ class Layout:
             return None
         return frames["values"].astype(self._dtype.newbyteorder("="), copy=False)
 
+    def written(self, values: NDArray[Any]) -> bytes:
+        """Return ``(T, D)`` values as the bytes of a feature, which ``strided`` reads back."""
+        frames = np.empty(len(values), self.frame)
+        frames["header"] = np.frombuffer(self._header, np.uint8)
+        frames["values"] = values
+        return frames.tobytes()
+
     def features(self, payload: bytes | memoryview) -> Sequence[Any]:
         """Return the parsed ``Feature`` of each frame."""
         if self._is_list:

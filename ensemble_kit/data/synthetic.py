@@ -30,6 +30,7 @@ from ensemble_kit.choices import (
     SYNTHETIC_WIDTHS,
     Level,
 )
+from ensemble_kit.data.encode import quantise
 from ensemble_kit.data.protos import SequenceExample
 from ensemble_kit.data.schema import Modality, Schema, write_schema
 from ensemble_kit.data.tfrecord import write_records
@@ -101,12 +102,6 @@ def synthesize(
     schema = _schema(modalities, level, names)
     write_schema(schema, folder / "schema.toml", label_names_file="label_names.csv", force=force)
     return schema
-
-
-def quantise(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return ``round((clip(x, -2, 2) + 2) * 255 / 4)``, as the challenge's encoder does."""
-    scaled: NDArray[np.float32] = (np.clip(values, -2, 2) + 2) * (255 / 4)
-    return np.rint(scaled).astype(np.uint8)
 
 
 @dataclass(frozen=True)

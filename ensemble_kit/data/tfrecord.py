@@ -9,6 +9,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import NamedTuple
@@ -242,12 +243,36 @@ def write_records(path: Path, records: Iterable[bytes], *, force: bool) -> None:
     Raises:
         OutputError: ``path`` exists and ``force`` is False, or the disk refuses the file.
     """
-    with written_aside(path, force=force) as aside, aside.open("wb") as file:
+    with written_aside(path, force=force) as aside, closing(RecordWriter(aside)) as writer:
         for record in records:
-            length = len(record).to_bytes(8, "little")
-            file.write(length + FOOTER.pack(_masked_crc(length)))
-            file.write(record)
-            file.write(FOOTER.pack(_masked_crc(record)))
+            writer.add(record)
+
+
+class RecordWriter:
+    """Writes a TFRecord file, record by record, with both checksums.
+
+    Args:
+        path: The file, which is replaced.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+
+    @property
+    def num_bytes(self) -> int:
+        """How many bytes were written so far."""
+        return self._file.tell()
+
+    def add(self, record: bytes) -> None:
+        """Write one record."""
+        length = len(record).to_bytes(8, "little")
+        self._file.write(length + FOOTER.pack(_masked_crc(length)))
+        self._file.write(record)
+        self._file.write(FOOTER.pack(_masked_crc(record)))
+
+    def close(self) -> None:
+        """Write what is buffered, and close the file."""
+        self._file.close()
 
 
 def _masked_crc(data: bytes | memoryview) -> int:
