@@ -17,7 +17,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
     from ensemble_kit.averaging import average_checkpoints
+    from ensemble_kit.data.conversion import convert
     from ensemble_kit.data.dataset import Records
+    from ensemble_kit.data.download import download_audioset, download_youtube8m
     from ensemble_kit.export import export_onnx
     from ensemble_kit.foreign import import_onnx
     from ensemble_kit.fusion import fuse
@@ -34,6 +36,9 @@ __all__ = [
     "RunPlan",
     "SubModel",
     "average_checkpoints",
+    "convert",
+    "download_audioset",
+    "download_youtube8m",
     "export_onnx",
     "fuse",
     "import_onnx",
@@ -50,6 +55,9 @@ _HOMES: Mapping[str, str] = MappingProxyType(
         "RunPlan": "training.plan",
         "SubModel": "networks.sub_model",
         "average_checkpoints": "averaging",
+        "convert": "data.conversion",
+        "download_audioset": "data.download",
+        "download_youtube8m": "data.download",
         "export_onnx": "export",
         "fuse": "fusion",
         "import_onnx": "foreign",

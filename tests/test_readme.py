@@ -165,3 +165,16 @@ def test_the_readmes_python_runs_and_its_file_is_served(tmp_path, monkeypatch):
     exec(compile(narrow, "README.md, serving", "exec"), names)
 
     assert names["tags"].labels.shape == names["tags"].confidences.shape == (1, 20)
+
+
+def test_own_features_become_records_and_a_run_as_the_page_shows(tmp_path, monkeypatch, runner):
+    (code,) = blocks_of("docs/records.md", "python")
+    commands = blocks_of("docs/records.md", "bash")[0].replace("\\\n", " ").splitlines()
+    monkeypatch.chdir(tmp_path)
+
+    exec(compile(code, "docs/records.md", "exec"), {})
+    for command in commands:
+        result = runner.invoke(main, shlex.split(command)[1:])
+        assert result.exit_code == 0, result.output
+
+    assert (tmp_path / "runs" / "demo-average-moe" / "validation.safetensors").is_file()

@@ -18,6 +18,7 @@ from ensemble_kit.choices import (
     Level,
 )
 from ensemble_kit.cli.convert import convert
+from ensemble_kit.cli.download import download
 from ensemble_kit.cli.options import (
     FOLDER,
     SuggestingGroup,
@@ -74,6 +75,7 @@ def data() -> None:
 
 
 data.add_command(convert)
+data.add_command(download)
 
 
 @data.command()

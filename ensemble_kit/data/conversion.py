@@ -111,7 +111,7 @@ def split_of(video: str, shares: Mapping[str, float]) -> str:
         place -= share
         if place < 0:
             return name
-    return next(reversed(shares))
+    return list(shares)[-1]
 
 
 def convert(
@@ -232,10 +232,9 @@ def _videos(features: Sequence[str | Path]) -> Iterator[tuple[str, Mapping[str, 
         )
     if len(named) > 1:
         return joined_by_id(named)
-    pairs = [(path, name) for name, paths in named.items() for path in paths]
-    return chain.from_iterable(
-        videos_of(path, name) for path, name in pairs or [(path, None) for path in unnamed]
-    )
+    files: list[tuple[Path, str | None]] = [(path, None) for path in unnamed]
+    files += [(path, name) for name, paths in named.items() for path in paths]
+    return chain.from_iterable(videos_of(path, name) for path, name in files)
 
 
 def _modality(name: str) -> str:

@@ -98,13 +98,13 @@ def _npz(path: Path) -> Videos:
 
 def _rows(file: IO[bytes]) -> Iterator[NDArray[Any]]:
     """Yield the rows of an array of NumPy's format as they are read."""
-    version = np.lib.format.read_magic(file)  # type: ignore[no-untyped-call]
+    version = np.lib.format.read_magic(file)
     read_header = (
         np.lib.format.read_array_header_1_0
         if version == (1, 0)
         else np.lib.format.read_array_header_2_0
     )
-    shape, is_fortran, dtype = read_header(file)  # type: ignore[no-untyped-call]
+    shape, is_fortran, dtype = read_header(file)
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which are never unpickled")
     if is_fortran and len(shape) > 1:
@@ -161,26 +161,40 @@ def _hdf5(path: Path) -> Videos:
 
 def _parquet(path: Path) -> Videos:
     parquet = _package("pyarrow.parquet", "parquet", path)
-    with parquet.ParquetFile(path) as file:
+    # pre_buffer would hold what is read ahead of all row groups
+    with parquet.ParquetFile(path, pre_buffer=False) as file:
         names = file.schema_arrow.names
         ids = next((name for name in ID_NAMES if name in names), None)
         if ids is None:
             raise RecordError(f"{path} has no column of ids ({', '.join(names)}).", hint=NAME_THEM)
-        for batch in file.iter_batches(batch_size=16):
-            for row in batch.to_pylist():
-                video = _text(row.pop(ids))
-                yield video, {name: _array(path, video, name, row[name]) for name in row}
+        for batch in file.iter_batches(batch_size=16, use_threads=False):
+            columns = dict(zip(names, batch.columns, strict=True))
+            for number, identity in enumerate(columns.pop(ids).to_pylist()):
+                video = _text(identity)
+                yield (
+                    video,
+                    {
+                        name: _list(path, video, name, column[number])
+                        for name, column in columns.items()
+                    },
+                )
 
 
-def _array(path: Path, video: str, name: str, value: Any) -> NDArray[Any]:
-    try:
-        return np.asarray(value, np.float32)
-    except (TypeError, ValueError) as error:
+def _list(path: Path, video: str, name: str, value: Any) -> NDArray[Any]:
+    """Return a list of numbers, or of lists of numbers, as an array; a missing number is NaN."""
+    numbers = getattr(value, "values", None)
+    lengths = {None}
+    if hasattr(numbers, "value_lengths"):
+        lengths, count = set(numbers.value_lengths().to_pylist()), len(numbers)
+        numbers = numbers.flatten()
+    if numbers is None or len(lengths) > 1 or hasattr(numbers, "value_lengths"):
         raise RecordError(
             f"{path}, video {shown(video)}: {name} is no list of numbers, nor one of frames of the "
             "same width.",
             hint="Give each modality a column of lists, and leave other columns out.",
-        ) from error
+        )
+    array: NDArray[Any] = numbers.to_numpy(zero_copy_only=False)
+    return array if lengths == {None} else array.reshape(count, -1)
 
 
 def _mediapipe(path: Path) -> Videos:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -383,6 +384,41 @@ def test_objects_are_never_unpickled_and_damage_is_named(tmp_path, labels):
         (tmp_path / name).write_bytes(b"\x0b" * 70)
         with pytest.raises(RecordError):
             convert([tmp_path / name], labels, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("column", "problem"),
+    [
+        ([1.0], "is no list of numbers"),
+        (["x"], "is no list of numbers"),
+        ([[[1.0, 2.0], [3.0]]], "is no list of numbers, nor one of frames of the same width"),
+        ([None], "is no list of numbers"),
+        ([[1.0, None]], "rgb holds nan in frame 1, feature 2"),
+        ([[]], "of shape (0,), expected numbers"),
+    ],
+)
+def test_a_parquet_column_of_something_else_is_named(tmp_path, column, problem):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    labels = write_labels(tmp_path / "y.csv", ["a"])
+    parquet.write_table(arrow.table({"id": ["a"], "rgb": column}), tmp_path / "a.parquet")
+
+    with pytest.raises(RecordError, match=re.escape(problem)):
+        convert([tmp_path / "a.parquet"], labels, tmp_path / "out")
+
+
+def test_bytes_of_parquet_stay_bytes(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    labels = write_labels(tmp_path / "y.csv", ["a"])
+    column = arrow.array([[[1, 2], [3, 4]]], arrow.list_(arrow.list_(arrow.uint8())))
+    parquet.write_table(arrow.table({"id": ["a"], "rgb": column}), tmp_path / "a.parquet")
+
+    convert([tmp_path / "a.parquet"], labels, tmp_path / "out")
+
+    assert read(tmp_path / "out")["a"][0]["rgb"].tolist() == [[1, 2], [3, 4]]
 
 
 def test_the_command_prints_what_it_wrote_and_the_error_of_quantising(tmp_path, labels, runner):
