@@ -88,7 +88,7 @@ def parse_split(text: str) -> dict[str, float]:
         share = float(number) if is_good else 0.0
         if not 0 < share <= 1:
             raise RecordError(
-                f"{shown(part)} is no split: a name of its own, =, and its share of the videos.",
+                f"{shown(part)} is no split: its own name, =, and its share of the videos.",
                 hint=f"Write the splits as {SPLIT}.",
             )
         shares[name] = share
