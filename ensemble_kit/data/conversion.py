@@ -22,6 +22,7 @@ from ensemble_kit.data.schema import (
     GRAPH_NAMES,
     MAX_CLASSES,
     MAX_FRAMES,
+    MAX_WIDTH,
     MODALITY_NAME,
     Schema,
     read_label_names,
@@ -332,6 +333,12 @@ class _Writing:
                 f"{where} is {array.dtype} of shape {array.shape}, expected numbers (frames, "
                 "features), or (features,) for one vector.",
                 hint="Save the features as an array of that shape, or leave the video out.",
+            )
+        if max(array.shape) > MAX_WIDTH:
+            raise RecordError(
+                f"{where} has the shape {array.shape}; at most {MAX_WIDTH:,} frames and features "
+                "can be stored.",
+                hint="Extract fewer frames a second, or leave the video out.",
             )
         if array.dtype == np.uint8:
             values = np.asarray(array)

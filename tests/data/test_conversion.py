@@ -372,6 +372,19 @@ def test_shards_are_begun_when_one_is_large_and_long_videos_keep_all_frames(tmp_
     assert [len(frames["features"]) for frames, _ in read(tmp_path / "out").values()] == [400] * 3
 
 
+def test_a_video_of_more_frames_than_a_schema_allows_is_named(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((1_000_001, 1), np.uint8))
+    labels = write_labels(tmp_path / "labels.csv", "a")
+
+    with pytest.raises(RecordError) as error:
+        convert([tmp_path], labels, tmp_path / "out")
+
+    assert error.value.problem == (
+        "Video 'a': features has the shape (1000001, 1); at most 1,000,000 frames and features "
+        "can be stored."
+    )
+
+
 def test_objects_are_never_unpickled_and_damage_is_named(tmp_path, labels):
     path = tmp_path / "a.npz"
     np.savez(path, ids=np.array(["v0"], object), rgb=np.ones((1, 2)))
