@@ -182,7 +182,7 @@ def _parquet(path: Path) -> Videos:
 
 def _list(path: Path, video: str, name: str, value: Any) -> NDArray[Any]:
     """Return a list of numbers, or of lists of numbers, as an array; a missing number is NaN."""
-    numbers = getattr(value, "values", None)
+    numbers: Any = getattr(value, "values", None)
     lengths = {None}
     if hasattr(numbers, "value_lengths"):
         lengths, count = set(numbers.value_lengths().to_pylist()), len(numbers)
