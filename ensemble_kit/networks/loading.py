@@ -31,7 +31,6 @@ from ensemble_kit.networks.weights import (
     fill,
     foreign_weights,
 )
-from ensemble_kit.predictions.rows import as_probabilities
 from ensemble_kit.recipes.reading import parse_recipe
 from ensemble_kit.store.provenance import (
     CheckpointMetadata,
@@ -93,10 +92,7 @@ class LoadedModel:
                 model returns what is no probability, such as NaN.
         """
         check_fits(self.schema, records.schema, path=self.path)
-        return measure(self._run_checked, records, k=k)
-
-    def _run_checked(self, batch: Batch) -> np.ndarray[Any, Any]:
-        return as_probabilities(self._run(batch), batch.ids, self.path)
+        return measure(self._run, records, k=k, source=self.path)
 
 
 def load(path: Path, *, repeats: int | None = None, device: str = "cpu") -> LoadedModel:

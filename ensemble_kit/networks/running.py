@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ensemble_kit.choices import BATCH_SIZE
 from ensemble_kit.data.dataset import Batch, Records
 from ensemble_kit.errors import ProviderError
 from ensemble_kit.metrics import Metrics, MetricsAccumulator
+from ensemble_kit.predictions.rows import as_probabilities
 
 
 def require_device(device: str) -> None:
@@ -76,10 +78,25 @@ def runner(
 
 
 def measure(
-    run: Callable[[Batch], np.ndarray[Any, Any]], records: Records, *, k: int = 20
+    run: Callable[[Batch], np.ndarray[Any, Any]],
+    records: Records,
+    *,
+    k: int = 20,
+    source: Path | str = "the model",
 ) -> Metrics:
-    """Return the metrics of a model on records; equal probabilities keep the records' order."""
+    """Return the metrics of a model on records; equal probabilities keep the records' order.
+
+    Args:
+        run: Returns the probabilities of a batch, ``(B, C)``.
+        records: The records.
+        k: The k of GAP@k.
+        source: What messages call the model.
+
+    Raises:
+        PredictionsError: The model returns what is no probability, such as NaN.
+    """
     accumulator = MetricsAccumulator(num_classes=records.schema.num_classes, k=k)
     for batch in records.batches(BATCH_SIZE):
-        accumulator.add(run(batch), batch.labels)
+        probabilities = as_probabilities(run(batch), batch.ids, source)
+        accumulator.add(probabilities, batch.labels)
     return accumulator.result()

@@ -136,13 +136,13 @@ def are_probabilities(values: Floats) -> bool:
     return not values.size or bool(values.min() >= 0 and values.max() <= 1)
 
 
-def as_probabilities(rows: Floats, ids: Sequence[str], path: Path) -> Floats:
+def as_probabilities(rows: Floats, ids: Sequence[str], path: Path | str) -> Floats:
     """Return rows as probabilities: what rounding put outside of ``[0, 1]`` becomes 0 or 1.
 
     Args:
         rows: ``(n, C)``; ``-inf`` where a class is not listed.
         ids: The rows' videos.
-        path: The file, for the message.
+        path: The file, or what messages call it.
 
     Raises:
         PredictionsError: A value is NaN, or more than 1e-6 outside.
