@@ -96,7 +96,7 @@ def upload(folder: Path, videos: int) -> int:
     files = fsspec.filesystem("s3")
     files.mkdir("bucket")
     shards = sorted((folder / "train").glob("*.tfrecord"))
-    for path in [folder / "schema.toml", *shards]:
+    for path in [*folder.glob("*.*"), *shards]:
         files.pipe_file(f"bucket/{path.relative_to(folder)}", path.read_bytes())
     return sum(path.stat().st_size for path in shards)
 

@@ -21,6 +21,7 @@ import json
 import os
 import shutil
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -413,13 +414,19 @@ def _too_large(origin: Origin, num_bytes: int, *, is_limit: bool) -> RecordError
 
 
 def _fetch_schema(files: Any, url: str, folder: Path) -> None:
-    """Fetch the schema beside a shard or in the folder above it, if there is one."""
+    """Fetch the schema beside a shard or in the folder above it, and its file of label names."""
     above = url.rpartition("/")[0]
     for place in (above, above.rpartition("/")[0]):
         try:
             content = files.cat_file(f"{place}/schema.toml")
+            names_file = tomllib.loads(content.decode()).get("label_names")
+            is_beside = isinstance(names_file, str) and "/" not in names_file
+            names = files.cat_file(f"{place}/{names_file}") if is_beside else None
         except Exception:  # there is none, or the server does not say: records have keys to go by
             continue
         with written_aside(folder / "schema.toml", force=True) as aside:
             aside.write_bytes(content)
+        if names is not None:
+            with written_aside(folder / names_file, force=True) as aside:
+                aside.write_bytes(names)
         return

@@ -123,6 +123,16 @@ def test_records_behind_a_url_are_those_of_the_files(bucket, folder, cache):
         assert all((batch.frames[name] == same.frames[name]).all() for name in same.frames)
 
 
+def test_the_schemas_file_of_label_names_comes_with_it(bucket, cache):
+    text = bucket.cat_file("/bucket/schema.toml").decode()
+    bucket.pipe_file("/bucket/schema.toml", f'label_names = "names.csv"\n{text}'.encode())
+    bucket.pipe_file("/bucket/names.csv", b"index,name\n" + b"".join(
+        f"{index},n{index}\n".encode() for index in range(6)
+    ))  # fmt: skip
+
+    assert Records(["memory://bucket"], cache=cache).schema.names[5] == "n5"
+
+
 def test_training_reads_the_same_order_through_a_cache_that_holds_one_shard(bucket, folder, cache):
     largest = max(path.stat().st_size for path in folder.glob("*.tfrecord"))
     here = Records([folder])

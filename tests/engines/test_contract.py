@@ -174,6 +174,9 @@ def other_command(cluster, folder, **environment):  # noqa: F811 - the fixture's
     )
 
 
+FIRST, SECOND = "a" * 56, "b" * 56  # as Ray writes the ids of machines
+
+
 class Machines:
     """Stands for Ray where each machine has its own disk."""
 
@@ -194,8 +197,8 @@ def test_a_folder_that_another_machine_does_not_see_is_refused(tmp_path):
 
     shared, other = tmp_path / "shared", tmp_path / "other"
     for folder, disks in (
-        (shared, {"first": shared, "second": other}),
-        (other, {"first": shared, "second": shared}),  # this machine sees another disk
+        (shared, {FIRST: shared, SECOND: other}),
+        (other, {FIRST: shared, SECOND: shared}),  # this machine sees another disk
     ):
         with pytest.raises(JobError) as caught:
             _require_shared(Machines(disks), folder, list(disks))
@@ -204,7 +207,7 @@ def test_a_folder_that_another_machine_does_not_see_is_refused(tmp_path):
             "seen by another.\n"
             "Put the workspace on a disk that every machine mounts at the same path."
         )
-    _require_shared(Machines({"first": shared, "second": shared}), shared, ["first", "second"])
+    _require_shared(Machines({FIRST: shared, SECOND: shared}), shared, [FIRST, SECOND])
 
 
 @pytest.mark.ray
