@@ -77,7 +77,11 @@ def main() -> None:
 def s3_server() -> Iterator[str]:
     """Start a server on this machine, and yield its URL."""
     with subprocess.Popen(
-        [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     ) as server:
         try:
             host, port = server.stdout.readline().split()

@@ -420,8 +420,9 @@ def _fetch_schema(files: Any, url: str, folder: Path) -> None:
         try:
             content = files.cat_file(f"{place}/schema.toml")
             names_file = tomllib.loads(content.decode()).get("label_names")
-            is_beside = isinstance(names_file, str) and "/" not in names_file
-            names = files.cat_file(f"{place}/{names_file}") if is_beside else None
+            names = None
+            if isinstance(names_file, str) and "/" not in names_file:
+                names = files.cat_file(f"{place}/{names_file}")
         except Exception:  # there is none, or the server does not say: records have keys to go by
             continue
         with written_aside(folder / "schema.toml", force=True) as aside:
