@@ -418,16 +418,13 @@ def _fetch_schema(files: Any, url: str, folder: Path) -> None:
     above = url.rpartition("/")[0]
     for place in (above, above.rpartition("/")[0]):
         try:
-            content = files.cat_file(f"{place}/schema.toml")
-            names_file = tomllib.loads(content.decode()).get("label_names")
-            names = None
+            found = {"schema.toml": files.cat_file(f"{place}/schema.toml")}
+            names_file = tomllib.loads(found["schema.toml"].decode()).get("label_names")
             if isinstance(names_file, str) and "/" not in names_file:
-                names = files.cat_file(f"{place}/{names_file}")
+                found[names_file] = files.cat_file(f"{place}/{names_file}")
         except Exception:  # there is none, or the server does not say: records have keys to go by
             continue
-        with written_aside(folder / "schema.toml", force=True) as aside:
-            aside.write_bytes(content)
-        if names is not None:
-            with written_aside(folder / names_file, force=True) as aside:
-                aside.write_bytes(names)
+        for name, content in found.items():
+            with written_aside(folder / name, force=True) as aside:
+                aside.write_bytes(content)
         return
