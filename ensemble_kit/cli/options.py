@@ -27,7 +27,8 @@ class SuggestingGroup(click.Group):
         """Return the command that was named, or end with the nearest one."""
         names = self.list_commands(ctx)
         if args[0] not in names and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], names, n=1)
+            begun = [name for name in names if name.startswith(args[0])]  # export, import
+            near = begun or difflib.get_close_matches(args[0], names, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             ctx.fail(f"No such command {args[0]!r}.{hint}")
         return super().resolve_command(ctx, args)

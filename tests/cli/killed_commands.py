@@ -17,6 +17,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -147,6 +148,8 @@ class Run:
             code = error.code if isinstance(error.code, int) else int(error.code is not None)
         except KeyboardInterrupt:  # before the command line has begun, or after its end
             code = INTERRUPTED
+        except BaseException:
+            os.write(2, traceback.format_exc().encode())  # as Python would; a fault
         finally:
             with suppress(Exception):
                 sys.stdout.flush()
@@ -200,10 +203,9 @@ def contents(folder: Path, leaves: tuple[str, ...]) -> dict[str, object]:
             found[name] = [line["loss"] for line in lines if "loss" in line]
         elif file.name == "state.safetensors":
             with open_tensors(file) as state:
-                values = json.loads(json.dumps(dict(state.metadata)))
+                values = state.metadata.model_dump(mode="json")
             for key in ("seconds", "modified_ns"):
                 values.pop(key)
-            values["settings"] = sorted(values["settings"])
             found[name] = values
         else:
             found[name] = file.read_bytes()

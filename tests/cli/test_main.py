@@ -294,6 +294,7 @@ def test_the_demo_writes_into_no_folder_that_holds_something(runner, tmp_path):
     ("words", "problem"),
     [
         (["selct"], "No such command 'selct'. Did you mean 'select'?"),
+        (["export"], "No such command 'export'. Did you mean 'export-onnx'?"),
         (["data", "inf"], "No such command 'inf'. Did you mean 'info'?"),
         (["recipes", "shwo"], "No such command 'shwo'. Did you mean 'show'?"),
         (["bake"], "No such command 'bake'."),
