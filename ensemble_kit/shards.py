@@ -1,6 +1,6 @@
 """Predictions of many files of records, a file each: resumed and shared out.
 
-Whole files are skipped, so the same command goes on after a stop, and many machines can share one
+Whole files are skipped, so the same command resumes after a stop, and many machines can share one
 folder: each predicts the shards that fall to it by their names.
 """
 

@@ -9,7 +9,7 @@ times from different seeds; sizes are scaled down together and learning rates up
 The papers' GAP comes from the recipes. OUT gets `results/*.json`, `table.md` and `plot.svg`.
 
 Each run is one `ensemble-kit train` on one thread. Ctrl-C stops the script, and the same command
-continues it.
+resumes it.
 """
 
 import hashlib

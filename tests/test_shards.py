@@ -166,7 +166,7 @@ def test_shards_fall_to_parts_by_their_names_alone(data, records, tmp_path):
                 read_predictions(tmp_path)
     assert " of 4 files, such as test000" in str(caught.value)
     assert caught.value.hint == (
-        "Run the same `ensemble-kit predict` again; it goes on with what is missing."
+        "Run the same `ensemble-kit predict` again; it resumes with what is missing."
     )
     assert len(read_predictions(tmp_path).ids) == 40
 

@@ -85,7 +85,7 @@ def predict(
     MODEL is a checkpoint, a fused file or an ONNX file. The records need no labels.
 
     With FOLDER/ as the output, each file of records has its own predictions file, and the same
-    command goes on after a stop: what is there already is skipped. Other commands take the folder
+    command resumes after a stop: what is there already is skipped. Other commands take the folder
     as one predictions file.
 
     \b

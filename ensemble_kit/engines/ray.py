@@ -1,7 +1,7 @@
 """One job as a process somewhere on a Ray cluster: an actor owns the process and watches it.
 
 All jobs are started at once, and Ray lets them wait until a machine has what they ask for. A job
-whose machine dies is started again elsewhere; commands of the kit go on from what is on the disk,
+whose machine dies is started again elsewhere; commands of the kit resume from what is on the disk,
 which all machines must share. Ray listens on all interfaces: see the page "More than one machine".
 """
 

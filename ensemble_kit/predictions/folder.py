@@ -57,7 +57,7 @@ def shard_paths(folder: Path) -> list[Path]:
         raise PredictionsError(
             f"{folder} lacks {len(missing):,} of {counted(len(paths), 'file')}, such as "
             f"{missing[0] if missing else 'any'}.",
-            hint="Run the same `ensemble-kit predict` again; it goes on with what is missing.",
+            hint="Run the same `ensemble-kit predict` again; it resumes with what is missing.",
         )
     return paths
 

@@ -33,6 +33,6 @@ class MovingAverage:
         torch._foreach_lerp_(list(self.tensors.values()), list(self._weights.values()), share)
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continue from a saved average."""
+        """Resume from a saved average."""
         for name, tensor in self.tensors.items():
             tensor.copy_(tensors[name])

@@ -26,7 +26,7 @@ def predict(runner, data, output, *words):
     return runner.invoke(main, ["predict", model, records, "-o", output, *words])
 
 
-def test_a_folder_is_continued_evaluated_and_merged(runner, data, tmp_path):
+def test_a_folder_is_resumed_evaluated_and_merged(runner, data, tmp_path):
     output = f"{tmp_path}/out/"
 
     first, again = (predict(runner, data, output) for _ in range(2))
