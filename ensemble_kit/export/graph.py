@@ -8,7 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import onnx
 import onnx_ir as ir
@@ -27,7 +27,7 @@ from ensemble_kit.export.inlining import inline_foreign
 from ensemble_kit.export.node_names import name_nodes
 from ensemble_kit.export.weights import attach_weights
 from ensemble_kit.layers.frame_sampling import draw_table
-from ensemble_kit.layers.recurrent import Recurrence
+from ensemble_kit.layers.recurrent import Cell, Recurrence
 from ensemble_kit.networks.ensemble import FusedEnsemble, module_name
 from ensemble_kit.networks.foreign import DOMAIN, WEIGHTS, ForeignModel, opset_of
 from ensemble_kit.networks.loading import empty_member, member_prefix
@@ -228,7 +228,7 @@ def _example_draws(
     return [torch.zeros(*shape, count) for count in counts], free
 
 
-def _cells(ensemble: FusedEnsemble) -> dict[str, Literal["gru", "lstm"]]:
+def _cells(ensemble: FusedEnsemble) -> dict[str, Cell]:
     """Return the kind of every recurrent stack, by the stack's name."""
     return {
         name: module.cell

@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from os.path import isfile
 from pathlib import Path
 from typing import get_args
@@ -154,17 +155,20 @@ def export_onnx(
             metadata = metadata.model_copy(update={"weights_file": weights_file})
         selection = _selection_of(fused, fused_metadata)
         shown = graph.showing_draws() if draw_source == "random" else graph
-        written = _write(aside, shown, references, metadata, max_size, selection, output)
+        fits = partial(_refuse_size, aside, graph, max_size, selection, output)
+        written = _write(aside, shown, references, metadata)
+        fits(metadata)
         _check_weights(aside, metadata, output)
         proof = _prove(aside, metadata, file, output)
         if shown is not graph:
-            written = _write(aside, graph, references, metadata, max_size, selection, output)
+            written = _write(aside, graph, references, metadata)
+            fits(metadata)
         if records is not None and metadata.dtype in FORMATS:
             gap = _measure(aside, records, fused_metadata.top_k, max_gap_loss, output)
             proof = proof.model_copy(update={"gap": gap})
         add_properties(aside, proof_property(proof), written)
         metadata = metadata.model_copy(update={"proof": proof})
-        num_bytes = _refuse_size(aside, graph, metadata, max_size, selection, output)
+        num_bytes = fits(metadata)
     _drop_stale(output, metadata)
     if triton is not None:
         write_repository(output, metadata, triton, force=force)
@@ -240,24 +244,19 @@ def _write(
     graph: Graph,
     references: list[bytes] | None,
     metadata: OnnxMetadata,
-    max_size: int,
-    selection: SelectionMetadata | None,
-    output: Path,
 ) -> "hashlib._Hash":
-    """Write the model; return the hash of its content, or raise if its files are too large."""
+    """Write the model, and return the hash of its content."""
     properties = properties_of(metadata)
-    digest = write_onnx(aside, *graph.parts(), graph.weights, properties, references=references)
-    _refuse_size(aside, graph, metadata, max_size, selection, output)
-    return digest
+    return write_onnx(aside, *graph.parts(), graph.weights, properties, references=references)
 
 
 def _refuse_size(
     aside: Path,
     graph: Graph,
-    metadata: OnnxMetadata,
     max_size: int,
     selection: SelectionMetadata | None,
     output: Path,
+    metadata: OnnxMetadata,
 ) -> int:
     """Return the bytes of all files needed to run the model, or raise if there are too many."""
     num_bytes = sum(path.stat().st_size for path in [aside, *metadata.files(output)[1:]])

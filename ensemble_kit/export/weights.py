@@ -8,7 +8,7 @@ Casts once when it opens the file, unless that is switched off. For matrices in 
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ensemble_kit.choices import Dtype
 from ensemble_kit.export.blocks import BlockMatrix
-from ensemble_kit.layers.recurrent import ONNX_KINDS, arranged_for_onnx
+from ensemble_kit.layers.recurrent import ONNX_KINDS, Cell, arranged_for_onnx
 from ensemble_kit.networks.weights import read_blocks
 from ensemble_kit.serving.onnx_file import Weight
 from ensemble_kit.store.blocks import FORMATS, SCALE, BlockFormat, pack
@@ -34,7 +34,7 @@ class _Source(NamedTuple):
 
     file: TensorFile
     names: tuple[str, ...]
-    cell: Literal["gru", "lstm"] | None
+    cell: Cell | None
 
     @property
     def is_in_blocks(self) -> bool:
@@ -104,7 +104,7 @@ class _BlockSource(NamedTuple):
 def attach_weights(
     model: ir.Model,
     file: TensorFile,
-    cells: Mapping[str, Literal["gru", "lstm"]],
+    cells: Mapping[str, Cell],
     *,
     prefix: str,
 ) -> tuple[list[Weight], list[BlockMatrix]]:
@@ -165,9 +165,7 @@ def attach_weights(
     return weights, matrices
 
 
-def _source(
-    file: TensorFile, cells: Mapping[str, Literal["gru", "lstm"]], name: str
-) -> _Source | None:
+def _source(file: TensorFile, cells: Mapping[str, Cell], name: str) -> _Source | None:
     if name in file.specs:
         return _Source(file, (name,), None)
     stack, found, leaf = name.rpartition(ARRANGED)

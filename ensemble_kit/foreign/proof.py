@@ -17,6 +17,7 @@ from ensemble_kit.layers.frame_preparation import prepare_frames
 from ensemble_kit.networks.ensemble import example_frames
 from ensemble_kit.networks.foreign import ForeignModel, opset_of
 from ensemble_kit.networks.foreign_session import run_foreign
+from ensemble_kit.serving.inputs import FLOAT_WORDS
 from ensemble_kit.serving.opening import open_session
 from ensemble_kit.wording import counted
 
@@ -208,6 +209,4 @@ def _zeros(value: onnxruntime.NodeArg, videos: int, length: int) -> Tensor:
     word = value.type.removeprefix("tensor(").removesuffix(")")
     if word == "bfloat16":
         return torch.zeros(shape, dtype=torch.bfloat16)
-    return torch.from_numpy(
-        np.zeros(shape, {"float": "float32", "double": "float64"}.get(word, word))
-    )
+    return torch.from_numpy(np.zeros(shape, FLOAT_WORDS.get(word, word)))

@@ -6,13 +6,14 @@ Bidirectional stacks and attention are those of S3 (Zhao, 2018), which has no nu
 
 from collections.abc import Sequence
 from math import sqrt
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 # Gates in PyTorch's order -> ONNX's order: GRU r, z, c -> z, r, c; LSTM i, f, g, o -> i, o, f, g.
+Cell: TypeAlias = Literal["gru", "lstm"]
 ONNX_GATES = {"gru": (1, 0, 2), "lstm": (0, 3, 1, 2)}
 ONNX_KINDS = {
     "weight_ih": ("weight_ih",),
@@ -58,14 +59,14 @@ class Recurrence(nn.Module):
     def __init__(
         self,
         *,
-        cell: Literal["gru", "lstm"],
+        cell: Cell,
         num_features: int,
         hidden_size: int,
         num_layers: int,
         is_bidirectional: bool,
     ) -> None:
         super().__init__()
-        self.cell: Literal["gru", "lstm"] = cell
+        self.cell: Cell = cell
         self.hidden_size = hidden_size
         self.num_layers = num_layers
         self.num_directions = 2 if is_bidirectional else 1
@@ -177,7 +178,7 @@ class Recurrence(nn.Module):
             nn.init.uniform_(candidate, -candidate_limit, candidate_limit)
 
 
-def arranged_for_onnx(cell: Literal["gru", "lstm"], tensors: Sequence[Tensor]) -> Tensor:
+def arranged_for_onnx(cell: Cell, tensors: Sequence[Tensor]) -> Tensor:
     """Return ONNX's W, R or B of one layer and direction.
 
     Args:
@@ -217,7 +218,7 @@ class RecurrentPooling(nn.Module):
     def __init__(
         self,
         *,
-        cell: Literal["gru", "lstm"],
+        cell: Cell,
         num_features: int,
         hidden_size: int,
         num_layers: int,
