@@ -46,6 +46,7 @@ class Differentiator:
         self._plan = plan
         self._model = model
         self._processes = processes
+        self._teacher = plan.open_teacher()
         self._joined: DistributedDataParallel | None = None
         if processes.count > 1:
             processes.synchronise(model)
@@ -70,8 +71,8 @@ class Differentiator:
         losses = []
         num_parts = min(self._plan.accumulate, *map(int, counts))
         targets: np.ndarray[Any, Any] = batch.labels.dense(self._model.schema.num_classes)
-        if self._plan.taught_by is not None:
-            targets = self._plan.taught_by.mixed(batch.ids, targets)
+        if self._teacher is not None:
+            targets = self._teacher.mixed(batch.ids, targets)
         parts = parts_of(batch, targets, num_parts, self._plan.device)
         for number, part in enumerate(parts, start=1):
             share = each * len(part.targets)

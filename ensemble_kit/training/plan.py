@@ -119,7 +119,7 @@ class RunPlan:
             check_fits(
                 self.training.schema, self.validation.schema, path=self.training.paths[0].parent
             )
-        _ = self.taught_by  # a teacher that cannot be used is refused here too
+        self.open_teacher()  # a teacher that cannot be used is refused here too
         with torch.device("meta"):  # the parts meet their widths, and no memory is taken
             build_model(self.recipe, self.training.schema)
 
@@ -175,9 +175,8 @@ class RunPlan:
             return "none"
         return f"{sha256_of(Path(self.teacher))}:{self.teacher_share}"
 
-    @cached_property
-    def taught_by(self) -> Teacher | None:
-        """The teacher's predictions, open; see ``Teacher`` for what it raises."""
+    def open_teacher(self) -> Teacher | None:
+        """Open the teacher's predictions; see ``Teacher`` for what it raises."""
         if self.teacher is None:
             return None
         return Teacher(Path(self.teacher), self.teacher_share, self.training.schema)
