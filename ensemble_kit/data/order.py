@@ -146,6 +146,7 @@ def batch_plans(
     epochs: int | None = None,
     rank: int = 0,
     num_ranks: int = 1,
+    shuffle_bytes: int = SHUFFLE_BYTES,
 ) -> Iterator[BatchPlan]:
     """Yield what to read for each batch, from batch ``start`` on.
 
@@ -153,7 +154,9 @@ def batch_plans(
     and all are full, but for the last one where ``epochs`` ends them. Each rank has its share of
     every batch, as ``numpy.array_split`` splits it: joined, the shares are the batch.
     """
-    turns = training_order(index, seed=seed, start=start * batch_size, epochs=epochs)
+    turns = training_order(
+        index, seed=seed, start=start * batch_size, epochs=epochs, shuffle_bytes=shuffle_bytes
+    )
     while batch := list(islice(turns, batch_size)):
         share, larger = divmod(len(batch), num_ranks)
         first = rank * share + min(rank, larger)
@@ -161,17 +164,23 @@ def batch_plans(
 
 
 def training_order(
-    index: RecordIndex, *, seed: int, start: int = 0, epochs: int | None = None
+    index: RecordIndex,
+    *,
+    seed: int,
+    start: int = 0,
+    epochs: int | None = None,
+    shuffle_bytes: int = SHUFFLE_BYTES,
 ) -> Iterator[Turn]:
     """Yield the records in the order of training, epoch after epoch, from turn ``start`` on.
 
-    It ends after ``epochs`` of them, or at an epoch without a record.
+    It ends after ``epochs`` of them, or at an epoch without a record. ``shuffled`` says what
+    ``shuffle_bytes`` does.
     """
     first, skipped = divmod(start, max(1, index.count())) if start else (0, 0)
     for epoch in count(first) if epochs is None else range(first, epochs):
         random = np.random.default_rng((seed, epoch))
         shards = random.permutation(index.num_shards).tolist()
-        places = shuffled(index.places(shards), random, max_bytes=SHUFFLE_BYTES)
+        places = shuffled(index.places(shards), random, max_bytes=shuffle_bytes)
         position = -1
         for position, place in enumerate(places):
             if position >= skipped:

@@ -72,7 +72,7 @@ class Source:
 
 
 def read(
-    source: Source, plans: Iterable[BatchPlan]
+    source: Source, plans: Iterable[BatchPlan], *, open_files: int = OPEN_FILES
 ) -> Generator[tuple[Batch, list[BadRecord]], None, None]:
     """Yield the batch of each plan, and the records that were left out of it, read in this process.
 
@@ -81,7 +81,7 @@ def read(
         BadRecord: A record is bad and such ones are not skipped.
     """
     memory = Memory()
-    with closing(BatchReader(source)) as reader:
+    with closing(BatchReader(source, open_files=open_files)) as reader:
         for plan in plans:
             layout = source.layout(plan)
             block = memory.lend(layout.num_bytes)
@@ -95,11 +95,11 @@ def read(
 class BatchReader:
     """Reads the records of one batch after the other."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, *, open_files: int = OPEN_FILES) -> None:
         self._source = source
         self._decoder = Decoder(source.schema, needs_labels=source.needs_labels)
         self._draws = Draws(source.seed)
-        self._files = RecordFiles(source.paths, check_crc=source.check_crc)
+        self._files = RecordFiles(source.paths, check_crc=source.check_crc, open_files=open_files)
 
     def read(
         self, plan: BatchPlan, layout: BatchLayout, memory: NDArray[np.uint8]
@@ -144,14 +144,14 @@ class BatchReader:
         self._files.close()
 
 
-def _most_open_files() -> int:
-    """Return how many files may be kept open: a quarter of what the system allows a process."""
+def _most_open_files(wanted: int) -> int:
+    """Return how many files may be kept open: at most a quarter of what a process is allowed."""
     try:
         from resource import RLIMIT_NOFILE, getrlimit
     except ImportError:  # Windows
-        return OPEN_FILES
+        return wanted
     allowed, _ = getrlimit(RLIMIT_NOFILE)
-    return OPEN_FILES if allowed < 0 else max(1, min(OPEN_FILES, allowed // 4))
+    return wanted if allowed < 0 else max(1, min(wanted, allowed // 4))
 
 
 class RecordFiles:
@@ -160,13 +160,16 @@ class RecordFiles:
     Args:
         paths: The files.
         check_crc: Whether the checksum of each record is compared.
+        open_files: How many files to keep open, if the system allows so many.
     """
 
-    def __init__(self, paths: Sequence[Path], *, check_crc: bool) -> None:
+    def __init__(
+        self, paths: Sequence[Path], *, check_crc: bool, open_files: int = OPEN_FILES
+    ) -> None:
         self._paths = paths
         self._check_crc = check_crc
         self._files: dict[int, FileIO] = {}
-        self._most = _most_open_files()
+        self._most = _most_open_files(open_files)
         self._buffer = memoryview(bytearray())
 
     def read(self, place: Place) -> memoryview:

@@ -53,23 +53,30 @@ def refuse(error: BadRecord) -> None:
     raise error
 
 
-def read_records(path: Path, *, check_crc: bool = True) -> Iterator[memoryview]:
+def read_records(
+    path: Path, *, check_crc: bool = True, block_bytes: int = BLOCK_BYTES
+) -> Iterator[memoryview]:
     """Yield the payload of each record of a file, as a view that copies nothing.
 
     Args:
         path: An uncompressed TFRecord file.
         check_crc: Whether both checksums are compared with the bytes.
+        block_bytes: How much of the file is read at once; more where a record is larger.
 
     Raises:
         RecordError: The file is missing or empty.
         BadRecord: A record is truncated, or differs from its checksum.
     """
-    for _, record in numbered_records(path, check_crc=check_crc):
+    for _, record in numbered_records(path, check_crc=check_crc, block_bytes=block_bytes):
         yield record
 
 
 def numbered_records(
-    path: Path, *, check_crc: bool = True, on_bad: Callable[[BadRecord], None] = refuse
+    path: Path,
+    *,
+    check_crc: bool = True,
+    on_bad: Callable[[BadRecord], None] = refuse,
+    block_bytes: int = BLOCK_BYTES,
 ) -> Iterator[tuple[int, memoryview]]:
     """Yield number, counted from 1, and payload of each good record of a file.
 
@@ -82,7 +89,7 @@ def numbered_records(
             size = os.fstat(file.fileno()).st_size
             if not size:
                 raise _empty(path)
-            window = _Window(file)
+            window = _Window(file, block_bytes)
 
             def header_at(position: int) -> memoryview:
                 return window.bytes_at(position, HEADER.size)
@@ -109,8 +116,9 @@ class _Window:
     are after the next block.
     """
 
-    def __init__(self, file: FileIO) -> None:
+    def __init__(self, file: FileIO, block_bytes: int) -> None:
         self._file = file
+        self._block_bytes = block_bytes
         self._start = 0
         self._block = memoryview(b"")
 
@@ -120,7 +128,7 @@ class _Window:
         if offset < 0 or offset + length > len(self._block):
             self._file.seek(start)
             parts = []
-            left = max(length, BLOCK_BYTES)
+            left = max(length, self._block_bytes)
             while left and (part := self._file.read(left)):  # a system reads 2 GiB at most
                 parts.append(part)
                 left -= len(part)

@@ -27,15 +27,19 @@ MEMORY, MEMORY_PER_BYTE = 2**31, 12
 CODE = "from ensemble_kit.foreign.limits import serve; serve({})"
 
 
-def convert_in_child(plan: ImportPlan) -> ForeignFile:
+def convert_in_child(plan: ImportPlan, *, seconds: int = SECONDS) -> ForeignFile:
     """Do what ``convert`` does in a child process whose time and memory are limited.
+
+    Args:
+        plan: What to import.
+        seconds: The limit of time for a small file; a large one has more.
 
     Raises:
         ForeignModelError: The child needed more, or crashed.
         EnsembleKitError: Any error of ``convert``.
     """
     size = sum(file.stat().st_size for file in needed_files(plan.model))
-    seconds = SECONDS + size // BYTES_PER_SECOND
+    seconds += size // BYTES_PER_SECOND
     memory = MEMORY + size * MEMORY_PER_BYTE
     watched, held = os.pipe()
     # -P: a file of the current folder is never imported

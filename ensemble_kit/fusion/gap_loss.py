@@ -47,8 +47,22 @@ class Loss(NamedTuple):
     num_videos: int = 0
 
 
-def loss_on(records: Records, members: Sequence[Forms], *, k: int) -> Loss:
+def loss_on(
+    records: Records,
+    members: Sequence[Forms],
+    *,
+    k: int,
+    batch_size: int = BATCH_SIZE,
+    block_bytes: int = BLOCK_BYTES,
+) -> Loss:
     """Run an ensemble before and after rounding on the same records, one draw a member.
+
+    Args:
+        records: The records, with labels.
+        members: The members, in two forms each.
+        k: How many classes of a video GAP looks at.
+        batch_size: How many videos are run at a time.
+        block_bytes: How much of records and probabilities is held while members are loaded.
 
     Raises:
         RecordError: A record is damaged.
@@ -56,7 +70,7 @@ def loss_on(records: Records, members: Sequence[Forms], *, k: int) -> Loss:
     before, after = (MetricsAccumulator(num_classes=records.schema.num_classes, k=k) for _ in "ab")
     worst, total, count, done = 0.0, 0.0, 0, 0
     with progress("compare", 0) as shown:
-        for block in _blocks(records):
+        for block in _blocks(records, batch_size, block_bytes):
             exact = _mixed(block, [(m.name, m.coefficient, m.exact) for m in members])
             rounded = _mixed(block, [(m.name, m.coefficient, m.rounded) for m in members])
             for batch, old, new in zip(block, exact, rounded, strict=True):
@@ -84,14 +98,14 @@ def _mixed(
     return mixed
 
 
-def _blocks(records: Records) -> Iterator[list[Batch]]:
+def _blocks(records: Records, batch_size: int, block_bytes: int) -> Iterator[list[Batch]]:
     block: list[Batch] = []
     size = 0
-    for batch in records.batches(BATCH_SIZE):
+    for batch in records.batches(batch_size):
         block.append(batch)
         size += sum(frames.nbytes for frames in batch.frames.values())
         size += 2 * 4 * len(batch.ids) * records.schema.num_classes
-        if size >= BLOCK_BYTES:
+        if size >= block_bytes:
             yield block
             block, size = [], 0
     if block:

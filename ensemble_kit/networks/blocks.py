@@ -24,7 +24,7 @@ MAX_LOST_BLOCKS = 0.01
 # (int8) and 14 % (int4) do; one number ten times as large as the others makes that 8 % and 80 %.
 MAX_ZEROS = {127: 0.125, 7: 0.5}
 MAX_SCALE = torch.finfo(torch.float16).max
-CHUNK = 2**18  # numbers at a time, so that they fit a processor's cache
+CHUNK_VALUES = 2**18  # numbers at a time, so that they fit a processor's cache
 
 
 def fits_blocks(matrix: Tensor, output_axis: int, block_format: BlockFormat) -> bool:
@@ -59,7 +59,7 @@ def fits_blocks(matrix: Tensor, output_axis: int, block_format: BlockFormat) -> 
 
 
 def round_to_blocks(
-    matrix: Tensor, output_axis: int, block_format: BlockFormat
+    matrix: Tensor, output_axis: int, block_format: BlockFormat, *, chunk_values: int = CHUNK_VALUES
 ) -> tuple[Tensor, Tensor]:
     """Round a matrix to whole numbers times a scale for each block.
 
@@ -69,15 +69,18 @@ def round_to_blocks(
         matrix: ``(R, C)``, floating point; see ``fits_blocks``.
         output_axis: Which dimension counts the outputs.
         block_format: One of ``FORMATS``.
+        chunk_values: How many numbers are rounded at a time; the result is the same for any.
 
     Returns:
         Whole numbers, int8 ``(R, C)``, and scales, float16 of ``BlockFormat.scales_shape``.
     """
-    scales = block_scales(matrix, output_axis, block_format)
-    return whole_numbers(matrix, scales, block_format), scales
+    scales = block_scales(matrix, output_axis, block_format, chunk_values=chunk_values)
+    return whole_numbers(matrix, scales, block_format, chunk_values=chunk_values), scales
 
 
-def block_scales(matrix: Tensor, output_axis: int, block_format: BlockFormat) -> Tensor:
+def block_scales(
+    matrix: Tensor, output_axis: int, block_format: BlockFormat, *, chunk_values: int = CHUNK_VALUES
+) -> Tensor:
     """Return the scale of each block that gives the least squared error.
 
     The scales that are tried clip a block's largest numbers at different sizes. They are rounded
@@ -85,28 +88,32 @@ def block_scales(matrix: Tensor, output_axis: int, block_format: BlockFormat) ->
     which the same scale is found again.
     """
     scales = torch.empty(block_format.scales_shape(tuple(matrix.shape), output_axis)).half()
-    for rows, values, dim in _chunks(matrix, output_axis, block_format.size):
+    for rows, values, dim in _chunks(matrix, output_axis, block_format.size, chunk_values):
         best = _search(values, dim, block_format).squeeze(dim).half()
         scales[_scale_rows(rows, dim, block_format)] = best
     return scales
 
 
-def whole_numbers(matrix: Tensor, scales: Tensor, block_format: BlockFormat) -> Tensor:
+def whole_numbers(
+    matrix: Tensor, scales: Tensor, block_format: BlockFormat, *, chunk_values: int = CHUNK_VALUES
+) -> Tensor:
     """Return the whole numbers, int8, that are nearest to a matrix divided by given scales."""
     whole = torch.empty(matrix.shape, dtype=torch.int8)
     output_axis = _output_axis(matrix, scales, block_format)
-    for rows, values, dim in _chunks(matrix, output_axis, block_format.size):
+    for rows, values, dim in _chunks(matrix, output_axis, block_format.size, chunk_values):
         used = scales[_scale_rows(rows, dim, block_format)].float().unsqueeze(dim)
         nearest = _nearest(values, used, block_format).to(torch.int8).flatten(dim - 1, dim)
         whole[rows] = nearest[: len(whole[rows]), : matrix.shape[1]]
     return whole
 
 
-def restore_blocks(whole: Tensor, scales: Tensor, block_format: BlockFormat) -> Tensor:
+def restore_blocks(
+    whole: Tensor, scales: Tensor, block_format: BlockFormat, *, chunk_values: int = CHUNK_VALUES
+) -> Tensor:
     """Return the matrix that whole numbers and scales stand for, float32 ``(R, C)``."""
     restored = whole.float()
     dim = 2 - _output_axis(whole, scales, block_format)
-    for rows in _rows(whole, block_format.size if dim == 1 else 1):
+    for rows in _rows(whole, block_format.size if dim == 1 else 1, chunk_values):
         used = scales[_scale_rows(rows, dim, block_format)].float()
         factors = used.repeat_interleave(block_format.size, dim=dim - 1)
         restored[rows] *= factors[: rows.stop - rows.start, : whole.shape[1]]
@@ -158,14 +165,16 @@ def _squared_error(values: Tensor, scales: Tensor, dim: int, block_format: Block
     return restored.sub_(values).square_().sum(dim, keepdim=True)
 
 
-def _chunks(matrix: Tensor, output_axis: int, size: int) -> Iterator[tuple[slice, Tensor, int]]:
+def _chunks(
+    matrix: Tensor, output_axis: int, size: int, chunk_values: int = CHUNK_VALUES
+) -> Iterator[tuple[slice, Tensor, int]]:
     """Yield some rows, their numbers as float32 blocks, and the dimension along a block.
 
     Blocks are ``(num, size, C)`` along rows and ``(rows, num, size)`` along columns; the last one
     of an output is padded with zeros.
     """
     step = size if output_axis == 1 else 1
-    for rows in _rows(matrix, step):
+    for rows in _rows(matrix, step, chunk_values):
         values = matrix[rows].float()
         missing = -values.shape[1 - output_axis] % size
         if output_axis == 1:
@@ -174,8 +183,8 @@ def _chunks(matrix: Tensor, output_axis: int, size: int) -> Iterator[tuple[slice
             yield rows, pad(values, (0, missing)).reshape(len(values), -1, size), 2
 
 
-def _rows(matrix: Tensor, step: int) -> Iterator[slice]:
+def _rows(matrix: Tensor, step: int, chunk_values: int) -> Iterator[slice]:
     """Yield slices of rows, each but the last a multiple of ``step`` long."""
-    length = max(1, CHUNK // (step * max(1, matrix.shape[1]))) * step
+    length = max(1, chunk_values // (step * max(1, matrix.shape[1]))) * step
     for start in range(0, len(matrix), length):
         yield slice(start, min(start + length, len(matrix)))

@@ -76,28 +76,28 @@ def round_to(tensor: Tensor, dtype: Dtype, *, output_axis: int | None = None) ->
 def is_finite(tensor: Tensor) -> bool:
     """Return whether a tensor holds neither NaN nor infinity."""
     return not tensor.is_floating_point() or all(
-        bool(tensor[rows].isfinite().all()) for rows in _chunks(tensor)
+        bool(tensor[rows].isfinite().all()) for rows in _chunks(tensor, CHUNK_VALUES)
     )
 
 
-def relative_error(exact: Tensor, rounded: Tensor) -> float:
+def relative_error(exact: Tensor, rounded: Tensor, *, chunk_values: int = CHUNK_VALUES) -> float:
     """Return the mean absolute change, divided by the mean absolute value; 0 for zeros.
 
     Squares would not do: a few large numbers would decide them, whatever happened to the others.
     """
     change, size = 0.0, 0.0
-    for rows in _chunks(exact):
+    for rows in _chunks(exact, chunk_values):
         values = exact[rows].double()
         change += float((values - rounded[rows]).abs().sum())
         size += float(values.abs().sum())
     return change / size if size else 0.0
 
 
-def _chunks(tensor: Tensor) -> Iterator[slice | EllipsisType]:
+def _chunks(tensor: Tensor, chunk_values: int) -> Iterator[slice | EllipsisType]:
     """Yield slices of the first dimension, so that a large tensor is never copied whole."""
     if tensor.ndim == 0:
         yield ...
         return
-    step = max(1, CHUNK_VALUES * len(tensor) // max(1, tensor.numel()))
+    step = max(1, chunk_values * len(tensor) // max(1, tensor.numel()))
     for start in range(0, len(tensor), step):
         yield slice(start, start + step)

@@ -11,7 +11,13 @@ from ensemble_kit.training.processes import Processes
 
 
 def measure_together(
-    model: TrainedModel, records: Records, *, name: str, device: str, processes: Processes
+    model: TrainedModel,
+    records: Records,
+    *,
+    name: str,
+    device: str,
+    processes: Processes,
+    batch_size: int = BATCH_SIZE,
 ) -> Metrics:
     """Return the metrics of a model on some records, the same in every process.
 
@@ -24,17 +30,18 @@ def measure_together(
         name: The run's name, which seeds its one draw of frames: the same at each checkpoint.
         device: ``cpu`` or ``cuda``.
         processes: The processes that measure together.
+        batch_size: How many videos a process runs at a time.
     """
     run = runner(model.eval(), model.draws_for(name, repeats=1), device)
     if processes.count == 1:
         return measure(run, records)
     num_classes = records.schema.num_classes
-    batches = records.batches(BATCH_SIZE, rank=processes.rank, num_ranks=processes.count)
+    batches = records.batches(batch_size, rank=processes.rank, num_ranks=processes.count)
     accumulator = MetricsAccumulator(num_classes=num_classes)
     while True:
         batch = next(batches, None)
         # probabilities, then labels
-        both = torch.zeros(2, BATCH_SIZE, num_classes, dtype=torch.float32)
+        both = torch.zeros(2, batch_size, num_classes, dtype=torch.float32)
         if batch is not None:
             both[0, : len(batch.ids)] = torch.from_numpy(run(batch))
             both[1, : len(batch.ids)] = torch.from_numpy(batch.labels.dense(num_classes))

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from example_bytes import byte_strings, frame_record, integers, record
 
-from ensemble_kit.data import order, reading
+from ensemble_kit.data import reading
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.frame_choice import Draws, FrameChoice
-from ensemble_kit.data.tfrecord import BadRecord, write_records
+from ensemble_kit.data.order import RecordIndex, batch_plans
+from ensemble_kit.data.reading import Source
+from ensemble_kit.data.tfrecord import BadRecord, refuse, write_records
 from ensemble_kit.errors import RecordError
 
 IDS = [f"v{number}" for number in range(11)]
@@ -34,16 +36,34 @@ class SlowFile(FileIO):
         return super().readinto(buffer[:7])
 
 
+def source_of(paths, schema):
+    return Source(
+        tuple(paths),
+        schema,
+        check_crc=True,
+        needs_labels=True,
+        skips_bad=False,
+        seed=0,
+        choice=None,
+    )
+
+
+def index_of(paths):
+    return RecordIndex(paths, check_crc=True, on_bad=refuse)
+
+
 @pytest.mark.parametrize(("open_files", "file"), [(1, FileIO), (32, SlowFile)])
 def test_batches_of_an_epoch_hold_what_the_records_hold(
     folder, schema, open_files, file, monkeypatch
 ):
-    monkeypatch.setattr(reading, "OPEN_FILES", open_files)
     monkeypatch.setattr(reading, "FileIO", file)
     records = Records([folder])
     videos = {video.id: video for video in records.videos()}
+    plans = batch_plans(index_of(records.paths), 4, seed=0, epochs=1)
 
-    batches = list(records.training_batches(4, seed=0, epochs=1))
+    read = reading.read(source_of(records.paths, schema), plans, open_files=open_files)
+
+    batches = [batch for batch, _ in read]
 
     assert [len(batch.ids) for batch in batches] == [4, 4, 3]
     assert sorted(name for batch in batches for name in batch.ids) == sorted(IDS)
@@ -192,15 +212,19 @@ def test_a_batch_of_bad_records_alone_is_empty_so_that_others_keep_their_numbers
     assert sorted(len(batch.ids) for batch in batches) == [0] * 2 + [1] * 20
 
 
-def test_a_file_that_goes_or_shrinks_meanwhile_is_named(folder, monkeypatch):
-    monkeypatch.setattr(reading, "OPEN_FILES", 1)
-    monkeypatch.setattr(order, "SHUFFLE_BYTES", 0)  # one file after the other
+def test_a_file_that_goes_or_shrinks_meanwhile_is_named(folder, schema):
     path = folder / "train2.tfrecord"
-    records = Records([path, folder / "train0.tfrecord"])
-    firsts = {seed: next(records.training_batches(1, seed=seed)).ids for seed in range(9)}
+    paths = [path, folder / "train0.tfrecord"]
+    index, source = index_of(paths), source_of(paths, schema)
+
+    def batches(seed):  # of one file after the other
+        plans = batch_plans(index, 1, seed=seed, shuffle_bytes=0)
+        return reading.read(source, plans, open_files=1)
+
+    firsts = {seed: next(batches(seed))[0].ids for seed in range(9)}
     seed = next(seed for seed, ids in firsts.items() if ids == ("v0",))
 
-    vanished = records.training_batches(1, seed=seed)
+    vanished = batches(seed)
     next(vanished)
     content = path.read_bytes()
     path.unlink()
@@ -208,7 +232,7 @@ def test_a_file_that_goes_or_shrinks_meanwhile_is_named(folder, monkeypatch):
         list(vanished)
     path.write_bytes(content[:-1])
     with pytest.raises(RecordError) as shrunk:
-        list(records.training_batches(1, seed=seed))
+        list(batches(seed))
 
     assert str(gone.value) == (
         f"{path} cannot be read any more: No such file or directory.\n{PUT_BACK}"

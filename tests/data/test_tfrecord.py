@@ -3,7 +3,6 @@ import struct
 import pytest
 from crc32c import crc32c
 
-from ensemble_kit.data import tfrecord
 from ensemble_kit.data.tfrecord import BadRecord, numbered_records, read_records, write_records
 from ensemble_kit.errors import OutputError, RecordError
 
@@ -41,10 +40,10 @@ def test_writes_the_published_framing(path):
 
 
 @pytest.mark.parametrize("block_bytes", [1, 13, 20, 1 << 20])
-def test_reads_back_what_was_written_whatever_is_read_at_once(path, block_bytes, monkeypatch):
-    monkeypatch.setattr(tfrecord, "BLOCK_BYTES", block_bytes)
-
-    records = list(read_records(path))  # all are held, so none may lie where another is read into
+def test_reads_back_what_was_written_whatever_is_read_at_once(path, block_bytes):
+    records = list(
+        read_records(path, block_bytes=block_bytes)
+    )  # all are held, so none may lie where another is read into
 
     assert [bytes(record) for record in records] == PAYLOADS
 

@@ -12,9 +12,12 @@ from foreign_models import CLASSES, WIDTH, parsed_model, write_foreign
 from onnx import helper
 
 from ensemble_kit import import_onnx
+from ensemble_kit.choices import ACTIVATION, FRAME_FORM
 from ensemble_kit.data.schema import write_schema
 from ensemble_kit.errors import ForeignModelError
 from ensemble_kit.foreign import limits
+from ensemble_kit.foreign.limits import convert_in_child
+from ensemble_kit.foreign.plan import ImportPlan
 
 SCHEMA = tiny_schema(widths={"rgb": WIDTH, "audio": 3}, num_classes=CLASSES, value_type="uint8")
 INPUTS = f"float[b, t, {WIDTH}] x"
@@ -44,17 +47,25 @@ import_onnx(path, path.with_name("f"), schema=read_schema(schema), name="m", inp
 
 @pytest.fixture
 def message_of(tmp_path):
-    def message_of(model):
+    def message_of(model, **limit):
         path = tmp_path / "bomb.onnx"
         path.write_bytes(model.SerializeToString())
+        plan = ImportPlan(
+            model=path,
+            output=tmp_path / "foreign.safetensors",
+            data_schema=SCHEMA,
+            name="m",
+            inputs={"rgb": ("x",)},
+            num_frames=None,
+            is_frame=None,
+            probabilities=None,
+            frames=FRAME_FORM,
+            activation=ACTIVATION,
+            lengths=(SCHEMA.max_frames,),
+            force=False,
+        )
         with pytest.raises(ForeignModelError) as caught:
-            import_onnx(
-                path,
-                tmp_path / "foreign.safetensors",
-                schema=SCHEMA,
-                name="m",
-                inputs={"rgb": "x"},
-            )
+            convert_in_child(plan, **limit)
         assert list(tmp_path.iterdir()) == [path]
         return str(caught.value).replace(str(path), "PATH")
 
@@ -74,10 +85,8 @@ def probabilities_of(body, values=None):
     return parsed_model(INPUTS, body + tail, {"w": matrix, **(values or {})}, 17, OUTPUT)
 
 
-def test_a_loop_without_end_is_ended(message_of, monkeypatch):
-    monkeypatch.setattr(limits, "SECONDS", 12)
-
-    assert message_of(probabilities_of(ENDLESS)) == (
+def test_a_loop_without_end_is_ended(message_of):
+    assert message_of(probabilities_of(ENDLESS), seconds=12) == (
         "PATH could not be read and tested in 12 seconds.\n"
         "Export a model that is faster, or try again when the machine is less busy."
     )
@@ -96,8 +105,7 @@ def test_a_constant_of_gigabytes_is_refused(message_of):
     assert message.startswith("PATH: ONNX Runtime cannot") or "2.0 GiB of memory" in message
 
 
-def test_functions_that_double_with_each_call_are_ended(message_of, monkeypatch):
-    monkeypatch.setattr(limits, "SECONDS", 12)
+def test_functions_that_double_with_each_call_are_ended(message_of):
     model = probabilities_of("z = Constant <value_float = 0.0> ()\n v = Identity (z)\n")
     (index,) = [i for i, node in enumerate(model.graph.node) if node.output[0] == "v"]
     model.graph.node[index].CopyFrom(helper.make_node("f39", ["z"], ["v"], domain="local"))
@@ -114,7 +122,7 @@ def test_functions_that_double_with_each_call_are_ended(message_of, monkeypatch)
             helper.make_function("local", f"f{level}", ["a"], ["c"], nodes, imports)
         )
 
-    assert message_of(model) in {
+    assert message_of(model, seconds=12) in {
         "PATH could not be read and tested in 12 seconds.\n"
         "Export a model that is faster, or try again when the machine is less busy.",
         "PATH could not be read and tested: the process needed more than 2.0 GiB of memory.\n"

@@ -1,4 +1,5 @@
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,13 +17,18 @@ from ensemble_kit.errors import (
     SizeLimitError,
 )
 from ensemble_kit.files import sha256_of
-from ensemble_kit.fusion import gap_loss as rounding
 from ensemble_kit.fusion import stage as fusion
-from ensemble_kit.fusion.gap_loss import Loss
+from ensemble_kit.fusion.gap_loss import Forms, Loss, loss_on
 from ensemble_kit.fusion.stage import fuse
 from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.networks.ensemble import example_frames
-from ensemble_kit.networks.loading import load, load_fused, load_trained, member_prefix
+from ensemble_kit.networks.loading import (
+    load,
+    load_fused,
+    load_fused_member,
+    load_trained,
+    member_prefix,
+)
 from ensemble_kit.networks.products import output_axes
 from ensemble_kit.networks.storage import round_to
 from ensemble_kit.store.blocks import SCALE
@@ -380,14 +386,24 @@ def test_gap_before_and_after_is_that_of_both_files(selection, fused, workspace,
     assert loss.mean_change == pytest.approx(change.mean(), rel=1e-3)
 
 
-def test_the_loss_is_the_same_in_blocks_of_any_size(selection, workspace, tmp_path, monkeypatch):
+def test_the_loss_is_the_same_in_blocks_of_any_size(fused, workspace):
     records = Records([workspace.path / "data" / "validate"])
-    whole = fuse(selection, tmp_path / "1.safetensors", dtype="int8", records=records).loss
-    monkeypatch.setattr(rounding, "BATCH_SIZE", 3)
-    monkeypatch.setattr(rounding, "BLOCK_BYTES", 1000)
+    with open_tensors(fused["fp32"].path) as exact, open_tensors(fused["int8"].path) as rounded:
+        metadata = exact.metadata_as(FusedMetadata)
+        members = [
+            Forms(
+                member.name,
+                member.coefficient,
+                partial(load_fused_member, exact, member, metadata.data_schema),
+                partial(load_fused_member, rounded, member, metadata.data_schema),
+            )
+            for member in metadata.members
+        ]
+        whole = loss_on(records, members, k=20)
 
-    parts = fuse(selection, tmp_path / "2.safetensors", dtype="int8", records=records).loss
+        parts = loss_on(records, members, k=20, batch_size=3, block_bytes=1000)
 
+    assert whole.worst_change > 0
     assert parts == pytest.approx(whole, abs=1e-6)
 
 

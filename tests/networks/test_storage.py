@@ -69,14 +69,15 @@ def test_blocks_are_for_the_matrices_of_products_that_fit(dtype, packed, rng):
         assert torch.equal(stored.values, tensor.bfloat16())
 
 
-def test_the_error_is_the_mean_change_as_a_share_of_the_mean_size(rng, monkeypatch):
-    monkeypatch.setattr("ensemble_kit.networks.storage.CHUNK_VALUES", 100)  # many chunks
+def test_the_error_is_the_mean_change_as_a_share_of_the_mean_size(rng):
     values = torch.randn(ROWS, COLUMNS, generator=rng)
 
     rounded = values.bfloat16()
 
     expected = float((values - rounded.float()).abs().mean() / values.abs().mean())
-    assert relative_error(values, rounded) == pytest.approx(expected, rel=1e-5)
+    for chunk_values in (100, values.numel()):
+        error = relative_error(values, rounded, chunk_values=chunk_values)
+        assert error == pytest.approx(expected, rel=1e-5)
     assert relative_error(torch.zeros(3), torch.zeros(3)) == 0
 
 

@@ -8,6 +8,7 @@ command ``train tiny.toml``.
 
 import contextlib
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +16,8 @@ from builders import tiny_recipe, train_tiny
 
 from ensemble_kit.cli import main
 from ensemble_kit.data.dataset import Records
-from ensemble_kit.training import validation
+from ensemble_kit.training import loop
+from ensemble_kit.training.validation import measure_together
 
 SCHEDULE = {"batch_size": 15, "max_steps": 20, "checkpoint_every": 10, "l2_penalty": 0.01}
 PENALTY = "fusion={name='projection', size=3, penalty=2.0}"
@@ -38,7 +40,9 @@ def train_in_double(folder, name):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    validation.BATCH_SIZE = 9  # so that there is more than one batch to share
+    loop.measure_together = partial(
+        measure_together, batch_size=9
+    )  # so that there is more than one batch to share
     for run in RECIPES:
         train_in_double(Path(sys.argv[1]), run)
     with contextlib.chdir(sys.argv[1]):
