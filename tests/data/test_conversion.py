@@ -212,6 +212,17 @@ def test_what_is_converted_is_read_back(tmp_path_factory, videos, quantised, is_
         assert error.largest == pytest.approx(largest, abs=1e-6)
 
 
+def test_bytes_are_read_back_as_the_sub_models_read_them():
+    import torch
+
+    from ensemble_kit.layers.frame_preparation import dequantise as in_the_graph
+
+    every = np.arange(256, dtype=np.uint8)
+
+    expected = in_the_graph(torch.from_numpy(every)).numpy()
+    np.testing.assert_allclose(dequantise(every), expected, rtol=0, atol=2**-22)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.text(max_size=9), st.text(max_size=9))
 def test_a_split_follows_from_the_id_alone(one, other):
