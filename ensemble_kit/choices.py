@@ -4,10 +4,12 @@ The library's functions and the command line share these, so that neither repeat
 module imports nothing heavy: ``--help`` reads it.
 """
 
+import os
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
+AnyPath: TypeAlias = str | os.PathLike[str]  # what every public function takes for a path
 Activation: TypeAlias = Literal["none", "sigmoid", "softmax"]
 BatchNormRule: TypeAlias = Literal["recalibrate", "average", "last"]
 Computes: TypeAlias = Literal["packed", "float32"]

@@ -8,6 +8,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from os.path import exists, isdir
 from pathlib import Path
 from types import MappingProxyType
 from typing import NoReturn
@@ -38,8 +39,14 @@ def refuse_overwrite(path: Path, *, force: bool) -> None:
     """Raise ``OutputError`` unless ``path`` may be written.
 
     It may not where it exists and ``force`` is False, where it is no file but a folder, a device, a
-    pipe or a socket, which ``force`` does not replace either, and where its name is too long.
+    pipe or a socket, which ``force`` does not replace either, where its name is too long, and where
+    it is ``-``, which people give for standard output.
     """
+    if path == Path("-"):
+        raise OutputError(
+            "- stands for standard output, but this file is read again after it is written.",
+            hint="Name a file; only predict prints with -o -.",
+        )
     size = len(os.fsencode(path.name))
     if size > LONGEST_NAME:
         raise OutputError(
@@ -65,6 +72,15 @@ def refuse_overwrite(path: Path, *, force: bool) -> None:
     if not force:
         raise OutputError(
             f"{path} exists already.", hint="Name another output, or replace it with --force."
+        )
+
+
+def require_suffix(path: Path, suffix: str) -> None:
+    """Raise ``OutputError`` unless a file's name ends as files of its format do, in any case."""
+    if path.suffix.lower() != suffix:
+        raise OutputError(
+            f"{path} does not end in {suffix}, the format that it would be written in.",
+            hint=f"Name a file that ends in {suffix}.",
         )
 
 
@@ -210,7 +226,7 @@ def _locked_part(target: Path) -> tuple[int, Path]:
         handle, name = tempfile.mkstemp(prefix=f".{start}.", suffix=PART, dir=target.parent)
         _is_locked(handle, waits=True)
         aside = Path(name)
-        if aside.exists():
+        if exists(aside):
             return handle, aside
         os.close(handle)
 
@@ -266,7 +282,7 @@ def sha256_of(path: Path) -> str:
     Raises:
         InputError: The file cannot be read.
     """
-    if path.is_dir():
+    if isdir(path):
         files = sorted(each for each in path.iterdir() if not each.name.startswith("."))
         lines = "".join(f"{sha256_of(each)}  {each.name}\n" for each in files)
         return hashlib.sha256(lines.encode()).hexdigest()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_kit.choices import BATCH_SIZE, DEVICE, TOP_K
+from ensemble_kit.choices import BATCH_SIZE, DEVICE, TOP_K, AnyPath
 from ensemble_kit.data.dataset import Batch, Records
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.data.schema import check_fits
@@ -104,9 +104,9 @@ def model_metadata(loaded: "LoadedModel", folder: Path) -> ModelMetadata:
 
 
 def predict(
-    model: str | Path,
+    model: AnyPath,
     records: Records,
-    output: str | Path,
+    output: AnyPath,
     *,
     repeats: int | None = None,
     batch_size: int = BATCH_SIZE,
@@ -214,7 +214,12 @@ def evaluate_predictions(
 
 
 def evaluate_model(
-    model: Path, records: Records, *, k: int = 20, repeats: int | None = None, device: str = DEVICE
+    model: AnyPath,
+    records: Records,
+    *,
+    k: int = 20,
+    repeats: int | None = None,
+    device: str = DEVICE,
 ) -> Metrics:
     """Return the metrics of a model on some records.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import exists, isfile
 from pathlib import Path
 
 from ensemble_kit.averaging.average import Observer
@@ -73,12 +74,12 @@ def train(plan: RunPlan, *, force: bool = False) -> FinishedRun:
     if trained.is_stopped or not join(plan.device).is_first:  # the first process does the rest
         return FinishedRun(trained, None, None)
     run = trained.folder
-    winner = None if run.averaged.exists() else _settle(plan, trained)
+    winner = None if exists(run.averaged) else _settle(plan, trained)
     with open_tensors(run.averaged) as file:
         averaged = _describe(file.metadata_as(CheckpointMetadata))
     if plan.validation is None:
         return FinishedRun(trained, averaged, None)
-    if not run.validation.exists():
+    if not exists(run.validation):
         if winner is not None and winner.predictions is not None:
             winner.predictions.write(run.validation, model=run.averaged)
         else:
@@ -129,7 +130,7 @@ def _require_checkpoints(trained: TrainedRun) -> None:
 
     An average of those that are left would be another model, and might lose to the missing one.
     """
-    gone = next((path for path in trained.checkpoints if not path.exists()), None)
+    gone = next((path for path in trained.checkpoints if not exists(path)), None)
     if gone is not None:
         raise TrainingError(
             f"{gone} is gone, which the run needs to settle on its best weights.",
@@ -243,7 +244,7 @@ def average_run(
 
 
 def _moving_average(run: RunFolder) -> Path:
-    if not run.ema.is_file():
+    if not isfile(run.ema):
         raise CheckpointError(
             f"{run.path} holds no exponential moving average ({run.ema.name}).",
             hint="Train with --ema 0.999, or average with another --method.",

@@ -8,10 +8,11 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import exists
 from pathlib import Path
 from typing import NamedTuple
 
-from ensemble_kit.choices import BATCH_SIZE, DEVICE
+from ensemble_kit.choices import BATCH_SIZE, DEVICE, AnyPath
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.remote import ahead, is_url, origin_of
 from ensemble_kit.data.schema import check_fits
@@ -127,9 +128,9 @@ def _size(shard: Shard) -> int:
 
 
 def predict_shards(
-    model: str | Path,
+    model: AnyPath,
     records: Records,
-    folder: str | Path,
+    folder: AnyPath,
     *,
     share: Share | None = None,
     repeats: int | None = None,
@@ -172,7 +173,7 @@ def predict_shards(
     kept = None if top_k is None or top_k >= loaded.schema.num_classes else top_k
     for shard in [] if force else shards:
         _refuse_other(shard, records, by, kept)
-    waiting = {shard.path: shard for shard in shards if force or not shard.output.exists()}
+    waiting = {shard.path: shard for shard in shards if force or not exists(shard.output)}
     with progress(f"predict {loaded.name}", len(waiting)) as shown:
         for done, path in enumerate(ahead(tuple(waiting)), start=1):
             with predictions_written(
@@ -206,7 +207,7 @@ def _metadata(shard: Shard, records: Records) -> ShardMetadata:
 
 def _refuse_other(shard: Shard, records: Records, by: ModelMetadata, top_k: int | None) -> None:
     """Raise ``OutputError`` if a shard's predictions are there and were made otherwise."""
-    if not shard.output.exists():
+    if not exists(shard.output):
         return
     metadata = read_predictions(shard.output).metadata
     assert metadata is not None

@@ -4,11 +4,13 @@ import socket
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ensemble_kit import average_checkpoints, export_onnx, fuse, import_onnx
 from ensemble_kit.errors import OutputError, SizeLimitError
 from ensemble_kit.files import format_size, parse_size, refuse_overwrite, sha256_of, written_aside
 
@@ -348,3 +350,39 @@ def test_the_file_is_flushed_then_renamed_then_its_folder_is_flushed(tmp_path, m
     write(path, b"all", force=False)
 
     assert flushed == [(False, False), (True, True)]
+
+
+def test_standard_output_is_refused_where_a_file_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    for force in (False, True):
+        with pytest.raises(OutputError) as caught, written_aside(Path("-"), force=force):
+            pass
+
+        assert str(caught.value) == (
+            "- stands for standard output, but this file is read again after it is written.\n"
+            "Name a file; only predict prints with -o -."
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("write", "suffix"),
+    [
+        (lambda output: average_checkpoints(["no.safetensors"], output), ".safetensors"),
+        (lambda output: fuse("no.json", output), ".safetensors"),
+        (lambda output: export_onnx("no.safetensors", output), ".onnx"),
+        (
+            lambda output: import_onnx("no.onnx", output, schema=None, name="a", inputs={}),
+            ".safetensors",
+        ),
+    ],
+)
+def test_a_file_is_not_written_under_the_suffix_of_another_format(write, suffix, tmp_path):
+    with pytest.raises(OutputError) as caught:
+        write(str(tmp_path / "a.txt"))
+
+    assert str(caught.value) == (
+        f"{tmp_path / 'a.txt'} does not end in {suffix}, the format that it would be written in.\n"
+        f"Name a file that ends in {suffix}."
+    )

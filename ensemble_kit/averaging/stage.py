@@ -12,11 +12,11 @@ from itertools import compress
 from pathlib import Path
 
 from ensemble_kit.averaging.average import Average, Observer
-from ensemble_kit.choices import BATCH_NORM_RULE, DEVICE, METHOD, BatchNormRule, Method
+from ensemble_kit.choices import BATCH_NORM_RULE, DEVICE, METHOD, AnyPath, BatchNormRule, Method
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import check_fits
 from ensemble_kit.errors import AveragingError, CheckpointError, RecordError
-from ensemble_kit.files import refuse_overwrite
+from ensemble_kit.files import refuse_overwrite, require_suffix
 from ensemble_kit.networks.loading import load
 from ensemble_kit.networks.running import require_device
 from ensemble_kit.progress import progress
@@ -79,8 +79,8 @@ class AveragedRun:
 
 
 def average_checkpoints(
-    paths: Sequence[str | Path],
-    output: str | Path,
+    paths: Sequence[AnyPath],
+    output: AnyPath,
     *,
     method: Method = METHOD,
     batch_norm: BatchNormRule = BATCH_NORM_RULE,
@@ -133,13 +133,14 @@ def average_checkpoints(
         RecordError: None of the records is good.
         PredictionsError: They are not of the checkpoints' modalities or vocabulary.
         ProviderError: There is no such device.
-        OutputError: ``output`` exists and ``force`` is False.
+        OutputError: ``output`` exists and ``force`` is False, or has another suffix.
         ValueError: No checkpoints were named.
     """
     if not paths:
         raise ValueError("there are no checkpoints to average")
     output = Path(output)
     refuse_overwrite(output, force=force)
+    require_suffix(output, ".safetensors")
     require_device(device)
     named = dict.fromkeys(Path(path) for path in paths)
     with ExitStack() as stack:

@@ -1,5 +1,6 @@
 """ensemble-kit average."""
 
+from os.path import isdir
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,8 +97,8 @@ def average(
     from ensemble_kit.pipeline import average_run
     from ensemble_kit.store.workspace import RunFolder
 
-    is_run = len(run) == 1 and run[0].is_dir()
-    if not is_run and any(path.is_dir() for path in run):
+    is_run = len(run) == 1 and isdir(run[0])
+    if not is_run and any(isdir(path) for path in run):
         raise click.UsageError("Name one RUN, or the CHECKPOINTS of one run.")
     if (last or from_step) and (not is_run or method == "ema"):
         raise click.UsageError("--last and --from-step choose among the checkpoints of a RUN.")

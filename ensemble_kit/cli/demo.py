@@ -4,6 +4,7 @@ import json
 import shlex
 import time
 from contextlib import chdir
+from os.path import exists
 from pathlib import Path
 
 import click
@@ -86,7 +87,7 @@ def _num_finished(folder: Path) -> int | None:
         finished = None
     if isinstance(finished, int) and 0 <= finished < len(COMMANDS):
         return finished
-    if folder.exists() and any(folder.iterdir()):
+    if exists(folder) and any(folder.iterdir()):
         raise OutputError(
             f"{folder} is not empty.", hint="Name another folder, or replace files with --force."
         )

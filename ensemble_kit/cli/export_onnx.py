@@ -19,6 +19,7 @@ from ensemble_kit.cli.options import (
     records_options,
 )
 from ensemble_kit.store.workspace import FUSED, ONNX
+from ensemble_kit.wording import counted
 
 if TYPE_CHECKING:
     from ensemble_kit.store.provenance import ProofMetadata
@@ -133,6 +134,6 @@ def _echo_proof(proof: "ProofMetadata") -> None:
     )
     if proof.gap is not None:
         click.echo(
-            f"GAP on {proof.gap.videos:,} videos: {proof.gap.exact:.4f} with the same weights in "
-            f"float32, {proof.gap.shipped:.4f} as it is run."
+            f"GAP on {counted(proof.gap.videos, 'video')}: {proof.gap.exact:.4f} with the same "
+            f"weights in float32, {proof.gap.shipped:.4f} as it is run."
         )

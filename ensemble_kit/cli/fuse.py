@@ -93,7 +93,7 @@ def fuse(
         )
     if records is not None:
         click.echo(
-            f"GAP on {loss.num_videos:,} videos: {loss.gap_before:.4f} before rounding, "
+            f"GAP on {counted(loss.num_videos, 'video')}: {loss.gap_before:.4f} before rounding, "
             f"{loss.gap_after:.4f} after."
         )
         echo_skipped(records)

@@ -77,6 +77,7 @@ class Existing(click.ParamType[Path]):
 EXISTING_FILE = Existing()
 EXISTING_FILE_OR_FOLDER = Existing(or_folder=True)
 FILE = click.Path(dir_okay=False, path_type=Path)
+STDOUT = "-"  # as an output
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
 

@@ -1,7 +1,11 @@
 """ensemble-kit predict."""
 
 import os
+import shutil
+import sys
+import tempfile
 from collections.abc import Sequence
+from os.path import isdir
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +16,7 @@ from ensemble_kit.choices import BATCH_SIZE
 from ensemble_kit.cli.options import (
     EXISTING_FILE,
     EXISTING_FILE_OR_FOLDER,
+    STDOUT,
     device_option,
     echo_json,
     echo_skipped,
@@ -39,7 +44,8 @@ BLEND_TAKES = {"model", "data", "output", "is_blend", "top_k", "force", "as_json
     "-o",
     "--output",
     required=True,
-    help="A .safetensors file, a challenge .csv, or FOLDER/ for a file for each file of records.",
+    help="A .safetensors file, a challenge .csv, FOLDER/ for a file for each file of records, or - "
+    "to print a .csv.",
 )
 @click.option(
     "--shard", "share", metavar="I/N",
@@ -86,7 +92,7 @@ def predict(
 
     With FOLDER/ as the output, each file of records has its own predictions file, and the same
     command resumes after a stop: what is there already is skipped. Other commands take the folder
-    as one predictions file.
+    as one predictions file. With - as the output, the challenge's CSV is printed.
 
     \b
     Examples:
@@ -105,12 +111,14 @@ def predict(
     from ensemble_kit.shards import Share, find_shards, predict_shards, shared_out
 
     part = None if share is None else Share.parse(share)
-    is_folder = output.endswith(("/", os.sep)) or Path(output).is_dir()
+    is_folder = output.endswith(("/", os.sep)) or isdir(output)
     if not is_folder and (part or jobs or on):
         raise click.UsageError(
             "--shard, --jobs and --on write a file for each file of records; name a folder, such "
             "as -o predictions/."
         )
+    if output == STDOUT and as_json:
+        raise click.UsageError("-o - prints the predictions; it cannot print --json too.")
     records = Records(data, needs_labels=False, **reading)
     if jobs is not None or on is not None:
         shards = [
@@ -140,6 +148,13 @@ def predict(
         files = counted(done.num_predicted, "file")
         text = f"{done.folder}: {files} predicted, {done.num_skipped:,} already there"
         facts = {"predicted": done.num_predicted, "already_there": done.num_skipped}
+    elif output == STDOUT:
+        with tempfile.TemporaryDirectory() as folder:
+            written = predict_records(model, records, Path(folder, "stdout.csv"), **options)
+            with written.open("rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)
+        echo_skipped(records)
+        return
     else:
         text, facts = str(predict_records(model, records, output, **options)), {}
     if as_json:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from os.path import isfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,7 @@ def report(
         ensemble-kit report
         ensemble-kit report 'test/*.tfrecord' --force
     """  # noqa: D301 - \b is click's mark for "keep these lines"
-    if selection is None and (SELECTION.is_file() or not data):
+    if selection is None and (isfile(SELECTION) or not data):
         selection = SELECTION
     if selection is not None:
         refuse_overwrite(output, force=force)  # before minutes of work

@@ -10,7 +10,7 @@ from os.path import isfile
 from pathlib import Path
 from typing import NamedTuple
 
-from ensemble_kit.choices import CACHE_BYTES
+from ensemble_kit.choices import CACHE_BYTES, AnyPath
 from ensemble_kit.data.batch import Batch, Memory, collate
 from ensemble_kit.data.decode import Decoder, Video
 from ensemble_kit.data.frame_choice import FrameChoice
@@ -86,20 +86,21 @@ class Records:
 
     def __init__(
         self,
-        patterns: Sequence[str | Path],
+        patterns: Sequence[AnyPath],
         *,
-        schema: Schema | Path | None = None,
-        label_names: Path | None = None,
+        schema: Schema | AnyPath | None = None,
+        label_names: AnyPath | None = None,
         check_crc: bool = True,
         skip_bad_records: bool = False,
         needs_labels: bool = True,
-        cache: Path | None = None,
+        cache: AnyPath | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
+        named = [os.fspath(pattern) for pattern in patterns]
         self.patterns = tuple(
-            str(pattern) if is_url(pattern) else os.path.abspath(pattern) for pattern in patterns
+            pattern if is_url(pattern) else os.path.abspath(pattern) for pattern in named
         )
-        at = (cache or default_cache()).absolute()
+        at = Path(cache or default_cache()).absolute()
         found = (
             find_shards(pattern, cache=at, cache_bytes=cache_bytes)
             if is_url(pattern)
@@ -112,11 +113,11 @@ class Records:
         self._needs_labels = needs_labels
         self._skipped: dict[tuple[Path, int], BadRecord] = {}
         self._index = RecordIndex(self.paths, check_crc=check_crc, on_bad=self._refuse)
-        if isinstance(schema, Path):
-            schema = read_schema(schema)
+        if isinstance(schema, str | os.PathLike):
+            schema = read_schema(Path(schema))
         self.schema = schema or self._resolve_schema()
         if label_names is not None:
-            self.schema = self.schema.with_label_names(label_names)
+            self.schema = self.schema.with_label_names(Path(label_names))
 
     @property
     def skipped(self) -> tuple[BadRecord, ...]:

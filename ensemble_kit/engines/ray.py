@@ -13,6 +13,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from os.path import isfile
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -239,7 +240,7 @@ def _write_token(folder: str, name: str) -> None:
 
 
 def _has_token(folder: str, name: str) -> bool:
-    return Path(folder, name).is_file()
+    return isfile(Path(folder, name))
 
 
 def _require_shared(ray: Any, folder: Path, nodes: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from ensemble_kit.data.schema import Schema
 from ensemble_kit.draws import draws_name
 from ensemble_kit.export.shares import counts_of, shares_of_run, shares_of_types
 from ensemble_kit.layers.frame_sampling import draw_table
-from ensemble_kit.networks.ensemble import example_frames
+from ensemble_kit.networks.ensemble import example_frames, longest_proof
 from ensemble_kit.networks.loading import load_fused_member
 from ensemble_kit.serving.session import OUTPUTS, OnnxEnsemble
 from ensemble_kit.store.blocks import FORMATS
@@ -21,7 +21,8 @@ from ensemble_kit.store.provenance import FusedMetadata, OnnxMetadata, SharesMet
 from ensemble_kit.store.tensor_files import TensorFile
 
 TOLERANCE = 1e-5  # for float32 sums of thousands of terms, added in another order
-SIZES = ((1, 1), (3, 7), (2, 11))  # videos and frames of the batches that are compared
+SHORT = ((1, 1), (3, 7), (2, 11))  # videos and frames of the batches that are compared
+NUM_LONG = 2  # videos of one more batch, as long as any of the records' can be
 Draws: TypeAlias = Mapping[str, Tensor]
 Frames: TypeAlias = tuple[dict[str, Tensor], Tensor]  # the frames of each modality, and num_frames
 Run: TypeAlias = tuple[np.ndarray[Any, Any], Draws]
@@ -68,7 +69,8 @@ def compare(path: Path, metadata: OnnxMetadata, file: TensorFile) -> Parity:
         ProviderError: ONNX Runtime cannot open the file.
     """
     schema = served_schema(metadata)
-    batches = [example_frames(schema, *size) for size in SIZES]
+    sizes = [*SHORT, (NUM_LONG, longest_proof(schema, metadata.members))]
+    batches = [_batch(schema, *size) for size in sizes]
     counts = counts_of(path, metadata)
     # These settings keep no float32 copy of the weights, and no memory for one.
     ensemble = OnnxEnsemble(path, low_memory=True, keep_memory=False, is_exact=True)
@@ -84,10 +86,16 @@ def compare(path: Path, metadata: OnnxMetadata, file: TensorFile) -> Parity:
     expected = _expected(file, batches * times, [draws for _, draws in runs])
     differences = [
         Difference(float(np.abs(rows - probabilities.numpy()).max()), *size)
-        for size, (rows, _), probabilities in zip(SIZES * times, runs, expected, strict=True)
+        for size, (rows, _), probabilities in zip(sizes * times, runs, expected, strict=True)
     ]
     exact, others = differences[: len(batches)], differences[len(batches) :]
     return Parity(_largest(exact), _largest(others) if others else None, shares)
+
+
+def _batch(schema: Schema, videos: int, length: int) -> Frames:
+    frames, num_frames = example_frames(schema, videos, length)
+    num_frames[0] = length
+    return frames, num_frames
 
 
 def shares_as_shipped(path: Path, metadata: OnnxMetadata) -> SharesMetadata:
@@ -99,7 +107,7 @@ def shares_as_shipped(path: Path, metadata: OnnxMetadata) -> SharesMetadata:
     counts = counts_of(path, metadata)
     if metadata.dtype not in FORMATS:
         return shares_of_types(metadata, counts.values())
-    batch = example_frames(served_schema(metadata), *SIZES[0])
+    batch = example_frames(served_schema(metadata), *SHORT[0])
     with tempfile.TemporaryDirectory() as folder:
         ensemble = OnnxEnsemble(path, keep_memory=False, profile=Path(folder) / "run")
         arrays = {name: values.numpy() for name, values in batch[0].items()}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from os.path import isfile
+from os.path import exists, isfile
 from pathlib import Path
 from typing import get_args
 
@@ -18,6 +18,7 @@ from ensemble_kit.choices import (
     MAX_GAP_LOSS,
     MAX_SIZE,
     REPEATS,
+    AnyPath,
     Computes,
     DrawSource,
     InputType,
@@ -27,7 +28,7 @@ from ensemble_kit.data.schema import check_fits
 from ensemble_kit.errors import ExportError, ProviderError
 from ensemble_kit.export.graph import Graph, build_graph, top_k_of
 from ensemble_kit.export.parity import TOLERANCE, compare
-from ensemble_kit.files import refuse_overwrite, sha256_of, written_aside
+from ensemble_kit.files import refuse_overwrite, require_suffix, sha256_of, written_aside
 from ensemble_kit.networks.loading import member_prefix
 from ensemble_kit.networks.onnx_model import OnnxModel
 from ensemble_kit.networks.running import measure
@@ -53,6 +54,7 @@ from ensemble_kit.store.provenance import (
 from ensemble_kit.store.selection_file import SelectionMetadata, read_selection
 from ensemble_kit.store.size_limit import refuse_size
 from ensemble_kit.store.tensor_files import TensorFile, open_tensors
+from ensemble_kit.wording import counted
 
 LARGEST_FILE = 2**31 - 1  # protobuf's limit for a message
 PROOF_BYTES = 1024  # reserved for the proof, which is added to a file after it has passed
@@ -81,14 +83,14 @@ class ExportedFile:
 
 
 def export_onnx(
-    fused: Path,
-    output: Path,
+    fused: AnyPath,
+    output: AnyPath,
     *,
     repeats: int = REPEATS,
     draw_source: DrawSource = DRAW_SOURCE,
     input_type: InputType | None = None,
     low_memory: bool = False,
-    triton: Path | None = None,
+    triton: AnyPath | None = None,
     max_size: int = MAX_SIZE,
     records: Records | None = None,
     max_gap_loss: float = MAX_GAP_LOSS,
@@ -127,9 +129,13 @@ def export_onnx(
         ExportError: The file fails onnx's checker, stores a weight in another type, differs
             from PyTorch, or loses more than ``max_gap_loss``.
         PredictionsError: The records are not of the members' modalities or vocabulary.
-        OutputError: ``output``, or a file of ``triton``, exists and ``force`` is False.
+        OutputError: ``output``, or a file of ``triton``, exists and ``force`` is False, or
+            ``output`` has another suffix than ``.onnx``.
     """
+    fused, output = Path(fused), Path(output)
+    triton = None if triton is None else Path(triton)
     refuse_overwrite(output, force=force)
+    require_suffix(output, ".onnx")
     if triton is not None:
         refuse_repository(output, triton, force=force)
     with ExitStack() as stack:
@@ -220,7 +226,7 @@ def _written_beside(path: Path, weights: Sequence[Weight]) -> Iterator[tuple[lis
     Yields:
         The references to them for the model's file, and the SHA-256 of the second file.
     """
-    was_there = path.exists()
+    was_there = exists(path)
     with written_aside(path, force=True) as aside:
         references = write_beside(aside, weights, location=path.name)
     try:
@@ -316,7 +322,8 @@ def _prove(path: Path, metadata: OnnxMetadata, file: TensorFile, output: Path) -
     if not worst.is_allowed:
         raise ExportError(
             f"{output}: ONNX Runtime's probabilities differ by {worst.size:.2g} from PyTorch's on "
-            f"{worst.videos} videos of {worst.frames} frames; the tolerance is {TOLERANCE:.0e}.",
+            f"{counted(worst.videos, 'video')} of {counted(worst.frames, 'frame')}; the tolerance "
+            f"is {TOLERANCE:.0e}.",
             hint=REPORT_IT,
         )
     return ProofMetadata(
@@ -345,7 +352,8 @@ def _measure(
         raise ExportError(
             f"{output}: computing from packed numbers lowers GAP@{k} by "
             f"{gaps['float32'] - gaps['packed']:.4f}, from {gaps['float32']:.4f} to "
-            f"{gaps['packed']:.4f} on {metrics.videos:,} videos; the limit is {max_gap_loss:g}.",
+            f"{gaps['packed']:.4f} on {counted(metrics.videos, 'video')}; the limit is "
+            f"{max_gap_loss:g}.",
             hint="Fuse with another --dtype, or raise --max-gap-loss.",
         )
     return ShippedGapMetadata(

@@ -11,7 +11,7 @@ from ensemble_kit.errors import EnsembleKitError, ForeignModelError
 from ensemble_kit.foreign.mapping import check_inputs, explicit_layouts, map_inputs
 from ensemble_kit.foreign.onnx_source import Foreign, read_foreign, root_of
 from ensemble_kit.foreign.plan import ImportPlan
-from ensemble_kit.foreign.proof import prove
+from ensemble_kit.foreign.proof import prove, sizes_of_proof
 from ensemble_kit.networks.foreign import GRAPH, WEIGHTS, ForeignModel
 from ensemble_kit.networks.storage import is_finite
 from ensemble_kit.networks.weights import not_finite
@@ -68,7 +68,12 @@ def _built(plan: ImportPlan) -> tuple[Foreign, ForeignModel, ForeignMetadata]:
         metadata = ForeignMetadata(
             kit_version=__version__,
             name=plan.name,
-            mapping=MappingMetadata(frames=plan.frames, inputs=mapped, activation=plan.activation),
+            mapping=MappingMetadata(
+                frames=plan.frames,
+                inputs=mapped,
+                activation=plan.activation,
+                max_frames=max(length for _, length in sizes_of_proof(plan.lengths)),
+            ),
             data_schema=schema,
             onnx=FileMetadata.of(path, plan.output.parent, sha256=foreign.sha256),
         )

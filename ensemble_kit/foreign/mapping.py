@@ -10,6 +10,7 @@ from ensemble_kit.errors import ForeignModelError
 from ensemble_kit.networks.foreign import ForeignModel
 from ensemble_kit.networks.foreign_inputs import GraphInput
 from ensemble_kit.store.provenance import InputMetadata
+from ensemble_kit.wording import counted
 
 Inputs: TypeAlias = Mapping[str, str | Sequence[str]]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
@@ -131,7 +132,7 @@ def check_inputs(model: ForeignModel, path: Path, explicit: frozenset[str] = fro
         if given.sizes and given.sizes[0] is not None:
             raise ForeignModelError(
                 f"{path}: the input {given.name} is {given.shown}, which takes exactly "
-                f"{given.sizes[0]} videos at a time.",
+                f"{counted(given.sizes[0], 'video')} at a time.",
                 hint="Export the model with a free number of videos.",
             )
         if holds == "frames":

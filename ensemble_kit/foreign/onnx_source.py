@@ -28,7 +28,7 @@ from ensemble_kit.errors import ForeignModelError
 from ensemble_kit.foreign.outputs import expose_tensors, keep_output
 from ensemble_kit.networks.foreign_session import MAX_REASON
 from ensemble_kit.networks.storage import torch_type
-from ensemble_kit.serving.onnx_file import read_tensors
+from ensemble_kit.serving.onnx_file import read_tensors, values_path
 from ensemble_kit.store.dtypes import BY_ONNX, STORAGE_TYPES
 
 WEIGHT_TYPES = frozenset(
@@ -108,7 +108,7 @@ def read_foreign(path: Path, *, output: str | None, opset: int) -> Foreign:
     with _quiet():
         proto = onnx.ModelProto.FromString(data)
         is_changed = expose_tensors(proto)
-        folder = _follow_links(proto, path.parent)
+        folder = _follow_links(proto, path)
         model = ir.from_proto(proto)
         ir.external_data.set_base_dir(model.graph, folder)
         _allow_hard_links(model, folder)
@@ -126,7 +126,7 @@ def read_foreign(path: Path, *, output: str | None, opset: int) -> Foreign:
     return Foreign(graph, inputs, weights, original, kept, digest, folder)
 
 
-def _follow_links(proto: onnx.ModelProto, folder: Path) -> Path:
+def _follow_links(proto: onnx.ModelProto, path: Path) -> Path:
     """Let symbolic links stand for files of weights, as in the cache of the Hugging Face Hub.
 
     onnx_ir, and ONNX Runtime where it is given bytes, refuse a link out of the folder. A person has
@@ -142,7 +142,8 @@ def _follow_links(proto: onnx.ModelProto, folder: Path) -> Path:
         for entry in tensor.external_data
         if entry.key == "location"
     ]
-    files: list[Path] = [(folder / entry.value).resolve() for entry in entries]
+    folder = path.parent
+    files = [values_path(path, entry.value).resolve() for entry in entries]
     folders = {file.parent for file in files}
     if len(folders) != 1 or folders == {folder.resolve()}:
         return folder

@@ -36,6 +36,12 @@ def lengths_of(records: Records) -> list[int]:
     return [lengths[0], lengths[len(lengths) // 2], lengths[-1]] if lengths else []
 
 
+def sizes_of_proof(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the videos and frames of the batches that a model is proved on, short ones first."""
+    longer = [length for length in sorted(set(lengths), reverse=True) if length > EMPTY[1]]
+    return [*SHORT, *((BATCH_SIZE, length) for length in longer)]
+
+
 def prove(model: ForeignModel, foreign: Foreign, path: Path, lengths: Sequence[int] = ()) -> float:
     """Run a model beside the original, and on videos alone; return the largest difference.
 
@@ -52,10 +58,7 @@ def prove(model: ForeignModel, foreign: Foreign, path: Path, lengths: Sequence[i
         ProviderError: ONNX Runtime cannot open the original.
     """
     original = _Original(path, foreign)
-    longer = [
-        (BATCH_SIZE, length) for length in sorted(set(lengths), reverse=True) if length > EMPTY[1]
-    ]
-    return max(_compare(model, original, *size) for size in (*SHORT, *longer))
+    return max(_compare(model, original, *size) for size in sizes_of_proof(lengths))
 
 
 def _compare(model: ForeignModel, original: "_Original", videos: int, length: int) -> float:

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from ensemble_kit.choices import ACTIVATION, FRAME_FORM, Activation, FrameForm
+from ensemble_kit.choices import ACTIVATION, FRAME_FORM, Activation, AnyPath, FrameForm
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import Schema
-from ensemble_kit.files import refuse_overwrite
+from ensemble_kit.files import refuse_overwrite, require_suffix
 from ensemble_kit.foreign.conversion import ForeignFile
 from ensemble_kit.foreign.limits import convert_in_child
 from ensemble_kit.foreign.mapping import Inputs
@@ -14,8 +14,8 @@ from ensemble_kit.foreign.proof import lengths_of
 
 
 def import_onnx(
-    model: Path,
-    output: Path,
+    model: AnyPath,
+    output: AnyPath,
     *,
     schema: Schema,
     name: str,
@@ -54,14 +54,16 @@ def import_onnx(
         force: Whether an existing file may be replaced.
 
     Raises:
-        OutputError: ``output`` exists and ``force`` is False.
+        OutputError: ``output`` exists and ``force`` is False, or has another suffix.
         ExportError: The ONNX file is not whole, or its values lie outside of its folder.
         ForeignModelError: The inputs cannot be mapped like this, or the output is not a probability
             for each class, depends on padding, or is not what the original computes.
         ProviderError: ONNX Runtime cannot open the file.
         CheckpointError: A weight holds NaN or infinity.
     """
+    model, output = Path(model), Path(output)
     refuse_overwrite(output, force=force)
+    require_suffix(output, ".safetensors")
     if records is not None:
         lengths = lengths_of(records)
     else:

@@ -4,23 +4,19 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from os.path import isfile
 from pathlib import Path
 
-import torch
-
 from ensemble_kit._version import __version__
-from ensemble_kit.choices import DTYPE, MAX_GAP_LOSS, MAX_SIZE, Dtype, Given, Mixing
+from ensemble_kit.choices import DTYPE, MAX_GAP_LOSS, MAX_SIZE, AnyPath, Dtype, Given, Mixing
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import Schema, check_fits
 from ensemble_kit.errors import FusionError, shown
-from ensemble_kit.files import refuse_overwrite, sha256_of, written_aside
-from ensemble_kit.fusion.gap_loss import Forms, Loss, loss_on
-from ensemble_kit.fusion.weights import FusedWeights, Member, RoundedTensors
-from ensemble_kit.layers.frame_preparation import prepare_frames
-from ensemble_kit.networks.ensemble import example_frames
-from ensemble_kit.networks.loading import load_fused_member, load_member, member_file_metadata
+from ensemble_kit.files import refuse_overwrite, require_suffix, sha256_of, written_aside
+from ensemble_kit.fusion.gap_loss import Loss, loss_on
+from ensemble_kit.fusion.proof import forms_of, prove
+from ensemble_kit.fusion.weights import FusedWeights, Member
+from ensemble_kit.networks.loading import member_file_metadata
 from ensemble_kit.networks.products import product_axes
 from ensemble_kit.networks.weights import count_fixed_bytes, count_stored
 from ensemble_kit.store.dtypes import counted_bytes
@@ -34,10 +30,10 @@ from ensemble_kit.store.provenance import (
 )
 from ensemble_kit.store.selection_file import SelectionMetadata, read_selection
 from ensemble_kit.store.size_limit import refuse_size
-from ensemble_kit.store.tensor_files import TensorFile, open_tensors, stream_tensors
+from ensemble_kit.store.tensor_files import open_tensors, stream_tensors
 from ensemble_kit.store.workspace import RUN_NAME
+from ensemble_kit.wording import counted
 
-TOLERANCE = 1e-6  # float32 sums of the same numbers in the same order; 8 eps of a probability
 FUSIBLE = ("checkpoint", "foreign")
 
 
@@ -67,8 +63,8 @@ class FusedFile:
 
 
 def fuse(
-    selection: Path,
-    output: Path,
+    selection: AnyPath,
+    output: AnyPath,
     *,
     dtype: Dtype = DTYPE,
     max_size: int = MAX_SIZE,
@@ -100,9 +96,11 @@ def fuse(
             ``max_gap_loss``; or the file disagrees with its members.
         PredictionsError: The records are not of the members' modalities or vocabulary.
         SizeLimitError: The file would be larger than ``max_size``.
-        OutputError: ``output`` exists and ``force`` is False.
+        OutputError: ``output`` exists and ``force`` is False, or has another suffix.
     """
+    selection, output = Path(selection), Path(output)
     refuse_overwrite(output, force=force)
+    require_suffix(output, ".safetensors")
     chosen = read_selection(selection)
     with ExitStack() as stack:
         members = list(_open_members(selection, chosen, stack, output.parent))
@@ -139,7 +137,8 @@ def fuse(
                 dtype=dtype,
                 overhead=num_bytes - counted,
             )
-            loss = _prove(aside, members, metadata, output)
+            with open_tensors(aside) as file:
+                loss = prove(file, members, metadata, name=output)
             if records is not None:
                 loss = _measure(aside, members, metadata, records, max_gap_loss, output)
     names = tuple(member.metadata.name for member in members)
@@ -203,47 +202,6 @@ def _common_schema(members: list[Member]) -> Schema:
     return first
 
 
-def _forms(member: Member, file: TensorFile, metadata: FusedMetadata) -> Forms:
-    return Forms(
-        member.metadata.name,
-        member.metadata.coefficient,
-        partial(load_member, member.file),
-        partial(load_fused_member, file, member.metadata, metadata.data_schema),
-    )
-
-
-def _prove(aside: Path, members: Sequence[Member], metadata: FusedMetadata, output: Path) -> Loss:
-    """Run each member from both files; return what rounding changed.
-
-    One member at a time is in memory, in float32, from its checkpoint or from the fused file.
-    """
-    prepared = prepare_frames(*example_frames(metadata.data_schema, 4, 12))
-    change = torch.zeros(())
-    with open_tensors(aside) as file, torch.inference_mode():
-        for member in members:
-            name, coefficient, load_exact, load_rounded = _forms(member, file, metadata)
-            model = load_exact()
-            draws = model.draws_for(name, repeats=1)
-            exact = model.classify(prepared, draws)
-            tensors = RoundedTensors(member.file, metadata.dtype, member.axes)
-            del model  # before the next is loaded: one at a time
-            model = load_member(member.file, tensors)
-            alone = model.classify(prepared, draws)
-            del model
-            again = load_rounded().classify(prepared, draws)
-            difference = float((alone - again).abs().max())
-            if not difference <= TOLERANCE:
-                raise FusionError(
-                    f"{output}: member {name} differs by {difference:.2g} from "
-                    f"{member.file.path} rounded to {metadata.dtype}; "
-                    f"the tolerance is {TOLERANCE:.0e}.",
-                    hint="Report this as a bug in ensemble-kit; nothing was written.",
-                )
-            change = change + coefficient * (again - exact)
-    change = change.abs()
-    return Loss(float(change.max()), float(change.mean()))
-
-
 def _measure(
     aside: Path,
     members: Sequence[Member],
@@ -259,14 +217,15 @@ def _measure(
     """
     k = metadata.top_k
     with open_tensors(aside) as file:
-        loss = loss_on(records, [_forms(member, file, metadata) for member in members], k=k)
+        loss = loss_on(records, [forms_of(member, file, metadata) for member in members], k=k)
     assert loss.gap_before is not None
     assert loss.gap_after is not None
     if loss.gap_before - loss.gap_after > max_gap_loss:
         raise FusionError(
             f"{output}: in {metadata.dtype} GAP@{k} falls by "
             f"{loss.gap_before - loss.gap_after:.4f}, from {loss.gap_before:.4f} to "
-            f"{loss.gap_after:.4f} on {loss.num_videos:,} videos; the limit is {max_gap_loss:g}.",
+            f"{loss.gap_after:.4f} on {counted(loss.num_videos, 'video')}; the limit is "
+            f"{max_gap_loss:g}.",
             hint="Fuse with another --dtype, or raise --max-gap-loss.",
         )
     return loss

@@ -1,6 +1,6 @@
 """Many members in one graph."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -10,6 +10,9 @@ from ensemble_kit.data.schema import Schema
 from ensemble_kit.draws import draws_name
 from ensemble_kit.layers.frame_preparation import prepare_frames
 from ensemble_kit.networks.member import MemberModel
+from ensemble_kit.store.provenance import MemberMetadata
+
+MOST_FRAMES = 3_000  # of a video that is made up: 50 minutes of YouTube-8M's features
 
 
 class FusedEnsemble(nn.Module):
@@ -98,6 +101,18 @@ class FusedEnsemble(nn.Module):
 def module_name(member: str) -> str:
     """Return the name of a member's module, because ``train`` and ``float`` are Module's own."""
     return f"member_{member}"
+
+
+def longest_proof(schema: Schema, members: Iterable[MemberMetadata]) -> int:
+    """Return the frames of the longest videos that an ensemble is proved on.
+
+    They are as long as videos of its records can be, because what rounding does to a table of
+    positions shows in late frames only. A foreign member runs on no longer videos than those that
+    it was imported with.
+    """
+    proved = [member.mapping.max_frames for member in members if member.mapping is not None]
+    longest = schema.max_frames if schema.level == "frame" else 1
+    return min([longest, MOST_FRAMES, *proved])
 
 
 def example_frames(

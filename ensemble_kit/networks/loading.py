@@ -14,6 +14,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from safetensors import SafetensorError
 
+from ensemble_kit.choices import AnyPath
 from ensemble_kit.data.dataset import Batch, Records
 from ensemble_kit.data.schema import Schema, check_fits
 from ensemble_kit.errors import CheckpointError, ForeignModelError
@@ -95,7 +96,7 @@ class LoadedModel:
         return measure(self._run, records, k=k, source=self.path)
 
 
-def load(path: Path, *, repeats: int | None = None, device: str = "cpu") -> LoadedModel:
+def load(path: AnyPath, *, repeats: int | None = None, device: str = "cpu") -> LoadedModel:
     """Open a checkpoint, a foreign model, a fused file or an ONNX file.
 
     Args:

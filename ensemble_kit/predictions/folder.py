@@ -7,6 +7,7 @@ that is not in the list adds it, and files are never taken from it.
 
 import json
 from collections.abc import Iterable, Sequence
+from os.path import isfile
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +33,7 @@ def list_files(folder: Path, names: Iterable[str]) -> None:
         OutputError: The disk refuses it.
         PredictionsError: The list that is there is damaged.
     """
-    known = set(_listed(folder)) if (folder / LIST).is_file() else set()
+    known = set(_listed(folder)) if isfile(folder / LIST) else set()
     wanted = known.union(names)
     if wanted != known:
         with written_aside(folder / LIST, force=True) as aside:
@@ -46,13 +47,13 @@ def shard_paths(folder: Path) -> list[Path]:
     Raises:
         PredictionsError: The folder holds no predictions, or lacks some that it should have.
     """
-    if not (folder / LIST).is_file():
+    if not isfile(folder / LIST):
         raise PredictionsError(
             f"{folder} is no folder of predictions: it holds no {LIST}.",
             hint="Name a predictions file, or a folder that `ensemble-kit predict` wrote.",
         )
     paths = [folder / name for name in sorted(_listed(folder))]
-    missing = [path.name for path in paths if not path.is_file()]
+    missing = [path.name for path in paths if not isfile(path)]
     if missing or not paths:
         raise PredictionsError(
             f"{folder} lacks {len(missing):,} of {counted(len(paths), 'file')}, such as "

@@ -6,6 +6,7 @@ and the source of every number.
 
 import json
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -15,6 +16,7 @@ from typing import Any, TypeAlias
 
 from pydantic import PrivateAttr, ValidationError
 
+from ensemble_kit.choices import AnyPath
 from ensemble_kit.errors import RecipeError, shown
 from ensemble_kit.recipes.own_parts import installed_version, is_own, package_of, table_of
 from ensemble_kit.recipes.tables import (
@@ -106,12 +108,13 @@ def recipe_template() -> str:
     return (recipe_root() / "template.toml").read_text(encoding="utf-8")
 
 
-def read_recipe_text(name: str) -> RecipeMetadata:
+def read_recipe_text(name: AnyPath) -> RecipeMetadata:
     """Find a recipe by its shipped name or by the path of a TOML file, and read its text.
 
     Raises:
         RecipeError: There is no such recipe or file, or it is not text.
     """
+    name = os.fspath(name)
     if name.endswith(".toml"):
         path = Path(name)
         if not isfile(path):
@@ -132,7 +135,7 @@ def read_recipe_text(name: str) -> RecipeMetadata:
     return RecipeMetadata(name=name, text=text)
 
 
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> AnyRecipe:
+def load_recipe(name: AnyPath, overrides: Sequence[str] = ()) -> AnyRecipe:
     """Load a recipe and set values over it.
 
     Args:

@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ensemble_kit._version import __version__
+from ensemble_kit.choices import AnyPath
 from ensemble_kit.files import format_size, refuse_overwrite, written_aside
 from ensemble_kit.report import Row
 from ensemble_kit.report.charts import (
@@ -26,7 +27,7 @@ from ensemble_kit.wording import counted, printable
 
 
 def write_report(
-    selection_path: Path, output: Path, *, rows: Sequence[Row] = (), force: bool = False
+    selection_path: AnyPath, output: AnyPath, *, rows: Sequence[Row] = (), force: bool = False
 ) -> Path:
     """Write a selection as one HTML page that needs no other file and no network.
 
@@ -48,6 +49,7 @@ def write_report(
         CheckpointError: A predictions file is damaged.
         PredictionsError: Another tool's predictions file is damaged.
     """
+    selection_path, output = Path(selection_path), Path(output)
     refuse_overwrite(output, force=force)
     selection = read_selection(selection_path)
     evidence = gather(selection, selection_path.parent)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from os.path import exists
 from pathlib import Path
 
 from ensemble_kit.data.dataset import Records
@@ -50,7 +51,7 @@ def _models(workspace: Path) -> Iterator[tuple[str, str, Path, int | None]]:
     for folder in sorted((workspace / RUNS).glob("*/checkpoints")):
         run = RunFolder(folder.parent)
         yield run.path.name, "last checkpoint", run.checkpoint_paths()[-1], None
-        if run.averaged.exists():
+        if exists(run.averaged):
             yield run.path.name, "averaged", run.averaged, None
     folder = workspace / FUSED.parent
     exported = sorted((load(path).repeats, path) for path in folder.glob("*.onnx"))

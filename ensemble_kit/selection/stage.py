@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from os.path import exists
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from ensemble_kit.choices import (
     MOST_EXACT,
     RESAMPLES,
     TOP_K,
+    AnyPath,
     Criterion,
     Dtype,
     Given,
@@ -57,9 +59,9 @@ def find_predictions() -> list[Path]:
 
 
 def select(
-    predictions_paths: Sequence[Path | str],
+    predictions_paths: Sequence[AnyPath],
     *,
-    output: Path | str,
+    output: AnyPath,
     max_size: int | None = None,
     dtype: Dtype = DTYPE,
     mixing: Mixing = MIXING,
@@ -73,7 +75,7 @@ def select(
     confirm: float | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
-    labels_path: Path | str | None = None,
+    labels_path: AnyPath | None = None,
     top_k: int = TOP_K,
     sizes: Mapping[str, int] | None = None,
     intersect: bool = False,
@@ -144,7 +146,7 @@ def select(
         raise ValueError("there are no predictions to select from")
     output = Path(output)
     labels_path = None if labels_path is None else Path(labels_path)
-    keep_same = keep_same and output.exists() and not force
+    keep_same = keep_same and exists(output) and not force
     if not keep_same:
         refuse_overwrite(output, force=force)
     _refuse_criterion(strategy, criterion)

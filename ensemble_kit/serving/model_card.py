@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from os.path import exists
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ensemble_kit.store.provenance import (
     OnnxMetadata,
     ValidationMetadata,
 )
-from ensemble_kit.wording import printable
+from ensemble_kit.wording import counted, printable
 
 CARD = "README.md"
 MARK = "# Written by ensemble-kit export-onnx; without this line it is never replaced."
@@ -47,7 +48,7 @@ def write_card(path: Path, metadata: OnnxMetadata, *, force: bool) -> Path | Non
         OutputError: The disk refuses the card.
     """
     card = path.with_name(CARD)
-    if card.exists() and not (force and MARK in card.read_text("utf-8", "replace").splitlines()):
+    if exists(card) and not (force and MARK in card.read_text("utf-8", "replace").splitlines()):
         return None
     text = model_card(path, metadata)
     with written_aside(card, force=force) as aside:
@@ -148,8 +149,8 @@ def _facts(path: Path, metadata: OnnxMetadata) -> str:
         rows += [
             (
                 f"GAP@{validation.k} on validation",
-                f"{validation.gap:.4f} on {validation.videos:,} videos, {times}: of the members' "
-                "weighted mean, measured when they were selected",
+                f"{validation.gap:.4f} on {counted(validation.videos, 'video')}, {times}: of the "
+                "members' weighted mean, measured when they were selected",
             ),
             ("validation videos and labels", f"SHA-256 `{validation.dataset_sha256}`"),
         ]

@@ -223,7 +223,17 @@ def needed_files(path: Path) -> list[Path]:
         ExportError: As ``read_tensors``.
     """
     locations = {tensor.location: None for tensor in read_tensors(path)}
-    return [path, *(path.with_name(name) for name in locations if name is not None)]
+    return [path, *(values_path(path, name) for name in locations if name is not None)]
+
+
+def values_path(path: Path, name: str) -> Path:
+    """Return the file of values that a model names.
+
+    It lies beside the model. If the model is a link, it may also lie beside what that links to, as
+    ONNX Runtime looks for it.
+    """
+    beside = path.parent / name
+    return beside if isfile(beside) else Path(os.path.realpath(path)).parent / name
 
 
 def read_properties(path: Path) -> dict[str, str]:
@@ -302,7 +312,7 @@ def _stored(path: Path, file: BinaryIO, place: Place) -> StoredTensor:
 def _require_beside(path: Path, name: str, outside: Mapping[str, str], num_bytes: int) -> None:
     """Raise unless a tensor's values lie in a file of the model's own folder, all of them."""
     location = outside.get("location", "")
-    other = path.parent / location
+    other = values_path(path, location)
     numbers = [outside.get(key, "0") for key in ("offset", "length")]
     if not location or Path(location).name != location:
         problem = f"in {location!r}, outside of its folder"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime
 
-from ensemble_kit.choices import DEVICE, Computes, Device
+from ensemble_kit.choices import DEVICE, AnyPath, Computes, Device
 from ensemble_kit.draws import draw_numbers, draws_name
 from ensemble_kit.errors import ExportError, ProviderError
 from ensemble_kit.serving.batches import BATCH_BYTES, batches, padded
@@ -82,7 +82,7 @@ class OnnxEnsemble:
 
     def __init__(
         self,
-        path: Path | str,
+        path: AnyPath,
         *,
         device: Device = DEVICE,
         low_memory: bool | None = None,
@@ -277,7 +277,7 @@ def _without_prefix(properties: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def no_metadata(path: Path | str) -> ProviderError:
+def no_metadata(path: AnyPath) -> ProviderError:
     """Return the error for an ONNX file that another tool wrote."""
     return ProviderError(
         f"{path} has no metadata of ensemble-kit.",

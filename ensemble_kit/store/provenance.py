@@ -173,11 +173,13 @@ class MappingMetadata(Metadata):
             dequantised, and each joint frame of all modalities of length 1. Padding is 0.
         inputs: Every input of the graph that is not a weight.
         activation: The function that turns the graph's output into probabilities.
+        max_frames: The frames of the longest video that it was proved on.
     """
 
     frames: FrameForm
     inputs: tuple[InputMetadata, ...]
     activation: Activation
+    max_frames: Count
 
 
 class ForeignMetadata(Metadata):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from os.path import exists, isdir
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,12 +54,12 @@ def list_runs(folder: Path) -> list[RunSummary]:
     Raises:
         InputError: There are no runs.
     """
-    runs = folder / RUNS if (folder / RUNS).is_dir() else folder
-    found = [RunFolder(path) for path in sorted(runs.glob("*")) if path.is_dir()]
+    runs = folder / RUNS if isdir(folder / RUNS) else folder
+    found = [RunFolder(path) for path in sorted(runs.glob("*")) if isdir(path)]
     summaries = [
-        _summarise(run) if run.metrics.exists() else _summarise_foreign(run)
+        _summarise(run) if exists(run.metrics) else _summarise_foreign(run)
         for run in found
-        if run.metrics.exists() or run.foreign.exists()
+        if exists(run.metrics) or exists(run.foreign)
     ]
     if not summaries:
         raise InputError(
@@ -74,7 +75,7 @@ def _summarise(run: RunFolder) -> RunSummary:
     recipe, averaged_gap, parameters, num_bytes = None, None, None, None
     # a checkpoint that is damaged, or that training has just removed, says nothing
     with suppress(CheckpointError, OSError):
-        path = run.averaged if run.averaged.exists() else run.checkpoint_paths()[-1]
+        path = run.averaged if exists(run.averaged) else run.checkpoint_paths()[-1]
         num_bytes = path.stat().st_size
         with open_tensors(path) as file:
             metadata = file.metadata_as(CheckpointMetadata)

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from os.path import exists, isdir
 from pathlib import Path
 from typing import TextIO
 
@@ -122,7 +123,7 @@ class RunFolder:
         if not force:
             self.refuse_run()
         for path in self._outputs():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path) if isdir(path) else path.unlink()
 
     @contextmanager
     def locked(self) -> Iterator["RunLock"]:
@@ -155,7 +156,7 @@ class RunFolder:
     def _outputs(self) -> list[Path]:
         outputs = (self.state, self.checkpoints, self.metrics, self.tensorboard, self.ema,
                    self.averaged, self.validation)  # fmt: skip
-        return [path for path in outputs if path.exists()]
+        return [path for path in outputs if exists(path)]
 
 
 @dataclass(frozen=True)

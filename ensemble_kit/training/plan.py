@@ -5,12 +5,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
+from os.path import exists
 from pathlib import Path
 from typing import get_args
 
 import torch
 
-from ensemble_kit.choices import DEVICE, PRECISION, TEACHER_SHARE, Device, Precision
+from ensemble_kit.choices import DEVICE, PRECISION, TEACHER_SHARE, AnyPath, Device, Precision
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import check_fits
 from ensemble_kit.errors import OutputError, TrainingError
@@ -89,7 +90,7 @@ class RunPlan:
     recipe: AnyRecipe
     training: Records
     validation: Records | None = None
-    folder: str | Path
+    folder: AnyPath
     seed: int = 0
     workers: int = 0
     device: Device = DEVICE
@@ -100,7 +101,7 @@ class RunPlan:
     precision: Precision = PRECISION
     compiled: bool = False
     accumulate: int = 1
-    teacher: str | Path | None = None
+    teacher: AnyPath | None = None
     teacher_share: float = TEACHER_SHARE
 
     def __post_init__(self) -> None:
@@ -232,7 +233,7 @@ class RunPlan:
         """
         if force:
             return None
-        if not self.run.state.exists():
+        if not exists(self.run.state):
             self.run.refuse_run()
             return None
         with open_tensors(self.run.state) as file:

@@ -7,6 +7,7 @@ is removed before training resumes. No state of a random generator is kept: each
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from os.path import exists
 from pathlib import Path
 
 import numpy as np
@@ -153,7 +154,7 @@ def forget_later_files(run: RunFolder, position: Position) -> None:
 
 def _cut_log(path: Path, step: int) -> None:
     """Cut a log off before the first line that is of a later step or is incomplete."""
-    if not path.exists():
+    if not exists(path):
         return
     length = 0
     with path.open("rb+") as file:

@@ -137,7 +137,8 @@ def test_a_damaged_model_is_one_error_that_names_it(
     command, kind, damage, runner, files, built, own_workspace, monkeypatch
 ):
     monkeypatch.setattr("ensemble_kit.export.stage.build_graph", lambda *_, **__: built)
-    output = own_workspace.path / "output.safetensors"
+    suffix = ".onnx" if command == "export-onnx" else ".safetensors"
+    output = own_workspace.path / f"output{suffix}"
     damage(files[kind])
 
     with kept(own_workspace.path, output):

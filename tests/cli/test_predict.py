@@ -126,6 +126,10 @@ def test_a_csv_in_the_challenges_format_lists_the_best_classes(
     )
 
     assert (result.exit_code, result.stdout) == (0, f"{output}\n")
+    printed = runner.invoke(
+        main, ["predict", str(exported.path), TEST, "-o", "-", "--top-k", "2", "--quiet"]
+    )
+    assert (printed.exit_code, printed.stdout) == (0, output.read_text())
     header, *lines = output.read_text().splitlines()
     assert header == "VideoId,LabelConfidencePairs"
     assert [line.split(",")[0] for line in lines] == list(scores)

@@ -496,7 +496,7 @@ def test_a_file_that_computes_something_else_is_not_kept(
 
     assert message == (
         f"{tmp_path / 'e.onnx'}: ONNX Runtime's probabilities differ by {said} from PyTorch's on "
-        f"1 videos of 1 frames; the tolerance is 1e-05.\n{REPORT_IT}"
+        f"1 video of 1 frame; the tolerance is 1e-05.\n{REPORT_IT}"
     )
 
 

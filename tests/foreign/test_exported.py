@@ -141,3 +141,24 @@ def test_a_recurrent_member_refuses_no_videos_and_no_frames(tmp_path, monkeypatc
     exported = export_onnx(tmp_path / "fused.safetensors", tmp_path / "ensemble.onnx").path
 
     assert plain_answers(exported, [*NOTHING, [2, 2, 3]]) == [REFUSED] * 5 + ["ran (2, 3)"]
+
+
+def test_rounding_that_only_late_frames_show_is_seen_without_records(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "convert_in_child", convert)
+    # halves below 128 are the same in bfloat16, so 12 frames show nothing
+    table = {"table": np.arange(300, dtype=np.float32) + 0.5}
+    body = LAST_FRAME.replace("value_float = 1.0", "value_float = 0.5") + HEAD
+    inputs = f"float[b, t, {WIDTH}] x, int64[b] n"
+    model = parsed_model(inputs, body, exact() | table, 17, "float[b, 3] p")
+    (tmp_path / "halves.onnx").write_bytes(model.SerializeToString())
+    options = {"schema": SCHEMA, "name": "halves", "inputs": {"rgb": "x"}, "num_frames": "n"}
+    member = import_onnx(tmp_path / "halves.onnx", tmp_path / "halves.safetensors", **options)
+    write_selection_of(tmp_path / "selection.json", {"halves": member.path}, {"halves": 1.0})
+
+    fused = fuse(tmp_path / "selection.json", tmp_path / "fused.safetensors", dtype="bf16")
+
+    assert fused.loss.worst_change > 0.1
+    claims = {claim.name: claim for claim in verify(fused.path)}
+    assert claims["parity"].finding.endswith(
+        f"changes a probability of made-up videos by {fused.loss.worst_change:.4f} at most"
+    )

@@ -38,7 +38,14 @@ def with_two_names(folder):
     return folder / "m.onnx"
 
 
-@pytest.mark.parametrize("write", [linked_like_a_cache, with_two_names])
+def linked_alone(folder):
+    """A link to the model in a folder without its values, which lie beside the model itself."""
+    write_with_values_beside(folder / "written")
+    (folder / "m.onnx").symlink_to("written/m.onnx")
+    return folder / "m.onnx"
+
+
+@pytest.mark.parametrize("write", [linked_like_a_cache, with_two_names, linked_alone])
 def test_a_model_whose_values_lie_behind_links_is_imported(write, tmp_path):
     path = write(tmp_path)
 

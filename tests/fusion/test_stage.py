@@ -17,6 +17,8 @@ from ensemble_kit.errors import (
     SizeLimitError,
 )
 from ensemble_kit.files import sha256_of
+from ensemble_kit.fusion import gap_loss as rounding
+from ensemble_kit.fusion import proof
 from ensemble_kit.fusion import stage as fusion
 from ensemble_kit.fusion.gap_loss import Forms, Loss, loss_on
 from ensemble_kit.fusion.stage import fuse
@@ -450,7 +452,7 @@ def test_an_existing_file_is_refused_before_any_work(members, tmp_path):
 
 
 def test_a_file_that_differs_from_its_members_is_not_kept(members, tmp_path, monkeypatch):
-    load = fusion.load_fused_member
+    load = proof.load_fused_member
 
     def load_another(file, member, schema):
         model = load(file, member, schema)
@@ -458,7 +460,7 @@ def test_a_file_that_differs_from_its_members_is_not_kept(members, tmp_path, mon
             model.head.experts.bias.data += 0.5
         return model
 
-    monkeypatch.setattr(fusion, "load_fused_member", load_another)
+    monkeypatch.setattr(proof, "load_fused_member", load_another)
 
     message = refused(FusionError, select(tmp_path, members), tmp_path / "out.safetensors")
 
@@ -476,7 +478,7 @@ def test_a_failing_proof_leaves_the_old_file(members, tmp_path, monkeypatch):
     selection = select(tmp_path, members)
     fuse(selection, output, dtype="fp32")
     before = output.read_bytes()
-    monkeypatch.setattr(fusion, "TOLERANCE", -1.0)
+    monkeypatch.setattr(proof, "TOLERANCE", -1.0)
 
     with pytest.raises(FusionError):
         fuse(selection, output, force=True)

@@ -1,9 +1,11 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from builders import tiny_frames, tiny_model, tiny_recipe, tiny_schema
 
 from ensemble_kit.layers.frame_sampling import draw_table
-from ensemble_kit.networks.ensemble import FusedEnsemble, example_frames
+from ensemble_kit.networks.ensemble import FusedEnsemble, example_frames, longest_proof
 
 SCHEMA = tiny_schema(value_type="uint8")
 LENGTHS = [7, 4, 1]
@@ -101,3 +103,18 @@ def test_example_frames_fit_the_schema_and_are_the_same_on_every_call(value_type
     assert torch.equal(frames["rgb"], again["rgb"])
     assert (num_frames >= 1).all()
     assert (num_frames <= 6).all()
+
+
+def test_an_ensemble_is_proved_on_videos_as_long_as_all_its_members_take():
+    schema = tiny_schema()
+
+    def proved(limit):
+        mapping = SimpleNamespace(max_frames=limit) if limit else None
+        return SimpleNamespace(mapping=mapping)
+
+    assert longest_proof(schema, [proved(None)]) == schema.max_frames == 300
+    assert longest_proof(schema, [proved(64), proved(None), proved(90)]) == 64
+    long = schema.model_copy(update={"max_frames": 1_000_000})
+    assert longest_proof(long, [proved(None)]) == 3_000
+    vectors = schema.model_copy(update={"level": "video"})
+    assert longest_proof(vectors, [proved(None)]) == 1
