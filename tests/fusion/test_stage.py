@@ -17,7 +17,6 @@ from ensemble_kit.errors import (
     SizeLimitError,
 )
 from ensemble_kit.files import sha256_of
-from ensemble_kit.fusion import gap_loss as rounding
 from ensemble_kit.fusion import proof
 from ensemble_kit.fusion import stage as fusion
 from ensemble_kit.fusion.gap_loss import Forms, Loss, loss_on
