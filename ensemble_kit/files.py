@@ -162,7 +162,7 @@ def folder_written_aside(path: Path, *, force: bool) -> Iterator[Path]:
                 _flush_file(Path(folder, name))
         aside.chmod(0o777 & ~_umask())
         _refuse_folder(path, force=force)
-        if path.exists():
+        if os.path.exists(path):
             shutil.rmtree(path)
         aside.replace(path)
         _flush_folder(path.parent)
@@ -180,9 +180,9 @@ def _refuse_folder(path: Path, *, force: bool) -> None:
     """Raise ``OutputError`` unless a folder may be made or replaced."""
     if not os.path.lexists(path):
         return
-    if not path.is_dir() or path.is_symlink():
+    if not os.path.isdir(path) or path.is_symlink():
         raise OutputError(f"{path} is not a folder.", hint="Name a folder that can be made.")
-    held = [each for each in path.rglob("*") if not each.is_dir()]
+    held = [each for each in path.rglob("*") if not os.path.isdir(each)]
     if held and not force:
         raise OutputError(
             f"{path} holds files already.",

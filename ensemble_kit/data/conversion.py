@@ -255,7 +255,7 @@ def _expand(pattern: str) -> list[Path]:
     ends = (*READERS, ".tfrecord.gz")
     found = sorted(each for each in path.glob("*") if each.name.lower().endswith(ends))
     if not found:
-        what = "holds no files of features" if path.is_dir() else "does not exist"
+        what = "holds no files of features" if os.path.isdir(path) else "does not exist"
         raise RecordError(
             f"{path} {what}.", hint=f"Name files that end in {', '.join(READERS)}, or their folder."
         )

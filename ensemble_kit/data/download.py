@@ -279,7 +279,7 @@ def _fetch_all(
 
 def _is_whole(wanted: Wanted) -> bool:
     """Return whether a file is there with its MD5; where nobody says that, with its size."""
-    if not wanted.path.is_file():
+    if not os.path.isfile(wanted.path):
         return False
     if wanted.md5 is not None:
         return _md5_of(wanted.path) == wanted.md5
@@ -295,7 +295,7 @@ def _left_of(wanted: Wanted) -> int:
     with _opened(wanted.url, 0, method="HEAD") as answer:
         size = int(answer.headers.get("Content-Length") or 0)
     coming = _coming(wanted.path)
-    return max(0, size - (coming.stat().st_size if coming.is_file() else 0))
+    return max(0, size - (coming.stat().st_size if os.path.isfile(coming) else 0))
 
 
 def _fetch(wanted: Wanted, stop: threading.Event) -> int:
@@ -336,7 +336,7 @@ def _fetch(wanted: Wanted, stop: threading.Event) -> int:
 
 def _continue(wanted: Wanted, coming: Path, stop: threading.Event) -> tuple[int, str | None]:
     """Fetch the rest of a file; return how many bytes came, and its MD5 if the server says it."""
-    start = coming.stat().st_size if coming.is_file() else 0
+    start = coming.stat().st_size if os.path.isfile(coming) else 0
     with _answer(wanted.url, start) as answer, coming.open("ab" if start else "wb") as file:
         if start and answer.status != 206:  # the server cannot continue: from the beginning
             file.truncate(0)
@@ -442,14 +442,14 @@ def _write_schema(folder: Path, schema: Schema, names: Wanted) -> Schema:
         OutputError: There is another schema.
     """
     path = folder / "schema.toml"
-    if path.is_file():
+    if os.path.isfile(path):
         held = read_schema(path)
         if held.model_copy(update={"label_names": None}) != schema:
             raise OutputError(
                 f"{path} is of other records.", hint="Name a folder for these records alone."
             )
         return held
-    if not names.path.is_file():
+    if not os.path.isfile(names.path):
         with _opened(names.url, 0) as answer:
             content = answer.read(MAX_PLAN_BYTES)
         with written_aside(names.path, force=True) as aside:  # another download may do the same
@@ -469,7 +469,7 @@ def _unpack(archive: Path, folder: Path) -> int:
     Raises:
         RecordError: The archive is damaged or holds no records.
     """
-    missing = [split for split in AUDIOSET_SPLITS if not (folder / split).is_dir()]
+    missing = [split for split in AUDIOSET_SPLITS if not os.path.isdir(folder / split)]
     if missing:
         with folder_written_aside(folder / ARCHIVE_FOLDER, force=False) as aside:
             try:
@@ -489,7 +489,7 @@ def _unpack(archive: Path, folder: Path) -> int:
                     f"{archive} is damaged: {error}.", hint=f"Remove it. {AGAIN}"
                 ) from error
             for split in missing:
-                if not (aside / split).is_dir():
+                if not os.path.isdir(aside / split):
                     raise RecordError(
                         f"{archive} holds no records in {split}/.",
                         hint="Check --base-url: this is not AudioSet's archive of features.",

@@ -158,6 +158,7 @@ def test_the_file_holds_weights_a_graph_without_them_and_the_mapping(tmp_path):
             {**GIVEN, "name": "lengths", "holds": "num_frames"},
         ),
         "activation": "sigmoid",
+        "max_frames": 300,
     }
 
 
