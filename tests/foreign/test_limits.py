@@ -41,7 +41,8 @@ from ensemble_kit import import_onnx
 from ensemble_kit.data.schema import read_schema
 
 path, schema = map(Path, sys.argv[1:])
-import_onnx(path, path.with_name("f.safetensors"), schema=read_schema(schema), name="m", inputs={"rgb": "x"})
+output = path.with_name("f.safetensors")
+import_onnx(path, output, schema=read_schema(schema), name="m", inputs={"rgb": "x"})
 """
 
 
