@@ -10,6 +10,7 @@ from ensemble_kit.errors import EnsembleKitError
 from ensemble_kit.gzipped import open_text
 
 MAX_CHARACTERS = 2**26  # a million label names take a third of it
+LONGEST_NUMBER = 10**4_300  # Python writes none that is longer
 # A key of 64 parts: tomllib takes seconds for one of 20,000, and four times as long for one of
 # twice as many.
 _DEEP_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){64}""")
@@ -50,13 +51,25 @@ def parse_toml(text: str) -> dict[str, Any]:
     try:
         if _DEEP_KEY.search(text):
             raise RecursionError
-        return tomllib.loads(text)
+        values = tomllib.loads(text)
+        if _has_long_number(values):
+            raise ValueError
+        return values
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     except tomllib.TOMLDecodeError:
         raise
     except ValueError as error:  # Python's own words name a function that would allow it
         raise ValueError("a number in it has more than 4,300 digits") from error
+
+
+def _has_long_number(value: Any) -> bool:
+    """Return whether TOML has a number that Python reads, in hexadecimal, and cannot write."""
+    if isinstance(value, dict):
+        return any(_has_long_number(each) for each in value.values())
+    if isinstance(value, list):
+        return any(_has_long_number(each) for each in value)
+    return isinstance(value, int) and abs(value) >= LONGEST_NUMBER
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -26,6 +26,12 @@ def test_toml_that_cannot_be_read_is_one_kind_of_error(text, reason):
         parse_toml(text)
 
 
+def test_a_number_that_only_hexadecimal_can_hold_is_no_other_error():
+    assert parse_toml("a = [0xff]") == {"a": [255]}
+    with pytest.raises(ValueError, match="more than 4,300 digits"):
+        parse_toml("[a]\nb = [0x" + "f" * 4_000 + "]")
+
+
 @pytest.mark.parametrize("parse", [parse_toml, parse_json])
 def test_numbers_that_python_does_not_read_are_no_other_error(parse):
     with pytest.raises(ValueError, match="more than 4,300 digits"):

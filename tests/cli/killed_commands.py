@@ -100,7 +100,12 @@ def prepare(folder: Path) -> None:
         )
         (folder / f"{name}.toml").write_text(text)
     inputs, output = f"float[b, t, {WIDTH}] x", "float[b, 6] p"
-    body = "m = ReduceMean <axes = [1], keepdims = 0> (x)\n h = MatMul (m, w)\n p = Sigmoid (h)"
+    body = """
+       one = Constant <value_ints = [1]> ()
+       m = ReduceSum <keepdims = 0> (x, one)
+       h = MatMul (m, w)
+       p = Sigmoid (h)
+    """
     weights = torch.linspace(-1, 1, WIDTH * 6).reshape(WIDTH, 6).numpy()
     model = parsed_model(inputs, body, {"w": weights}, 17, output)
     (folder / "foreign.onnx").write_bytes(model.SerializeToString())
