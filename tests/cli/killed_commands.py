@@ -129,6 +129,7 @@ class Run:
     def __init__(self, folder: Path, line: str, blow: "Blow | None" = None) -> None:
         self.blow = blow
         self.said = folder.with_suffix(".said")
+        self.used = folder.with_suffix(".used")
         self.mark = f"{os.getpid()}.{time.monotonic_ns()}"
         self.pid = os.fork()
         if not self.pid:
@@ -156,6 +157,7 @@ class Run:
         except BaseException:
             os.write(2, traceback.format_exc().encode())  # as Python would; a fault
         finally:
+            self.used.write_text(repr(time.process_time()))  # its own, without its children's
             with suppress(Exception):
                 sys.stdout.flush()
             os._exit(code)
@@ -169,9 +171,8 @@ class Run:
         """Return the exit status as a shell does, but negative for a signal that ended it."""
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
-            pid, status, used = os.wait4(self.pid, os.WNOHANG)
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
-                self.seconds = used.ru_utime + used.ru_stime
                 return os.waitstatus_to_exitcode(status)
             time.sleep(0.01)
         os.kill(self.pid, signal.SIGABRT)
@@ -291,7 +292,7 @@ def main(folder: Path, seed: int, number: int, names: list[str]) -> None:
         run = Run(work, case.line)
         code = run.end()
         assert code == 0, run.said.read_text()
-        seconds = run.seconds  # of the process itself; its children's are not told apart
+        seconds = float(run.used.read_text())
         whole = contents(work, case.leaves)
         ends = [
             kill_once(folder, case, whole, seconds, draw, SIGNALS[each % len(SIGNALS)], faults)
