@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 
 AnyPath: TypeAlias = str | os.PathLike[str]  # what every public function takes for a path
 Activation: TypeAlias = Literal["none", "sigmoid", "softmax"]
+Auto: TypeAlias = Literal["auto"]  # every precision that predictions were measured in
 BatchNormRule: TypeAlias = Literal["recalibrate", "average", "last"]
 Computes: TypeAlias = Literal["packed", "float32"]
 Criterion: TypeAlias = Literal["gain", "gain-per-byte"]
@@ -34,6 +35,7 @@ CRITERION: Criterion = "gain"
 DEVICE: Device = "cpu"
 DRAW_SOURCE: DrawSource = "fixed"
 DTYPE: Dtype = "bf16"
+DTYPES_OF_AUTO: tuple[Dtype, ...] = ("bf16", "int8", "int4")  # that ``select --dtype auto`` offers
 FRAME_FORM: FrameForm = "dequantised"
 LAYOUT: Layout = "frames-first"
 LEVEL: Level = "frame"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_kit.choices import BATCH_SIZE, DEVICE, TOP_K, AnyPath
+from ensemble_kit.choices import BATCH_SIZE, DEVICE, TOP_K, AnyPath, Dtype
 from ensemble_kit.data.dataset import Batch, Records
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.data.schema import check_fits
@@ -30,6 +30,7 @@ from ensemble_kit.predictions.writing import (
 )
 from ensemble_kit.progress import progress
 from ensemble_kit.store.provenance import (
+    FUSIBLE,
     CheckpointMetadata,
     FileMetadata,
     ModelMetadata,
@@ -70,11 +71,11 @@ class KeptPredictions:
             model: The checkpoint, whose one fixed draw of frames the probabilities come from.
             force: Whether an existing file may be replaced.
         """
-        from ensemble_kit.networks.weights import count_stored
+        from ensemble_kit.networks.fused_member import model_metadata
 
         with open_tensors(model) as file:
             metadata = file.metadata_as(CheckpointMetadata)
-            num_values = count_stored(file)
+            described = model_metadata(file, output.parent, repeats=1)
         write_predictions(
             output,
             ids=self._ids,
@@ -82,23 +83,22 @@ class KeptPredictions:
             labels=LabelLists.from_lists(self._classes),
             rows=self._rows,
             name=metadata.name,
-            model=ModelMetadata(
-                file=FileMetadata.of(model, output.parent),
-                kind="checkpoint",
-                num_values=num_values,
-                repeats=1,
-            ),
+            model=described,
             force=force,
         )
 
 
-def model_metadata(loaded: "LoadedModel", folder: Path) -> ModelMetadata:
+def describe_model(loaded: "LoadedModel", folder: Path) -> ModelMetadata:
     """Describe a loaded model for the metadata of predictions in a folder."""
+    from ensemble_kit.networks.fused_member import model_metadata
+
+    if loaded.kind in FUSIBLE:
+        with open_tensors(loaded.path) as file:
+            return model_metadata(file, folder, repeats=loaded.repeats, dtype=loaded.dtype)
     return ModelMetadata(
         file=FileMetadata.of(loaded.path, folder),
         kind=loaded.kind,
         num_values=loaded.num_values,
-        fixed_bytes=loaded.fixed_bytes,
         repeats=loaded.repeats,
     )
 
@@ -111,6 +111,7 @@ def predict(
     repeats: int | None = None,
     batch_size: int = BATCH_SIZE,
     top_k: int | None = None,
+    dtype: Dtype | None = None,
     device: str = DEVICE,
     force: bool = False,
 ) -> Path:
@@ -125,6 +126,8 @@ def predict(
             exported with.
         batch_size: Videos at a time; it changes memory and speed only.
         top_k: How many classes of each video to keep; None keeps all, and 20 in a ``.csv``.
+        dtype: The precision to round the weights of a checkpoint or foreign model to, as ``fuse``
+            would store them; None runs them as they are.
         device: ``cpu`` or ``cuda``.
         force: Whether an existing file may be replaced.
 
@@ -135,12 +138,10 @@ def predict(
         OutputError: ``output`` exists and ``force`` is False, or has another suffix.
         PredictionsError: The records do not have the model's modalities or vocabulary.
     """
-    from ensemble_kit.networks.loading import load
-
     model, output = Path(model), Path(output)
     require_suffix(output)
     refuse_overwrite(output, force=force)
-    loaded = load(model, repeats=repeats, device=device)
+    loaded = load_in(dtype, model, repeats=repeats, device=device)
     check_fits(loaded.schema, records.schema, path=model)
     written = (
         csv_written(output, top_k=top_k or TOP_K, force=force)
@@ -149,7 +150,7 @@ def predict(
             output,
             label_names=loaded.schema.names,
             name=loaded.name,
-            model=model_metadata(loaded, output.parent),
+            model=describe_model(loaded, output.parent),
             top_k=top_k,
             force=force,
         )
@@ -160,6 +161,15 @@ def predict(
             num_videos += len(batch.ids)
             shown.update(num_videos, "videos")
     return output
+
+
+def load_in(dtype: Dtype | None, model: Path, *, repeats: int | None, device: str) -> "LoadedModel":
+    """Open a model with its weights rounded to a precision, or as they are with None."""
+    from ensemble_kit.networks.fused_member import RoundedTo
+    from ensemble_kit.networks.loading import load
+
+    rounded = None if dtype is None else RoundedTo(dtype)
+    return load(model, repeats=repeats, device=device, rounded=rounded)
 
 
 def add_predictions(

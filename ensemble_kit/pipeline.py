@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ensemble_kit.averaging.average import Observer
 from ensemble_kit.averaging.stage import AveragedRun, average_checkpoints
-from ensemble_kit.choices import DEVICE, TOP_K, BatchNormRule, Method
+from ensemble_kit.choices import DEVICE, TOP_K, BatchNormRule, Dtype, Method
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import CheckpointError, TrainingError
 from ensemble_kit.inference import KeptPredictions, evaluate_predictions, predict
@@ -53,7 +53,9 @@ class _Candidate:
     predictions: KeptPredictions | None = None
 
 
-def train(plan: RunPlan, *, force: bool = False) -> FinishedRun:
+def train(
+    plan: RunPlan, *, predict_dtypes: Sequence[Dtype] = (), force: bool = False
+) -> FinishedRun:
     """Train a run, settle on its best weights and predict the validation records.
 
     The candidates are the mean of the last checkpoints, the exponential moving average if the run
@@ -65,6 +67,8 @@ def train(plan: RunPlan, *, force: bool = False) -> FinishedRun:
 
     Args:
         plan: The run.
+        predict_dtypes: Precisions to predict the validation records in too, each in a file of its
+            own, for ``select``.
         force: Whether a run that the folder holds is replaced.
 
     Raises:
@@ -84,6 +88,10 @@ def train(plan: RunPlan, *, force: bool = False) -> FinishedRun:
             winner.predictions.write(run.validation, model=run.averaged)
         else:
             predict(run.averaged, plan.validation, run.validation, device=plan.device)
+    for dtype in predict_dtypes:
+        path = run.validation_in(dtype)
+        if not path.exists():
+            predict(run.averaged, plan.validation, path, dtype=dtype, device=plan.device)
     if winner is not None:
         return FinishedRun(trained, averaged, winner.gap)
     metrics = evaluate_predictions(read_predictions(run.validation), None, k=TOP_K)

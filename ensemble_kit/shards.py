@@ -12,13 +12,12 @@ from os.path import exists
 from pathlib import Path
 from typing import NamedTuple
 
-from ensemble_kit.choices import BATCH_SIZE, DEVICE, AnyPath
+from ensemble_kit.choices import BATCH_SIZE, DEVICE, AnyPath, Dtype
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.remote import ahead, is_url, origin_of
 from ensemble_kit.data.schema import check_fits
 from ensemble_kit.errors import InputError, OutputError
-from ensemble_kit.inference import add_predictions, model_metadata
-from ensemble_kit.networks.loading import load
+from ensemble_kit.inference import add_predictions, describe_model, load_in
 from ensemble_kit.predictions.file import read_predictions
 from ensemble_kit.predictions.folder import SUFFIX, differing, list_files
 from ensemble_kit.predictions.writing import predictions_written
@@ -136,6 +135,7 @@ def predict_shards(
     repeats: int | None = None,
     batch_size: int = BATCH_SIZE,
     top_k: int | None = None,
+    dtype: Dtype | None = None,
     device: str = DEVICE,
     force: bool = False,
 ) -> PredictedShards:
@@ -152,6 +152,7 @@ def predict_shards(
             exported with.
         batch_size: Videos at a time; it changes memory and speed only.
         top_k: How many classes of each video to keep; None keeps all.
+        dtype: See ``predict``.
         device: ``cpu`` or ``cuda``.
         force: Whether predictions that are there are made again and replaced.
 
@@ -167,9 +168,9 @@ def predict_shards(
     list_files(folder, [shard.output.name for shard in everything])
     if not shards:
         return PredictedShards(folder, 0, 0)
-    loaded = load(model, repeats=repeats, device=device)
+    loaded = load_in(dtype, model, repeats=repeats, device=device)
     check_fits(loaded.schema, records.schema, path=model)
-    by = model_metadata(loaded, folder)
+    by = describe_model(loaded, folder)
     kept = None if top_k is None or top_k >= loaded.schema.num_classes else top_k
     for shard in [] if force else shards:
         _refuse_other(shard, records, by, kept)
@@ -217,6 +218,7 @@ def _refuse_other(shard: Shard, records: Records, by: ModelMetadata, top_k: int 
         (
             ("by another model", made_by and made_by.file.sha256, by.file.sha256),
             ("with other repeats", made_by and made_by.repeats, by.repeats),
+            ("in another precision", made_by and made_by.dtype, by.dtype),
             ("with another --top-k", metadata.top_k, top_k),
             ("from another file than this", was and was.name, now.name),
             ("from other records", was and was.content, now.content),

@@ -1,7 +1,7 @@
 """Verify: recompute what a fused or ONNX file claims of itself."""
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from os.path import isfile, normpath
@@ -10,14 +10,15 @@ from typing import Literal
 
 import torch
 
-from ensemble_kit.choices import MAX_GAP_LOSS, MAX_SIZE, AnyPath
+from ensemble_kit.choices import MAX_GAP_LOSS, MAX_SIZE, AnyPath, Dtype
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import CheckpointError, EnsembleKitError, PredictionsError
 from ensemble_kit.export.parity import TOLERANCE, compare, shares_as_shipped
 from ensemble_kit.files import format_size, sha256_of
 from ensemble_kit.fusion.proof import prove
-from ensemble_kit.fusion.weights import FusedWeights, Member
+from ensemble_kit.fusion.weights import FusedWeights
+from ensemble_kit.networks.fused_member import Member
 from ensemble_kit.networks.loading import load, member_prefix
 from ensemble_kit.networks.products import product_axes
 from ensemble_kit.predictions.videos import dataset_sha256
@@ -28,8 +29,10 @@ from ensemble_kit.store.dtypes import FLOATING, types_of_weights
 from ensemble_kit.store.provenance import (
     FileMetadata,
     FusedMetadata,
+    MemberMetadata,
     OnnxMetadata,
     ValidationMetadata,
+    dtypes_of,
 )
 from ensemble_kit.store.tensor_files import TensorFile, open_tensors
 from ensemble_kit.wording import counted
@@ -152,40 +155,62 @@ def _bytes(files: Sequence[Path], max_size: int) -> Claim:
     return Claim("bytes", _verdict(size <= max_size), finding)
 
 
-def _types(
-    metadata: FusedMetadata | OnnxMetadata, types: Mapping[str, str], wanted: Container[str]
-) -> Claim:
-    """Look at the type of each weight; ``types`` has them by name."""
-    dtype = metadata.dtype
-    if not types and all(member.recipe is None for member in metadata.members):
-        return Claim("weights", "holds", "there are none: trees and the like stay in their graphs")
-    wrong = [name for name, type_name in types.items() if type_name not in wanted]
-    if wrong or not types:
-        finding = f"{wrong[0]} is {types[wrong[0]]}" if wrong else "there are none"
-        return Claim("weights", "fails", f"{finding}; the file claims {dtype}")
-    counts = Counter(types.values())
-    found = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
-    return Claim("weights", "holds", f"the types of {dtype} only: {found}")
-
-
 def _onnx_types(path: Path, metadata: OnnxMetadata) -> Claim:
-    prefixes = tuple(member_prefix(member.name) for member in metadata.members)
-    types = {
-        tensor.name: tensor.type_name
-        for tensor in read_tensors(path)
-        if tensor.name.startswith(prefixes) and not tensor.name.endswith(SCALE)
+    dtypes = _dtypes(metadata.members)
+    types = {tensor.name: tensor.type_name for tensor in read_tensors(path)}
+    wanted = {
+        name: {each.onnx for each in types_of_weights(dtypes[_prefix(name)])}
+        for name in types
+        if _prefix(name) in dtypes and not name.endswith(SCALE)
     }
-    return _types(metadata, types, {each.onnx for each in types_of_weights(metadata.dtype)})
+    return _types(metadata.members, types, wanted)
 
 
 def _fused_types(file: TensorFile, metadata: FusedMetadata) -> Claim:
-    wanted = {each.safetensors for each in types_of_weights(metadata.dtype)}
-    types = {
-        name: spec.dtype
-        for name, spec in file.specs.items()
-        if spec.dtype in FLOATING | wanted and not name.endswith(SCALE)
+    dtypes = _dtypes(metadata.members)
+    types = {name: spec.dtype for name, spec in file.specs.items()}
+    wanted = {
+        name: {each.safetensors for each in types_of_weights(dtypes[_prefix(name)])}
+        for name in types
+        if _prefix(name) in dtypes and not name.endswith(SCALE)
     }
-    return _types(metadata, types, wanted)
+    floating = {
+        name: expected
+        for name, expected in wanted.items()
+        if types[name] in FLOATING or types[name] in expected
+    }
+    return _types(metadata.members, types, floating)
+
+
+def _types(
+    members: Sequence[MemberMetadata], types: Mapping[str, str], wanted: Mapping[str, set[str]]
+) -> Claim:
+    """Look at the type of each weight.
+
+    Args:
+        members: The members of the file.
+        types: The type of each tensor, by name.
+        wanted: The types that each weight may have, by name.
+    """
+    precisions = " and ".join(dtypes_of(members))
+    if not wanted and all(member.recipe is None for member in members):
+        return Claim("weights", "holds", "there are none: trees and the like stay in their graphs")
+    wrong = [name for name, expected in wanted.items() if types[name] not in expected]
+    if wrong or not wanted:
+        finding = f"{wrong[0]} is {types[wrong[0]]}" if wrong else "there are none"
+        return Claim("weights", "fails", f"{finding}; the file claims {precisions}")
+    counts = Counter(types[name] for name in wanted)
+    found = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    return Claim("weights", "holds", f"the types of {precisions} only: {found}")
+
+
+def _dtypes(members: Sequence[MemberMetadata]) -> dict[str, Dtype]:
+    """Return the precision of each member, by the prefix of its tensors' names."""
+    return {member_prefix(member.name): member.dtype for member in members}
+
+
+def _prefix(tensor: str) -> str:
+    return f"{tensor.partition('.')[0]}."
 
 
 def _parents(path: Path, metadata: FusedMetadata) -> Claim:
@@ -221,15 +246,16 @@ def _fused_parity(file: TensorFile, metadata: FusedMetadata) -> Claim:
                 return Claim("parity", "not checked", finding)
             checkpoint = stack.enter_context(open_tensors(path))
             members.append(Member(member, checkpoint, product_axes(checkpoint)))
-        weights = FusedWeights(members, metadata.dtype)
+        weights = FusedWeights(members)
         for name in sorted(weights.specs.keys() | file.specs.keys()):
             if file.specs.get(name) != weights.specs.get(name) or not torch.equal(
                 file.tensor(name), weights.produce(name)
             ):
                 return Claim("parity", "fails", f"{name} is not the checkpoint's, rounded")
         loss = prove(file, members, metadata, name=file.path)
+    precisions = " and ".join(dtypes_of(metadata.members))
     finding = (
-        f"all {len(file.specs)} tensors are the checkpoints', rounded to {metadata.dtype}, which "
+        f"all {len(file.specs)} tensors are the checkpoints', rounded to {precisions}, which "
         f"changes a probability of made-up videos by {loss.worst_change:.4f} at most"
     )
     return Claim("parity", "holds", finding)

@@ -288,3 +288,9 @@ def interrupt_the_writing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _toml(value: bool) -> str:
     return "true" if value else "false"
+
+
+def bytes_by_dtype(in_bf16: int) -> dict[str, int]:
+    """Return what a made-up member takes in each precision."""
+    shares = {"fp32": 2.0, "fp16": 1.0, "bf16": 1.0, "int8": 0.5, "int4": 0.25}
+    return {dtype: int(in_bf16 * share) for dtype, share in shares.items()}

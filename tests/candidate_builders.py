@@ -13,8 +13,11 @@ from ensemble_kit.predictions.rows import DenseRows, ListedRows
 MISSING = -np.inf
 
 
-def candidates_of(rows, positives, sizes=None):
-    """Return candidates whose probabilities are in memory; those with missing ones list pairs."""
+def candidates_of(rows, positives, sizes=None, names=None):
+    """Return candidates whose probabilities are in memory; those with missing ones list pairs.
+
+    ``names`` are the names and precisions of those that are no candidates of their own.
+    """
     num_videos, num_classes = len(positives), len(rows[0][0])
     ids = tuple(f"video{index}" for index in range(num_videos))
     found = []
@@ -24,9 +27,10 @@ def candidates_of(rows, positives, sizes=None):
             offsets = np.concatenate([[0], np.cumsum((scores > MISSING).sum(axis=1))])
             classes = np.nonzero(scores > MISSING)[1]
             source = ListedRows(Pairs(offsets, classes, scores[scores > MISSING]))
-        path = Path(f"candidate{index}")
+        name, dtype = (names or {}).get(index, (f"candidate{index}", None))
+        path = Path(name)
         predictions = Predictions(path, path.name, ids, num_classes, source)
         num_bytes = sizes[index] if sizes else 0
-        found.append(Candidate(predictions, num_bytes, np.arange(num_videos)))
+        found.append(Candidate(predictions, dtype, num_bytes, np.arange(num_videos)))
     labels = LabelLists.from_lists(map(sorted, positives))
     return Candidates(tuple(found), ids, labels, num_classes, None)

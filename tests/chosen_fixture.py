@@ -49,6 +49,8 @@ def own_chosen(tmp_path: Path) -> Chosen:
 
 def write_chosen(folder: Path, **options: object) -> Chosen:
     """Write predictions of four candidates and select among them; ``options`` are ``select``'s."""
+    from builders import bytes_by_dtype
+
     from ensemble_kit.data.labels import LabelLists
     from ensemble_kit.predictions.writing import write_predictions
     from ensemble_kit.selection.stage import select
@@ -76,6 +78,7 @@ def write_chosen(folder: Path, **options: object) -> Chosen:
                 file=FileMetadata(path=f"run-{place}/averaged.safetensors", sha256=f"{place:064d}"),
                 kind="checkpoint",
                 num_values=1_000_000 * (place + 1),
+                bytes_by_dtype=bytes_by_dtype(2_000_000 * (place + 1)),
                 repeats=1,
             ),
             force=False,

@@ -8,7 +8,6 @@ import contextlib
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from os.path import relpath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -157,14 +156,15 @@ def write_selection_of(
     coefficients: Mapping[str, float],
     *,
     frontier: Mapping[tuple[str, ...], float] | None = None,
+    dtypes: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a selection of checkpoints as if `ensemble-kit select` had chosen them.
 
-    Its GAP is 0.75. ``frontier`` says which ensembles were measured beside it, and their GAPs.
+    Its GAP is 0.75. ``frontier`` says which ensembles were measured beside it, and their GAPs;
+    ``dtypes`` in which precision some members were selected that are not in bf16.
     """
-    from ensemble_kit.files import sha256_of
-    from ensemble_kit.networks.weights import count_stored
-    from ensemble_kit.store.provenance import FileMetadata, ModelMetadata
+    from ensemble_kit.networks.fused_member import model_metadata
+    from ensemble_kit.store.provenance import FileMetadata
     from ensemble_kit.store.selection_file import (
         BootstrapMetadata,
         FrontierMetadata,
@@ -178,24 +178,25 @@ def write_selection_of(
     members = []
     for name, checkpoint in checkpoints.items():
         with open_tensors(checkpoint) as file:
-            num_values = count_stored(file)
-            kind = "foreign" if file.kind == "foreign" else "checkpoint"
-        file = FileMetadata(path=relpath(checkpoint, path.parent), sha256=sha256_of(checkpoint))
+            model = model_metadata(file, path.parent, repeats=1)
+        dtype = (dtypes or {}).get(name, "bf16")
+        model = model.model_copy(update={"dtype": dtype})
         members.append(
             SelectedMetadata(
                 name=name,
+                dtype=dtype,
                 coefficient=coefficients[name],
-                bytes=2 * num_values,
+                bytes=model.bytes_by_dtype[dtype],
                 gap=0.25,
                 gap_without=0.5,
                 predictions=FileMetadata(path="none.safetensors", sha256="0" * 64),
-                model=ModelMetadata(file=file, kind=kind, num_values=num_values, repeats=1),
+                model=model,
             )
         )
     metadata = SelectionMetadata(
         kit_version="0.0",
         k=20,
-        dtype="bf16",
+        dtypes=("bf16",),
         max_size=2**30,
         mixing="uniform",
         rule="Made up.",
@@ -215,18 +216,22 @@ def write_selection_of(
         videos=1,
         positives=1,
         gap=0.75,
-        bytes=sum(member.bytes for member in members),
+        bytes=model.shared_bytes + sum(member.bytes for member in members),
+        shared_bytes=model.shared_bytes,
         members=tuple(members),
         path=(),
         frontier=tuple(
             FrontierMetadata(
                 members=names,
+                dtypes=tuple((dtypes or {}).get(name, "bf16") for name in names),
                 gap=gap,
                 confirmed_gap=None,
-                bytes=sum(member.bytes for member in members if member.name in names),
+                bytes=model.shared_bytes
+                + sum(member.bytes for member in members if member.name in names),
             )
             for names, gap in (frontier or {}).items()
         ),
+        frontiers={},
         candidates=(),
         confirm=None,
         bootstrap=BootstrapMetadata(resamples=0, level=0.95, seed=0),

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ensemble_kit.choices import DTYPE, Dtype
+from ensemble_kit.choices import Dtype
 from ensemble_kit.cli.options import (
     FILE,
     echo_json,
@@ -27,9 +27,8 @@ from ensemble_kit.wording import counted
 @click.option(
     "--dtype",
     type=one_of(Dtype),
-    default=DTYPE,
-    show_default=True,
-    help="Type that weights are stored in; integers and trees of foreign models stay as they are.",
+    help="Precision of all members; integers and trees of foreign models stay as they are.  "
+    "[default: that in which each was selected]",
 )
 @click.option(
     "--data", multiple=True, help="Validation records to measure GAP on before and after rounding."
@@ -53,8 +52,8 @@ def fuse(
     """Fuse the members of SELECTION into one file that fits the size limit.
 
     SELECTION is ensemble/selection.json unless named. The file is compared with the members run
-    one by one before it is kept. int8 stores the large matrices as whole numbers with a scale for
-    each output, and the rest in bf16.
+    one by one before it is kept. int8 and int4 store the large matrices in blocks of whole numbers
+    with a scale each, and the rest in bf16.
 
     \b
     Example:
@@ -77,11 +76,11 @@ def fuse(
     if as_json:
         echo_json(fused)
         return
-    loss = fused.loss
+    loss, precisions = fused.loss, " and ".join(dict.fromkeys(fused.dtypes))
     click.echo(
-        f"{fused.path}: {counted(len(fused.members), 'member')} in {dtype}, "
+        f"{fused.path}: {counted(len(fused.members), 'member')} in {precisions}, "
         f"{format_of_limit(fused.num_bytes, fused.max_size)}.\n"
-        f"Equal to its members; rounding to {dtype} changed a probability by "
+        f"Equal to its members; rounding to {precisions} changed a probability by "
         f"{loss.worst_change:.2g} at most, {loss.mean_change:.2g} on average."
     )
     if fused.mixing == "given":

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_args
 import click
 from click.core import ParameterSource
 
-from ensemble_kit.choices import CACHE_BYTES, DEVICE, MAX_GAP_LOSS, MAX_SIZE, Device
+from ensemble_kit.choices import CACHE_BYTES, DEVICE, MAX_GAP_LOSS, MAX_SIZE, Device, Dtype
 from ensemble_kit.errors import InputError
 from ensemble_kit.files import parse_size
 
@@ -110,6 +110,31 @@ def max_gap_loss_option(help: str) -> Callable[[F], F]:  # noqa: A002 - click's 
         show_default=True,
         help=help,
     )
+
+
+def parse_dtypes(text: str, option: str, *, or_auto: bool = False) -> tuple[Dtype, ...]:
+    """Read precisions with commas between, as ``int8,int4``.
+
+    Args:
+        text: The value of an option.
+        option: What the error calls it.
+        or_auto: Whether the error names ``auto`` too.
+
+    Raises:
+        InputError: Some part is no precision.
+    """
+    known: tuple[Dtype, ...] = get_args(Dtype)
+    dtypes = []
+    for part in text.split(","):
+        found = next((dtype for dtype in known if dtype == part.strip()), None)
+        if found is None:
+            raise InputError(
+                f"{part.strip()!r} in {option} {text} is no precision.",
+                hint=f"Name some of {', '.join(known)}, with commas between"
+                f"{', or auto' if or_auto else ''}.",
+            )
+        dtypes.append(found)
+    return tuple(dict.fromkeys(dtypes))
 
 
 def _parsed_size(ctx: click.Context, param: click.Parameter, value: str) -> int:

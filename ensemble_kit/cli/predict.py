@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ensemble_kit.choices import BATCH_SIZE
+from ensemble_kit.choices import BATCH_SIZE, Dtype
 from ensemble_kit.cli.options import (
     EXISTING_FILE,
     EXISTING_FILE_OR_FOLDER,
@@ -22,6 +22,7 @@ from ensemble_kit.cli.options import (
     echo_skipped,
     force_option,
     json_option,
+    one_of,
     records_options,
     repeats_option,
     words_of,
@@ -63,6 +64,11 @@ BLEND_TAKES = {"model", "data", "output", "is_blend", "top_k", "force", "as_json
     type=click.IntRange(min=1),
     help="Classes of each video to keep.  [default: all, 20 in a .csv]",
 )
+@click.option(
+    "--dtype",
+    type=one_of(Dtype),
+    help="Round the weights of a checkpoint first, as fuse would store them.",
+)
 @engine_options
 @device_option
 @records_options
@@ -77,6 +83,7 @@ def predict(
     repeats: int | None,
     batch_size: int,
     top_k: int | None,
+    dtype: Any,
     jobs: int | None,
     on: str | None,
     cpus_each: int,
@@ -99,6 +106,8 @@ def predict(
         ensemble-kit predict ensemble/ensemble.onnx 'test/*.tfrecord' -o submission.csv
         ensemble-kit predict runs/gru/averaged.safetensors 'validate/*.tfrecord' --top-k 100 \\
             -o gru-100.safetensors
+        ensemble-kit predict runs/gru/averaged.safetensors 'validate/*.tfrecord' --dtype int4 \\
+            -o runs/gru/validation-int4.safetensors
         ensemble-kit predict ensemble/selection.json --predictions test/gru.csv test/vlad.csv \\
             -o submission.csv
         ensemble-kit predict ensemble/ensemble.onnx 'test/*.tfrecord' -o test/ --jobs 2
@@ -140,6 +149,7 @@ def predict(
         "repeats": repeats,
         "batch_size": batch_size,
         "top_k": top_k,
+        "dtype": dtype,
         "device": device,
         "force": force,
     }

@@ -17,7 +17,6 @@ from ensemble_kit.choices import (
     RESAMPLES,
     TOP_K,
     Criterion,
-    Dtype,
     Mixing,
     Strategy,
 )
@@ -28,6 +27,7 @@ from ensemble_kit.cli.options import (
     force_option,
     json_option,
     one_of,
+    parse_dtypes,
 )
 from ensemble_kit.errors import EnsembleKitError, SelectionError, SizeLimitError
 from ensemble_kit.files import format_of_limit, parse_size, refuse_overwrite
@@ -55,10 +55,11 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--dtype",
-    type=one_of(Dtype),
     default=DTYPE,
     show_default=True,
-    help="Type that members will be stored in.",
+    metavar="DTYPE",
+    help="Precision that members will be stored in; several, as in bf16,int8,int4, of which the "
+    "best is chosen for each; or auto, those that predictions were measured in.",
 )
 @click.option(
     "--mixing",
@@ -141,6 +142,7 @@ def select(
     predictions: tuple[Path, ...],
     output: Path,
     max_size: str | None,
+    dtype: str,
     labels: Path | None,
     sizes: tuple[str, ...],
     weights: tuple[str, ...],
@@ -159,6 +161,7 @@ def select(
     Examples:
         ensemble-kit select
         ensemble-kit select --max-size 500MB --mixing gap --report
+        ensemble-kit select --max-size 100MB --dtype auto
         ensemble-kit select --strategy beam --beam-width 4 --start nonlocal-gru --max-members 6
         ensemble-kit select --criterion gain-per-byte --exclude poor --confirm 0.3
         ensemble-kit select --weight gru=0.4 --weight vlad=0.6
@@ -171,8 +174,10 @@ def select(
     if wants_report:
         refuse_overwrite(page, force=force)  # before the work
     limit = None if max_size is None else parse_size(max_size)
+    precisions: Any = dtype if dtype == "auto" else parse_dtypes(dtype, "--dtype", or_auto=True)
     selection = select_members(
-        predictions or find_predictions(),
+        predictions or find_predictions(precisions),
+        dtype=precisions,
         output=output,
         max_size=limit,
         labels_path=labels,
@@ -203,7 +208,8 @@ def _table(selection: "SelectionMetadata") -> list[str]:
     header += ["95 % of gain "] if selection.bootstrap.resamples else []
     rows = [[*header, "bytes", "limit"] if has_sizes else header]
     for number, step in enumerate(selection.path, start=1):
-        row = [str(number), printable_line(step.added), f"{step.gap:.4f}", f"{step.gain:+.4f}"]
+        added = printable_line(selection.label(step.added, step.dtype))
+        row = [str(number), added, f"{step.gap:.4f}", f"{step.gain:+.4f}"]
         if step.confirmed_gap is not None:
             row.append(f"{step.confirmed_gap:.4f}")
         if step.gain_interval is not None:
@@ -276,7 +282,8 @@ def _size(selection: "SelectionMetadata", limit: int) -> str:
         return ", of unknown size"
     size = f", {format_of_limit(selection.bytes, limit)}"
     without = f" without {', '.join(unknown)}, of unknown size" if unknown else ""
-    return f"{size} in {selection.dtype}{without}"
+    precisions = f" in {selection.precisions}" if selection.precisions else ""
+    return f"{size}{precisions}{without}"
 
 
 def _was(number: int) -> str:

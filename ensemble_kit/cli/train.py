@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ensemble_kit.choices import PRECISION, TEACHER_SHARE, Precision
+from ensemble_kit.choices import PRECISION, TEACHER_SHARE, Dtype, Precision
 from ensemble_kit.cli.options import (
     EXISTING_FILE_OR_FOLDER,
     FOLDER,
@@ -15,6 +15,7 @@ from ensemble_kit.cli.options import (
     echo_skipped,
     force_option,
     one_of,
+    parse_dtypes,
     records_options,
     words_of,
 )
@@ -98,6 +99,12 @@ if TYPE_CHECKING:
     help="The teacher's share of the targets; the labels have the rest.",
 )
 @click.option(
+    "--predict-dtype",
+    metavar="DTYPES",
+    help="Also predict the validation records in these precisions, as in int8,int4, for select "
+    "--dtype auto.",
+)
+@click.option(
     "-o", "--output", type=FOLDER, default=RUNS, show_default=True, help="Folder of the runs."
 )
 @click.option(
@@ -118,6 +125,7 @@ def train(
     overrides: tuple[str, ...],
     name: str | None,
     output: Path,
+    predict_dtype: str | None,
     index: int | None,
     jobs: int | None,
     on: str | None,
@@ -153,6 +161,9 @@ def train(
     if quiet:
         click.get_current_context().with_resource(quietly())
     recipes = _named(recipes, ensemble)
+    dtypes = () if predict_dtype is None else parse_dtypes(predict_dtype, "--predict-dtype")
+    if dtypes and not validation:
+        raise click.UsageError("--predict-dtype predicts validation records; name --validation.")
     is_side_by_side = jobs is not None or on is not None
     if is_side_by_side and num_processes() > 1:
         word = "--jobs" if on is None else "--on"
@@ -202,14 +213,14 @@ def train(
         )
         return
     for plan in plans:
-        _train_one(plan, force=force)
+        _train_one(plan, dtypes, force=force)
     echo_skipped(*records)
 
 
-def _train_one(plan: "RunPlan", *, force: bool) -> None:
+def _train_one(plan: "RunPlan", dtypes: Sequence[Dtype], *, force: bool) -> None:
     from ensemble_kit.pipeline import train as train_plan
 
-    finished = train_plan(plan, force=force)
+    finished = train_plan(plan, predict_dtypes=dtypes, force=force)
     if finished.trained.is_stopped:
         click.echo(_describe_stop(plan.run.path, finished.trained.steps), err=True)
         raise click.exceptions.Exit(INTERRUPTED)

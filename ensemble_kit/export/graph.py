@@ -33,8 +33,7 @@ from ensemble_kit.networks.foreign import DOMAIN, WEIGHTS, ForeignModel, opset_o
 from ensemble_kit.networks.loading import empty_member, member_prefix
 from ensemble_kit.serving.onnx_file import BLOCK_OPSET, OPSET, Weight
 from ensemble_kit.serving.session import OUTPUTS
-from ensemble_kit.store.blocks import FORMATS
-from ensemble_kit.store.provenance import FusedMetadata
+from ensemble_kit.store.provenance import FusedMetadata, has_blocks
 from ensemble_kit.store.tensor_files import TensorFile
 
 PREFIX = "ensemble."  # prefix that the tracer gives the weights' names
@@ -153,7 +152,7 @@ def _trace(
 ) -> tuple[FusedEnsemble, ir.Model]:
     """Return the ensemble and its graph, both without weights."""
     schema = metadata.data_schema
-    opset = BLOCK_OPSET if metadata.dtype in FORMATS else OPSET
+    opset = BLOCK_OPSET if has_blocks(metadata.members) else OPSET
     batch, length = torch.export.Dim("batch"), torch.export.Dim("frames")
     with FakeTensorMode():
         members = {member.name: empty_member(file, member, schema) for member in metadata.members}

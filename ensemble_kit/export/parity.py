@@ -16,8 +16,12 @@ from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.networks.ensemble import example_frames, longest_proof
 from ensemble_kit.networks.loading import load_fused_member
 from ensemble_kit.serving.session import OUTPUTS, OnnxEnsemble
-from ensemble_kit.store.blocks import FORMATS
-from ensemble_kit.store.provenance import FusedMetadata, OnnxMetadata, SharesMetadata
+from ensemble_kit.store.provenance import (
+    FusedMetadata,
+    OnnxMetadata,
+    SharesMetadata,
+    has_blocks,
+)
 from ensemble_kit.store.tensor_files import TensorFile
 
 TOLERANCE = 1e-5  # for float32 sums of thousands of terms, added in another order
@@ -81,7 +85,7 @@ def compare(path: Path, metadata: OnnxMetadata, file: TensorFile) -> Parity:
         runs += shipped
     else:
         del ensemble
-        shares = shares_of_types(metadata, counts.values())
+        shares = shares_of_types(metadata, counts)
     times = len(runs) // len(batches)
     expected = _expected(file, batches * times, [draws for _, draws in runs])
     differences = [
@@ -105,14 +109,14 @@ def shares_as_shipped(path: Path, metadata: OnnxMetadata) -> SharesMetadata:
         ProviderError: ONNX Runtime cannot open the file.
     """
     counts = counts_of(path, metadata)
-    if metadata.dtype not in FORMATS:
-        return shares_of_types(metadata, counts.values())
+    if not has_blocks(metadata.members):
+        return shares_of_types(metadata, counts)
     batch = example_frames(served_schema(metadata), *SHORT[0])
     with tempfile.TemporaryDirectory() as folder:
         ensemble = OnnxEnsemble(path, keep_memory=False, profile=Path(folder) / "run")
         arrays = {name: values.numpy() for name, values in batch[0].items()}
         ensemble.run(arrays, batch[1].numpy())
-        return shares_of_run(Path(ensemble.session.end_profiling()), counts)
+        return shares_of_run(Path(ensemble.session.end_profiling()), metadata, counts)
 
 
 def _largest(differences: Sequence[Difference]) -> Difference:
@@ -126,7 +130,7 @@ def _run_as_shipped(
     with tempfile.TemporaryDirectory() as folder:
         ensemble = OnnxEnsemble(path, keep_memory=False, profile=Path(folder) / "run")
         runs = [_run(ensemble, metadata, *batch) for batch in batches]
-        return runs, shares_of_run(Path(ensemble.session.end_profiling()), counts)
+        return runs, shares_of_run(Path(ensemble.session.end_profiling()), metadata, counts)
 
 
 def served_schema(metadata: OnnxMetadata) -> Schema:

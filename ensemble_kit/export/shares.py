@@ -1,15 +1,15 @@
 """How ONNX Runtime uses the numbers of an exported file, read from the profile of a run."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from ensemble_kit.networks.loading import member_prefix
 from ensemble_kit.serving.onnx_file import read_tensors
-from ensemble_kit.store.blocks import FORMATS, SCALE
-from ensemble_kit.store.provenance import OnnxMetadata, SharesMetadata
+from ensemble_kit.store.blocks import SCALE
+from ensemble_kit.store.provenance import OnnxMetadata, SharesMetadata, has_blocks
 
 PACKED = "MatMulNBits"  # what ONNX Runtime makes of a matrix in blocks and its product
 CONVERSIONS = frozenset({"Cast", "DequantizeLinear", "Gather", "Mul", "Transpose", "Unsqueeze"})
@@ -25,11 +25,14 @@ def counts_of(path: Path, metadata: OnnxMetadata) -> dict[str, int]:
     }
 
 
-def shares_of_run(profile: Path, counts: Mapping[str, int]) -> SharesMetadata:
+def shares_of_run(
+    profile: Path, metadata: OnnxMetadata, counts: Mapping[str, int]
+) -> SharesMetadata:
     """Return the shares from ONNX Runtime's profile of a session's runs.
 
     Args:
         profile: The file that the session wrote.
+        metadata: What the exported file says of itself.
         counts: From ``counts_of``.
     """
     events = json.loads(profile.read_text(encoding="utf-8"))
@@ -38,7 +41,7 @@ def shares_of_run(profile: Path, counts: Mapping[str, int]) -> SharesMetadata:
         for event in events
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
     }
-    total = sum(counts.values())
+    total, plain = sum(counts.values()), _count_plain(metadata, counts)
     packed = sum(_matrix_size(args) for args in kernels.values() if args["op_name"] == PACKED)
     repeated = {
         name.rpartition("/")[0].removesuffix("/scale")
@@ -47,23 +50,29 @@ def shares_of_run(profile: Path, counts: Mapping[str, int]) -> SharesMetadata:
     }
     again = sum(count for name, count in counts.items() if name in repeated)
     return SharesMetadata(
-        as_stored=packed,
-        converted_once=total - packed - again,
+        as_stored=packed + plain,
+        converted_once=total - packed - plain - again,
         converted_in_every_run=again,
     )
 
 
-def shares_of_types(metadata: OnnxMetadata, counts: Iterable[int]) -> SharesMetadata:
+def shares_of_types(metadata: OnnxMetadata, counts: Mapping[str, int]) -> SharesMetadata:
     """Return the shares of a file without blocks, as ``OnnxEnsemble`` opens it by default."""
-    assert metadata.dtype not in FORMATS
-    total = sum(counts)
-    is_converted = metadata.dtype != "fp32"
+    assert not has_blocks(metadata.members)
+    plain = _count_plain(metadata, counts)
+    converted = sum(counts.values()) - plain
     is_mapped = metadata.weights_file is not None
     return SharesMetadata(
-        as_stored=0 if is_converted else total,
-        converted_once=total if is_converted and not is_mapped else 0,
-        converted_in_every_run=total if is_converted and is_mapped else 0,
+        as_stored=plain,
+        converted_once=0 if is_mapped else converted,
+        converted_in_every_run=converted if is_mapped else 0,
     )
+
+
+def _count_plain(metadata: OnnxMetadata, counts: Mapping[str, int]) -> int:
+    """Return how many numbers are stored in float32, in which they are computed."""
+    plain = tuple(member_prefix(each.name) for each in metadata.members if each.dtype == "fp32")
+    return sum(count for name, count in counts.items() if name.startswith(plain))
 
 
 def _matrix_size(args: Mapping[str, Any]) -> int:

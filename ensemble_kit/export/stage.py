@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from os.path import exists, isfile
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import onnx
 
@@ -42,7 +42,7 @@ from ensemble_kit.serving.onnx_file import (
     write_onnx,
 )
 from ensemble_kit.serving.triton import refuse_repository, write_repository
-from ensemble_kit.store.blocks import FORMATS, SCALE
+from ensemble_kit.store.blocks import SCALE
 from ensemble_kit.store.dtypes import types_of_weights
 from ensemble_kit.store.provenance import (
     FileMetadata,
@@ -50,6 +50,7 @@ from ensemble_kit.store.provenance import (
     OnnxMetadata,
     ProofMetadata,
     ShippedGapMetadata,
+    has_blocks,
 )
 from ensemble_kit.store.selection_file import SelectionMetadata, read_selection
 from ensemble_kit.store.size_limit import refuse_size
@@ -80,6 +81,40 @@ class ExportedFile:
     repeats: int
     proof: ProofMetadata
     card: Path | None
+
+
+class _Limit(NamedTuple):
+    """The size limit of an export, and what its message needs.
+
+    Attributes:
+        max_size: The most bytes that all files needed to run may have.
+        fused_bytes: The size of the fused file.
+        selection: The selection of its members, if it is still there.
+    """
+
+    max_size: int
+    fused_bytes: int
+    selection: SelectionMetadata | None
+
+    def refuse(self, aside: Path, output: Path, metadata: OnnxMetadata) -> int:
+        """Return the bytes of all files needed to run a model, or raise if there are too many."""
+        num_bytes = sum(path.stat().st_size for path in [aside, *metadata.files(output)[1:]])
+        unproved = PROOF_BYTES if metadata.proof is None else 0
+        refuse_size(
+            "ONNX",
+            num_bytes,
+            self.max_size,
+            members=metadata.members,
+            selection=self.selection,
+            overhead=max(0, num_bytes + unproved - self.fused_bytes),
+        )
+        if aside.stat().st_size > LARGEST_FILE:
+            raise ExportError(
+                f"{output} would have {num_bytes:,} bytes; ONNX Runtime reads at most "
+                f"{LARGEST_FILE:,} from one file.",
+                hint="Export with --low-memory, or fuse again with --dtype int8 or --dtype int4.",
+            )
+        return num_bytes
 
 
 def export_onnx(
@@ -159,9 +194,9 @@ def export_onnx(
             references, digest = stack.enter_context(_written_beside(beside, graph.weights))
             weights_file = FileMetadata(path=beside.name, sha256=digest)
             metadata = metadata.model_copy(update={"weights_file": weights_file})
-        selection = _selection_of(fused, fused_metadata)
+        limit = _Limit(max_size, fused.stat().st_size, _selection_of(fused, fused_metadata))
         shown = graph.showing_draws() if draw_source == "random" else graph
-        fits = partial(_refuse_size, aside, graph, max_size, selection, output)
+        fits = partial(limit.refuse, aside, output)
         written = _write(aside, shown, references, metadata)
         fits(metadata)
         _check_weights(aside, metadata, output)
@@ -169,7 +204,7 @@ def export_onnx(
         if shown is not graph:
             written = _write(aside, graph, references, metadata)
             fits(metadata)
-        if records is not None and metadata.dtype in FORMATS:
+        if records is not None and has_blocks(metadata.members):
             gap = _measure(aside, records, fused_metadata.top_k, max_gap_loss, output)
             proof = proof.model_copy(update={"gap": gap})
         add_properties(aside, proof_property(proof), written)
@@ -203,7 +238,6 @@ def _describe(
     """Return the metadata of a file that holds its own weights and is not proved yet."""
     return OnnxMetadata(
         kit_version=__version__,
-        dtype=fused.dtype,
         members=fused.members,
         data_schema=fused.data_schema,
         label_names=fused.data_schema.names,
@@ -256,34 +290,6 @@ def _write(
     return write_onnx(aside, *graph.parts(), graph.weights, properties, references=references)
 
 
-def _refuse_size(
-    aside: Path,
-    graph: Graph,
-    max_size: int,
-    selection: SelectionMetadata | None,
-    output: Path,
-    metadata: OnnxMetadata,
-) -> int:
-    """Return the bytes of all files needed to run the model, or raise if there are too many."""
-    num_bytes = sum(path.stat().st_size for path in [aside, *metadata.files(output)[1:]])
-    unproved = PROOF_BYTES if metadata.proof is None else 0
-    refuse_size(
-        "ONNX",
-        num_bytes,
-        max_size,
-        selection=selection,
-        dtype=metadata.dtype,
-        overhead=num_bytes - sum(weight.num_bytes for weight in graph.weights) + unproved,
-    )
-    if aside.stat().st_size > LARGEST_FILE:
-        raise ExportError(
-            f"{output} would have {num_bytes:,} bytes; ONNX Runtime reads at most "
-            f"{LARGEST_FILE:,} from one file.",
-            hint="Export with --low-memory, or fuse again with --dtype int8 or --dtype int4.",
-        )
-    return num_bytes
-
-
 def _check_graph(graph: Graph, output: Path) -> None:
     """Run onnx's checker on the graph; of the weights it sees only types and shapes."""
     try:
@@ -297,11 +303,14 @@ def _check_graph(graph: Graph, output: Path) -> None:
 
 def _check_weights(path: Path, metadata: OnnxMetadata, output: Path) -> None:
     """Check the type of every stored weight: a Cast computed too early would double the file."""
-    prefixes = tuple(member_prefix(member.name) for member in metadata.members)
+    dtypes = {member_prefix(member.name): member.dtype for member in metadata.members}
     for tensor in read_tensors(path):
+        dtype = dtypes.get(f"{tensor.name.partition('.')[0]}.")
+        if dtype is None:
+            continue
         is_scale = tensor.name.endswith(SCALE)
-        wanted = [each.onnx for each in types_of_weights("fp16" if is_scale else metadata.dtype)]
-        if tensor.name.startswith(prefixes) and tensor.type_name not in wanted:
+        wanted = [each.onnx for each in types_of_weights("fp16" if is_scale else dtype)]
+        if tensor.type_name not in wanted:
             raise ExportError(
                 f"{output}: {tensor.name} is stored as {tensor.type_name}, not "
                 f"{' or '.join(wanted)}.",

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ensemble_kit.errors import FusionError
 from ensemble_kit.fusion.gap_loss import Forms, Loss
-from ensemble_kit.fusion.weights import Member, RoundedTensors
 from ensemble_kit.layers.frame_preparation import PreparedFrames, prepare_frames
 from ensemble_kit.networks.ensemble import example_frames, longest_proof
+from ensemble_kit.networks.fused_member import Member, RoundedTensors
 from ensemble_kit.networks.loading import load_fused_member, load_member
 from ensemble_kit.networks.member import MemberModel
 from ensemble_kit.store.provenance import FusedMetadata
@@ -61,7 +61,7 @@ def prove(
         for member in members:
             forms = forms_of(member, file, metadata)
             exact = _run(forms.exact(), forms.name, batches)
-            tensors = RoundedTensors(member.file, metadata.dtype, member.axes)
+            tensors = RoundedTensors(member)
             alone = _run(load_member(member.file, tensors), forms.name, batches)
             again = _run(forms.rounded(), forms.name, batches)
             difference = max(
@@ -70,8 +70,8 @@ def prove(
             if not difference <= TOLERANCE:
                 raise FusionError(
                     f"{name}: member {forms.name} differs by {difference:.2g} from "
-                    f"{member.file.path} rounded to {metadata.dtype}; the tolerance is "
-                    f"{TOLERANCE:.0e}.",
+                    f"{member.file.path} rounded to {member.metadata.dtype}; the tolerance "
+                    f"is {TOLERANCE:.0e}.",
                     hint="Report this as a bug in ensemble-kit; nothing was written.",
                 )
             for index, (before, after) in enumerate(zip(exact, again, strict=True)):

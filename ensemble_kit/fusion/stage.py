@@ -1,4 +1,4 @@
-"""Fuse: the members of a selection into one file, in the type they will be shipped in."""
+"""Fuse: the members of a selection into one file, in the precisions they will be shipped in."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -15,26 +15,22 @@ from ensemble_kit.errors import FusionError, shown
 from ensemble_kit.files import refuse_overwrite, require_suffix, sha256_of, written_aside
 from ensemble_kit.fusion.gap_loss import Loss, loss_on
 from ensemble_kit.fusion.proof import forms_of, prove
-from ensemble_kit.fusion.weights import FusedWeights, Member
+from ensemble_kit.fusion.weights import FusedWeights
+from ensemble_kit.networks.fused_member import Member
 from ensemble_kit.networks.loading import member_file_metadata
-from ensemble_kit.networks.products import product_axes
-from ensemble_kit.networks.weights import count_fixed_bytes, count_stored
-from ensemble_kit.store.dtypes import counted_bytes
+from ensemble_kit.store.fused_size import shared_bytes
 from ensemble_kit.store.provenance import (
-    CheckpointMetadata,
+    FUSIBLE,
     FileMetadata,
-    ForeignMetadata,
     FusedMetadata,
-    MemberMetadata,
     ValidationMetadata,
+    dtypes_of,
 )
 from ensemble_kit.store.selection_file import SelectionMetadata, read_selection
 from ensemble_kit.store.size_limit import refuse_size
 from ensemble_kit.store.tensor_files import open_tensors, stream_tensors
 from ensemble_kit.store.workspace import RUN_NAME
 from ensemble_kit.wording import counted
-
-FUSIBLE = ("checkpoint", "foreign")
 
 
 @dataclass(frozen=True)
@@ -46,6 +42,7 @@ class FusedFile:
         num_bytes: Its size.
         max_size: The size limit, in bytes.
         members: The members' names.
+        dtypes: The precision that each is stored in.
         loss: What rounding the weights changed: on the given records, or else on a few synthetic
             frames.
         coarse: Tensors that fp16 stores less accurately than bf16 would, because their numbers are
@@ -57,6 +54,7 @@ class FusedFile:
     num_bytes: int
     max_size: int
     members: tuple[str, ...]
+    dtypes: tuple[Dtype, ...]
     loss: Loss
     coarse: tuple[str, ...]
     mixing: Mixing | Given
@@ -66,7 +64,7 @@ def fuse(
     selection: AnyPath,
     output: AnyPath,
     *,
-    dtype: Dtype = DTYPE,
+    dtype: Dtype | None = None,
     max_size: int = MAX_SIZE,
     records: Records | None = None,
     max_gap_loss: float = MAX_GAP_LOSS,
@@ -74,15 +72,15 @@ def fuse(
 ) -> FusedFile:
     """Write the members of a selection into one file and prove it equal to them.
 
-    Every floating tensor is stored in ``dtype``, statistics of batch norm included, as S5 stored
-    its system; see ``storage.round_to`` for what int8 and int4 do. Tensors pass through memory one
-    at a time. Before the file is kept, each member is run from it and from its own checkpoint
-    rounded to ``dtype``: the two must agree.
+    Every floating tensor of a member is stored in its precision, statistics of batch norm included,
+    as S5 stored its system; see ``storage.round_to`` for what int8 and int4 do. Tensors pass
+    through memory one at a time. Before the file is kept, each member is run from it and from its
+    own checkpoint rounded to that precision: the two must agree.
 
     Args:
         selection: A ``selection.json``.
         output: The file to write.
-        dtype: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``int4``.
+        dtype: The precision of all members; None takes the one in which each was selected.
         max_size: Maximum file size, in bytes.
         records: Validation records to measure GAP on before and after rounding.
         max_gap_loss: How far rounding may lower GAP on them.
@@ -92,7 +90,7 @@ def fuse(
         SelectionError: The selection cannot be read.
         CheckpointError: A member's file is damaged or holds NaN or infinity.
         FusionError: A member has changed since it was selected, is no checkpoint, does not belong
-            with the others, or does not fit into ``dtype``; rounding costs more than
+            with the others, or does not fit into its precision; rounding costs more than
             ``max_gap_loss``; or the file disagrees with its members.
         PredictionsError: The records are not of the members' modalities or vocabulary.
         SizeLimitError: The file would be larger than ``max_size``.
@@ -103,13 +101,12 @@ def fuse(
     require_suffix(output, ".safetensors")
     chosen = read_selection(selection)
     with ExitStack() as stack:
-        members = list(_open_members(selection, chosen, stack, output.parent))
+        members = list(_open_members(selection, chosen, dtype, stack, output.parent))
         schema = _common_schema(members)
         if records is not None:
             check_fits(schema, records.schema, path=selection)
         metadata = FusedMetadata(
             kit_version=__version__,
-            dtype=dtype,
             members=tuple(member.metadata for member in members),
             data_schema=schema,
             selection=FileMetadata.of(selection, output.parent),
@@ -122,31 +119,32 @@ def fuse(
             ),
             top_k=chosen.k,
         )
-        counted = counted_bytes(sum(member.metadata.num_values for member in members), dtype)
-        counted += sum(count_fixed_bytes(member.file) for member in members)
-        refuse_size("fused", counted, max_size, selection=chosen, dtype=dtype)
-        weights = FusedWeights(members, dtype)
+        shared = shared_bytes(schema, metadata.selection)
+        weights = FusedWeights(members)
+        num_bytes = shared + weights.num_bytes
+        refuse_size("fused", num_bytes, max_size, members=metadata.members, selection=chosen)
+        room = shared + weights.room
         with written_aside(output, force=force) as aside:
-            stream_tensors(aside, weights.specs, weights.produce, metadata)
-            num_bytes = aside.stat().st_size
-            refuse_size(
-                "fused",
-                num_bytes,
-                max_size,
-                selection=chosen,
-                dtype=dtype,
-                overhead=num_bytes - counted,
-            )
+            stream_tensors(aside, weights.specs, weights.produce, metadata, room=room)
+            assert aside.stat().st_size == num_bytes
             with open_tensors(aside) as file:
                 loss = prove(file, members, metadata, name=output)
             if records is not None:
                 loss = _measure(aside, members, metadata, records, max_gap_loss, output)
-    names = tuple(member.metadata.name for member in members)
-    return FusedFile(output, num_bytes, max_size, names, loss, tuple(weights.coarse), chosen.mixing)
+    return FusedFile(
+        output,
+        num_bytes,
+        max_size,
+        tuple(member.name for member in metadata.members),
+        tuple(member.dtype for member in metadata.members),
+        loss,
+        tuple(weights.coarse),
+        chosen.mixing,
+    )
 
 
 def _open_members(
-    selection: Path, chosen: SelectionMetadata, stack: ExitStack, folder: Path
+    selection: Path, chosen: SelectionMetadata, dtype: Dtype | None, stack: ExitStack, folder: Path
 ) -> Iterator[Member]:
     for member in chosen.members:
         if member.model is None or member.model.kind not in FUSIBLE:
@@ -174,18 +172,12 @@ def _open_members(
                 hint="Predict and select again, so that the selection describes what is fused.",
             )
         file = stack.enter_context(open_tensors(path))
-        metadata = member_file_metadata(file)
-        yield Member(
-            MemberMetadata(
-                name=member.name,
-                coefficient=member.coefficient,
-                recipe=metadata.recipe if isinstance(metadata, CheckpointMetadata) else None,
-                mapping=metadata.mapping if isinstance(metadata, ForeignMetadata) else None,
-                checkpoint=FileMetadata.of(path, folder, sha256=digest),
-                num_values=count_stored(file),
-            ),
+        yield Member.of(
             file,
-            product_axes(file),
+            FileMetadata.of(path, folder, sha256=digest),
+            name=member.name,
+            dtype=dtype or member.dtype or DTYPE,
+            coefficient=member.coefficient,
         )
 
 
@@ -222,7 +214,7 @@ def _measure(
     assert loss.gap_after is not None
     if loss.gap_before - loss.gap_after > max_gap_loss:
         raise FusionError(
-            f"{output}: in {metadata.dtype} GAP@{k} falls by "
+            f"{output}: in {' and '.join(dtypes_of(metadata.members))} GAP@{k} falls by "
             f"{loss.gap_before - loss.gap_after:.4f}, from {loss.gap_before:.4f} to "
             f"{loss.gap_after:.4f} on {counted(loss.num_videos, 'video')}; the limit is "
             f"{max_gap_loss:g}.",

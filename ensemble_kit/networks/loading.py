@@ -7,14 +7,14 @@ result turns a batch of records into probabilities.
 from collections.abc import Callable
 from os.path import isfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from safetensors import SafetensorError
 
-from ensemble_kit.choices import AnyPath
+from ensemble_kit.choices import AnyPath, Dtype
 from ensemble_kit.data.dataset import Batch, Records
 from ensemble_kit.data.schema import Schema, check_fits
 from ensemble_kit.errors import CheckpointError, ForeignModelError
@@ -27,7 +27,6 @@ from ensemble_kit.networks.onnx_model import OnnxModel
 from ensemble_kit.networks.running import measure, require_device, runner
 from ensemble_kit.networks.weights import (
     Tensors,
-    count_fixed_bytes,
     count_stored,
     fill,
     foreign_weights,
@@ -44,6 +43,17 @@ from ensemble_kit.store.provenance import (
 from ensemble_kit.store.tensor_files import TensorFile, open_tensors
 
 
+class Rounding(Protocol):
+    """What rounds the weights of a member's file to a precision."""
+
+    @property
+    def dtype(self) -> Dtype:
+        """The precision."""
+
+    def tensors(self, file: TensorFile) -> Tensors:
+        """Return the tensors of an open checkpoint or foreign model, rounded."""
+
+
 class LoadedModel:
     """A model that tags videos, from any file.
 
@@ -54,7 +64,7 @@ class LoadedModel:
         schema: Its modalities and classes.
         repeats: R, the number of draws whose probabilities are averaged; 1 where nothing is drawn.
         num_values: How many numbers the file stores, parameters and statistics; 0 for an ONNX file.
-        fixed_bytes: The bytes of what else a member stores, such as a foreign graph.
+        dtype: The precision that its weights are rounded to; None where they are as in the file.
     """
 
     def __init__(
@@ -65,7 +75,7 @@ class LoadedModel:
         schema: Schema,
         repeats: int,
         num_values: int,
-        fixed_bytes: int,
+        dtype: Dtype | None,
         run: Callable[[Batch], np.ndarray[Any, Any]],
     ) -> None:
         self.path = path
@@ -74,7 +84,7 @@ class LoadedModel:
         self.schema = schema
         self.repeats = repeats
         self.num_values = num_values
-        self.fixed_bytes = fixed_bytes
+        self.dtype = dtype
         self._run = run
 
     def probabilities(self, batch: Batch) -> np.ndarray[Any, Any]:
@@ -96,25 +106,34 @@ class LoadedModel:
         return measure(self._run, records, k=k, source=self.path)
 
 
-def load(path: AnyPath, *, repeats: int | None = None, device: str = "cpu") -> LoadedModel:
+def load(
+    path: AnyPath,
+    *,
+    repeats: int | None = None,
+    device: str = "cpu",
+    rounded: Rounding | None = None,
+) -> LoadedModel:
     """Open a checkpoint, a foreign model, a fused file or an ONNX file.
 
     Args:
         path: A ``.safetensors`` or ``.onnx`` file of the kit.
         repeats: R for test-time draws; None means 1, or as many as an ONNX file was exported with.
         device: ``cpu`` or ``cuda``.
+        rounded: What rounds the weights of a checkpoint or foreign model.
 
     Raises:
-        CheckpointError: The file is missing, damaged or of another kind, or ``repeats`` was given
-            for an ONNX file, whose number is fixed.
+        CheckpointError: The file is missing, damaged or of another kind; or ``repeats`` was given
+            for an ONNX file, whose number is fixed, or ``rounded`` for a file of an ensemble.
         ProviderError: There is no such device, or ONNX Runtime cannot open the file on it.
     """
     path = Path(path)
     if path.suffix == ".onnx":
+        _refuse_rounding(path, "ONNX", rounded)
         return _load_onnx(path, repeats, device)
     require_device(device)
     with open_tensors(path) as file:
         if file.kind == "fused":
+            _refuse_rounding(path, "fused", rounded)
             fused = file.metadata_as(FusedMetadata)
             ensemble = load_fused(file, repeats=repeats or 1).to(device)
             return LoadedModel(
@@ -124,11 +143,12 @@ def load(path: AnyPath, *, repeats: int | None = None, device: str = "cpu") -> L
                 fused.data_schema,
                 ensemble.repeats,
                 sum(member.num_values for member in fused.members),
-                0,
+                None,
                 runner(ensemble, None, device),
             )
         metadata = member_file_metadata(file)
-        model: MemberModel = load_member(file).to(device)
+        tensors = None if rounded is None else rounded.tensors(file)
+        model: MemberModel = load_member(file, tensors).to(device)
     draws = model.draws_for(metadata.name, repeats=repeats or 1)
     return LoadedModel(
         path,
@@ -137,9 +157,18 @@ def load(path: AnyPath, *, repeats: int | None = None, device: str = "cpu") -> L
         metadata.data_schema,
         1 if draws is None else draws.shape[0],
         count_stored(file),
-        count_fixed_bytes(file),
+        None if rounded is None else rounded.dtype,
         runner(model, draws, device),
     )
+
+
+def _refuse_rounding(path: Path, kind: str, rounded: Rounding | None) -> None:
+    if rounded is not None:
+        raise CheckpointError(
+            f"{path} is {'an' if kind == 'ONNX' else 'a'} {kind} file, whose weights are rounded "
+            f"already; it cannot be run in {rounded.dtype}.",
+            hint="Leave out --dtype, or name a checkpoint.",
+        )
 
 
 def load_trained(file: TensorFile) -> TrainedModel:
@@ -252,4 +281,4 @@ def _load_onnx(path: Path, repeats: int | None, device: str) -> LoadedModel:
         raise CheckpointError(f"{path} does not exist.", hint="Name a file that exists.")
     onnx_model = OnnxModel(path, repeats=repeats, device=device)
     schema, repeats = onnx_model.schema, onnx_model.repeats
-    return LoadedModel(path, "onnx", path.stem, schema, repeats, 0, 0, onnx_model.probabilities)
+    return LoadedModel(path, "onnx", path.stem, schema, repeats, 0, None, onnx_model.probabilities)

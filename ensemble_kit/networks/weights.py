@@ -7,11 +7,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ensemble_kit.choices import Dtype
 from ensemble_kit.errors import CheckpointError
+from ensemble_kit.networks.blocks import fits_blocks
 from ensemble_kit.networks.foreign import WEIGHTS, ForeignModel
 from ensemble_kit.networks.storage import Stored, is_finite
 from ensemble_kit.store.blocks import FORMATS, SCALE, unpack
-from ensemble_kit.store.dtypes import FLOATING
+from ensemble_kit.store.dtypes import BY_NAME, FLOATING
 from ensemble_kit.store.tensor_files import TensorFile, TensorSpec
 
 
@@ -122,6 +124,30 @@ def count_stored(file: TensorFile) -> int:
     return sum(spec.num_values for spec in file.specs.values() if spec.dtype in FLOATING)
 
 
-def count_fixed_bytes(file: TensorFile) -> int:
-    """Return the bytes of a file's other tensors, which no precision changes."""
-    return sum(spec.num_bytes for spec in file.specs.values() if spec.dtype not in FLOATING)
+def stored_specs(
+    file: TensorFile, axes: Mapping[str, int], dtype: Dtype
+) -> dict[str, dict[str, TensorSpec]]:
+    """Return what a fused file stores of each tensor, by what follows the tensor's name.
+
+    Args:
+        file: A member's checkpoint or imported file.
+        axes: The matrices of its products, from ``product_axes``.
+        dtype: The precision.
+    """
+    return {name: _stored_spec(file, name, axes.get(name), dtype) for name in file.specs}
+
+
+def _stored_spec(
+    file: TensorFile, name: str, output_axis: int | None, dtype: Dtype
+) -> dict[str, TensorSpec]:
+    spec, block_format = file.specs[name], FORMATS.get(dtype)
+    if spec.dtype not in FLOATING:
+        return {"": spec}
+    if block_format is None:
+        return {"": spec._replace(dtype=BY_NAME[dtype].safetensors)}
+    if output_axis is None or not fits_blocks(file.tensor(name), output_axis, block_format):
+        return {"": spec._replace(dtype="BF16")}
+    return {
+        "": TensorSpec(BY_NAME[dtype].safetensors, block_format.packed_shape(spec.shape)),
+        SCALE: TensorSpec("F16", block_format.scales_shape(spec.shape, output_axis)),
+    }

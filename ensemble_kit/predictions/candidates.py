@@ -1,4 +1,4 @@
-"""Candidates for a selection: predictions of the same videos, each with its size in bytes."""
+"""Candidates for a selection: predictions of the same videos, each in a precision of some bytes."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,8 @@ from ensemble_kit.predictions.challenge_csv import read_labels_csv
 from ensemble_kit.predictions.file import Predictions, read_predictions
 from ensemble_kit.predictions.rows import Floats
 from ensemble_kit.predictions.videos import aligned, taken
+from ensemble_kit.store.dtypes import DTYPES
+from ensemble_kit.store.provenance import ModelMetadata
 
 NOT_THE_SAME = (
     "Predict all candidates on the same records, or take --intersect to leave out videos."
@@ -29,17 +31,20 @@ class Candidate:
 
     Attributes:
         predictions: The file that they are read from.
+        dtype: The precision that the member would be stored in; None where no model of the kit,
+            or none that can be fused, made the predictions.
         num_bytes: What the member would take in a fused file; 0 where that is not known.
         places: ``(N,)``, where in its file each video is, in the order of the first candidate.
     """
 
     predictions: Predictions
+    dtype: Dtype | None
     num_bytes: int
     places: NDArray[np.int64]
 
     @property
     def name(self) -> str:
-        """The candidate's name in the selection."""
+        """The member's name in the selection, the same in each precision."""
         return self.predictions.name
 
     def taken(self, videos: NDArray[np.int64]) -> Floats:
@@ -52,12 +57,13 @@ class Candidates:
     """All candidates of a selection, and what they are measured on.
 
     Attributes:
-        candidates: In the order in which they were named.
+        candidates: In the order in which they were named, then of their precisions.
         ids: The N videos.
         labels: Their labels.
         num_classes: C.
         vocabulary_sha256: The hash of the class names; None where no file of the kit is among them.
         num_left_out: Videos that some file lacks.
+        shared_bytes: What a fused file takes once for all of its members.
     """
 
     candidates: tuple[Candidate, ...]
@@ -66,27 +72,39 @@ class Candidates:
     num_classes: int
     vocabulary_sha256: str | None
     num_left_out: int = 0
+    shared_bytes: int = 0
+
+    @property
+    def dtypes(self) -> tuple[Dtype, ...]:
+        """The precisions that candidates stand in, finest first."""
+        found = {candidate.dtype for candidate in self.candidates}
+        return tuple(dtype for dtype in DTYPES if dtype in found)
 
 
 def read_candidates(
     paths: Sequence[Path],
     *,
     labels_path: Path | None,
-    dtype: Dtype,
+    dtypes: Sequence[Dtype],
     sizes: Mapping[str, int],
     has_limit: bool,
+    needs_all: bool = True,
     exclude: Sequence[str] = (),
     intersect: bool = False,
 ) -> Candidates:
     """Open predictions of the same videos, in any order of videos.
 
+    Predictions stand in each precision that they measure, see ``ModelMetadata.measures``; where
+    some were measured in fp16 or bf16 itself, those as trained do not stand in it.
+
     Args:
         paths: Predictions files of the kit, of NumPy, or CSV files in the challenge's format.
         labels_path: A CSV file of labels for the same videos; None takes those in the predictions
             files.
-        dtype: The type that a member's numbers will be stored in.
+        dtypes: The precisions that candidates may stand in.
         sizes: Bytes of candidates by name, for those that no model of the kit made.
         has_limit: Whether the size of every candidate must be known; else an unknown size is 0.
+        needs_all: Whether each must stand in all of these precisions.
         exclude: Names of the candidates to leave out.
         intersect: Whether videos that some file lacks are left out.
 
@@ -94,11 +112,12 @@ def read_candidates(
         CheckpointError: A predictions file of the kit is damaged.
         PredictionsError: Another file is damaged, or the videos are not the same.
         SelectionError: Two candidates share a name, their classes or labels are not the same,
-            there are no labels, a size is not known, or a model has changed since it predicted.
+            there are no labels, a size is not known, a model has changed since it predicted, or a
+            member's predictions were not measured in a precision.
     """
     opened = [read_predictions(path) for path in paths]
     _refuse_names(opened)
-    names = [predictions.name for predictions in opened]
+    names = list(dict.fromkeys(predictions.name for predictions in opened))
     refuse_unknown(list(sizes), names, "A size is given for {}")
     refuse_unknown(exclude, names, "{} is to be left out")
     opened = [predictions for predictions in opened if predictions.name not in exclude]
@@ -106,7 +125,9 @@ def read_candidates(
         raise SelectionError(
             "All candidates are left out.", hint="Name fewer of them with --exclude."
         )
-    num_bytes = [_num_bytes(each, dtype, sizes, has_limit=has_limit) for each in opened]
+    standing = _standing(opened, dtypes)
+    if needs_all:
+        _refuse_unmeasured(opened, standing, dtypes)
     num_known = refuse_other_classes(opened)
     _refuse_changed_models(opened)
     label_lists = None
@@ -126,15 +147,75 @@ def read_candidates(
             hint="Name a CSV file of the videos' labels with --labels.",
         )
     num_classes = max(*(each.num_classes for each in opened), int(labels.classes.max()) + 1)
-    candidates = (
-        Candidate(replace(predictions, num_classes=num_classes), size, place)
-        for predictions, size, place in zip(opened, num_bytes, places, strict=True)
-    )
+    candidates = []
+    for predictions, stands_in, place in zip(opened, standing, places, strict=True):
+        wide = replace(predictions, num_classes=num_classes)
+        for dtype in stands_in:
+            size = _num_bytes(predictions, dtype, sizes, has_limit=has_limit)
+            candidates.append(Candidate(wide, dtype, size, place))
+    models = (each.metadata.model for each in opened if each.metadata)
     vocabularies = (each.metadata.vocabulary_sha256 for each in opened if each.metadata)
     num_all = len(set().union(*(predictions.ids for predictions in opened)))
     return Candidates(
-        tuple(candidates), ids, labels, num_classes, next(vocabularies, None), num_all - len(ids)
+        tuple(candidates),
+        ids,
+        labels,
+        num_classes,
+        next(vocabularies, None),
+        num_all - len(ids),
+        max((model.shared_bytes for model in models if model), default=0),
     )
+
+
+def _standing(opened: Sequence[Predictions], dtypes: Sequence[Dtype]) -> list[list[Dtype | None]]:
+    """Return the precisions that each file's predictions stand in; None of no kit's model."""
+    exact = {(each.name, model.dtype) for each in opened if (model := _fusible(each))}
+    standing: list[list[Dtype | None]] = []
+    for predictions in opened:
+        model = _fusible(predictions)
+        if model is None:
+            standing.append([None])
+            continue
+        standing.append(
+            [
+                dtype
+                for dtype in dtypes
+                if model.measures(dtype)
+                and (dtype == model.dtype or (predictions.name, dtype) not in exact)
+            ]
+        )
+    return standing
+
+
+def _refuse_unmeasured(
+    opened: Sequence[Predictions],
+    standing: Sequence[Sequence[Dtype | None]],
+    dtypes: Sequence[Dtype],
+) -> None:
+    """Raise if a member was not measured in some precision, or only in others."""
+    by_name: dict[str, set[Dtype | None]] = {}
+    for predictions, stands_in in zip(opened, standing, strict=True):
+        by_name.setdefault(predictions.name, set()).update(stands_in)
+    for predictions in opened:
+        model = _fusible(predictions)
+        if model is None:
+            continue
+        measured = model.dtype or "the precision of its checkpoint"
+        missing = [dtype for dtype in dtypes if dtype not in by_name[predictions.name]]
+        if missing:
+            path = predictions.home / model.file.path
+            raise SelectionError(
+                f"{predictions.name} is to be selected in {missing[0]}, but {predictions.path} was "
+                f"measured in {measured}.",
+                hint=f"Measure it with `ensemble-kit predict --dtype {missing[0]} {path} DATA -o "
+                "FILE`, and name that file too.",
+            )
+        if not any(map(model.measures, dtypes)):
+            raise SelectionError(
+                f"{predictions.path} was measured in {measured}, which is none of "
+                f"{', '.join(dtypes)}.",
+                hint="Leave it out, or name its precision with --dtype.",
+            )
 
 
 def _aligned(
@@ -188,28 +269,40 @@ def refuse_unknown(wanted: Sequence[str], names: Sequence[str], message: str) ->
             )
 
 
+def _fusible(predictions: Predictions) -> ModelMetadata | None:
+    """Return the model that made some predictions, if it can be fused."""
+    model = predictions.metadata.model if predictions.metadata else None
+    return model if model is not None and model.bytes_by_dtype is not None else None
+
+
 def _refuse_names(opened: Sequence[Predictions]) -> None:
-    paths: dict[str, Path] = {}
+    """Raise unless files of one name are of one model, each in another precision."""
+    firsts: dict[str, Predictions] = {}
+    measured: dict[tuple[str, Dtype | None], Predictions] = {}
     for predictions in opened:
-        if predictions.name in paths:
+        name, model = predictions.name, _fusible(predictions)
+        first = firsts.setdefault(name, predictions)
+        other = measured.setdefault((name, model.dtype if model else None), predictions)
+        if first is predictions:
+            continue
+        kin = _fusible(first)
+        if model is None or kin is None or model.file.sha256 != kin.file.sha256:
+            other = first
+        if other is not predictions:
             raise SelectionError(
-                f"{paths[predictions.name]} and {predictions.path} are both named "
-                f"{predictions.name!r}.",
+                f"{other.path} and {predictions.path} are both named {name!r}.",
                 hint="Leave one out, or rename one: a CSV file, or a run with `train --name`.",
             )
-        paths[predictions.name] = predictions.path
 
 
 def _num_bytes(
-    predictions: Predictions, dtype: Dtype, sizes: Mapping[str, int], *, has_limit: bool
+    predictions: Predictions, dtype: Dtype | None, sizes: Mapping[str, int], *, has_limit: bool
 ) -> int:
-    name = predictions.name
+    name, model = predictions.name, _fusible(predictions)
     if name in sizes:
         return sizes[name]
-    model = predictions.metadata.model if predictions.metadata else None
-    counted = model.bytes_by_dtype() if model is not None else None
-    if counted is not None:  # of an ONNX file of the kit it is not known
-        return counted[dtype]
+    if model is not None and model.bytes_by_dtype is not None and dtype is not None:
+        return model.bytes_by_dtype[dtype]
     if has_limit:
         raise SelectionError(
             f"The size of {name} is not known: {predictions.path} does not name a model of the "

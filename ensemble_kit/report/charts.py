@@ -20,6 +20,7 @@ from bokeh.models.renderers import GlyphRenderer
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 
+from ensemble_kit.choices import Dtype
 from ensemble_kit.files import format_size
 from ensemble_kit.report.evidence import Agreement
 from ensemble_kit.store.selection_file import CandidateMetadata, FrontierMetadata, SelectionMetadata
@@ -27,6 +28,9 @@ from ensemble_kit.wording import printable
 
 MIB = 2**20
 BLUE, ORANGE, GREY = "#3b82f6", "#d97706", "#8590a2"  # told apart on white and on near-black
+PRECISION_COLORS: Mapping[Dtype, str] = {  # of frontiers of one precision
+    "fp32": "#64748b", "fp16": "#0891b2", "bf16": "#7c3aed", "int8": "#059669", "int4": "#db2777",
+}  # fmt: skip
 CELL = 26  # pixels of the matrix for each candidate
 # Bokeh's variables are set to the page's, which change with the colour scheme.
 STYLE = """
@@ -100,7 +104,7 @@ def _steps_source(
         {
             "place": list(range(1, len(steps) + 1)),
             "gap": list(gaps),
-            "added": [printable(step.added) for step in steps],
+            "added": [printable(selection.label(step.added, step.dtype)) for step in steps],
             "videos": [videos] * len(steps),
             "interval": [_interval(step.interval) for step in steps],
             "gain": [_gain(step.confirmed_gain, step.gain) for step in steps],
@@ -118,23 +122,29 @@ def size_chart(selection: SelectionMetadata) -> figure | None:
     sized = [candidate for candidate in selection.candidates if candidate.bytes]
     if not sized:
         return None
-    sizes = [candidate.bytes for candidate in sized]
+    sizes = [candidate.bytes + selection.shared_bytes for candidate in sized]
     low = min(sizes) / MIB / 1.3
     high = 1.3 * max(selection.max_size, *sizes) / MIB
     chart = _figure(
-        x_axis_label=f"MiB in {selection.dtype}", y_axis_label=f"GAP@{selection.k}",
+        x_axis_label="MiB", y_axis_label=f"GAP@{selection.k}",
         x_axis_type="log", x_range=(low, high),
     )  # fmt: skip
     chart.add_layout(
         Span(location=selection.max_size / MIB, dimension="height", line_color=ORANGE,
              line_dash="dashed", line_width=2)
     )  # fmt: skip
-    members = {member.name for member in selection.members}
-    is_member = [1.0 if candidate.name in members else 0.0 for candidate in sized]
-    candidates = _points(sized, [candidate.name for candidate in sized], is_member)
-    frontier = [ensemble for ensemble in selection.frontier if ensemble.bytes]
-    names = [", ".join(ensemble.members) for ensemble in frontier]
-    front = _points(frontier, names, [1.0] * len(frontier))
+    is_member = [1.0 if candidate.skipped is None else 0.0 for candidate in sized]
+    labels = [selection.label(candidate.name, candidate.dtype) for candidate in sized]
+    candidates = _points(sizes, sized, labels, is_member)
+    for dtype, ensembles_of_one in selection.frontiers.items():
+        alone = _frontier_points(selection, ensembles_of_one)
+        color = PRECISION_COLORS[dtype]
+        chart.step("mib", "gap", source=alone, mode="after", line_color=color, line_width=1)
+        points = chart.scatter(
+            "mib", "gap", source=alone, size=5, line_color=color, fill_color=color
+        )
+        _hover(chart, [points], {"members": "@name", "GAP": "@gap{0.0000}", "size": "@size"})
+    front = _frontier_points(selection, selection.frontier)
     chart.step("mib", "gap", source=front, mode="after", line_color=BLUE, line_width=2)
     ensembles = chart.scatter(
         "mib", "gap", source=front, size=7, line_color=BLUE, fill_color=BLUE, marker="diamond"
@@ -189,17 +199,31 @@ def _figure(**options: Any) -> figure:
     )  # fmt: skip
 
 
+def ensemble_labels(selection: SelectionMetadata, ensemble: FrontierMetadata) -> list[str]:
+    """Return what to call the members of an ensemble of a frontier."""
+    return list(map(selection.label, ensemble.members, ensemble.dtypes))
+
+
+def _frontier_points(
+    selection: SelectionMetadata, frontier: Sequence[FrontierMetadata]
+) -> ColumnDataSource:
+    sized = [ensemble for ensemble in frontier if ensemble.bytes]
+    names = [", ".join(ensemble_labels(selection, ensemble)) for ensemble in sized]
+    return _points([each.bytes for each in sized], sized, names, [1.0] * len(sized))
+
+
 def _points(
+    sizes: Sequence[int],
     sized: Sequence[CandidateMetadata | FrontierMetadata],
     names: Sequence[str],
     alpha: Sequence[float],
 ) -> ColumnDataSource:
     return ColumnDataSource(
         {
-            "mib": [each.bytes / MIB for each in sized],
+            "mib": [size / MIB for size in sizes],
             "gap": [each.gap for each in sized],
             "name": [printable(name) for name in names],
-            "size": [format_size(each.bytes) for each in sized],
+            "size": [format_size(size) for size in sizes],
             "alpha": list(alpha),
         }
     )

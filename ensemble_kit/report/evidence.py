@@ -1,7 +1,7 @@
 """What the predictions say beyond the selection: which candidates agree, which classes change."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os.path import exists
 from pathlib import Path
 
@@ -76,7 +76,7 @@ class Evidence:
         agreement: None where fewer than two candidates' predictions could be read.
         changes: The classes that gain most, then those that lose most; None where the predictions
             of some member or of the best candidate could not be read.
-        missing: A sentence for each file that could not be read, by the candidate's name.
+        missing: A sentence for each file that could not be read, by the candidate's label.
         num_videos: How many videos agreement and changes were measured on.
     """
 
@@ -101,7 +101,7 @@ def gather(
         PredictionsError: Another tool's predictions file is damaged.
     """
     missing = {
-        candidate.name: problem
+        selection.label(candidate.name, candidate.dtype): problem
         for candidate in selection.candidates
         if (problem := _problem(candidate.predictions, folder)) is not None
     }
@@ -109,20 +109,28 @@ def gather(
     if labels is not None and (problem := _problem(labels, folder)) is not None:
         missing["labels"] = problem
         return Evidence(None, None, missing)
-    present = [candidate for candidate in selection.candidates if candidate.name not in missing]
+    present = [
+        candidate
+        for candidate in selection.candidates
+        if selection.label(candidate.name, candidate.dtype) not in missing
+    ]
     if not present:
         return Evidence(None, None, missing)
     try:
         known = read_candidates(
-            [folder / candidate.predictions.path for candidate in present],
+            list(dict.fromkeys(folder / candidate.predictions.path for candidate in present)),
             labels_path=folder / selection.labels.path if selection.labels else None,
-            dtype=selection.dtype,
+            dtypes=selection.dtypes,
+            needs_all=False,
             sizes={},
             has_limit=False,
             intersect=selection.left_out > 0,
         )
     except SelectionError as error:  # a model has changed since it predicted
         return Evidence(None, None, {**missing, "candidates": error.problem})
+    by_key = {(candidate.name, candidate.dtype): candidate for candidate in known.candidates}
+    shown = tuple(by_key[candidate.name, candidate.dtype] for candidate in present)
+    known = replace(known, candidates=shown)
     return _Reader(known, selection, present, read_values).evidence(missing)
 
 
@@ -147,9 +155,12 @@ class _Reader:
     ) -> None:
         self.known = known
         self.read_values = read_values
-        self.names = tuple(candidate.name for candidate in present)
-        self.coefficients = {member.name: member.coefficient for member in selection.members}
-        best = selection.candidates[0].name
+        self.names = tuple(selection.label(each.name, each.dtype) for each in present)
+        self.coefficients = {
+            selection.label(member.name, member.dtype): member.coefficient
+            for member in selection.members
+        }
+        best = selection.label(selection.candidates[0].name, selection.candidates[0].dtype)
         self.single = self.names.index(best) if best in self.names else None
         self.can_compare = self.single is not None and self.coefficients.keys() <= set(self.names)
         self.overlaps = np.zeros((len(present), len(present)), np.int64)

@@ -14,9 +14,11 @@ from ensemble_kit.report.charts import (
     BLUE,
     GREY,
     ORANGE,
+    PRECISION_COLORS,
     agreement_chart,
     bokeh_script,
     chart_json,
+    ensemble_labels,
     path_chart,
     size_chart,
 )
@@ -87,7 +89,11 @@ def render(
         dtypes=list(DTYPES),
         evidence=evidence,
         fewest_positives=FEWEST_POSITIVES,
+        frontier_colors=[
+            (PRECISION_COLORS[dtype], f"{dtype} alone") for dtype in selection.frontiers
+        ],
         kit_version=__version__,
+        labels=lambda ensemble: ensemble_labels(selection, ensemble),
         rows=rows,
         seconds={row.model: row.seconds_per_video for row in rows if row.form == "averaged"},
         selection=selection,
@@ -106,7 +112,7 @@ def _summary(selection: SelectionMetadata) -> dict[str, Any]:
     return {
         "gap": gap,
         "interval": part.interval if part else selection.path[-1].interval,
-        "best": best.name,
+        "best": selection.label(best.name, best.dtype),
         "single": single,
         "gain": gap - (single or 0.0),
         "videos": part.videos if part else selection.videos,

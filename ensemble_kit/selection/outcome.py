@@ -1,6 +1,6 @@
 """What a finished search says in ``selection.json``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,12 +59,14 @@ RULE = (
 )
 
 
-def rule_text(rules: Rules, mixing: Mixing | Given) -> str:
+def rule_text(rules: Rules, mixing: Mixing | Given, *, has_precisions: bool = False) -> str:
     """Return in words how members were chosen."""
     if mixing == "given":
         return GIVEN_RULE
     what = "the best GAP" if rules.criterion == "gain" else "the highest gain for each byte"
     text = RULES[rules.strategy].format(what=what, most=rules.max_members, width=rules.beam_width)
+    if has_precisions and rules.strategy != "exhaustive":
+        text += ". Search so among all candidates, and among those of each precision alone"
     return RULE.format(rule=text, mean=MEANS[mixing])
 
 
@@ -113,7 +115,7 @@ class Writer:
     seed: int
 
     def selection(
-        self, *, dtype: Dtype, confirm: float, labels_path: Path | None, excluded: tuple[str, ...]
+        self, *, confirm: float, labels_path: Path | None, excluded: tuple[str, ...]
     ) -> SelectionMetadata:
         """Return the whole selection; the arguments are those of ``select``."""
         rules, outcome = self.outcome.rules, self.outcome
@@ -122,10 +124,10 @@ class Writer:
         return SelectionMetadata(
             kit_version=__version__,
             k=self.judge.chosen_by.k,
-            dtype=dtype,
+            dtypes=self.known.dtypes,
             max_size=rules.limit,
             mixing=outcome.mixing,
-            rule=rule_text(rules, outcome.mixing),
+            rule=rule_text(rules, outcome.mixing, has_precisions=len(self.known.dtypes) > 1),
             search=self._search(excluded),
             dataset_sha256=dataset_sha256(self.known.ids, self.known.labels),
             vocabulary_sha256=self.known.vocabulary_sha256,
@@ -135,9 +137,11 @@ class Writer:
             positives=self.known.labels.classes.size,
             gap=gaps.overall,
             bytes=outcome.chosen.num_bytes,
+            shared_bytes=self.known.shared_bytes,
             members=self._members(files),
             path=self._path(),
-            frontier=self._frontier(),
+            frontier=self._frontier(outcome.measured),
+            frontiers=self._frontiers(),
             candidates=self._candidates(files),
             confirm=self._confirm(gaps, confirm),
             bootstrap=BootstrapMetadata(resamples=self.resamples, level=LEVEL, seed=self.seed),
@@ -179,7 +183,7 @@ class Writer:
         if outcome.mixing != "gap":  # there the weights too depend on what was left out
             decided = is_decided(scorer, outcome.rules, outcome.chosen, outcome.measured)
         return TruncationMetadata(
-            candidates=tuple(self.known.candidates[index].name for index in places),
+            candidates=tuple(dict.fromkeys(self.known.candidates[index].name for index in places)),
             gap_bounds=gap_bounds(scorer, outcome.members),
             is_decided=decided,
         )
@@ -208,6 +212,7 @@ class Writer:
         return tuple(
             SelectedMetadata(
                 name=self.known.candidates[term.candidate].name,
+                dtype=self.known.candidates[term.candidate].dtype,
                 coefficient=term.weight / total,
                 bytes=self.known.candidates[term.candidate].num_bytes,
                 gap=singles[term.candidate].overall,
@@ -231,6 +236,7 @@ class Writer:
             steps.append(
                 StepMetadata(
                     added=self.known.candidates[ensemble.members[-1]].name,
+                    dtype=self.known.candidates[ensemble.members[-1]].dtype,
                     gap=ensemble.gap,
                     gain=ensemble.gap - (before.gap if before else 0),
                     bytes=ensemble.num_bytes,
@@ -245,20 +251,31 @@ class Writer:
             )
         return tuple(steps)
 
-    def _frontier(self) -> tuple[FrontierMetadata, ...]:
+    def _frontiers(self) -> dict[Dtype, tuple[FrontierMetadata, ...]]:
+        """Return the frontier of the ensembles of each precision alone, if there are several."""
+        frontiers: dict[Dtype, tuple[FrontierMetadata, ...]] = {}
+        candidates = self.known.candidates
+        for dtype in self.known.dtypes if len(self.known.dtypes) > 1 else ():
+            frontiers[dtype] = self._frontier(
+                ensemble
+                for ensemble in self.outcome.measured
+                if all(candidates[index].dtype == dtype for index in ensemble.members)
+            )
+        return frontiers
+
+    def _frontier(self, measured: Iterable[Ensemble]) -> tuple[FrontierMetadata, ...]:
         frontier: list[FrontierMetadata] = []
         best = 0.0
-        names = [candidate.name for candidate in self.known.candidates]
-        by_bytes = sorted(
-            self.outcome.measured, key=lambda each: (each.num_bytes, -each.gap, len(each.terms))
-        )
+        candidates = self.known.candidates
+        by_bytes = sorted(measured, key=lambda each: (each.num_bytes, -each.gap, len(each.terms)))
         for ensemble in by_bytes:
             if frontier and ensemble.gap <= best + ROUNDING:
                 continue
             best = ensemble.gap
             frontier.append(
                 FrontierMetadata(
-                    members=tuple(names[index] for index in ensemble.members),
+                    members=tuple(candidates[index].name for index in ensemble.members),
+                    dtypes=tuple(candidates[index].dtype for index in ensemble.members),
                     gap=ensemble.gap,
                     confirmed_gap=self._held_out(ensemble.terms),
                     bytes=ensemble.num_bytes,
@@ -272,18 +289,17 @@ class Writer:
         for index, (candidate, gaps) in enumerate(measured):
             metadata = candidate.predictions.metadata
             model = metadata.model if metadata else None
-            counted = model.bytes_by_dtype() if model is not None else None
+            sizes = model.bytes_by_dtype if model is not None else None
             candidates.append(
                 CandidateMetadata(
                     name=candidate.name,
+                    dtype=candidate.dtype,
                     gap=gaps.chosen_by,
                     confirmed_gap=gaps.held_out,
                     bytes=candidate.num_bytes,
-                    bytes_by_dtype=counted,
-                    num_values=model.num_values if model is not None and counted else None,
-                    skipped=None
-                    if index in outcome.chosen.members
-                    else _reason(candidate, outcome.chosen, outcome.rules),
+                    bytes_by_dtype=sizes,
+                    num_values=model.num_values if model is not None and sizes else None,
+                    skipped=None if index in outcome.chosen.members else self._reason(candidate),
                     predictions=files[index],
                     top_k=metadata.top_k if metadata else None,
                 )
@@ -316,6 +332,23 @@ class Writer:
         file = FileMetadata.of(path, self.folder, sha256=metadata.model.file.sha256)
         return metadata.model.model_copy(update={"file": file})
 
+    def _reason(self, candidate: Candidate) -> str:
+        """Say why a candidate is no member."""
+        chosen, rules = self.outcome.chosen, self.outcome.rules
+        for index in chosen.members:
+            member = self.known.candidates[index]
+            if member.name == candidate.name:
+                return f"It is a member in {member.dtype}."
+        if rules.strategy == "given":
+            return "It was given no coefficient."
+        if rules.max_members is not None and len(chosen.terms) >= rules.max_members:
+            return f"The ensemble has {counted(rules.max_members, 'member')} already."
+        left = rules.limit - chosen.num_bytes
+        if candidate.num_bytes > left:
+            size = format_size(candidate.num_bytes)
+            return f"It takes {size}, but only {format_size(left)} remain."
+        return "It does not raise the GAP."
+
 
 def distinct(terms: Sequence[Term]) -> list[Term]:
     """Return one term for each candidate, in the order of first additions, with summed weights."""
@@ -323,16 +356,3 @@ def distinct(terms: Sequence[Term]) -> list[Term]:
     for term in terms:
         weights[term.candidate] = weights.get(term.candidate, 0.0) + term.weight
     return [Term(candidate, weight) for candidate, weight in weights.items()]
-
-
-def _reason(candidate: Candidate, chosen: Ensemble, rules: Rules) -> str:
-    """Say why a candidate is no member."""
-    if rules.strategy == "given":
-        return "It was given no coefficient."
-    if rules.max_members is not None and len(chosen.terms) >= rules.max_members:
-        return f"The ensemble has {counted(rules.max_members, 'member')} already."
-    left = rules.limit - chosen.num_bytes
-    if candidate.num_bytes > left:
-        size = format_size(candidate.num_bytes)
-        return f"It takes {size}, but only {format_size(left)} remain."
-    return "It does not raise the GAP."

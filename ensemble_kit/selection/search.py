@@ -4,12 +4,13 @@ Every strategy adds one candidate after the other to ensembles that it has measu
 (nearer than 1e-12) the ensemble with fewer bytes is better, then the first by its members' names.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import comb, inf, isclose, nan
+from math import inf, isclose, nan
 
-from ensemble_kit.choices import Criterion, Given, Strategy
+from ensemble_kit.choices import Criterion, Dtype, Given, Strategy
 from ensemble_kit.errors import SelectionError, SizeLimitError
 from ensemble_kit.files import format_size
 from ensemble_kit.predictions.candidates import Candidate
@@ -71,6 +72,20 @@ class Ensemble:
         return (*before, self) if self.terms else before
 
 
+def num_ensembles(names: Sequence[str], most: int) -> int:
+    """Return how many ensembles there are of at most some members, the one without any included.
+
+    Args:
+        names: The candidates' names, one of them for each precision; each may be a member once.
+        most: The most members.
+    """
+    counts = [1] + [0] * most  # ensembles of each number of members, of the names so far
+    for number in Counter(names).values():
+        for size in range(most, 0, -1):
+            counts[size] += number * counts[size - 1]
+    return sum(counts)
+
+
 @dataclass
 class Search:
     """Measures ensembles, each of them once.
@@ -80,6 +95,8 @@ class Search:
         candidates: The candidates.
         weights: What each candidate's probabilities are multiplied by in the sum.
         rules: What may be chosen.
+        shared_bytes: What an ensemble takes beside its members.
+        dtypes: The precisions that may be chosen; None for all.
         measured: Every ensemble that was measured, by its key.
     """
 
@@ -87,6 +104,8 @@ class Search:
     candidates: Sequence[Candidate]
     weights: Sequence[float]
     rules: Rules
+    shared_bytes: int = 0
+    dtypes: frozenset[Dtype | None] | None = None
     measured: dict[tuple[int, ...], Ensemble] = field(default_factory=dict)
 
     @cached_property
@@ -97,11 +116,12 @@ class Search:
 
     def know(self, singles: Sequence[float]) -> None:
         """Enter the GAPs of the candidates alone, which have been measured already."""
-        nothing = Ensemble((), 0.0, 0, None)
+        nothing = self._nothing()
         for index, (candidate, gap) in enumerate(zip(self.candidates, singles, strict=True)):
-            if candidate.num_bytes <= self.rules.limit:
+            num_bytes = nothing.num_bytes + candidate.num_bytes
+            if num_bytes <= self.rules.limit:
                 term = Term(index, self.weights[index])
-                self.measured[(index,)] = Ensemble((term,), gap, candidate.num_bytes, nothing)
+                self.measured[(index,)] = Ensemble((term,), gap, num_bytes, nothing)
 
     def run(self) -> Ensemble:
         """Return the ensemble that the strategy chooses.
@@ -115,11 +135,33 @@ class Search:
             return start
         if self.rules.strategy == "exhaustive":
             return self._exhausted(start)
-        return self._beam(start, self.rules.beam_width if self.rules.strategy == "beam" else 1)
+        width = self.rules.beam_width if self.rules.strategy == "beam" else 1
+        best = self._beam(start, width)
+        for other in self._of_one_precision(start, width):
+            is_equal = abs(other.gap - best.gap) <= ROUNDING
+            if self._order(other) < self._order(best) if is_equal else other.gap > best.gap:
+                best = other
+        return best
+
+    def _of_one_precision(self, start: Ensemble, width: int) -> list[Ensemble]:
+        """Return what the strategy chooses among the candidates of each precision alone.
+
+        It adds the best candidate that fits, so that it would rather fill the limit with a few fine
+        members than with many coarse ones.
+        """
+        precisions = dict.fromkeys(candidate.dtype for candidate in self.candidates)
+        if len(precisions) < 2 or self.dtypes is not None:
+            return []
+        alone = [replace(self, dtypes=frozenset({dtype})) for dtype in precisions]
+        return [found for each in alone if (found := each._beam(start, width)).terms]
+
+    def _nothing(self) -> Ensemble:
+        """Return the ensemble without members."""
+        return Ensemble((), 0.0, self.shared_bytes, None)
 
     def _started(self) -> Ensemble:
         """Return the ensemble of the members to start with."""
-        ensemble = Ensemble((), 0.0, 0, None)
+        ensemble = self._nothing()
         if not self.rules.start:
             self._refuse_limit()
         for index in self.rules.start:
@@ -136,12 +178,22 @@ class Search:
 
     def _refuse_limit(self) -> None:
         smallest = min(self.candidates, key=lambda each: (each.num_bytes, each.name))
-        if smallest.num_bytes > self.rules.limit:
+        size, limit = self.shared_bytes + smallest.num_bytes, self.rules.limit
+        if size > limit:
             raise SizeLimitError(
-                f"No candidate fits in {format_size(self.rules.limit)}: {smallest.name}, the "
-                f"smallest, takes {format_size(smallest.num_bytes, like=self.rules.limit)}.",
+                f"No candidate fits in {format_size(limit)}: {smallest.name}, the smallest, takes "
+                f"{format_size(size, like=limit)}.{self._coarser(smallest)}",
                 hint="Raise --max-size, or train a smaller sub-model.",
             )
+
+    def _coarser(self, candidate: Candidate) -> str:
+        """Say in which precision a candidate would fit, if there is one."""
+        metadata = candidate.predictions.metadata
+        sizes = metadata.model.bytes_by_dtype if metadata and metadata.model else None
+        for dtype, size in (sizes or {}).items():
+            if self.shared_bytes + size <= self.rules.limit:
+                return f" In {dtype} it would fit."
+        return ""
 
     def _beam(self, start: Ensemble, width: int) -> Ensemble:
         """Follow the best ensembles of each number of members, until the best is no better.
@@ -169,7 +221,7 @@ class Search:
 
     def _exhausted(self, start: Ensemble) -> Ensemble:
         """Measure every ensemble that fits."""
-        number = self._refuse_number(len(self.candidates) - len(start.terms))
+        number = self._refuse_number(start)
         waiting = [(start, self.scorer.mixed(start.terms))]
         ensembles = [start] if start.terms else []
         with progress("measure ensembles", number) as shown:
@@ -193,7 +245,7 @@ class Search:
         An exhaustive search adds them in the order of the candidates, which says nothing. The
         members to start with stay the first.
         """
-        ordered = Ensemble((), 0.0, 0, None)
+        ordered = self._nothing()
         left = {term.candidate: term for term in ensemble.terms}
         while left:
             given = [index for index in self.rules.start if index in left][:1]
@@ -214,16 +266,17 @@ class Search:
             del left[ordered.terms[-1].candidate]
         return ordered
 
-    def _refuse_number(self, num_choices: int) -> int:
+    def _refuse_number(self, start: Ensemble) -> int:
         """Return how many ensembles there are at most, or raise if they are too many."""
-        num_started = len(self.rules.start)
-        most = num_choices
+        started = {self.candidates[index].name for index in start.members}
+        names = [each.name for each in self.candidates if each.name not in started]
+        most = len(names)
         if self.rules.max_members is not None:
-            most = max(0, min(most, self.rules.max_members - num_started))
-        number = sum(comb(num_choices, size) for size in range(most + 1))
+            most = max(0, min(most, self.rules.max_members - len(started)))
+        number = num_ensembles(names, most)
         if number > MAX_ENSEMBLES:
             raise SelectionError(
-                f"There are {number:,} ensembles of {num_choices + num_started} candidates; an "
+                f"There are {number:,} ensembles of {len(names) + len(started)} candidates; an "
                 f"exhaustive search measures {MAX_ENSEMBLES:,} at most.",
                 hint="Limit --max-members, leave candidates out with --exclude, or use --strategy "
                 "beam.",
@@ -236,12 +289,18 @@ class Search:
         if most is not None and len(ensemble.terms) >= most:
             return []
         members, left = set(ensemble.members), self.rules.limit - ensemble.num_bytes
+        names = {self.candidates[index].name for index in members}
         may_repeat = self.rules.strategy == "replacement"
         return [
             index
             for index, candidate in enumerate(self.candidates)
-            if (may_repeat if index in members else candidate.num_bytes <= left)
+            if (may_repeat if index in members else self._may_join(candidate, names, left))
         ]
+
+    def _may_join(self, candidate: Candidate, names: Container[str], left: int) -> bool:
+        """Return whether a candidate fits, and is no member in another precision."""
+        is_allowed = self.dtypes is None or candidate.dtype in self.dtypes
+        return is_allowed and candidate.name not in names and candidate.num_bytes <= left
 
     def _extended(
         self, ensemble: Ensemble, mixture: Mixture, choices: Sequence[int]

@@ -13,6 +13,7 @@ from ensemble_kit.choices import (
     BEAM_WIDTH,
     CRITERION,
     DTYPE,
+    DTYPES_OF_AUTO,
     ENOUGH_VIDEOS,
     MAX_SIZE,
     MIXING,
@@ -20,6 +21,7 @@ from ensemble_kit.choices import (
     RESAMPLES,
     TOP_K,
     AnyPath,
+    Auto,
     Criterion,
     Dtype,
     Given,
@@ -33,27 +35,43 @@ from ensemble_kit.selection.judging import Judge, held_out
 from ensemble_kit.selection.mixing import given_weights, optimised, search_weights
 from ensemble_kit.selection.outcome import Outcome, Writer, distinct
 from ensemble_kit.selection.scoring import Term
-from ensemble_kit.selection.search import Rules, Search
+from ensemble_kit.selection.search import Rules, Search, num_ensembles
 from ensemble_kit.selection.table import NUM_THREADS, read_tables
+from ensemble_kit.store.dtypes import BLOCK_DTYPES, DTYPES
 from ensemble_kit.store.selection_file import SelectionMetadata, read_selection, write_selection
-from ensemble_kit.store.workspace import RUNS
+from ensemble_kit.store.workspace import RUNS, validation_name
 from ensemble_kit.wording import counted
 
 MAX_ADDITIONS = 25  # with replacement, unless another number is given; AutoGluon's default
 
 
-def find_predictions() -> list[Path]:
+def find_predictions(dtype: Dtype | Auto | Sequence[Dtype] = DTYPE) -> list[Path]:
     """Return the validation predictions of the runs in the current folder, by run name.
+
+    Args:
+        dtype: The precisions to select in, as in ``select``.
 
     Raises:
         SelectionError: There are none.
     """
-    pattern = "*/validation.safetensors"
-    paths = sorted(RUNS.glob(pattern))
+    wanted = dtypes_of(dtype)
+    names = [validation_name(None), *map(validation_name, wanted)]
+    if BLOCK_DTYPES.issuperset(wanted):
+        del names[0]  # of weights as they were trained
+    paths = [
+        folder / name
+        for folder in sorted(RUNS.glob("*"))
+        for name in names
+        if (folder / name).is_file()
+    ]
     if not paths:
+        pattern = RUNS / "*" / names[0]
+        train = "`ensemble-kit train`"
+        if pattern.name != validation_name(None):
+            train = f"`ensemble-kit train --predict-dtype {wanted[0]}`"
         raise SelectionError(
-            f"There are no predictions: {RUNS / pattern} matches nothing in {Path.cwd()}.",
-            hint="Name predictions files, or change to a folder where `ensemble-kit train` ran.",
+            f"There are no predictions: {pattern} matches nothing in {Path.cwd()}.",
+            hint=f"Name predictions files, or change to a folder where {train} ran.",
         )
     return paths
 
@@ -63,7 +81,7 @@ def select(
     *,
     output: AnyPath,
     max_size: int | None = None,
-    dtype: Dtype = DTYPE,
+    dtype: Dtype | Auto | Sequence[Dtype] = DTYPE,
     mixing: Mixing = MIXING,
     coefficients: Mapping[str, float] | None = None,
     strategy: Strategy | None = None,
@@ -84,18 +102,23 @@ def select(
 ) -> SelectionMetadata:
     """Choose members and write the selection.
 
-    Of up to 12 candidates, every ensemble that fits is measured and the best is chosen. Of more,
-    unless another ``strategy`` is named, the rule is WILLOW's (arXiv:1706.06905) under a limit:
-    start from the best single candidate that fits, and add the candidate that gives the best GAP@k
-    of the mean of all members' probabilities; each candidate at most once. A candidate whose bytes
-    do not fit in what is left of the limit is skipped. The search ends when no addition raises the
-    GAP. Of equal GAPs (nearer than 1e-12) the ensemble with fewer bytes wins, then the first by
-    name.
+    Of up to 12 candidates, every ensemble that fits is measured and the best is chosen; in several
+    precisions, of as many as have no more ensembles. Of more, unless another ``strategy`` is named,
+    the rule is WILLOW's (arXiv:1706.06905) under a limit: start from the best single candidate that
+    fits, and add the candidate that gives the best GAP@k of the mean of all members' probabilities;
+    each candidate at most once. A candidate whose bytes do not fit in what is left of the limit is
+    skipped. The search ends when no addition raises the GAP. Of equal GAPs (nearer than 1e-12) the
+    ensemble with fewer bytes wins, then the first by name.
 
     The mean is uniform; or S3's, whose coefficients are ``GAP_i / sum_j GAP_j`` of the members' own
     GAPs (uniform where all of those are 0); or members are chosen by the uniform mean and then its
     coefficients are optimised. Probabilities are summed in float64. In CSV files a class that a
     video does not list counts as 0; a class that no member lists is not pooled.
+
+    Where there are several precisions, a candidate stands in each, with the bytes that it takes
+    and the probabilities that it has in it, and is a member in one of them at most. Strategies that
+    add one after the other then also search among the candidates of each precision alone, and the
+    best of all these is chosen.
 
     With ``coefficients`` nothing is searched for: the members are those that have one.
 
@@ -103,9 +126,11 @@ def select(
         predictions_paths: The candidates: predictions files of the kit, CSV files in the
             challenge's format, ``.npy`` or ``.npz``, of the same videos in any order.
         output: The ``selection.json`` to write.
-        max_size: Maximum size of the members together, in bytes; None means 1 GiB, and that a
-            candidate of unknown size counts 0 bytes unless ``sizes`` are given.
-        dtype: The type that members will be stored in.
+        max_size: Maximum size of the fused file, in bytes; None means 1 GiB, and that a candidate
+            of unknown size counts 0 bytes unless ``sizes`` are given.
+        dtype: The precision that members will be stored in, or several, in each of which every
+            candidate must have been measured; ``auto`` takes bf16, int8 and int4 as far as
+            candidates were.
         mixing: ``uniform``, ``gap`` or ``optimised``.
         coefficients: The mixing coefficient of each member by name, in place of a search; above 0,
             with a sum of 1, 0.01 more or less, and scaled to that. Only ``mixing``, ``strategy``,
@@ -156,15 +181,17 @@ def select(
     known = read_candidates(
         [Path(path) for path in predictions_paths],
         labels_path=labels_path,
-        dtype=dtype,
+        dtypes=dtypes_of(dtype),
+        needs_all=dtype != "auto",
         sizes=sizes or {},
         has_limit=max_size is not None or bool(sizes) or criterion == "gain-per-byte",
         exclude=exclude,
         intersect=intersect,
     )
     if strategy is None:
-        is_exact = len(known.candidates) <= MOST_EXACT and criterion == "gain"
-        strategy = "exhaustive" if is_exact else "greedy"
+        names = [candidate.name for candidate in known.candidates]
+        is_small = num_ensembles(names, len(names)) <= 2**MOST_EXACT
+        strategy = "exhaustive" if is_small and criterion == "gain" else "greedy"
     rules = _rules(
         known,
         strategy=strategy if coefficients is None else "given",
@@ -179,11 +206,19 @@ def select(
     judge = Judge.of(read_tables(known, _parts(known, confirm), k=top_k), top_k)
     outcome = _search(judge, known, mixing if coefficients is None else coefficients, rules)
     selection = Writer(known, judge, outcome, output.parent, resamples, seed).selection(
-        dtype=dtype, confirm=confirm, labels_path=labels_path, excluded=tuple(exclude)
+        confirm=confirm, labels_path=labels_path, excluded=tuple(exclude)
     )
     if not keep_same or read_selection(output) != selection:
         write_selection(output, selection, force=force)
     return selection
+
+
+def dtypes_of(dtype: Dtype | Auto | Sequence[Dtype]) -> tuple[Dtype, ...]:
+    """Return the precisions that candidates may stand in."""
+    if dtype == "auto":
+        return DTYPES_OF_AUTO
+    asked = (dtype,) if isinstance(dtype, str) else dtype
+    return tuple(each for each in DTYPES if each in asked)
 
 
 def _refuse_criterion(strategy: Strategy | None, criterion: Criterion) -> None:
@@ -240,8 +275,15 @@ def _rules(
             hint="Raise --max-members, or start with fewer.",
         )
     places = {candidate.name: index for index, candidate in enumerate(known.candidates)}
+    names = [candidate.name for candidate in known.candidates]
     role = "{} is given a coefficient" if strategy == "given" else "{} is a member to start with"
     refuse_unknown(start, list(places), role)
+    unclear = next((name for name in start if names.count(name) > 1), None)
+    if unclear is not None:
+        raise SelectionError(
+            f"{role.format(repr(unclear))}, but stands in several precisions.",
+            hint="Name one precision with --dtype.",
+        )
     if len(set(start)) < len(start):
         twice = next(name for name in start if start.count(name) > 1)
         raise SelectionError(
@@ -290,13 +332,14 @@ def _search(
         singles = list(
             threads.map(lambda index: judge.gaps([Term(index, 1.0)]), range(len(known.candidates)))
         )
-    fits = [candidate.num_bytes <= rules.limit for candidate in known.candidates]
+    room = rules.limit - known.shared_bytes
+    fits = [candidate.num_bytes <= room for candidate in known.candidates]
     gaps = [single.chosen_by for single in singles]
     if isinstance(mixing, str):
         weights = search_weights(mixing, gaps, fits)
     else:  # the weight of one that is no member changes nothing, but may not be 0
         weights = [mixing.get(candidate.name, 1.0) for candidate in known.candidates]
-    search = Search(judge.chosen_by, known.candidates, weights, rules)
+    search = Search(judge.chosen_by, known.candidates, weights, rules, known.shared_bytes)
     search.know(gaps)
     chosen = search.run()
     greedy = None

@@ -12,7 +12,7 @@ from ensemble_kit.serving.session import METADATA_PREFIX, no_metadata
 from ensemble_kit.store.provenance import OnnxMetadata, ProofMetadata
 from ensemble_kit.validation import complaints
 
-TEXTS = frozenset({"kit_version", "dtype", "draw_source", "fused_sha256"})  # all others are JSON
+TEXTS = frozenset({"kit_version", "draw_source", "fused_sha256"})  # all others are JSON
 
 
 def properties_of(metadata: OnnxMetadata) -> dict[str, str]:

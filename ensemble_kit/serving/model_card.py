@@ -15,6 +15,7 @@ from ensemble_kit.store.provenance import (
     MemberMetadata,
     OnnxMetadata,
     ValidationMetadata,
+    dtypes_of,
 )
 from ensemble_kit.wording import counted, printable
 
@@ -139,7 +140,8 @@ def _facts(path: Path, metadata: OnnxMetadata) -> str:
     ]
     size = sum(sizes)
     rows.append(("size of all that is needed", f"{size:,} bytes ({format_size(size)})"))
-    rows.append(("weights", f"stored as {metadata.dtype}, computed in float32"))
+    precisions = " and ".join(dtypes_of(metadata.members))
+    rows.append(("weights", f"stored as {precisions}, computed in float32"))
     if metadata.draws:
         rows.append(("repeats", f"{metadata.repeats} random frame samples, averaged"))
         rows.append(("draw source", DRAW_SOURCES[metadata.draw_source]))
@@ -172,12 +174,15 @@ def _members(metadata: OnnxMetadata) -> str:
             member.name,
             f"{member.coefficient:.4f}",
             _origin(member),
+            member.dtype,
             f"{member.num_values:,}",
             f"`{member.checkpoint.sha256}`",
         )
         for member in metadata.members
     ]
-    return _table(("member", "coefficient", "recipe", "numbers", "SHA-256 of checkpoint"), rows)
+    return _table(
+        ("member", "coefficient", "recipe", "precision", "numbers", "SHA-256 of checkpoint"), rows
+    )
 
 
 def _origin(member: MemberMetadata) -> str:

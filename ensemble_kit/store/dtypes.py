@@ -6,7 +6,6 @@ nothing in this folder imports torch; torch calls each type by ``StorageType.num
 """
 
 from collections.abc import Mapping
-from math import ceil
 from types import MappingProxyType
 from typing import NamedTuple, get_args
 
@@ -61,19 +60,11 @@ BY_SAFETENSORS: Mapping[str, StorageType] = MappingProxyType(
 BY_NUMPY: Mapping[str, StorageType] = MappingProxyType({t.numpy: t for t in STORAGE_TYPES})
 BY_ONNX: Mapping[int, StorageType] = MappingProxyType({t.onnx_number: t for t in STORAGE_TYPES})
 FLOATING = frozenset(t.safetensors for t in STORAGE_TYPES if t.is_floating)
-DTYPES: tuple[Dtype, ...] = get_args(Dtype)
-# int8 and int4: with scales; the small rest, which is bf16, is not counted
-BITS_PER_VALUE: Mapping[Dtype, float] = MappingProxyType(
-    {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8.125, "int4": 4.5}
-)
-
-
-def counted_bytes(num_values: int, dtype: Dtype) -> int:
-    """Return the bytes that numbers of a model take in a precision."""
-    return ceil(num_values * BITS_PER_VALUE[dtype] / 8)
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)  # finest first
+BLOCK_DTYPES: frozenset[Dtype] = frozenset({"int8", "int4"})  # matrices in blocks, the rest in bf16
 
 
 def types_of_weights(dtype: Dtype) -> tuple[StorageType, ...]:
     """Return the types that weights are stored in; blocks have bf16 beside."""
-    names = (dtype, "bf16") if dtype in ("int8", "int4") else (dtype,)
+    names = (dtype, "bf16") if dtype in BLOCK_DTYPES else (dtype,)
     return tuple(BY_NAME[name] for name in names)

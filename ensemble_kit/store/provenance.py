@@ -4,7 +4,7 @@ All paths in metadata are relative to the folder of the file that holds it, and 
 ``/`` on every system, so that a workspace can be moved, and read on another system.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from os.path import relpath
 from pathlib import Path
 from types import MappingProxyType
@@ -24,10 +24,11 @@ from ensemble_kit.choices import (
 )
 from ensemble_kit.data.schema import MAX_CLASSES, Names, Schema
 from ensemble_kit.files import sha256_of
-from ensemble_kit.store.dtypes import DTYPES, counted_bytes
+from ensemble_kit.store.dtypes import BLOCK_DTYPES, DTYPES
 from ensemble_kit.store.workspace import RUN_NAME
 
 ModelKind = Literal["checkpoint", "foreign", "fused", "onnx"]
+FUSIBLE: tuple[ModelKind, ...] = ("checkpoint", "foreign")  # what can be a member
 # Where batch-norm statistics come from: training, or the rule of an average.
 BatchNormSource: TypeAlias = Literal["trained", BatchNormRule]
 # What numbers may be: a file that was damaged, or made to harm, may say of 10^80 repeats.
@@ -206,22 +207,29 @@ class ModelMetadata(Metadata):
         kind: What kind of file it is.
         num_values: Numbers that ``fuse`` will store for it in its precision: parameters and
             statistics.
-        fixed_bytes: What else ``fuse`` will store for it, which no precision changes: the graph of
-            a foreign model, with its integers and trees.
+        bytes_by_dtype: What a fused file takes for it in each precision, to the byte, beside
+            ``shared_bytes``; None of a model that cannot be fused.
+        shared_bytes: What a fused file takes once for all of its members.
+        dtype: The precision that its weights were rounded to before it ran; None where it ran as
+            its file stores it.
         repeats: Draws whose probabilities were averaged; 1 where nothing is drawn.
     """
 
     file: FileMetadata
     kind: ModelKind
     num_values: Count
-    fixed_bytes: Annotated[int, Field(ge=0)] = 0
+    bytes_by_dtype: dict[Dtype, Count] | None = None
+    shared_bytes: Count = 0
+    dtype: Dtype | None = None
     repeats: Repeats
 
-    def bytes_by_dtype(self) -> dict[str, int] | None:
-        """Return what ``fuse`` will store for it in each precision; None where it is not known."""
-        if not self.num_values and not self.fixed_bytes:  # an exported file, which is not fused
-            return None
-        return {dtype: counted_bytes(self.num_values, dtype) + self.fixed_bytes for dtype in DTYPES}
+    def measures(self, dtype: Dtype) -> bool:
+        """Return whether its predictions are those of a member that is stored in a precision.
+
+        Weights as they were trained also stand for fp16 and bf16, which round every number by less
+        than a hundredth.
+        """
+        return dtype == self.dtype or (self.dtype in (None, "fp32") and dtype not in BLOCK_DTYPES)
 
 
 class ShardMetadata(Metadata):
@@ -269,6 +277,7 @@ class MemberMetadata(Metadata):
     """One member of a fused graph.
 
     Attributes:
+        dtype: The precision that it is stored in.
         recipe: The recipe it was trained with; None for a foreign model.
         mapping: The mapping of a foreign model; None for all others.
         checkpoint: The file that it was fused from, imported or trained.
@@ -276,6 +285,7 @@ class MemberMetadata(Metadata):
 
     name: RunName
     coefficient: float
+    dtype: Dtype
     recipe: RecipeMetadata | None
     mapping: MappingMetadata | None = None
     checkpoint: FileMetadata
@@ -286,6 +296,17 @@ class MemberMetadata(Metadata):
         if (self.recipe is None) == (self.mapping is None):
             raise ValueError(f"member {self.name} needs either a recipe or a mapping")
         return self
+
+
+def dtypes_of(members: Iterable[MemberMetadata]) -> tuple[Dtype, ...]:
+    """Return the precisions that some members are stored in, each once, finest first."""
+    found = {member.dtype for member in members}
+    return tuple(dtype for dtype in DTYPES if dtype in found)
+
+
+def has_blocks(members: Iterable[MemberMetadata]) -> bool:
+    """Return whether some member has matrices in blocks."""
+    return any(member.dtype in BLOCK_DTYPES for member in members)
 
 
 class ValidationMetadata(Metadata):
@@ -310,7 +331,6 @@ class FusedMetadata(Metadata):
     """The metadata of a fused file.
 
     Attributes:
-        dtype: The type its weights are stored in.
         members: The members in selection's order; their coefficients sum to 1.
         data_schema: Its modalities and its classes.
         selection: The selection it was fused from.
@@ -320,7 +340,6 @@ class FusedMetadata(Metadata):
 
     kind: Literal["fused"] = "fused"
     kit_version: str
-    dtype: Dtype
     members: Annotated[tuple[MemberMetadata, ...], Field(min_length=1)]
     data_schema: Schema
     selection: FileMetadata | None
@@ -393,7 +412,6 @@ class OnnxMetadata(Metadata):
     """The metadata of an ONNX file, which has one property for each field.
 
     Attributes:
-        dtype: The type its weights are stored in.
         members: The members in selection's order; their coefficients sum to 1.
         data_schema: Its modalities and its classes.
         label_names: The classes' names, for servers that read no schema.
@@ -410,7 +428,6 @@ class OnnxMetadata(Metadata):
     """
 
     kit_version: str
-    dtype: Dtype
     members: tuple[MemberMetadata, ...]
     data_schema: Schema
     label_names: Names

@@ -22,6 +22,7 @@ class SelectedMetadata(Metadata):
 
     Attributes:
         name: The name of its predictions.
+        dtype: The precision that it was chosen in; None where no model of the kit made it.
         coefficient: What its probabilities are multiplied by; the coefficients sum to 1.
         bytes: What it will take in the fused file; 0 where its size is not known.
         gap: The GAP of the member alone, on all videos.
@@ -31,6 +32,7 @@ class SelectedMetadata(Metadata):
     """
 
     name: str
+    dtype: Dtype | None
     coefficient: float
     bytes: int
     gap: float
@@ -38,15 +40,29 @@ class SelectedMetadata(Metadata):
     predictions: FileMetadata
     model: ModelMetadata | None
 
+    @model_validator(mode="after")
+    def _agrees(self) -> "SelectedMetadata":
+        if (
+            self.model is not None
+            and self.dtype is not None
+            and not self.model.measures(self.dtype)
+        ):
+            measured = self.model.dtype or "the precision of its checkpoint"
+            raise ValueError(
+                f"member {self.name} is in {self.dtype}, but was measured in {measured}"
+            )
+        return self
+
 
 class StepMetadata(Metadata):
     """One addition, and the ensemble of all members so far.
 
     Attributes:
         added: The member's name; with replacement it may be added more than once.
+        dtype: Its precision, as in ``SelectedMetadata``.
         gap: The GAP of the ensemble.
         gain: What the addition changed; for the first step, its GAP.
-        bytes: What all members of the ensemble take.
+        bytes: What the ensemble takes, with what its members share.
         confirmed_gap: The GAP on the held-out videos; None where none were held out.
         confirmed_gain: The gain on the held-out videos; None where none were held out.
         interval: A bootstrap interval of the GAP, on the held-out videos if there are any, else on
@@ -56,6 +72,7 @@ class StepMetadata(Metadata):
     """
 
     added: str
+    dtype: Dtype | None
     gap: float
     gain: float
     bytes: int
@@ -71,12 +88,14 @@ class FrontierMetadata(Metadata):
 
     Attributes:
         members: Their names; with replacement a name may be there more than once.
+        dtypes: The precision of each, as in ``SelectedMetadata``.
         gap: The GAP of the ensemble.
         confirmed_gap: The GAP on the held-out videos; None where none were held out.
-        bytes: What the members take together.
+        bytes: What the ensemble takes, with what its members share.
     """
 
     members: tuple[str, ...]
+    dtypes: tuple[Dtype | None, ...]
     gap: float
     confirmed_gap: float | None
     bytes: int
@@ -86,11 +105,12 @@ class CandidateMetadata(Metadata):
     """A candidate that selection could choose.
 
     Attributes:
+        dtype: The precision that it stands in, as in ``SelectedMetadata``.
         gap: The GAP of the candidate alone.
         confirmed_gap: The GAP on the held-out videos; None where none were held out.
         bytes: What it would take in the fused file; 0 where its size is not known.
-        bytes_by_dtype: What it would take in each type; None where no model of the kit made the
-            predictions.
+        bytes_by_dtype: What it would take in each precision; None where no model of the kit made
+            the predictions.
         num_values: How many numbers ``fuse`` would store for it; None as for ``bytes_by_dtype``.
         skipped: Why it is not a member; None for a member.
         predictions: The file of its predictions, its path relative to the selection.
@@ -99,6 +119,7 @@ class CandidateMetadata(Metadata):
     """
 
     name: str
+    dtype: Dtype | None
     gap: float
     confirmed_gap: float | None
     bytes: int
@@ -222,8 +243,8 @@ class SelectionMetadata(Metadata):
 
     Attributes:
         k: The k of every GAP@k in it.
-        dtype: The type that members' bytes were counted in.
-        max_size: Maximum size of the members together, in bytes.
+        dtypes: The precisions that candidates stand in, finest first.
+        max_size: Maximum size of the fused file, in bytes.
         mixing: How the members' probabilities are mixed: ``uniform`` is their mean, ``gap`` weights
             each by its own GAP, ``optimised`` by coefficients that were optimised, ``given`` by
             coefficients that ``select`` was given.
@@ -236,10 +257,13 @@ class SelectionMetadata(Metadata):
         positives: The number of their labels.
         left_out: The number of videos that not every file has.
         gap: The GAP of the members' weighted mean, on all videos.
-        bytes: What all members take together.
+        bytes: What the fused file takes: its members, and what they share.
+        shared_bytes: What they share; 0 where no candidate can be fused.
         members: The members, in the order in which they were added.
         path: The additions that led to the members.
         frontier: For each size, the best ensemble measured that is no larger.
+        frontiers: The same for the ensembles of each one precision; empty where candidates stand in
+            one only.
         candidates: The candidates, best first.
         confirm: How the videos were split; None where no videos were held out.
         bootstrap: How intervals were made.
@@ -250,7 +274,7 @@ class SelectionMetadata(Metadata):
     kind: Literal["selection"] = "selection"
     kit_version: str
     k: TopK
-    dtype: Dtype
+    dtypes: tuple[Dtype, ...]
     max_size: int
     mixing: Mixing | Given
     rule: str
@@ -263,9 +287,11 @@ class SelectionMetadata(Metadata):
     positives: Count
     gap: float
     bytes: Count
+    shared_bytes: Count
     members: Annotated[tuple[SelectedMetadata, ...], Field(min_length=1)]
     path: tuple[StepMetadata, ...]
     frontier: tuple[FrontierMetadata, ...]
+    frontiers: dict[Dtype, tuple[FrontierMetadata, ...]]
     candidates: tuple[CandidateMetadata, ...]
     confirm: ConfirmMetadata | None
     bootstrap: BootstrapMetadata
@@ -278,6 +304,16 @@ class SelectionMetadata(Metadata):
         if len(set(names)) < len(names):
             raise ValueError(f"two members share a name: {', '.join(names)}")
         return self
+
+    @property
+    def precisions(self) -> str:
+        """The precisions that members are in, in words; empty where no model of the kit is one."""
+        found = {member.dtype for member in self.members}
+        return " and ".join(dtype for dtype in self.dtypes if dtype in found)
+
+    def label(self, name: str, dtype: Dtype | None) -> str:
+        """Return what to call a candidate: its name, with its precision if there are several."""
+        return name if dtype is None or len(self.dtypes) < 2 else f"{name} ({dtype})"
 
 
 def read_selection(path: Path) -> SelectionMetadata:

@@ -269,11 +269,15 @@ def stream_tensors(
     metadata: TensorMetadata,
     *,
     final_metadata: "Callable[[], TensorMetadata] | None" = None,
+    room: int = 0,
 ) -> None:
-    """Write a tensor file into one that ``written_aside`` has made; see ``write_tensors``."""
+    """Write a tensor file into one that ``written_aside`` has made.
+
+    See ``write_tensors`` for the arguments, and ``header_of`` for ``room``.
+    """
     # wide types first, so that every tensor is aligned
     ordered = sorted(specs.items(), key=lambda item: (-item[1].storage_type.num_bytes, item[0]))
-    header = header_of(ordered, metadata)
+    header = header_of(ordered, metadata, room=room)
     with aside.open("wb") as file:
         file.write(header)
         for name, spec in ordered:
@@ -288,7 +292,7 @@ def stream_tensors(
                     hint="Copy the files that it is made from again from where they are whole.",
                 )
         if final_metadata is not None:
-            final = header_of(ordered, final_metadata())
+            final = header_of(ordered, final_metadata(), room=room)
             assert len(final) == len(header)
             file.seek(0)
             file.write(final)
@@ -310,12 +314,17 @@ def header_of(
     offset = 0
     for name, spec in ordered:
         end = offset + spec.num_bytes
-        header[name] = {"dtype": spec.dtype, "shape": spec.shape, "data_offsets": (offset, end)}
+        header[name] = header_entry(spec, offset, end)
         offset = end
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)  # safetensors aligns the first tensor to 8 bytes
     encoded += b" " * (room - 8 - len(encoded))
     return len(encoded).to_bytes(8, "little") + encoded
+
+
+def header_entry(spec: TensorSpec, start: int, end: int) -> dict[str, Any]:
+    """Return what a header says of a tensor whose bytes lie between two places."""
+    return {"dtype": spec.dtype, "shape": spec.shape, "data_offsets": (start, end)}
 
 
 def spec_of(tensor: "np.ndarray[Any, Any] | torch.Tensor") -> TensorSpec:

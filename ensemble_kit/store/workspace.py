@@ -10,7 +10,9 @@ from os.path import exists, isdir
 from pathlib import Path
 from typing import TextIO
 
+from ensemble_kit.choices import Dtype
 from ensemble_kit.errors import CheckpointError, OutputError, TrainingError
+from ensemble_kit.store.dtypes import DTYPES
 
 RUN_NAME = r"[A-Za-z0-9_][A-Za-z0-9_-]*"
 RUNS = Path("runs")
@@ -19,6 +21,11 @@ FUSED = Path("ensemble") / "fused.safetensors"
 ONNX = Path("ensemble") / "ensemble.onnx"
 REPORT = Path("ensemble") / "report.html"
 LONGEST_RUN_NAME = 200  # what is made of it may have 255 bytes
+
+
+def validation_name(dtype: Dtype | None) -> str:
+    """Return the name of a run's validation predictions in a precision; None as it was trained."""
+    return "validation.safetensors" if dtype is None else f"validation-{dtype}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,11 @@ class RunFolder:
     @property
     def validation(self) -> Path:
         """The averaged checkpoint's predictions on the validation records."""
-        return self.path / "validation.safetensors"
+        return self.path / validation_name(None)
+
+    def validation_in(self, dtype: Dtype) -> Path:
+        """The same of its weights rounded to a precision."""
+        return self.path / validation_name(dtype)
 
     def checkpoint(self, step: int) -> Path:
         """The checkpoint of one step; names sort by step."""
@@ -155,7 +166,7 @@ class RunFolder:
 
     def _outputs(self) -> list[Path]:
         outputs = (self.state, self.checkpoints, self.metrics, self.tensorboard, self.ema,
-                   self.averaged, self.validation)  # fmt: skip
+                   self.averaged, self.validation, *map(self.validation_in, DTYPES))  # fmt: skip
         return [path for path in outputs if exists(path)]
 
 

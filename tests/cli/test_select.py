@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import bytes_by_dtype
 
 from ensemble_kit.cli import main
 from ensemble_kit.data.labels import LabelLists
@@ -35,6 +36,7 @@ def workspace(tmp_path, monkeypatch):
                 file=FileMetadata(path="averaged.safetensors", sha256="a" * 64),
                 kind="checkpoint",
                 num_values=2**19,
+                bytes_by_dtype=bytes_by_dtype(2**20),
                 repeats=1,
             ),
             force=False,

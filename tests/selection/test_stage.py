@@ -6,6 +6,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+from builders import bytes_by_dtype
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import gap_loops, greedy_loops, mixed_loops
@@ -32,7 +33,13 @@ POSITIVES = [{0}, {1, 4}, {2}, {0, 3}]
 def write_own(path, rows, *, ids=VIDEOS, positives=POSITIVES, name=None, size=100, names="vwxyz"):
     """Write predictions of a model that takes ``size`` bytes in bf16; None for no model."""
     file = FileMetadata(path=f"{path.stem}/averaged.safetensors", sha256="a" * 64)
-    model = ModelMetadata(file=file, kind="checkpoint", num_values=(size or 0) // 2, repeats=1)
+    model = ModelMetadata(
+        file=file,
+        kind="checkpoint",
+        num_values=(size or 0) // 2,
+        bytes_by_dtype=bytes_by_dtype(size or 0),
+        repeats=1,
+    )
     write_predictions(
         path,
         ids=ids,
