@@ -103,8 +103,8 @@ def _has(recipe: object, key: str) -> bool:
 def _select(folder: Path, output: str, members: Sequence[str]) -> None:
     """Write a selection as if ``ensemble-kit select`` had chosen the members."""
     from ensemble_kit.files import sha256_of
-    from ensemble_kit.networks.weights import count_stored
-    from ensemble_kit.store.provenance import FileMetadata, ModelMetadata
+    from ensemble_kit.networks.fused_member import model_metadata
+    from ensemble_kit.store.provenance import FileMetadata
     from ensemble_kit.store.selection_file import (
         BootstrapMetadata,
         FrontierMetadata,
@@ -119,31 +119,33 @@ def _select(folder: Path, output: str, members: Sequence[str]) -> None:
     for name in members:
         path = folder / f"{name}.safetensors"
         with open_tensors(path) as file:
-            count = count_stored(file)
+            model = model_metadata(file, folder, repeats=1)
         found = FileMetadata(path=path.name, sha256=sha256_of(path))
         selected.append(
             SelectedMetadata(
-                name=name, coefficient=1 / len(members), bytes=2 * count, gap=0.5, gap_without=0.5,
-                predictions=found,
-                model=ModelMetadata(file=found, kind="checkpoint", num_values=count, repeats=1),
+                name=name, dtype="bf16", coefficient=1 / len(members),
+                bytes=model.bytes_by_dtype["bf16"], gap=0.5, gap_without=0.5, predictions=found,
+                model=model,
             )
         )  # fmt: skip
     record = SelectionMetadata(
-        kit_version="0", k=20, dtype="bf16", max_size=2**30, mixing="uniform", rule="All.",
+        kit_version="0", k=20, dtypes=("bf16",), max_size=2**30, mixing="uniform", rule="All.",
         search=SearchMetadata(
             strategy="greedy", criterion="gain", max_members=None, beam_width=None, start=(),
             excluded=(), evaluations=0, greedy_gap=None,
         ),
         dataset_sha256="0" * 64, vocabulary_sha256=None, labels=None, videos=1, positives=1,
-        gap=0.5, bytes=sum(member.bytes for member in selected), members=tuple(selected), path=(),
+        gap=0.5, bytes=model.shared_bytes + sum(member.bytes for member in selected),
+        shared_bytes=model.shared_bytes, members=tuple(selected), path=(),
         frontier=tuple(
             FrontierMetadata(
-                members=tuple(members[: count + 1]), gap=0.5 + 0.01 * count, confirmed_gap=None,
-                bytes=sum(member.bytes for member in selected[: count + 1]),
+                members=tuple(members[: count + 1]), dtypes=("bf16",) * (count + 1), gap=0.5 + 0.01 * count, confirmed_gap=None,
+                bytes=model.shared_bytes
+                + sum(member.bytes for member in selected[: count + 1]),
             )
             for count in range(len(members))
         ),
-        candidates=(), confirm=None,
+        frontiers={}, candidates=(), confirm=None,
         bootstrap=BootstrapMetadata(resamples=0, level=0.95, seed=0), optimised=None,
         truncation=None,
     )  # fmt: skip

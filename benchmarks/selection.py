@@ -163,7 +163,7 @@ def select_ours(paths: Sequence[Path], case: Case) -> Figures:
     from ensemble_kit.selection.table import read_tables
 
     start = time.perf_counter()
-    known = read_candidates(paths, labels_path=None, dtype="bf16", sizes={}, has_limit=False)
+    known = read_candidates(paths, labels_path=None, dtypes=("bf16",), sizes={}, has_limit=False)
     (table,) = read_tables(known, [np.ones(case.num_videos, np.bool_)], k=K)
     prepared = time.perf_counter()
     rules = Rules(

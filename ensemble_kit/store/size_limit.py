@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from ensemble_kit.choices import Dtype
+from ensemble_kit.choices import DTYPES_OF_AUTO, Dtype
 from ensemble_kit.errors import SizeLimitError
 from ensemble_kit.files import format_size
-from ensemble_kit.store.dtypes import DTYPES
 from ensemble_kit.store.provenance import MemberMetadata
 from ensemble_kit.store.selection_file import FrontierMetadata, SelectedMetadata, SelectionMetadata
 
@@ -95,7 +94,9 @@ class _Advice:
 
     def finest_that_fits(self) -> list[tuple[Dtype, int]]:
         """Return the finest precision in which all members fit, if any, and their size in it."""
-        sizes = [(dtype, self.num_bytes(dict.fromkeys(self.dtypes, dtype))) for dtype in DTYPES]
+        sizes = [
+            (dtype, self.num_bytes(dict.fromkeys(self.dtypes, dtype))) for dtype in DTYPES_OF_AUTO
+        ]
         return [(dtype, size) for dtype, size in sizes if size and size <= self._room][:1]
 
     def _fits_without(self, member: SelectedMetadata) -> bool:

@@ -81,7 +81,11 @@ def test_the_limit_and_the_type_are_options(runner, workspace):
     assert result.exit_code == 0, result.output
     printed = json.loads(result.stdout)
     assert printed == json.loads((workspace / "s.json").read_text())
-    assert (printed["max_size"], printed["dtype"], printed["bytes"]) == (3 * 2**20, "fp32", 2**21)
+    assert (printed["max_size"], printed["dtypes"], printed["bytes"]) == (
+        3 * 2**20,
+        ["fp32"],
+        2**21,
+    )
     assert [member["name"] for member in printed["members"]] == ["gru"]
 
 

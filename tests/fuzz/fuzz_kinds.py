@@ -128,7 +128,7 @@ def _score_beside(good: Path, labels: Path | None = None) -> Callable[[Path], No
         candidates = read_candidates(
             [good, path],
             labels_path=labels,
-            dtype="bf16",
+            dtypes=("bf16",),
             sizes={},
             has_limit=False,
             intersect=True,

@@ -55,6 +55,7 @@ def write_fused(path, members, dtype):
         MemberMetadata(
             name=name,
             coefficient=coefficient,
+            dtype=dtype,
             recipe=model.recipe.metadata,
             checkpoint=FileMetadata(path="x", sha256="0" * 64),
             num_values=sum(tensor.numel() for tensor in model.state_dict().values()),
@@ -63,7 +64,6 @@ def write_fused(path, members, dtype):
     )
     metadata = FusedMetadata(
         kit_version="0.0",
-        dtype=dtype,
         members=records,
         data_schema=SCHEMA,
         selection=None,

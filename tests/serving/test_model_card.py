@@ -84,6 +84,7 @@ def test_the_card_says_what_the_file_is_and_where_it_comes_from(card, exported, 
             member.name,
             f"{member.coefficient:.4f}",
             f"`{member.recipe.name}`",
+            "bf16",
             f"{member.num_values:,}",
             f"`{member.checkpoint.sha256}`",
         ]
