@@ -3,6 +3,7 @@
 It needs neither torch nor records: a server needs this module, what it imports, and the ONNX file.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -94,7 +95,7 @@ class OnnxEnsemble:
         properties = _properties(Path(path))
         if low_memory is None:
             low_memory = properties.get("weights_file", "null") != "null"
-        has_blocks = properties.get("dtype") in FORMATS
+        has_blocks = _has_blocks(properties)
         self.computes = "packed" if has_blocks and computes != "float32" else "float32"
         options = onnxruntime.SessionOptions()
         if self.computes == "packed":
@@ -260,6 +261,14 @@ def _open(
             raise
         # before 1.21 ONNX Runtime does not know the setting
     return open_model(path)
+
+
+def _has_blocks(properties: Mapping[str, str]) -> bool:
+    """Return whether some member has matrices in blocks, by the file's own metadata."""
+    try:
+        return any(member["dtype"] in FORMATS for member in json.loads(properties["members"]))
+    except (KeyError, TypeError, ValueError):
+        return False  # damaged; what reads the metadata strictly says so
 
 
 def _properties(path: Path) -> dict[str, str]:
