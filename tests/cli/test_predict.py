@@ -1,17 +1,23 @@
 """ensemble-kit predict, and evaluate on models: one score whatever the file, batch and shard."""
 
 import json
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
-from workspace_fixture import MEMBERS, NUM_VIDEOS, write_selection_of
+import torch
+from workspace_fixture import MEMBERS, NUM_VIDEOS, TRAINING, write_selection_of
 
 from ensemble_kit.cli import main
+from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.tfrecord import read_records, write_records
 from ensemble_kit.export.stage import export_onnx
 from ensemble_kit.fusion.stage import fuse
+from ensemble_kit.networks.loading import load_fused_member
+from ensemble_kit.networks.running import runner as runner_of
 from ensemble_kit.predictions.file import read_predictions
+from ensemble_kit.store.provenance import FusedMetadata
+from ensemble_kit.store.tensor_files import open_tensors
 
 TEST = "data/test/*.tfrecord"
 ORDER = 1e-6  # float32 sums in another order: some eps of a probability
@@ -202,3 +208,80 @@ def test_the_file_to_write_is_not_optional(runner, forms, own_workspace):
 
     assert result.exit_code == 2
     assert result.stderr.endswith("Error: Missing option '-o' / '--output'.\n")
+
+
+def test_a_member_is_predicted_as_the_fused_file_would_store_it(predict, workspace, fused):
+    checkpoint = workspace.averaged("vlad")
+
+    rounded = predict(checkpoint, TEST, "--dtype", "int4")
+
+    plain = predict(checkpoint, TEST)
+    assert any(np.abs(rounded[video] - plain[video]).max() > 1e-4 for video in plain)
+    predictions = read_predictions(checkpoint.parent / "validation.safetensors")
+    assert predictions.metadata.model.dtype is None
+    with open_tensors(fused["int4"].path) as file, torch.inference_mode():
+        metadata = file.metadata_as(FusedMetadata)
+        member = next(each for each in metadata.members if each.name == "vlad")
+        model = load_fused_member(file, member, metadata.data_schema)
+    run = runner_of(model, model.draws_for("vlad", repeats=1), "cpu")
+    for batch in Records([TEST]).batches(128):
+        assert_alike(rounded, dict(zip(batch.ids, run(batch), strict=True)))
+
+
+def test_predictions_name_the_precision_that_was_run(runner, workspace, tmp_path, monkeypatch):
+    monkeypatch.chdir(workspace.path)
+    output = tmp_path / "p.safetensors"
+
+    words = ["predict", str(workspace.averaged("rnn")), TEST, "--dtype", "int8", "-o", str(output)]
+    assert runner.invoke(main, words).exit_code == 0
+
+    assert read_predictions(output).metadata.model.dtype == "int8"
+
+
+@pytest.mark.parametrize(("kind", "what"), [("fused", "a fused"), ("onnx", "an ONNX")])
+def test_an_ensembles_file_is_not_rounded_again(kind, what, runner, forms, own_workspace):
+    result = runner.invoke(
+        main, ["predict", str(forms[kind]), TEST, "-o", "p.csv", "--dtype", "int8"]
+    )
+
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"Error: {forms[kind]} is {what} file, whose weights are rounded already; it cannot be run "
+        "in int8.\nLeave out --dtype, or name a checkpoint.\n"
+    )
+    assert not (own_workspace.path / "p.csv").exists()
+
+
+def test_a_finished_run_is_predicted_in_more_precisions(runner, own_workspace, monkeypatch):
+    runs = own_workspace.path / "runs"
+    words = ["train", "recipes/mean.toml", "recipes/rnn.toml", *TRAINING, "--keep", "4"]
+
+    result = runner.invoke(main, [*words, "--predict-dtype", "int8,int4"])
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("was already finished") == 2
+    for name, dtype in product(("mean", "rnn"), ("int8", "int4")):
+        metadata = read_predictions(runs / name / f"validation-{dtype}.safetensors").metadata
+        assert (metadata.name, metadata.model.dtype) == (name, dtype)
+    result = runner.invoke(main, ["select", "--dtype", "auto", "--json", "--exclude", "bag"])
+    assert result.exit_code == 0, result.output
+    assert set(json.loads(result.stdout)["dtypes"]) == {"bf16", "int8", "int4"}
+    result = runner.invoke(main, ["fuse"])
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("command", ["train", "select"])
+def test_a_precision_that_is_none_is_refused(command, runner, own_workspace):
+    words = {
+        "train": ["train", "recipes/mean.toml", *TRAINING, "--predict-dtype", "int8,int3"],
+        "select": ["select", "--dtype", "int8,int3"],
+    }[command]
+
+    result = runner.invoke(main, words)
+
+    assert result.exit_code == 1
+    option, end = ("--predict-dtype", "") if command == "train" else ("--dtype", ", or auto")
+    assert result.stderr == (
+        f"Error: 'int3' in {option} int8,int3 is no precision.\nName some of fp32, fp16, bf16, "
+        f"int8, int4, with commas between{end}.\n"
+    )
