@@ -139,7 +139,8 @@ def _select(folder: Path, output: str, members: Sequence[str]) -> None:
         shared_bytes=model.shared_bytes, members=tuple(selected), path=(),
         frontier=tuple(
             FrontierMetadata(
-                members=tuple(members[: count + 1]), dtypes=("bf16",) * (count + 1), gap=0.5 + 0.01 * count, confirmed_gap=None,
+                members=tuple(members[: count + 1]), dtypes=("bf16",) * (count + 1),
+                gap=0.5 + 0.01 * count, confirmed_gap=None,
                 bytes=model.shared_bytes
                 + sum(member.bytes for member in selected[: count + 1]),
             )
