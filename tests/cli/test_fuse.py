@@ -64,6 +64,7 @@ def test_given_coefficients_and_what_is_too_near_0_for_fp16_are_said(runner, mon
         2**20,
         2**30,
         ("a", "b"),
+        ("fp16", "fp16"),
         Loss(0.5, 0.25),
         ("member_a.x", "member_a.y"),
         "given",
@@ -86,7 +87,9 @@ def test_given_coefficients_and_what_is_too_near_0_for_fp16_are_said(runner, mon
 
 
 def test_a_thousandth_of_gap_may_be_lost_unless_another_limit_is_given(runner, monkeypatch):
-    fused = FusedFile(Path("f.safetensors"), 2**20, 2**30, ("a",), Loss(0.0, 0.0), (), "gap")
+    fused = FusedFile(
+        Path("f.safetensors"), 2**20, 2**30, ("a",), ("bf16",), Loss(0.0, 0.0), (), "gap"
+    )
     asked = {}
     monkeypatch.setattr(
         "ensemble_kit.fusion.stage.fuse", lambda *_, **options: asked.update(options) or fused
@@ -126,9 +129,11 @@ def test_over_the_limit_nothing_is_written_and_the_exit_code_is_1(runner, select
     assert (result.exit_code, result.stdout) == (1, "")
     assert re.fullmatch(
         r"Error: The fused file has \d{3},\d{3} bytes \(7\d\d\.\d KiB\), \d+,\d{3} bytes "
-        r"\(\d+\.\d KiB\) over the limit of 700\.0 KiB\. Of what selection measured, rnn \+ bag "
-        r"would fit and score best: GAP@20 0\.7449 in \d+\.\d KiB\.\n"
-        r"Select and fuse again with --dtype bf16 --max-size 716800, or raise --max-size here\.\n",
+        r"\(\d+\.\d KiB\) over the limit of 700\.0 KiB\. Without vlad it would fit and lose the "
+        r"least: GAP@20 0\.5000, 0\.2500 less\. In int8 all would fit, in 4\d\d\.\d KiB\. Of what "
+        r"selection measured, rnn \+ bag would fit and score best: GAP@20 0\.7449 in \d+\.\d "
+        r"KiB\.\nFuse with --dtype int8, select again with --max-size 716800, or raise --max-size "
+        r"here\.\n",
         result.stderr,
     )
     assert [path.name for path in selected.parent.iterdir()] == ["selection.json"]
@@ -141,7 +146,7 @@ def test_selecting_as_the_message_says_makes_room(runner, selected):
     limit = selected.with_name("fused.safetensors").stat().st_size - 1
 
     refused = runner.invoke(main, ["fuse", "--force", "--max-size", str(limit)])
-    hint = re.search(r"--dtype bf16 --max-size (\d+), or", refused.stderr)
+    hint = re.search(r"select again with --max-size (\d+), or", refused.stderr)
     again = runner.invoke(main, ["select", "--dtype", "bf16", "--max-size", hint[1], "--force"])
     fused = runner.invoke(main, ["fuse", "--force", "--max-size", str(limit)])
 
