@@ -87,7 +87,7 @@ class _Limit(NamedTuple):
     """The size limit of an export, and what its message needs.
 
     Attributes:
-        max_size: The most bytes that all files needed to run may have.
+        max_size: Maximum size of all files needed to run, in bytes.
         fused_bytes: The size of the fused file.
         selection: The selection of its members, if it is still there.
     """

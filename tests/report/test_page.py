@@ -127,7 +127,7 @@ def test_a_candidate_has_its_gaps_parameters_bytes_in_each_type_and_why_it_is_no
     assert [row[1] for row in rows] == [one.name for one in chosen.selection.candidates]
     place = [row[1] for row in rows].index(NAMES[2])
     assert rows[place][4:] == [
-        "3,000,000", "11.4 MiB", "5.7 MiB", "5.7 MiB", "2.9 MiB", "1.6 MiB", "-",
+        "3,000,000", "11.4 MiB", "5.7 MiB", "5.7 MiB", "2.9 MiB", "1.4 MiB", "-",
         "It takes 5.7 MiB, but only 4.8 MiB remain.",
     ]  # fmt: skip
 
