@@ -77,7 +77,7 @@ def test_the_card_says_what_the_file_is_and_where_it_comes_from(card, exported, 
     assert row(card, "weights")[1] == "stored as bf16, computed in float32"
     assert row(card, "repeats")[1] == "3 random frame samples, averaged"
     assert row(card, "draw source")[1].startswith("a table of uniform numbers in the file")
-    assert row(card, "GAP@20 on validation")[1].startswith("0.7500 on 1 videos, 1 draw a video: ")
+    assert row(card, "GAP@20 on validation")[1].startswith("0.7500 on 1 video, 1 draw a video: ")
     assert row(card, "exported from a fused file")[1] == f"SHA-256 `{metadata.fused_sha256}`"
     for member in metadata.members:
         assert row(card, member.name) == [
