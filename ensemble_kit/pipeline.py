@@ -90,7 +90,7 @@ def train(
             predict(run.averaged, plan.validation, run.validation, device=plan.device)
     for dtype in predict_dtypes:
         path = run.validation_in(dtype)
-        if not path.exists():
+        if not exists(path):
             predict(run.averaged, plan.validation, path, dtype=dtype, device=plan.device)
     if winner is not None:
         return FinishedRun(trained, averaged, winner.gap)

@@ -38,7 +38,13 @@ def run_quickly(script, data, out):
     ("script", "records", "names", "shards"),
     [
         ("audioset.sh", "audioset/frame", "audioset/class_labels_indices.csv", 40),
-        ("youtube8m_video.sh", "yt8m/video", "yt8m/label_names_2018.csv", 1),
+        pytest.param(  # the same stages
+            "youtube8m_video.sh",
+            "yt8m/video",
+            "yt8m/label_names_2018.csv",
+            1,
+            marks=pytest.mark.exhaustive,
+        ),
     ],
 )
 def test_an_example_ends_with_a_table_of_every_model(
@@ -60,8 +66,10 @@ def test_an_example_ends_with_a_table_of_every_model(
         *(("ensemble", form) for form in ("fused fp32", "fused bf16", "fused int8", "onnx")),
     }
     stages = [line.split("\t")[0] for line in (out / "seconds.tsv").read_text().splitlines()]
-    assert stages[-7:] == [
-        "select", "fuse fp32", "fuse bf16", "fuse int8", "export", "export once", "report",
+    assert stages[-13:] == [
+        "select", "fuse fp32", "fuse bf16", "fuse int8", "export", "export once",
+        "select bf16", "fuse bf16", "evaluate bf16", "select auto", "fuse auto", "evaluate auto",
+        "report",
     ]  # fmt: skip
 
 

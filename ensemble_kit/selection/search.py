@@ -147,12 +147,14 @@ class Search:
         """Return what the strategy chooses among the candidates of each precision alone.
 
         It adds the best candidate that fits, so that it would rather fill the limit with a few fine
-        members than with many coarse ones.
+        members than with many coarse ones. Where no candidate stands in several precisions there
+        is nothing to compare; one that has none, such as a CSV, goes with each.
         """
-        precisions = dict.fromkeys(candidate.dtype for candidate in self.candidates)
-        if len(precisions) < 2 or self.dtypes is not None:
+        is_free = max(Counter(each.name for each in self.candidates).values()) > 1
+        if not is_free or self.dtypes is not None:
             return []
-        alone = [replace(self, dtypes=frozenset({dtype})) for dtype in precisions]
+        precisions = dict.fromkeys(each.dtype for each in self.candidates if each.dtype is not None)
+        alone = [replace(self, dtypes=frozenset({dtype, None})) for dtype in precisions]
         return [found for each in alone if (found := each._beam(start, width)).terms]
 
     def _nothing(self) -> Ensemble:

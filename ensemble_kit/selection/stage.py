@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from os.path import exists
+from os.path import exists, isfile
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +62,7 @@ def find_predictions(dtype: Dtype | Auto | Sequence[Dtype] = DTYPE) -> list[Path
         folder / name
         for folder in sorted(RUNS.glob("*"))
         for name in names
-        if (folder / name).is_file()
+        if isfile(folder / name)
     ]
     if not paths:
         pattern = RUNS / "*" / names[0]

@@ -41,7 +41,8 @@ def test_one_recipe_that_fails_does_not_stop_the_rest(runner, own_workspace):
 def test_an_index_trains_that_recipe_alone(runner, own_workspace, monkeypatch):
     trained = []
     monkeypatch.setattr(
-        "ensemble_kit.cli.train._train_one", lambda plan, *, force: trained.append(plan.run.name)
+        "ensemble_kit.cli.train._train_one",
+        lambda plan, dtypes, *, force: trained.append(plan.run.name),
     )
     words = ["train", "recipes/mean.toml", "recipes/bag.toml", *TRAINING, "-o", "elsewhere"]
 

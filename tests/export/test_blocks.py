@@ -1,5 +1,7 @@
 """Which uses of a matrix in blocks are packed, and how that is counted."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -70,7 +72,8 @@ def run(proto, tmp_path, x):
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     (output,) = session.run(None, {"x": x})
-    return output, shares_of_run(tmp_path / session.end_profiling(), {"w": SIZE})
+    nothing_plain = SimpleNamespace(members=())
+    return output, shares_of_run(tmp_path / session.end_profiling(), nothing_plain, {"w": SIZE})
 
 
 def node(operator, inputs, output, **attributes):

@@ -35,7 +35,7 @@ from ensemble_kit.training.optimisation import clip_each
 MODELS = Path(__file__).resolve().parents[2] / "models"
 ON_DISK = sorted(
     path.relative_to(MODELS).with_suffix("").as_posix()
-    for path in MODELS.rglob("*.toml")
+    for path in MODELS.glob("*/*.toml")
     if path.name != "ensembles.toml"
 )
 ROWS = {

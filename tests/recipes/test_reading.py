@@ -20,7 +20,7 @@ from ensemble_kit.recipes.reading import (
 from ensemble_kit.store.provenance import RecipeMetadata
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
-SHIPPED = sorted(path for path in MODELS.rglob("*.toml") if path.name != "ensembles.toml")
+SHIPPED = sorted(path for path in MODELS.glob("*/*.toml") if path.name != "ensembles.toml")
 TRAINING_KEYS = (
     "batch_size, learning_rate, learning_rate_decay, examples_per_decay, max_steps, clip_norm, "
     "l2_penalty, batch_norm_momentum, checkpoint_every, average_last, schedule, "
@@ -84,10 +84,11 @@ def test_every_shipped_recipe_is_read_and_none_is_missed():
         assert recipe.source.paper
 
 
-def test_nothing_but_recipes_and_ensembles_lies_in_models():
+def test_nothing_but_recipes_ensembles_and_a_template_lies_in_models():
     files = sorted(path for path in MODELS.rglob("*") if path.is_file())
 
-    assert files == sorted([*SHIPPED, *MODELS.glob("*/ensembles.toml")])
+    ensembles = MODELS.glob("*/ensembles.toml")
+    assert files == sorted([*SHIPPED, *ensembles, MODELS / "template.toml"])
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("nonlocal/")])
