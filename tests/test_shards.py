@@ -282,8 +282,14 @@ def kill_at_random(command, folder, kills, seed):
     subprocess.run(command, check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("jobs", [[], ["--jobs", "2"]], ids=["one process", "two jobs"])
-@pytest.mark.parametrize("kills", [2, pytest.param(30, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize(
+    ("jobs", "kills"),
+    [
+        pytest.param([], 2, id="one process"),
+        pytest.param([], 30, id="one process, often", marks=pytest.mark.exhaustive),
+        pytest.param(["--jobs", "2"], 30, id="two jobs, often", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_a_kill_at_any_moment_loses_and_doubles_nothing(data, records, tmp_path, jobs, kills):
     predict_shards(data / "model.safetensors", records, tmp_path / "expected", batch_size=1)
     out = tmp_path / "killed"
