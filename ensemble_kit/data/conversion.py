@@ -1,6 +1,5 @@
 """A user's own features and labels to records in the challenge's format."""
 
-import csv
 import hashlib
 import math
 import os
@@ -20,18 +19,20 @@ from ensemble_kit.csv_lines import LABELS_HEADER, class_index, id_lines
 from ensemble_kit.data.encode import HIGH, LOW, Encoder, dequantise, quantise, record_schema
 from ensemble_kit.data.schema import (
     GRAPH_NAMES,
+    LABEL_NAMES,
     MAX_CLASSES,
     MAX_FRAMES,
     MAX_WIDTH,
     MODALITY_NAME,
     Schema,
     read_label_names,
+    write_label_names,
     write_schema,
 )
 from ensemble_kit.data.sources import READERS, joined_by_id, videos_of
 from ensemble_kit.data.tfrecord import RecordWriter
 from ensemble_kit.errors import RecordError, shown
-from ensemble_kit.files import folder_written_aside, written_aside
+from ensemble_kit.files import folder_written_aside
 from ensemble_kit.progress import progress
 from ensemble_kit.wording import counted
 
@@ -182,10 +183,10 @@ def convert(
             )
         stack.close()
         schema = writing.schema(num_classes, names)
-        file = "label_names.csv" if names else None
+        file = LABEL_NAMES if names else None
         write_schema(schema, aside / "schema.toml", label_names_file=file, force=False)
         if names:
-            _write_names(aside / "label_names.csv", names)
+            write_label_names(aside / LABEL_NAMES, names, force=False)
     videos = {name: writing.counts[name] for name in shares}
     return Converted(folder, schema, videos, writing.num_cut, writing.quantisation())
 
@@ -428,13 +429,3 @@ def _said(value: object) -> str:
     if not isinstance(value, dict):
         return str(value)
     return ", ".join(f"{name} {each}" for name, each in value.items())
-
-
-def _write_names(path: Path, names: Sequence[str]) -> None:
-    with (
-        written_aside(path, force=False) as aside,
-        aside.open("w", encoding="utf-8", newline="") as file,
-    ):
-        csv.writer(file, lineterminator="\n").writerows(
-            [("label_id", "label_name"), *enumerate(names)]
-        )

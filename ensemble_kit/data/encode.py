@@ -12,6 +12,8 @@ from ensemble_kit.data.protos import Feature, RawExample
 from ensemble_kit.data.schema import Modality, Schema
 
 LOW, HIGH = -2.0, 2.0  # what the challenge's bytes cover
+DEQUANTISATION_SCALE = 4.0 / 255.0
+DEQUANTISATION_OFFSET = 4.0 / 512.0 - 2.0
 
 
 def quantise(values: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -25,7 +27,8 @@ def dequantise(values: NDArray[np.uint8]) -> NDArray[np.float32]:
 
     It lies 4/512 above the inverse of ``quantise``.
     """
-    return values.astype(np.float32) * np.float32(4 / 255) + np.float32(4 / 512 - 2)
+    scaled = values.astype(np.float32) * np.float32(DEQUANTISATION_SCALE)
+    return scaled + np.float32(DEQUANTISATION_OFFSET)
 
 
 def record_schema(

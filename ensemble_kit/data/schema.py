@@ -28,6 +28,7 @@ from ensemble_kit.wording import counted
 
 MAX_FRAMES = 300  # what the starter code of YouTube-8M reads of a video
 # Beyond every data set, and small enough that a mistyped number fills no memory.
+LABEL_NAMES = "label_names.csv"  # the names of the classes, beside schema.toml
 MAX_CLASSES, MAX_WIDTH = 1_000_000, 1_000_000
 # What the first column of a file of classes is called; a plain list has no such line.
 INDEX_COLUMNS = frozenset({"index", "id", "label", "label_id", "class", "class_id"})
@@ -261,6 +262,20 @@ def write_schema(
         lines += [f"{key} = {_toml(value)}" for key, value in modality.model_dump().items()]
     with written_aside(path, force=force) as aside:
         aside.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+
+
+def write_label_names(path: Path, names: Sequence[str], *, force: bool) -> None:
+    """Write the names of the classes as a CSV file that ``read_label_names`` reads.
+
+    Raises:
+        OutputError: ``path`` exists and ``force`` is False, or the disk refuses the file.
+    """
+    with (
+        written_aside(path, force=force) as aside,
+        aside.open("w", encoding="utf-8", newline="") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([("label_id", "label_name"), *enumerate(names)])
 
 
 def read_label_names(path: Path, num_classes: int | None = None) -> tuple[str, ...]:

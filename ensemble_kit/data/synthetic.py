@@ -10,13 +10,11 @@ prototype, in one of three ways that suit different sub-models:
   prototypes and differ in which comes first, which only a recurrent sub-model can distinguish.
 """
 
-import csv
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +28,10 @@ from ensemble_kit.choices import (
     SYNTHETIC_WIDTHS,
     Level,
 )
-from ensemble_kit.data.encode import quantise
-from ensemble_kit.data.protos import SequenceExample
-from ensemble_kit.data.schema import Modality, Schema, write_schema
+from ensemble_kit.data.encode import HIGH, LOW, Encoder, quantise, record_schema
+from ensemble_kit.data.schema import LABEL_NAMES, Schema, write_label_names, write_schema
 from ensemble_kit.data.tfrecord import write_records
-from ensemble_kit.files import refuse_overwrite, written_aside
+from ensemble_kit.files import refuse_overwrite
 
 SIGNS = ("steady", "burst", "order")
 LABELS_BEYOND_FIRST = 2.0  # mean of a Poisson law: 3 labels a video, as YouTube-8M has
@@ -86,21 +83,19 @@ def synthesize(
         for stale in sorted((folder / split).glob("*.tfrecord")):
             refuse_overwrite(stale, force=force)
             stale.unlink()  # one left of a run with more shards would be read with the new ones
+    names = tuple(f"{SIGNS[index % 3]} {index}" for index in range(num_classes))
+    types = dict.fromkeys(modalities, "uint8" if level == "frame" else "float32")
+    schema = record_schema(
+        modalities, types, level=level, label_names=names, num_classes=num_classes
+    )
     world = World.draw(modalities, num_classes, label_skew, seed)
     for split, count in num_videos.items():
         bounds = np.linspace(0, count, min(num_shards, count) + 1, dtype=int).tolist()
         for shard, (start, stop) in enumerate(pairwise(bounds)):
-            records = _records(world, split, range(start, stop), frames, level, seed)
+            records = _records(world, split, range(start, stop), frames, schema, seed)
             write_records(folder / split / f"{split}{shard:04d}.tfrecord", records, force=force)
-    names = tuple(f"{SIGNS[index % 3]} {index}" for index in range(num_classes))
-    with (
-        written_aside(folder / "label_names.csv", force=force) as aside,
-        aside.open("w", encoding="utf-8", newline="") as file,
-    ):
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([("label_id", "label_name"), *enumerate(names)])
-    schema = _schema(modalities, level, names)
-    write_schema(schema, folder / "schema.toml", label_names_file="label_names.csv", force=force)
+    write_label_names(folder / LABEL_NAMES, names, force=force)
+    write_schema(schema, folder / "schema.toml", label_names_file=LABEL_NAMES, force=force)
     return schema
 
 
@@ -167,49 +162,21 @@ def _records(
     split: str,
     numbers: range,
     frames: tuple[int, int],
-    level: str,
+    schema: Schema,
     seed: int,
 ) -> Iterator[bytes]:
+    encoder = Encoder(schema)
     for number in numbers:
         random = np.random.default_rng((seed, 1, zlib.crc32(split.encode()), number))
         classes = world.labels(random)
         num_frames = int(random.integers(frames[0], frames[1] + 1))
         values = world.video(classes, num_frames, random)
-        example = SequenceExample()
-        _add(example, b"id").bytes_list.value.append(f"{split}{number:06d}".encode())
-        _add(example, b"labels").int64_list.value.extend(classes)
         ends = np.cumsum(list(world.widths.values())).tolist()
+        shown = {}
         for (name, width), end in zip(world.widths.items(), ends, strict=True):
             part = values[:, end - width : end]
-            if level == "video":
-                mean = np.clip(part, -2, 2).mean(axis=0)
-                _add(example, f"mean_{name}".encode()).float_list.value.extend(mean.tolist())
-                continue
-            entry = example.feature_lists.feature_list.add(key=name.encode())
-            for frame in quantise(part):
-                entry.value.feature.add().bytes_list.value.append(frame.tobytes())
-        yield example.SerializeToString()
-
-
-def _add(example: Any, key: bytes) -> Any:
-    return example.context.feature.add(key=key).value
-
-
-def _schema(modalities: Mapping[str, int], level: Level, names: tuple[str, ...]) -> Schema:
-    is_frame = level == "frame"
-    return Schema(
-        level=level,
-        modalities=tuple(
-            Modality(
-                name=name,
-                key=name if is_frame else f"mean_{name}",
-                width=width,
-                value_type="uint8" if is_frame else "float32",
-            )
-            for name, width in modalities.items()
-        ),
-        id_key="id",
-        labels_key="labels",
-        num_classes=len(names),
-        label_names=names,
-    )
+            if schema.level == "video":
+                shown[name] = np.clip(part, LOW, HIGH).mean(axis=0, keepdims=True)
+            else:
+                shown[name] = quantise(part)
+        yield encoder.encode(f"{split}{number:06d}", classes, shown)

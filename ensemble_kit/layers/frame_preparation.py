@@ -6,10 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ensemble_kit.data.encode import DEQUANTISATION_OFFSET, DEQUANTISATION_SCALE
 from ensemble_kit.layers.normalisation import l2_normalise
-
-DEQUANTISATION_SCALE = 4.0 / 255.0
-DEQUANTISATION_OFFSET = 4.0 / 512.0 - 2.0
 
 
 class PreparedFrames(NamedTuple):
