@@ -120,10 +120,7 @@ def written_aside(path: Path, *, force: bool) -> Iterator[Path]:
         aside.replace(target)
         _flush_folder(target.parent)
     except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written: {error.strerror or error}.",
-            hint="Free some space or name another folder; nothing was left half-written.",
-        ) from error
+        raise _unwritten(path, error) from error
     finally:
         with suppress(FileNotFoundError):
             aside.unlink()
@@ -167,10 +164,7 @@ def folder_written_aside(path: Path, *, force: bool) -> Iterator[Path]:
         aside.replace(path)
         _flush_folder(path.parent)
     except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written: {error.strerror or error}.",
-            hint="Free some space or name another folder; nothing was left half-written.",
-        ) from error
+        raise _unwritten(path, error) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         os.close(handle)
@@ -217,6 +211,13 @@ def _refuse(path: Path, error: OSError) -> NoReturn:
     raise OutputError(
         f"{path} cannot be written: {reason}.", hint="Name a folder you may write to."
     ) from error
+
+
+def _unwritten(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{path} cannot be written: {error.strerror or error}.",
+        hint="Free some space or name another folder; nothing was left half-written.",
+    )
 
 
 def _locked_part(target: Path) -> tuple[int, Path]:

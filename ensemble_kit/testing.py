@@ -48,7 +48,7 @@ def check_set_pooling(pooling: SetPooling, *, num_features: int) -> None:
     """
     module = _module(pooling).eval()
     rng = torch.Generator().manual_seed(0)
-    frames = torch.randn(len(LENGTHS), max(LENGTHS), num_features, generator=rng)
+    frames = _frames(num_features, rng)
     weights = mark_frames(torch.tensor(LENGTHS), max(LENGTHS)).unsqueeze(1).float()
     with torch.no_grad():
         pooled = _pool(pooling, frames, weights)
@@ -73,8 +73,7 @@ def check_set_pooling(pooling: SetPooling, *, num_features: int) -> None:
             alone = _pool(pooling, drawn, torch.ones(1, 1, drawn.shape[1]))
             _require_equal(together[:, row], alone[:, 0], "when frames are drawn, not weighted")
 
-        nothing = _pool(pooling, frames, torch.zeros_like(weights))
-        assert nothing.isfinite().all(), "A video of no frames gives numbers that are not finite."
+        _require_finite(_pool(pooling, frames, torch.zeros_like(weights)))
     _require_gradients(module, lambda: _pool(pooling, frames, weights))
 
 
@@ -89,18 +88,11 @@ def check_sequence_pooling(pooling: SequencePooling, *, num_features: int) -> No
         AssertionError: It is not what ``SequencePooling`` describes.
     """
     module = _module(pooling).eval()
-    rng = torch.Generator().manual_seed(0)
-    frames = torch.randn(len(LENGTHS), max(LENGTHS), num_features, generator=rng)
-    lengths = torch.tensor(LENGTHS)
-    with torch.no_grad():
-        pooled = pooling(frames, lengths)
-        _require_shape(pooled, (len(LENGTHS), pooling.output_size), "the pooling")
-        for video, length in enumerate(LENGTHS):
-            alone = pooling(frames[video : video + 1, :length], lengths[video : video + 1])
-            _require_equal(alone[0], pooled[video], "without the padding")
-        nothing = pooling(frames, torch.zeros_like(lengths))
-    assert nothing.isfinite().all(), "A video of no frames gives numbers that are not finite."
-    _require_gradients(module, lambda: pooling(frames, lengths))
+    frames = {"": _frames(num_features, torch.Generator().manual_seed(0))}
+    _check_reader(
+        module, lambda given, num_frames: pooling(given[""], num_frames), frames,
+        size=pooling.output_size, what="the pooling",
+    )  # fmt: skip
 
 
 def check_gating(gating: Gating, *, num_features: int) -> None:
@@ -139,7 +131,7 @@ def check_head(head: Head, *, num_features: int, num_classes: int) -> None:
         probabilities = head(features)
         _require_shape(probabilities, (3, 2, num_classes), "the head")
         _require_equal(head(features[1]), probabilities[1], "alone")
-    assert bool(((probabilities >= 0) & (probabilities <= 1)).all()), "Not all are within [0, 1]."
+    _require_probabilities(probabilities)
     known = {id(parameter) for parameter in module.parameters()}
     assert {id(kernel) for kernel in head.regularised()} <= known, (
         "regularised returns a tensor that is no parameter of the head."
@@ -160,22 +152,9 @@ def check_model(model: Model, *, widths: Mapping[str, int], num_classes: int) ->
     """
     module = _module(model).eval()
     rng = torch.Generator().manual_seed(0)
-    frames = {
-        name: torch.randn(len(LENGTHS), max(LENGTHS), width, generator=rng)
-        for name, width in widths.items()
-    }
-    lengths = torch.tensor(LENGTHS)
-    with torch.no_grad():
-        probabilities = model(frames, lengths)
-        _require_shape(probabilities, (len(LENGTHS), num_classes), "the model")
-        for video, length in enumerate(LENGTHS):
-            own = {name: values[video : video + 1, :length] for name, values in frames.items()}
-            alone = model(own, lengths[video : video + 1])
-            _require_equal(alone[0], probabilities[video], "without the padding")
-        nothing = model(frames, torch.zeros_like(lengths))
-    assert nothing.isfinite().all(), "A video of no frames gives numbers that are not finite."
-    assert bool(((probabilities >= 0) & (probabilities <= 1)).all()), "Not all are within [0, 1]."
-    _require_gradients(module, lambda: model(frames, lengths))
+    frames = {name: _frames(width, rng) for name, width in widths.items()}
+    probabilities = _check_reader(module, model, frames, size=num_classes, what="the model")
+    _require_probabilities(probabilities)
 
 
 def check_sampling(sampling: Sampling) -> None:
@@ -261,6 +240,49 @@ def _module(part: object) -> nn.Module:
 
 def _pool(pooling: SetPooling, frames: Tensor, weights: Tensor) -> Tensor:
     return pooling.aggregate(pooling.describe(frames, weights[:, 0]), weights)
+
+
+def _frames(num_features: int, rng: torch.Generator) -> Tensor:
+    """Return frames ``(B, T, D)`` of videos of ``LENGTHS``, padding filled too."""
+    return torch.randn(len(LENGTHS), max(LENGTHS), num_features, generator=rng)
+
+
+def _check_reader(
+    module: nn.Module,
+    read: Callable[[Mapping[str, Tensor], Tensor], Tensor],
+    frames: Mapping[str, Tensor],
+    *,
+    size: int,
+    what: str,
+) -> Tensor:
+    """Check what reads frames and counts: shape, padding, no frames, gradients; return its output.
+
+    Args:
+        module: The part.
+        read: Calls it.
+        frames: ``(B, T, D)`` by modality.
+        size: How many numbers it returns of each video.
+        what: What messages call it.
+    """
+    lengths = torch.tensor(LENGTHS)
+    with torch.no_grad():
+        together = read(frames, lengths)
+        _require_shape(together, (len(LENGTHS), size), what)
+        for video, length in enumerate(LENGTHS):
+            own = {name: values[video : video + 1, :length] for name, values in frames.items()}
+            alone = read(own, lengths[video : video + 1])
+            _require_equal(alone[0], together[video], "without the padding")
+        _require_finite(read(frames, torch.zeros_like(lengths)))
+    _require_gradients(module, lambda: read(frames, lengths))
+    return together
+
+
+def _require_finite(of_no_frames: Tensor) -> None:
+    assert of_no_frames.isfinite().all(), "A video of no frames gives numbers that are not finite."
+
+
+def _require_probabilities(numbers: Tensor) -> None:
+    assert bool(((numbers >= 0) & (numbers <= 1)).all()), "Not all are within [0, 1]."
 
 
 def _require_shape(tensor: Tensor, shape: tuple[int, ...], what: str) -> None:

@@ -1,7 +1,5 @@
 """Refusals inside an exported graph, for servers that run it without ``OnnxEnsemble``.
 
-Imports onnx_ir only.
-
 ONNX Runtime's recurrent operators end the process (SIGSEGV) on a batch of no videos, and other
 operators fail on no videos or no frames in words about broadcasting. So the graph reads each of its
 inputs through a Reshape to the shape that the input has, with every size at least 1. That shares

@@ -17,7 +17,7 @@ from ensemble_kit.predictions.challenge_csv import read_labels_csv
 from ensemble_kit.predictions.file import Predictions, read_predictions
 from ensemble_kit.predictions.rows import Floats
 from ensemble_kit.predictions.videos import aligned, taken
-from ensemble_kit.store.dtypes import DTYPES
+from ensemble_kit.store.dtypes import finest_first
 from ensemble_kit.store.provenance import ModelMetadata
 
 NOT_THE_SAME = (
@@ -77,8 +77,7 @@ class Candidates:
     @property
     def dtypes(self) -> tuple[Dtype, ...]:
         """The precisions that candidates stand in, finest first."""
-        found = {candidate.dtype for candidate in self.candidates}
-        return tuple(dtype for dtype in DTYPES if dtype in found)
+        return finest_first(candidate.dtype for candidate in self.candidates)
 
 
 def read_candidates(

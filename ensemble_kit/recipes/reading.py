@@ -8,6 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from os.path import isfile
@@ -252,12 +253,17 @@ def _require_packages(metadata: RecipeMetadata, names: Iterable[str]) -> dict[st
                 hint=f"Install it: pip install {package}=={recorded}",
             )
         if installed != recorded:
-            LOGGER.warning(
-                "Recipe %s was trained with %s %s; %s is installed, and may compute other numbers.",
-                *(metadata.name, package, recorded, installed),
-            )
+            _warn_of_version(metadata.name, package, recorded, installed)
     found = {package: installed_version(package) for package in map(package_of, names)}
     return {package: version for package, version in found.items() if version is not None}
+
+
+@cache  # a command reads the recipe of one file several times
+def _warn_of_version(name: str, package: str, recorded: str, installed: str) -> None:
+    LOGGER.warning(
+        "Recipe %s was trained with %s %s; %s is installed, and may compute other numbers.",
+        *(name, package, recorded, installed),
+    )
 
 
 def _own_names(values: Any) -> list[str]:

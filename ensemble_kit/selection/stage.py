@@ -37,7 +37,7 @@ from ensemble_kit.selection.outcome import Outcome, Writer, distinct
 from ensemble_kit.selection.scoring import Term
 from ensemble_kit.selection.search import Rules, Search, num_ensembles
 from ensemble_kit.selection.table import NUM_THREADS, read_tables
-from ensemble_kit.store.dtypes import BLOCK_DTYPES, DTYPES
+from ensemble_kit.store.dtypes import BLOCK_DTYPES, finest_first
 from ensemble_kit.store.selection_file import SelectionMetadata, read_selection, write_selection
 from ensemble_kit.store.workspace import RUNS, validation_name
 from ensemble_kit.wording import counted
@@ -54,7 +54,7 @@ def find_predictions(dtype: Dtype | Auto | Sequence[Dtype] = DTYPE) -> list[Path
     Raises:
         SelectionError: There are none.
     """
-    wanted = dtypes_of(dtype)
+    wanted = wanted_dtypes(dtype)
     names = [validation_name(None), *map(validation_name, wanted)]
     if BLOCK_DTYPES.issuperset(wanted):
         del names[0]  # of weights as they were trained
@@ -181,7 +181,7 @@ def select(
     known = read_candidates(
         [Path(path) for path in predictions_paths],
         labels_path=labels_path,
-        dtypes=dtypes_of(dtype),
+        dtypes=wanted_dtypes(dtype),
         needs_all=dtype != "auto",
         sizes=sizes or {},
         has_limit=max_size is not None or bool(sizes) or criterion == "gain-per-byte",
@@ -213,12 +213,12 @@ def select(
     return selection
 
 
-def dtypes_of(dtype: Dtype | Auto | Sequence[Dtype]) -> tuple[Dtype, ...]:
+def wanted_dtypes(dtype: Dtype | Auto | Sequence[Dtype]) -> tuple[Dtype, ...]:
     """Return the precisions that candidates may stand in."""
     if dtype == "auto":
         return DTYPES_OF_AUTO
     asked = (dtype,) if isinstance(dtype, str) else dtype
-    return tuple(each for each in DTYPES if each in asked)
+    return finest_first(asked)
 
 
 def _refuse_criterion(strategy: Strategy | None, criterion: Criterion) -> None:

@@ -5,6 +5,8 @@ first is used, and are copied once more out of it. Weights in a second file are 
 that. A model may name any file as the second, so its own will do.
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,22 +40,20 @@ def mapped_model(path: Path) -> bytes:
         ExportError: The file is not a whole ONNX file.
     """
     with opened(path) as (file, size):
-        parts = []
-        for field, value, place in whole_fields(file, (0, size)):
-            if field == MODEL_GRAPH and isinstance(value, tuple):
-                graph = _mapped_graph(file, value, path.name)
-                parts.append(head_of(MODEL_GRAPH, len(graph)) + graph)
-            else:
-                parts.append(read_bytes(file, place))
-        return b"".join(parts)
+        mapped_tensor = partial(_mapped_tensor, location=path.name)
+        mapped_graph = partial(_replaced, wanted=GRAPH_INITIALIZER, replace=mapped_tensor)
+        return _replaced(file, (0, size), wanted=MODEL_GRAPH, replace=mapped_graph)
 
 
-def _mapped_graph(file: BinaryIO, graph: Place, location: str) -> bytes:
+def _replaced(
+    file: BinaryIO, message: Place, *, wanted: int, replace: Callable[[BinaryIO, Place], bytes]
+) -> bytes:
+    """Return a message with another content in each of its fields of one number."""
     parts = []
-    for field, value, place in whole_fields(file, graph):
-        if field == GRAPH_INITIALIZER and isinstance(value, tuple):
-            tensor = _mapped_tensor(file, value, location)
-            parts.append(head_of(GRAPH_INITIALIZER, len(tensor)) + tensor)
+    for field, value, place in whole_fields(file, message):
+        if field == wanted and isinstance(value, tuple):
+            content = replace(file, value)
+            parts.append(head_of(wanted, len(content)) + content)
         else:
             parts.append(read_bytes(file, place))
     return b"".join(parts)

@@ -5,7 +5,7 @@ is looked up in two tables is sooner or later missing in one. Torch's types are 
 nothing in this folder imports torch; torch calls each type by ``StorageType.numpy``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple, get_args
 
@@ -62,6 +62,12 @@ BY_ONNX: Mapping[int, StorageType] = MappingProxyType({t.onnx_number: t for t in
 FLOATING = frozenset(t.safetensors for t in STORAGE_TYPES if t.is_floating)
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)  # finest first
 BLOCK_DTYPES: frozenset[Dtype] = frozenset({"int8", "int4"})  # matrices in blocks, the rest in bf16
+
+
+def finest_first(dtypes: Iterable[str | None]) -> tuple[Dtype, ...]:
+    """Return the precisions among some values, each once, finest first."""
+    found = set(dtypes)
+    return tuple(dtype for dtype in DTYPES if dtype in found)
 
 
 def types_of_weights(dtype: Dtype) -> tuple[StorageType, ...]:

@@ -24,7 +24,7 @@ from ensemble_kit.choices import (
 )
 from ensemble_kit.data.schema import MAX_CLASSES, Names, Schema
 from ensemble_kit.files import sha256_of
-from ensemble_kit.store.dtypes import BLOCK_DTYPES, DTYPES
+from ensemble_kit.store.dtypes import BLOCK_DTYPES, finest_first
 from ensemble_kit.store.workspace import RUN_NAME
 
 ModelKind = Literal["checkpoint", "foreign", "fused", "onnx"]
@@ -300,8 +300,7 @@ class MemberMetadata(Metadata):
 
 def dtypes_of(members: Iterable[MemberMetadata]) -> tuple[Dtype, ...]:
     """Return the precisions that some members are stored in, each once, finest first."""
-    found = {member.dtype for member in members}
-    return tuple(dtype for dtype in DTYPES if dtype in found)
+    return finest_first(member.dtype for member in members)
 
 
 def has_blocks(members: Iterable[MemberMetadata]) -> bool:
