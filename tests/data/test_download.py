@@ -1,16 +1,14 @@
 """Downloads from a local server that drops connections, sends wrong bytes, and is asked by two."""
 
-import base64
 import hashlib
 import io
 import json
 import shutil
 import tarfile
 import threading
-from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from web_site import Site
 
 from ensemble_kit.cli import main
 from ensemble_kit.data import download
@@ -30,64 +28,6 @@ def content(name, size=400_000):
     return hashlib.shake_128(name.encode()).digest(size)
 
 
-class Site:
-    """A web server on this machine.
-
-    Attributes:
-        files: The content of each file by its path.
-        answers: What the next requests of a path are answered instead: a status, ``short``, or
-            ``wrong``.
-        requests: How often each path was asked for with GET, and from which byte.
-        knows_ranges: Whether it sends the rest of a file where it is asked for that.
-    """
-
-    def __init__(self):
-        self.files = {}
-        self.answers = {}
-        self.requests = Counter()
-        self.ranges = []
-        self.knows_ranges = True
-        site = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_HEAD(self):
-                self.answer(has_body=False)
-
-            def do_GET(self):
-                site.requests[self.path] += 1
-                self.answer(has_body=True)
-
-            def answer(self, *, has_body):
-                waiting = site.answers.get(self.path, [])
-                body = site.files.get(self.path)
-                what = waiting.pop(0) if waiting and has_body else 200 if body is not None else 404
-                if what not in (200, "short", "wrong"):
-                    self.send_error(what)
-                    return
-                start = 0
-                if has_body and site.knows_ranges and "Range" in self.headers:
-                    start = int(self.headers["Range"].removeprefix("bytes=").rstrip("-"))
-                    site.ranges.append(start)
-                sent = bytes(len(body)) if what == "wrong" else body
-                self.send_response(206 if start else 200)
-                self.send_header("Content-Length", str(len(body) - start))
-                md5 = base64.b64encode(hashlib.md5(body).digest()).decode()
-                self.send_header("x-goog-hash", f"crc32c=AAAAAA==,md5={md5}")
-                self.end_headers()
-                if has_body:
-                    self.wfile.write(
-                        sent[start : len(body) // 2] if what == "short" else sent[start:]
-                    )
-                    self.close_connection = True
-
-            def log_message(self, *arguments):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-
 @pytest.fixture
 def site(monkeypatch):
     monkeypatch.setattr(download, "FIRST_WAIT", 0.001)
@@ -102,8 +42,7 @@ def site(monkeypatch):
         VOCABULARY + "".join(f"{n},1,/m/{n},class {n},,,text\n" for n in range(3862, 4716))
     ).encode()
     yield site
-    site.server.shutdown()
-    site.server.server_close()
+    site.close()
 
 
 def fetch(site, folder, **options):

@@ -4,14 +4,13 @@ import gzip
 import os
 import threading
 import time
-from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import FileIO
 from pathlib import Path
 
 import fsspec
 import pytest
 from builders import tiny_recipe, write_checkpoint
+from web_site import Site
 
 from ensemble_kit.data import remote
 from ensemble_kit.data.dataset import Records
@@ -48,61 +47,10 @@ def bucket(folder):
     files.rm("/bucket", recursive=True)
 
 
-class Site:
-    """A web server on this machine.
-
-    Attributes:
-        files: The content of each file by its path.
-        answers: What the next requests of a path are answered instead, as a status, or ``short``.
-        requests: How often each path was asked for with GET.
-    """
-
-    def __init__(self, folder):
-        self.files = {f"/{path.name}": path.read_bytes() for path in folder.glob("*.*")}
-        self.answers = {}
-        self.requests = Counter()
-        site = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_HEAD(self):
-                self.answer(has_body=False)
-
-            def do_GET(self):
-                site.requests[self.path] += 1
-                self.answer(has_body=True)
-
-            def answer(self, *, has_body):
-                waiting = site.answers.get(self.path, [])
-                body = site.files.get(self.path)
-                answer = (
-                    waiting.pop(0) if waiting and has_body else 200 if body is not None else 404
-                )
-                if answer not in (200, "short"):
-                    self.send_error(answer)
-                    return
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.send_header("ETag", f'"{hash(body)}"')
-                self.end_headers()
-                if has_body:
-                    self.wfile.write(body[:-7] if answer == "short" else body)
-                    self.close_connection = True
-
-            def log_message(self, *arguments):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
-
-
 @pytest.fixture
 def site(folder):
-    site = Site(folder)
+    files = {f"/{path.name}": path.read_bytes() for path in folder.glob("*.*")}
+    site = Site(files, knows_ranges=False)
     yield site
     site.close()
 
