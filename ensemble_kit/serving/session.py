@@ -21,7 +21,7 @@ from ensemble_kit.serving.inputs import check_modalities, checked_feed, run_sess
 from ensemble_kit.serving.mapping import FOLDER, mapped_model
 from ensemble_kit.serving.onnx_file import read_properties
 from ensemble_kit.serving.opening import open_session
-from ensemble_kit.store.dtypes import BLOCK_DTYPES
+from ensemble_kit.store.blocks import FORMATS
 
 METADATA_PREFIX = "ensemble_kit."
 # Settings of a session: how packed products are summed, and whether products are packed at all
@@ -266,7 +266,7 @@ def _open(
 def _has_blocks(properties: Mapping[str, str]) -> bool:
     """Return whether some member has matrices in blocks, by the file's own metadata."""
     try:
-        return any(member["dtype"] in BLOCK_DTYPES for member in json.loads(properties["members"]))
+        return any(member["dtype"] in FORMATS for member in json.loads(properties["members"]))
     except (KeyError, TypeError, ValueError):
         return False  # damaged; what reads the metadata strictly says so
 
