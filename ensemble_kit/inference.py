@@ -6,6 +6,7 @@ What runs a model is imported inside the functions that do: evaluating a CSV fil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +20,8 @@ from ensemble_kit.errors import PredictionsError
 from ensemble_kit.files import refuse_overwrite
 from ensemble_kit.metrics import Metrics, MetricsAccumulator
 from ensemble_kit.predictions.challenge_csv import read_labels_csv
-from ensemble_kit.predictions.file import BLOCK_VALUES, Predictions
+from ensemble_kit.predictions.file import BLOCK_VALUES, Predictions, read_predictions
+from ensemble_kit.predictions.rows import Floats
 from ensemble_kit.predictions.videos import aligned, taken
 from ensemble_kit.predictions.writing import (
     PredictionsWriter,
@@ -29,6 +31,7 @@ from ensemble_kit.predictions.writing import (
     write_predictions,
 )
 from ensemble_kit.progress import progress
+from ensemble_kit.ranking_metrics import RankingMetrics, measure_rankings
 from ensemble_kit.store.provenance import (
     FUSIBLE,
     CheckpointMetadata,
@@ -205,6 +208,62 @@ def evaluate_predictions(
         PredictionsError: There are no labels, the videos are not the same, a label is not one of
             the predictions' classes, or a value is not a probability.
     """
+    labels = _labels_of(predictions, labels_path)
+    num_classes = max(predictions.num_classes, int(labels.classes.max()) + 1)
+    metrics = MetricsAccumulator(num_classes=num_classes, k=k)
+    for videos, rows in replace(predictions, num_classes=num_classes).blocks(block_values):
+        metrics.add(rows, labels.rows(videos.start, videos.stop))
+    return metrics.result()
+
+
+def rank_predictions(
+    predictions: Predictions, labels_path: Path | None, *, block_values: int = BLOCK_VALUES
+) -> RankingMetrics:
+    """Return what whole rankings of a predictions file say, read twice, some videos at a time.
+
+    It takes and raises what ``evaluate_predictions`` does.
+
+    Raises:
+        PredictionsError: The file lists only some classes of each video.
+    """
+    if predictions.is_sparse:
+        raise PredictionsError(
+            f"{predictions.path} lists only some classes of each video, but whole rankings need "
+            "all.",
+            hint="Predict again without --top-k into a .safetensors file, or leave out --rankings.",
+        )
+    labels = _labels_of(predictions, labels_path)
+
+    def blocks() -> Iterator[tuple[Floats, LabelLists]]:
+        for videos, rows in predictions.blocks(block_values):
+            yield rows, labels.rows(videos.start, videos.stop)
+
+    return measure_rankings(blocks, predictions.num_classes)
+
+
+def rank_model(
+    model: AnyPath,
+    records: Records,
+    *,
+    repeats: int | None = None,
+    device: str = DEVICE,
+    k: int = 20,
+) -> tuple[Metrics, RankingMetrics]:
+    """Return all metrics of a model on some records, run once.
+
+    Its probabilities are kept in a temporary file, 4 bytes for each class of each video. It takes
+    and raises what ``evaluate_model`` does.
+    """
+    with TemporaryDirectory(prefix="ensemble-kit-") as folder:
+        output = Path(folder) / "predictions.safetensors"
+        predictions = read_predictions(
+            predict(model, records, output, repeats=repeats, device=device)
+        )
+        return evaluate_predictions(predictions, None, k=k), rank_predictions(predictions, None)
+
+
+def _labels_of(predictions: Predictions, labels_path: Path | None) -> LabelLists:
+    """Return the labels of predicted videos, in their order: those of a file, or their own."""
     labels = predictions.labels
     if labels_path is not None:
         known_classes = None if predictions.is_sparse else predictions.num_classes
@@ -216,11 +275,7 @@ def evaluate_predictions(
             f"{labels_path or predictions.path} holds no labels.",
             hint="Name a CSV file of the videos' labels with --labels.",
         )
-    num_classes = max(predictions.num_classes, int(labels.classes.max()) + 1)
-    metrics = MetricsAccumulator(num_classes=num_classes, k=k)
-    for videos, rows in replace(predictions, num_classes=num_classes).blocks(block_values):
-        metrics.add(rows, labels.rows(videos.start, videos.stop))
-    return metrics.result()
+    return labels
 
 
 def evaluate_model(

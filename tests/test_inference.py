@@ -3,7 +3,7 @@ from builders import POOLINGS, tiny_recipe, tiny_records, tiny_schema, write_che
 
 from ensemble_kit.errors import OutputError, PredictionsError
 from ensemble_kit.files import sha256_of
-from ensemble_kit.inference import evaluate_predictions, predict
+from ensemble_kit.inference import evaluate_predictions, predict, rank_model, rank_predictions
 from ensemble_kit.networks.loading import load
 from ensemble_kit.predictions.file import read_predictions
 
@@ -132,3 +132,14 @@ def test_suffixes_may_be_in_upper_case_and_paths_strings(records, tmp_path):
 
     assert csv.read_text(encoding="utf-8").startswith("VideoId,LabelConfidencePairs\n")
     assert read_predictions(own).ids == tuple(video.id for video in records.videos())
+
+
+def test_a_model_run_once_has_the_metrics_of_its_predictions(records, tmp_path):
+    model, output = tmp_path / "model.safetensors", tmp_path / "predictions.safetensors"
+    write_checkpoint(model, tiny_recipe(), records.schema)
+    predictions = read_predictions(predict(model, records, output))
+
+    metrics, rankings = rank_model(model, records)
+
+    assert metrics == evaluate_predictions(predictions, None)
+    assert rankings == rank_predictions(predictions, None, block_values=50)

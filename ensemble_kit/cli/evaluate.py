@@ -28,6 +28,11 @@ from ensemble_kit.cli.options import (
     "--top-k", type=click.IntRange(min=1), default=TOP_K, show_default=True,
     help="How many of each video's best classes GAP and mAP count.",
 )  # fmt: skip
+@click.option(
+    "--rankings",
+    is_flag=True,
+    help="Also mAP, AUC, d' and lwlrap over whole rankings, as AudioSet's papers report them.",
+)
 @repeats_option
 @device_option
 @records_options
@@ -37,6 +42,7 @@ def evaluate(
     data: tuple[str, ...],
     labels: Path | None,
     top_k: int,
+    rankings: bool,
     repeats: int | None,
     device: str,
     as_json: bool,
@@ -52,10 +58,16 @@ def evaluate(
     Examples:
         ensemble-kit evaluate ensemble/ensemble.onnx 'test/*.tfrecord'
         ensemble-kit evaluate runs/willow-gru/validation.safetensors
+        ensemble-kit evaluate predictions.safetensors --rankings
         ensemble-kit evaluate predictions.csv --labels labels.csv --top-k 20 --json
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.data.dataset import Records
-    from ensemble_kit.inference import evaluate_model, evaluate_predictions
+    from ensemble_kit.inference import (
+        evaluate_model,
+        evaluate_predictions,
+        rank_model,
+        rank_predictions,
+    )
     from ensemble_kit.predictions.file import is_predictions_file, read_predictions
 
     if is_predictions_file(model_or_predictions):
@@ -63,19 +75,24 @@ def evaluate(
             raise click.UsageError(
                 "A predictions file takes no DATA; only a model is run on records."
             )
-        metrics = evaluate_predictions(read_predictions(model_or_predictions), labels, k=top_k)
+        predictions = read_predictions(model_or_predictions)
+        metrics = evaluate_predictions(predictions, labels, k=top_k)
+        whole = rank_predictions(predictions, labels) if rankings else None
     else:
         if not data:
             raise click.UsageError("Name the records to run the model on as DATA.")
         records = Records(data, **reading)
-        metrics = evaluate_model(
-            model_or_predictions, records, k=top_k, repeats=repeats, device=device
+        options: Any = {"k": top_k, "repeats": repeats, "device": device}
+        metrics, whole = (
+            rank_model(model_or_predictions, records, **options)
+            if rankings
+            else (evaluate_model(model_or_predictions, records, **options), None)
         )
         echo_skipped(records)
     if as_json:
-        click.echo(json.dumps(metrics.as_dict()))
+        click.echo(json.dumps(metrics.as_dict() | (whole.as_dict() if whole else {})))
         return
-    for name, value in (
+    rows = [
         (f"GAP@{top_k}", f"{metrics.gap:.4f}"),
         ("Hit@1", f"{metrics.hit_at_1:.4f}"),
         ("PERR", f"{metrics.perr:.4f}"),
@@ -83,5 +100,14 @@ def evaluate(
         ("videos", f"{metrics.videos:,}"),
         ("positives", f"{metrics.positives:,}"),
         ("classes with positives", f"{metrics.classes_with_positives:,}"),
-    ):
+    ]
+    if whole:
+        d_prime = "none" if whole.d_prime is None else f"{whole.d_prime:.4f}"
+        rows += [
+            ("mAP, whole rankings", f"{whole.macro_map:.4f}"),
+            ("AUC", f"{whole.auc:.4f}"),
+            ("d'", d_prime),
+            ("lwlrap", f"{whole.lwlrap:.4f}"),
+        ]
+    for name, value in rows:
         click.echo(f"{name:<22}  {value:>9}")

@@ -148,3 +148,27 @@ def test_records_are_refused_beside_predictions(runner, own):
 
     assert result.exit_code == 2
     assert "A predictions file takes no DATA; only a model is run on records." in result.stderr
+
+
+def test_whole_rankings_are_asked_for(runner, own):
+    plain = runner.invoke(main, ["evaluate", str(own), "--json"])
+    result = runner.invoke(main, ["evaluate", str(own), "--json", "--rankings"])
+    text = runner.invoke(main, ["evaluate", str(own), "--rankings"])
+
+    found = json.loads(result.stdout)
+    # class 0 has its video in place 2, class 1 in place 1, and class 2 both of its in 1 and 2
+    assert found["macro_map"] == pytest.approx((1 / 2 + 1 + 1) / 3)
+    assert {key: found[key] for key in json.loads(plain.stdout)} == json.loads(plain.stdout)
+    assert f"mAP, whole rankings        {found['macro_map']:.4f}" in text.stdout
+
+
+def test_whole_rankings_of_a_file_with_some_classes_are_refused(runner, predictions, labels):
+    arguments = ["evaluate", str(predictions), "--labels", str(labels), "--rankings"]
+
+    result = runner.invoke(main, arguments)
+
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"Error: {predictions} lists only some classes of each video, but whole rankings need "
+        "all.\nPredict again without --top-k into a .safetensors file, or leave out --rankings.\n"
+    )
