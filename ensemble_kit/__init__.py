@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
     from ensemble_kit.averaging import average_checkpoints
+    from ensemble_kit.calibration import calibrate
     from ensemble_kit.data.conversion import convert
     from ensemble_kit.data.dataset import Records
     from ensemble_kit.data.download import download_audioset, download_youtube8m
@@ -36,6 +37,7 @@ __all__ = [
     "RunPlan",
     "SubModel",
     "average_checkpoints",
+    "calibrate",
     "convert",
     "download_audioset",
     "download_youtube8m",
@@ -55,6 +57,7 @@ _HOMES: Mapping[str, str] = MappingProxyType(
         "RunPlan": "training.plan",
         "SubModel": "networks.sub_model",
         "average_checkpoints": "averaging",
+        "calibrate": "calibration",
         "convert": "data.conversion",
         "download_audioset": "data.download",
         "download_youtube8m": "data.download",

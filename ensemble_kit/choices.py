@@ -13,6 +13,7 @@ AnyPath: TypeAlias = str | os.PathLike[str]  # what every public function takes 
 Activation: TypeAlias = Literal["none", "sigmoid", "softmax"]
 Auto: TypeAlias = Literal["auto"]  # every precision that predictions were measured in
 BatchNormRule: TypeAlias = Literal["recalibrate", "average", "last"]
+CalibrationMethod: TypeAlias = Literal["auto", "none", "temperature", "platt", "isotonic"]
 Computes: TypeAlias = Literal["packed", "float32"]
 Criterion: TypeAlias = Literal["gain", "gain-per-byte"]
 Device: TypeAlias = Literal["cpu", "cuda"]
@@ -31,6 +32,7 @@ Strategy: TypeAlias = Literal["greedy", "replacement", "beam", "exhaustive"]
 
 ACTIVATION: Activation = "none"
 BATCH_NORM_RULE: BatchNormRule = "recalibrate"
+CALIBRATION_METHOD: CalibrationMethod = "auto"  # the one that is measured best
 CRITERION: Criterion = "gain"
 DEVICE: Device = "cpu"
 DRAW_SOURCE: DrawSource = "fixed"

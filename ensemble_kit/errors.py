@@ -115,6 +115,10 @@ class SelectionError(EnsembleKitError):
     """Candidates that cannot be chosen from, or a selection that no longer holds."""
 
 
+class CalibrationError(EnsembleKitError):
+    """An ensemble cannot be calibrated on some predictions."""
+
+
 class SizeLimitError(EnsembleKitError):
     """An artefact is over its byte limit, or a size cannot be read."""
 

@@ -19,10 +19,9 @@ from ensemble_kit.data.schema import check_fits
 from ensemble_kit.errors import PredictionsError
 from ensemble_kit.files import refuse_overwrite
 from ensemble_kit.metrics import Metrics, MetricsAccumulator
-from ensemble_kit.predictions.challenge_csv import read_labels_csv
 from ensemble_kit.predictions.file import BLOCK_VALUES, Predictions, read_predictions
+from ensemble_kit.predictions.labels import labels_of
 from ensemble_kit.predictions.rows import Floats
-from ensemble_kit.predictions.videos import aligned, taken
 from ensemble_kit.predictions.writing import (
     PredictionsWriter,
     csv_written,
@@ -208,7 +207,7 @@ def evaluate_predictions(
         PredictionsError: There are no labels, the videos are not the same, a label is not one of
             the predictions' classes, or a value is not a probability.
     """
-    labels = _labels_of(predictions, labels_path)
+    labels = labels_of(predictions, labels_path)
     num_classes = max(predictions.num_classes, int(labels.classes.max()) + 1)
     metrics = MetricsAccumulator(num_classes=num_classes, k=k)
     for videos, rows in replace(predictions, num_classes=num_classes).blocks(block_values):
@@ -232,7 +231,7 @@ def rank_predictions(
             "all.",
             hint="Predict again without --top-k into a .safetensors file, or leave out --rankings.",
         )
-    labels = _labels_of(predictions, labels_path)
+    labels = labels_of(predictions, labels_path)
 
     def blocks() -> Iterator[tuple[Floats, LabelLists]]:
         for videos, rows in predictions.blocks(block_values):
@@ -260,22 +259,6 @@ def rank_model(
             predict(model, records, output, repeats=repeats, device=device)
         )
         return evaluate_predictions(predictions, None, k=k), rank_predictions(predictions, None)
-
-
-def _labels_of(predictions: Predictions, labels_path: Path | None) -> LabelLists:
-    """Return the labels of predicted videos, in their order: those of a file, or their own."""
-    labels = predictions.labels
-    if labels_path is not None:
-        known_classes = None if predictions.is_sparse else predictions.num_classes
-        ids, lists = read_labels_csv(labels_path, num_classes=known_classes)
-        order = aligned(ids, labels_path, to=predictions.ids, of=predictions.path)
-        labels = taken(lists, order)
-    if labels is None or not labels.classes.size:
-        raise PredictionsError(
-            f"{labels_path or predictions.path} holds no labels.",
-            hint="Name a CSV file of the videos' labels with --labels.",
-        )
-    return labels
 
 
 def evaluate_model(

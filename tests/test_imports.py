@@ -11,8 +11,26 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "ensemble_kit"
 CONTRIBUTING = PACKAGE.parent / "CONTRIBUTING.md"
-STAGES = {"averaging", "export", "foreign", "fusion", "inference", "selection", "training"}
-NO_TORCH = {"data", "metrics", "predictions", "recipes", "runtime", "selection", "serving"}
+STAGES = {
+    "averaging",
+    "calibration",
+    "export",
+    "foreign",
+    "fusion",
+    "inference",
+    "selection",
+    "training",
+}
+NO_TORCH = {
+    "calibration",
+    "data",
+    "metrics",
+    "predictions",
+    "recipes",
+    "runtime",
+    "selection",
+    "serving",
+}
 
 
 def tree():

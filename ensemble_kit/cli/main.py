@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "select": "select",
         "fuse": "fuse",
         "export-onnx": "export_onnx",
+        "calibrate": "calibrate",
         "verify": "verify",
         "report": "report",
     }

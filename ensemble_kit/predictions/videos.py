@@ -162,3 +162,20 @@ def _can_be_kept(video: str, forbidden: frozenset[str]) -> bool:
     except UnicodeEncodeError:  # half of a surrogate pair
         return False
     return True
+
+
+def held_out(ids: Sequence[str], fraction: float) -> NDArray[np.bool_]:
+    """Return which videos are held out: those whose id's SHA-256 is in the lowest share.
+
+    The same id falls on the same side whatever else is in the file, so that candidates which are
+    added later are judged on the same videos. A random draw would need a seed and the same order.
+
+    Args:
+        ids: N video ids.
+        fraction: From 0, for none, to 1.
+    """
+    limit = int(fraction * 2**64)
+    return np.array(
+        [int.from_bytes(hashlib.sha256(id_.encode()).digest()[:8], "big") < limit for id_ in ids],
+        np.bool_,
+    )

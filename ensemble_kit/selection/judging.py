@@ -1,12 +1,10 @@
 """GAPs on the videos that selection chose by, on those it held out, and on all of them."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ensemble_kit.selection.ranking import Keys, pooled_gap
 from ensemble_kit.selection.scoring import Scorer, Term
@@ -25,23 +23,6 @@ class Gaps(NamedTuple):
     chosen_by: float
     held_out: float | None
     overall: float
-
-
-def held_out(ids: Sequence[str], fraction: float) -> NDArray[np.bool_]:
-    """Return which videos are held out: those whose id's SHA-256 is in the lowest share.
-
-    The same id falls on the same side whatever else is in the file, so that candidates which are
-    added later are judged on the same videos. A random draw would need a seed and the same order.
-
-    Args:
-        ids: N video ids.
-        fraction: From 0, for none, to 1.
-    """
-    limit = int(fraction * 2**64)
-    return np.array(
-        [int.from_bytes(hashlib.sha256(id_.encode()).digest()[:8], "big") < limit for id_ in ids],
-        np.bool_,
-    )
 
 
 @dataclass(frozen=True)

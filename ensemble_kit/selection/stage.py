@@ -31,7 +31,8 @@ from ensemble_kit.choices import (
 from ensemble_kit.errors import SelectionError
 from ensemble_kit.files import refuse_overwrite
 from ensemble_kit.predictions.candidates import Candidates, read_candidates, refuse_unknown
-from ensemble_kit.selection.judging import Judge, held_out
+from ensemble_kit.predictions.videos import held_out
+from ensemble_kit.selection.judging import Judge
 from ensemble_kit.selection.mixing import given_weights, optimised, search_weights
 from ensemble_kit.selection.outcome import Outcome, Writer, distinct
 from ensemble_kit.selection.scoring import Term

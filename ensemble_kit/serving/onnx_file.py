@@ -158,6 +158,40 @@ def add_properties(path: Path, properties: Mapping[str, str], digest: "hashlib._
         file.write(added + _property(CONTENT_SHA256, digest.hexdigest()))
 
 
+def copy_with_property(path: Path, aside: Path, key: str, text: str) -> None:
+    """Write a model again with one more property, which replaces an earlier one of that key.
+
+    Args:
+        path: A file that the kit wrote.
+        aside: The file to write.
+        key: Of the property; no other property was added after it.
+        text: Its value.
+
+    Raises:
+        ExportError: The file is no whole ONNX file, or its bytes are not those that were written.
+    """
+    before = read_properties(path)
+    last = _property(CONTENT_SHA256, before.get(CONTENT_SHA256, ""))
+    old = _property(key, before[key]) if key in before else b""
+    left = path.stat().st_size - len(last) - len(old)
+    digest = hashlib.sha256()
+    with path.open("rb") as file, aside.open("wb") as copy:
+        while left > 0 and (chunk := file.read(min(CHUNK, left))):
+            digest.update(chunk)
+            copy.write(chunk)
+            left -= len(chunk)
+        whole = digest.copy()
+        whole.update(old)
+        if file.read() != old + last or whole.hexdigest() != before.get(CONTENT_SHA256):
+            raise ExportError(
+                f"{path} does not have the bytes that were written.",
+                hint="Export the file again, or copy it again from where it is whole.",
+            )
+        added = _property(key, text)
+        digest.update(added)
+        copy.write(added + _property(CONTENT_SHA256, digest.hexdigest()))
+
+
 def write_beside(path: Path, weights: Sequence[Weight], *, location: str) -> list[bytes]:
     """Write values into a separate file, for ONNX Runtime to map into memory.
 

@@ -6,7 +6,7 @@ It needs neither torch nor records: a server needs this module, what it imports,
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from ensemble_kit.choices import DEVICE, AnyPath, Computes, Device
 from ensemble_kit.draws import draw_numbers, draws_name
 from ensemble_kit.errors import ExportError, ProviderError
 from ensemble_kit.serving.batches import BATCH_BYTES, batches, padded
+from ensemble_kit.serving.calibration import PROPERTY, Calibration
 from ensemble_kit.serving.inputs import check_modalities, checked_feed, run_session
 from ensemble_kit.serving.mapping import FOLDER, mapped_model
 from ensemble_kit.serving.onnx_file import read_properties
@@ -42,6 +43,20 @@ class Tags(NamedTuple):
     probabilities: np.ndarray[Any, Any]
     labels: np.ndarray[Any, Any]
     confidences: np.ndarray[Any, Any]
+
+
+class Tag(NamedTuple):
+    """A class that a video is given.
+
+    Attributes:
+        label: The class's name.
+        class_index: Its place among the classes.
+        confidence: Its calibrated probability.
+    """
+
+    label: str
+    class_index: int
+    confidence: float
 
 
 class OnnxEnsemble:
@@ -150,6 +165,71 @@ class OnnxEnsemble:
             ProviderError: ONNX Runtime cannot run the file on these videos.
         """
         return self._run(frames, num_frames, repeats=repeats, draws=draws)
+
+    def tags(
+        self,
+        frames: Mapping[str, np.ndarray[Any, Any] | Sequence[np.ndarray[Any, Any]]],
+        num_frames: np.ndarray[Any, Any] | None = None,
+        *,
+        min_precision: float | None = None,
+        repeats: int | None = None,
+    ) -> list[list[Tag]]:
+        """Return the classes that each video is given by a file that was calibrated.
+
+        Args:
+            frames: See ``run``.
+            num_frames: See ``run``.
+            min_precision: The precision of tags that was wished for, over 0 and at most 0.99: a
+                class is given where its probability is over the class's threshold for that
+                precision, or the next higher one that thresholds were made for. None takes each
+                class's threshold with the best F1.
+            repeats: See ``run``.
+
+        Returns:
+            The tags of each of the B videos, the most confident first; some may have none.
+
+        Raises:
+            ValueError: The file was not calibrated, ``min_precision`` is out of range, or as in
+                ``run``.
+            ProviderError: The file's calibration is damaged, or as in ``run``.
+        """
+        calibration = self.calibration
+        if calibration is None:
+            raise ValueError(
+                f"{self._name} was not calibrated; `ensemble-kit calibrate` writes one that is"
+            )
+        thresholds = calibration.thresholds_for(min_precision)
+        probabilities = self.run(frames, num_frames, repeats=repeats).probabilities
+        confidences = calibration.calibrated(probabilities)
+        names = json.loads(self.metadata["label_names"])
+        return [
+            sorted(
+                (
+                    Tag(names[place], int(place), float(row[place]))
+                    for place in np.flatnonzero(is_tag)
+                ),
+                key=lambda tag: -tag.confidence,
+            )
+            for is_tag, row in zip(probabilities >= thresholds, confidences, strict=True)
+        ]
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """What `ensemble-kit calibrate` added to the file; None where it did not.
+
+        Raises:
+            ProviderError: It is damaged.
+        """
+        text = self.metadata.get(PROPERTY)
+        if text is None:
+            return None
+        try:
+            return Calibration.from_json(text, len(json.loads(self.metadata["label_names"])))
+        except ValueError as error:
+            raise ProviderError(
+                f"{self._name}: {error}.",
+                hint="Calibrate the exported file again with `ensemble-kit calibrate`.",
+            ) from error
 
     def run_in_batches(
         self,

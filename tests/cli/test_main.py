@@ -30,6 +30,7 @@ MISSING = {
     "evaluate": (["no.safetensors"], "no.safetensors does not exist.\nName a file or folder"),
     "select": (["no.csv"], "no.csv does not exist.\nName a file or folder"),
     "verify": (["no.onnx"], "no.onnx does not exist.\nName a file"),
+    "calibrate": (["no.onnx", "p.npz", "-o", "c.onnx"], "no.onnx does not exist.\nName a file"),
     "report": (["no.tfrecord"], "{cwd}/no.tfrecord does not exist.\nName TFRecord files"),
     "recipes check": (["no.toml"], "no.toml does not exist.\nName a file"),
 }

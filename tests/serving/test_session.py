@@ -47,7 +47,8 @@ def test_a_server_needs_no_torch_and_no_more_of_the_kit(exported):
         "[]",
         "['ensemble_kit', 'ensemble_kit._version', 'ensemble_kit.choices', 'ensemble_kit.draws', "
         "'ensemble_kit.errors', 'ensemble_kit.runtime', 'ensemble_kit.serving', "
-        "'ensemble_kit.serving.batches', 'ensemble_kit.serving.inputs', "
+        "'ensemble_kit.serving.batches', 'ensemble_kit.serving.calibration', "
+        "'ensemble_kit.serving.inputs', "
         "'ensemble_kit.serving.mapping', 'ensemble_kit.serving.onnx_file', "
         "'ensemble_kit.serving.opening', 'ensemble_kit.serving.protobuf', "
         "'ensemble_kit.serving.session', 'ensemble_kit.store', "

@@ -1,0 +1,217 @@
+"""ensemble-kit calibrate, and the tags of the file that it writes."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from ensemble_kit.cli import main
+from ensemble_kit.errors import ProviderError
+from ensemble_kit.files import sha256_of
+from ensemble_kit.predictions.file import read_predictions
+from ensemble_kit.runtime import OnnxEnsemble
+from ensemble_kit.serving.onnx_file import is_whole, read_properties
+
+KEY = "ensemble_kit.calibration"
+
+
+@pytest.fixture(scope="module")
+def files(exported, workspace, tmp_path_factory):
+    """Return a folder with an exported file, its predictions, and the calibrated file."""
+    from click.testing import CliRunner
+
+    folder = tmp_path_factory.mktemp("calibrated")
+    shutil.copy(exported.path, folder / "e.onnx")
+    runner = CliRunner()
+    for arguments in (
+        [
+            "predict",
+            folder / "e.onnx",
+            workspace.path / "data" / "validate" / "*.tfrecord",
+            "-o",
+            folder / "p.safetensors",
+        ],
+        ["calibrate", folder / "e.onnx", folder / "p.safetensors", "-o", folder / "c.onnx"],
+    ):
+        result = runner.invoke(main, [*map(str, arguments)], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+    (folder / "output.txt").write_text(result.stdout)
+    return folder
+
+
+def test_the_file_is_the_same_but_for_one_property(files):
+    before, after = read_properties(files / "e.onnx"), read_properties(files / "c.onnx")
+
+    assert is_whole(files / "c.onnx")
+    assert {key for key in after if after[key] != before.get(key)} == {
+        KEY, "ensemble_kit.content_sha256"
+    }  # fmt: skip
+    size = (files / "c.onnx").stat().st_size - (files / "e.onnx").stat().st_size
+    assert 0 < size - len(after[KEY]) < 50
+
+
+def test_what_is_measured_is_printed(files, runner):
+    lines = (files / "output.txt").read_text().splitlines()
+    found = json.loads(read_properties(files / "c.onnx")[KEY])
+    measured = found["measured"]
+
+    gap, best = measured["gap"], measured["best_f1"]
+    assert lines[0].startswith(f"{files / 'c.onnx'}: calibrated by {found['method']} on ")
+    assert f"  GAP                         {gap['before']:.4f} -> {gap['after']:.4f}" in lines
+    assert lines[-1].split() == [
+        "best", "F1", f"{best['precision']:.4f}", f"{best['recall']:.4f}", f"{best['tags']:,}"
+    ]  # fmt: skip
+    losses = measured["log_loss"]
+    assert losses[found["method"]] == min(losses.values())
+
+
+def test_tags_are_the_classes_over_their_thresholds(files):
+    ensemble = OnnxEnsemble(files / "c.onnx")
+    found = json.loads(read_properties(files / "c.onnx")[KEY])
+    names = json.loads(ensemble.metadata["label_names"])
+    generator = np.random.default_rng(0)
+    frames = {
+        "rgb": generator.integers(0, 256, (5, 4, 7), np.uint8),
+        "audio": generator.integers(0, 256, (5, 4, 3), np.uint8),
+    }
+    counts = np.array([4, 3, 2, 1, 4])
+    probabilities = ensemble.run(frames, counts).probabilities
+
+    for wished, thresholds in (
+        (None, found["best_f1"]),
+        (0.7, [row[found["levels"].index(0.7)] for row in found["thresholds"]]),
+    ):
+        tags = ensemble.tags(frames, counts, min_precision=wished)
+
+        for video, row in zip(tags, probabilities, strict=True):
+            expected = {names[c] for c, p in enumerate(row) if p >= thresholds[c]}
+            assert {tag.label for tag in video} == expected
+            assert [tag.confidence for tag in video] == sorted(
+                (tag.confidence for tag in video), reverse=True
+            )
+            assert all(names[tag.class_index] == tag.label for tag in video)
+            calibrated = ensemble.calibration.calibrated(row[None])[0]
+            assert all(calibrated[tag.class_index] == tag.confidence for tag in video)
+
+
+def test_a_file_may_be_calibrated_again(files, runner, tmp_path):
+    again = tmp_path / "again.onnx"
+    shutil.copy(files / "c.onnx", again)
+    arguments = ["calibrate", again, files / "p.safetensors", "-o", again, "--force"]
+
+    result = runner.invoke(main, [*map(str, arguments), "--method", "none"])
+
+    assert result.exit_code == 0, result.output
+    assert is_whole(again)
+    assert json.loads(read_properties(again)[KEY])["method"] == "none"
+    assert again.read_bytes().count(KEY.encode()) == 1
+
+
+def test_json_is_what_the_file_says(files, runner, tmp_path):
+    arguments = ["calibrate", files / "e.onnx", files / "p.safetensors", "-o", tmp_path / "c.onnx"]
+
+    result = runner.invoke(main, [*map(str, arguments), "--json"])
+
+    found = json.loads(read_properties(tmp_path / "c.onnx")[KEY])
+    assert json.loads(result.stdout) == {"method": found["method"], **found["measured"]}
+
+
+def refused(runner, *arguments):
+    result = runner.invoke(main, ["calibrate", *map(str, arguments)])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ")
+    return result.stderr.removeprefix("Error: ").splitlines()
+
+
+def test_predictions_of_another_model_are_refused(files, exported_int4, runner, tmp_path):
+    output = tmp_path / "c.onnx"
+
+    lines = refused(runner, exported_int4.path, files / "p.safetensors", "-o", output)
+
+    assert lines[0] == (
+        f"{files / 'p.safetensors'} holds predictions of e.onnx, not of {exported_int4.path}."
+    )
+    assert not output.exists()
+
+
+def test_predictions_of_some_classes_are_refused(files, runner, tmp_path):
+    some = tmp_path / "some.csv"
+    some.write_text("VideoId,LabelConfidencePairs\na,2 0.75 0 0.5\n")
+
+    lines = refused(runner, files / "e.onnx", some, "-o", tmp_path / "c.onnx")
+
+    assert lines == [
+        f"{some} lists only some classes of each video; calibration needs all.",
+        "Predict again without --top-k into a .safetensors file.",
+    ]
+
+
+def test_other_classes_are_refused(files, runner, tmp_path):
+    np.savez(tmp_path / "p.npz", probabilities=np.full((2, 3), 0.5), ids=np.array(["a", "b"]))
+
+    lines = refused(runner, files / "e.onnx", tmp_path / "p.npz", "-o", tmp_path / "c.onnx")
+
+    assert lines[0] == f"{tmp_path / 'p.npz'} has 3 classes, but {files / 'e.onnx'} 6."
+
+
+def test_a_half_without_labels_is_refused(files, runner, tmp_path):
+    np.savez(
+        tmp_path / "p.npz",
+        probabilities=np.full((3, 6), 0.5),
+        ids=np.array(["a", "b", "c"]),
+        labels=np.zeros((3, 6), bool),
+    )
+    (tmp_path / "labels.csv").write_text("VideoId,Labels\na,1\nb,\nc,\n")
+
+    lines = refused(
+        runner, files / "e.onnx", tmp_path / "p.npz", "--labels", tmp_path / "labels.csv",
+        "-o", tmp_path / "c.onnx",
+    )  # fmt: skip
+
+    assert lines[0].startswith(f"{tmp_path / 'p.npz'} leaves ")
+    assert lines[0].endswith(", without any label.")
+    assert lines[1] == "Predict more videos."
+
+
+def test_a_damaged_model_is_not_copied(files, runner, tmp_path):
+    damaged, output = tmp_path / "d.onnx", tmp_path / "c.onnx"
+    content = bytearray((files / "e.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    probabilities = read_predictions(files / "p.safetensors")
+    np.savez(
+        tmp_path / "p.npz",
+        probabilities=probabilities.rows(0, len(probabilities.ids)),
+        ids=np.array(probabilities.ids),
+        labels=probabilities.labels.dense(6),
+    )
+
+    lines = refused(runner, damaged, tmp_path / "p.npz", "-o", output)
+
+    assert lines[0] == f"{damaged} does not have the bytes that were written."
+    assert not output.exists()
+
+
+def test_a_file_that_exists_is_kept(files, runner):
+    before = sha256_of(files / "c.onnx")
+
+    lines = refused(runner, files / "e.onnx", files / "p.safetensors", "-o", files / "c.onnx")
+
+    assert lines[0] == f"{files / 'c.onnx'} exists already."
+    assert sha256_of(files / "c.onnx") == before
+
+
+def test_a_file_that_was_not_calibrated_gives_no_tags(exported):
+    frames = {"rgb": np.zeros((1, 2, 7), np.uint8), "audio": np.zeros((1, 2, 3), np.uint8)}
+
+    with pytest.raises(ValueError, match="was not calibrated; `ensemble-kit calibrate` writes one"):
+        OnnxEnsemble(exported.path).tags(frames, np.array([2]))
+
+
+def test_a_damaged_calibration_is_an_error_of_the_file(files):
+    ensemble = OnnxEnsemble(files / "c.onnx")
+    ensemble.metadata["calibration"] = "{}"
+
+    with pytest.raises(ProviderError, match=r"c\.onnx: the calibration is damaged"):
+        _ = ensemble.calibration
