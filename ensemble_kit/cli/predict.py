@@ -53,6 +53,14 @@ BLEND_TAKES = {"model", "data", "output", "is_blend", "top_k", "force", "as_json
     help="Predict the I-th of N parts of the files of records, told apart by their names.",
 )  # fmt: skip
 @click.option(
+    "--window", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+    help="Write the best classes of each window of so many seconds, to a .csv or .jsonl file.",
+)  # fmt: skip
+@click.option(
+    "--stride", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+    help="From the start of one window to the next  [default: the window].",
+)  # fmt: skip
+@click.option(
     "--predictions", "is_blend", is_flag=True,
     help="Mix predictions by the coefficients of a selection: MODEL is its selection.json, DATA "
     "are FILE or NAME=FILE for each candidate.",
@@ -79,6 +87,8 @@ def predict(
     data: tuple[str, ...],
     output: str,
     share: str | None,
+    window: float | None,
+    stride: float | None,
     is_blend: bool,
     repeats: int | None,
     batch_size: int,
@@ -111,6 +121,7 @@ def predict(
         ensemble-kit predict ensemble/selection.json --predictions test/gru.csv test/vlad.csv \\
             -o submission.csv
         ensemble-kit predict ensemble/ensemble.onnx 'test/*.tfrecord' -o test/ --jobs 2
+        ensemble-kit predict ensemble/ensemble.onnx 'test/*.tfrecord' --window 5 -o windows.csv
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     if is_blend:
         _blend(model, data, Path(output), top_k=top_k, force=force, as_json=as_json)
@@ -126,6 +137,10 @@ def predict(
             "--shard, --jobs and --on write a file for each file of records; name a folder, such "
             "as -o predictions/."
         )
+    if stride is not None and window is None:
+        raise click.UsageError("--stride is of windows; give --window too.")
+    if window is not None and (is_folder or output == STDOUT):
+        raise click.UsageError("--window writes one file; name a .csv or .jsonl file.")
     if output == STDOUT and as_json:
         raise click.UsageError("-o - prints the predictions; it cannot print --json too.")
     records = Records(data, needs_labels=False, **reading)
@@ -153,7 +168,12 @@ def predict(
         "device": device,
         "force": force,
     }
-    if is_folder:
+    text, facts = output, dict[str, Any]()
+    if window is not None:
+        from ensemble_kit.timeline import predict_windows
+
+        predict_windows(model, records, output, window=window, stride=stride, **options)
+    elif is_folder:
         done = predict_shards(model, records, output, share=part, **options)
         files = counted(done.num_predicted, "file")
         text = f"{done.folder}: {files} predicted, {done.num_skipped:,} already there"
@@ -166,7 +186,7 @@ def predict(
         echo_skipped(records)
         return
     else:
-        text, facts = str(predict_records(model, records, output, **options)), {}
+        predict_records(model, records, output, **options)
     if as_json:
         path = Path(output)
         echo_json({"path": path, "skipped": records.num_skipped, **facts})

@@ -132,6 +132,7 @@ class Schema(BaseModel):
         labels_key: The record's key for the class indices.
         num_classes: C; labels lie in ``[0, C)``.
         max_frames: Frames beyond this many are not read.
+        frames_per_second: How many frames are a second of the video, for windows of seconds.
         label_names: The classes' names, ``num_classes`` of them, or None.
     """
 
@@ -143,6 +144,7 @@ class Schema(BaseModel):
     labels_key: str
     num_classes: Annotated[int, Field(ge=1, le=MAX_CLASSES)]
     max_frames: Annotated[int, Field(ge=1, le=1_000_000)] = MAX_FRAMES
+    frames_per_second: Annotated[float, Field(gt=0, le=1000, strict=False)] = 1.0
     label_names: Annotated[Names | None, Field(strict=False)] = None
 
     @model_validator(mode="after")

@@ -22,6 +22,7 @@ from ensemble_kit.serving.inputs import check_modalities, checked_feed, run_sess
 from ensemble_kit.serving.mapping import FOLDER, mapped_model
 from ensemble_kit.serving.onnx_file import read_properties
 from ensemble_kit.serving.opening import open_session
+from ensemble_kit.serving.windows import windows
 from ensemble_kit.store.blocks import FORMATS
 
 METADATA_PREFIX = "ensemble_kit."
@@ -212,6 +213,43 @@ class OnnxEnsemble:
             )
             for is_tag, row in zip(probabilities >= thresholds, confidences, strict=True)
         ]
+
+    def run_windows(
+        self,
+        frames: Mapping[str, np.ndarray[Any, Any]],
+        *,
+        window: float,
+        stride: float | None = None,
+        repeats: int | None = None,
+    ) -> Iterator[tuple[float, float, Tags]]:
+        """Tag a video window by window, each as a video of its own.
+
+        Args:
+            frames: ``(T, D)`` for each modality of one video.
+            window: The length of a window, in seconds; the file says how many frames are a second.
+            stride: From the start of one window to the next, in seconds; None takes ``window``.
+            repeats: See ``run``.
+
+        Yields:
+            Each window's first and last moment in seconds, and its ``Tags``, of one video.
+
+        Raises:
+            ValueError: The window or the stride is less than a frame, or as in ``run``.
+            ProviderError: As in ``run``.
+        """
+        a_second = float(json.loads(self.metadata["data_schema"]).get("frames_per_second", 1))
+        places = windows(
+            min(map(len, frames.values()), default=0),
+            length=window,
+            stride=window if stride is None else stride,
+            frames_per_second=a_second,
+        )
+        cut = ({name: rows[slice(*place)] for name, rows in frames.items()} for place in places)
+        remaining = iter(places)
+        for tags in self.run_in_batches(cut, repeats=repeats):
+            for row, place in zip(range(len(tags.labels)), remaining, strict=False):
+                one = Tags(*(values[row : row + 1] for values in tags))
+                yield place.start / a_second, place.stop / a_second, one
 
     @cached_property
     def calibration(self) -> Calibration | None:

@@ -44,6 +44,7 @@ schema = st.integers(1, 4).flatmap(
         labels_key=text,
         num_classes=st.just(num_classes),
         max_frames=st.integers(1, 300),
+        frames_per_second=st.floats(0.1, 100),
         label_names=st.none() | st.lists(text, min_size=num_classes, max_size=num_classes),
     )
 )
@@ -102,7 +103,7 @@ def test_an_existing_schema_is_kept(path):
             "num_classes = 3\npurpose = 1",
             ": purpose is not a key of a schema.",
             "Use one of the keys: level, modalities, id_key, labels_key, num_classes, max_frames, "
-            "label_names.",
+            "frames_per_second, label_names.",
         ),
         ('id_key = "id"', "", ": id_key is missing.", "Give id_key a value."),
         ('key = "rgb"', "", ": modalities[0].key is missing.", "Give modalities[0].key a value."),

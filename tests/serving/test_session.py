@@ -51,7 +51,7 @@ def test_a_server_needs_no_torch_and_no_more_of_the_kit(exported):
         "'ensemble_kit.serving.inputs', "
         "'ensemble_kit.serving.mapping', 'ensemble_kit.serving.onnx_file', "
         "'ensemble_kit.serving.opening', 'ensemble_kit.serving.protobuf', "
-        "'ensemble_kit.serving.session', 'ensemble_kit.store', "
+        "'ensemble_kit.serving.session', 'ensemble_kit.serving.windows', 'ensemble_kit.store', "
         "'ensemble_kit.store.blocks', 'ensemble_kit.store.dtypes', 'ensemble_kit.wording']",
     ]
 

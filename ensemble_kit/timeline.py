@@ -1,0 +1,186 @@
+"""Tags with times: a model's best classes for each window of some seconds of a video."""
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble_kit.choices import BATCH_SIZE, DEVICE, TOP_K, AnyPath, Dtype
+from ensemble_kit.data.batch import collate
+from ensemble_kit.data.dataset import Records
+from ensemble_kit.data.decode import Video
+from ensemble_kit.data.schema import Schema, check_fits
+from ensemble_kit.errors import OutputError, RecordError
+from ensemble_kit.files import refuse_overwrite, written_aside
+from ensemble_kit.inference import load_in
+from ensemble_kit.metrics import top_classes
+from ensemble_kit.predictions.rows import as_probabilities
+from ensemble_kit.progress import progress
+from ensemble_kit.serving.windows import Window, windows
+
+CSV_HEADER = ("VideoId", "start", "end", "labels")
+
+
+class Tagged(NamedTuple):
+    """The best classes of one window.
+
+    Attributes:
+        video: The video's id.
+        start: Its first moment, in seconds.
+        end: Its last, in seconds.
+        classes: ``(k,)``, the best first.
+        confidences: ``(k,)``, their probabilities.
+    """
+
+    video: str
+    start: float
+    end: float
+    classes: NDArray[np.int64]
+    confidences: NDArray[np.floating[Any]]
+
+
+def predict_windows(
+    model: AnyPath,
+    records: Records,
+    output: AnyPath,
+    *,
+    window: float,
+    stride: float | None = None,
+    repeats: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    top_k: int | None = None,
+    dtype: Dtype | None = None,
+    device: str = DEVICE,
+    force: bool = False,
+) -> Path:
+    """Write the best classes of each window of each video.
+
+    Each window is run as if it were a video, so its probabilities are those of ``predict`` on a
+    record of its frames.
+
+    Args:
+        model: A checkpoint, a foreign model, a fused file or an ONNX file.
+        records: The videos, in the files' order. They need no labels.
+        output: A ``.csv`` file with the columns ``VideoId``, ``start``, ``end`` (seconds) and
+            ``labels``, in which classes and probabilities alternate, the best first; or a
+            ``.jsonl`` file with an object a line, which has the classes' names too.
+        window: The length of a window, in seconds; the schema says how many frames are a second.
+        stride: From the start of one window to the next, in seconds; None takes ``window``.
+        repeats: See ``predict``.
+        batch_size: Windows at a time; it changes memory and speed only.
+        top_k: How many classes of each window to write; None writes 20.
+        dtype: See ``predict``.
+        device: ``cpu`` or ``cuda``.
+        force: Whether an existing file may be replaced.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        OutputError: ``output`` exists and ``force`` is False, or has another suffix.
+        PredictionsError: The records do not have the model's modalities or vocabulary.
+        RecordError: The records are of level ``video``, so they have no times; or the window or the
+            stride is less than a frame of theirs.
+    """
+    model, output = Path(model), Path(output)
+    write = _writer(output)
+    refuse_overwrite(output, force=force)
+    schema = records.schema
+    if schema.level != "frame":
+        raise RecordError(
+            f"{records.paths[0]} has one vector a video, so its windows cannot be told apart.",
+            hint="Name records of frames.",
+        )
+    cut = _cutter(schema, window, window if stride is None else stride)
+    loaded = load_in(dtype, model, repeats=repeats, device=device)
+    check_fits(loaded.schema, schema, path=model)
+
+    def tagged(shown: Callable[[int, str], None]) -> Iterator[Tagged]:
+        pieces = (piece for video in _counted(records.videos(), shown) for piece in cut(video))
+        while chunk := list(islice(pieces, batch_size)):
+            batch = collate([piece for _, piece in chunk], schema)
+            rows = as_probabilities(loaded.probabilities(batch), batch.ids, model)
+            best = zip(*top_classes(rows, top_k or TOP_K), strict=True)
+            for (place, piece), (classes, confidences) in zip(chunk, best, strict=True):
+                start, end = (frame / schema.frames_per_second for frame in place)
+                yield Tagged(piece.id, start, end, classes, confidences)
+
+    with (
+        written_aside(output, force=force) as aside,
+        aside.open("w", encoding="utf-8", newline="") as file,
+        progress(f"predict {loaded.name}", 0) as shown,
+    ):
+        write(file, tagged(shown.update), loaded.schema.names)
+    return output
+
+
+def _cutter(
+    schema: Schema, length: float, stride: float
+) -> Callable[[Video], Iterator[tuple[Window, Video]]]:
+    """Return what cuts a video into windows, each with its frames as a video."""
+    try:
+        windows(1, length=length, stride=stride, frames_per_second=schema.frames_per_second)
+    except ValueError as error:
+        raise RecordError(
+            f"{str(error).capitalize()}.",
+            hint="Name more seconds, or set frames_per_second in the records' schema.toml.",
+        ) from error
+
+    def cut(video: Video) -> Iterator[tuple[Window, Video]]:
+        for place in windows(
+            video.num_frames,
+            length=length,
+            stride=stride,
+            frames_per_second=schema.frames_per_second,
+        ):
+            frames = {name: rows[slice(*place)] for name, rows in video.frames.items()}
+            yield place, Video(video.id, video.classes, frames, video.is_labelled)
+
+    return cut
+
+
+def _counted(videos: Iterable[Video], shown: Callable[[int, str], None]) -> Iterator[Video]:
+    for number, video in enumerate(videos, start=1):
+        yield video
+        shown(number, "videos")
+
+
+def _writer(output: Path) -> Callable[[IO[str], Iterable[Tagged], tuple[str, ...]], None]:
+    writer = WRITERS.get(output.suffix.lower())
+    if writer is None:
+        raise OutputError(
+            f"{output} does not end in .csv or .jsonl, and windows are written in no other format.",
+            hint="Name a .csv file, or a .jsonl file for JSON lines.",
+        )
+    return writer
+
+
+def _write_csv(file: IO[str], found: Iterable[Tagged], names: tuple[str, ...]) -> None:
+    del names  # classes are numbers, as in the challenge's format
+    lines = csv.writer(file, lineterminator="\n")
+    lines.writerow(CSV_HEADER)
+    for video, start, end, classes, confidences in found:
+        pairs = zip(classes.tolist(), confidences.tolist(), strict=True)
+        labels = " ".join(f"{index} {confidence:g}" for index, confidence in pairs)
+        lines.writerow([video, f"{start:g}", f"{end:g}", labels])
+
+
+def _write_json_lines(file: IO[str], found: Iterable[Tagged], names: tuple[str, ...]) -> None:
+    for video, start, end, classes, confidences in found:
+        labels = [
+            {"label": names[index], "class": index, "confidence": round(confidence, 6)}
+            for index, confidence in zip(classes.tolist(), confidences.tolist(), strict=True)
+        ]
+        line = {"video": video, "start": start, "end": end, "labels": labels}
+        file.write(f"{json.dumps(line, ensure_ascii=False)}\n")
+
+
+WRITERS: Mapping[str, Callable[[IO[str], Iterable[Tagged], tuple[str, ...]], None]] = {
+    ".csv": _write_csv,
+    ".jsonl": _write_json_lines,
+}
