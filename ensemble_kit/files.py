@@ -1,6 +1,7 @@
 """Files written aside and renamed, hashes, sizes."""
 
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from typing import NoReturn
 
 from ensemble_kit.errors import InputError, OutputError, SizeLimitError
 
+LOGGER = logging.getLogger(__name__)
 UNITS: Mapping[str, int] = MappingProxyType(
     {
         "bytes": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9,
@@ -119,6 +121,7 @@ def written_aside(path: Path, *, force: bool) -> Iterator[Path]:
         refuse_overwrite(path, force=force)
         aside.replace(target)
         _flush_folder(target.parent)
+        LOGGER.info("wrote %s, %s bytes", path, f"{target.stat().st_size:,}")
     except OSError as error:
         raise _unwritten(path, error) from error
     finally:
@@ -163,6 +166,7 @@ def folder_written_aside(path: Path, *, force: bool) -> Iterator[Path]:
             shutil.rmtree(path)
         aside.replace(path)
         _flush_folder(path.parent)
+        LOGGER.info("wrote %s", path)
     except OSError as error:
         raise _unwritten(path, error) from error
     finally:

@@ -2,11 +2,13 @@
 
 import errno
 import importlib
+import logging
 import os
 import sys
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +18,7 @@ from ensemble_kit._version import __version__
 from ensemble_kit.cli.options import SuggestingGroup, add_quiet
 from ensemble_kit.errors import EnsembleKitError
 from ensemble_kit.interrupts import INTERRUPTED
+from ensemble_kit.wording import printable_line
 
 # Name -> module; each module's command has the command's name, with _ for -.
 COMMANDS: Mapping[str, str] = MappingProxyType(
@@ -129,7 +132,9 @@ def _refusal_of_memory(error: BaseException | None) -> str | None:
 )
 @click.version_option(__version__, prog_name="ensemble-kit")
 @click.option("--traceback", is_flag=True, help="Show where an error was raised, for a bug report.")
-def main(traceback: bool) -> None:
+@click.option("--verbose", is_flag=True, help="Say on stderr when files are opened and written.")
+@click.pass_context
+def main(ctx: click.Context, traceback: bool, verbose: bool) -> None:
     """Train, average, select, fuse and export video-tagging ensembles that fit in one file.
 
     \b
@@ -138,3 +143,16 @@ def main(traceback: bool) -> None:
         ensemble-kit fuse --dtype bf16
         ensemble-kit export-onnx
     """  # noqa: D301 - \b is click's mark for "keep these lines"
+    if verbose:
+        handler = _ToStandardError()
+        handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
+        logger = logging.getLogger("ensemble_kit")
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        ctx.call_on_close(partial(logger.removeHandler, handler))
+
+
+class _ToStandardError(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record on one line; names of files may hold what steers a terminal."""
+        click.echo(printable_line(self.format(record)), err=True)

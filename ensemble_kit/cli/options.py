@@ -74,6 +74,13 @@ class Existing(click.ParamType[Path]):
         return path
 
 
+def complete_recipes(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
+    """Return the names of shipped recipes that a shell may complete a word to."""
+    from ensemble_kit.recipes.reading import recipe_names
+
+    return [name for name in recipe_names() if name.startswith(begun)]
+
+
 EXISTING_FILE = Existing()
 EXISTING_FILE_OR_FOLDER = Existing(or_folder=True)
 FILE = click.Path(dir_okay=False, path_type=Path)

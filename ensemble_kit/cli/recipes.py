@@ -11,6 +11,7 @@ from ensemble_kit.cli.options import (
     EXISTING_FILE,
     FILE,
     SuggestingGroup,
+    complete_recipes,
     echo_json,
     force_option,
     json_option,
@@ -132,7 +133,7 @@ def _as_json(entry: "Entry") -> dict[str, Any]:
 
 
 @recipes.command()
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=complete_recipes)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a value.")
 @click.option(
     "--schema",
@@ -172,7 +173,7 @@ def show(recipe: str, overrides: tuple[str, ...], schema: str, as_json: bool) ->
 
 
 @recipes.command()
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=complete_recipes)
 @click.argument("output", type=FILE)
 @force_option
 @json_option

@@ -11,6 +11,7 @@ from ensemble_kit.choices import PRECISION, TEACHER_SHARE, Dtype, Precision
 from ensemble_kit.cli.options import (
     EXISTING_FILE_OR_FOLDER,
     FOLDER,
+    complete_recipes,
     device_option,
     echo_skipped,
     force_option,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("recipes", nargs=-1, metavar="[RECIPE]...")
+@click.argument("recipes", nargs=-1, metavar="[RECIPE]...", shell_complete=complete_recipes)
 @click.option("--ensemble", metavar="NAME", help="Train the members of this published ensemble.")
 @click.option(
     "--train", "training", multiple=True, required=True, metavar="GLOB", help="Training records."

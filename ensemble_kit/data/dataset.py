@@ -2,6 +2,7 @@
 
 import copy
 import glob
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -35,8 +36,11 @@ from ensemble_kit.data.tfrecord import (
     numbered_records,
 )
 from ensemble_kit.errors import RecordError
+from ensemble_kit.wording import counted
 
 __all__ = ["Batch", "Records"]
+
+LOGGER = logging.getLogger(__name__)
 
 
 class Fingerprint(NamedTuple):
@@ -108,6 +112,7 @@ class Records:
             for pattern in self.patterns
         )
         self.paths = tuple(dict.fromkeys(chain.from_iterable(found)))
+        LOGGER.info("%s: %s of records", " ".join(self.patterns), counted(len(self.paths), "file"))
         self._check_crc = check_crc
         self._skip_bad_records = skip_bad_records
         self._needs_labels = needs_labels

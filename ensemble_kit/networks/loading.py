@@ -4,6 +4,7 @@
 result turns a batch of records into probabilities.
 """
 
+import logging
 from collections.abc import Callable
 from os.path import isfile
 from pathlib import Path
@@ -41,6 +42,8 @@ from ensemble_kit.store.provenance import (
     ModelKind,
 )
 from ensemble_kit.store.tensor_files import TensorFile, open_tensors
+
+LOGGER = logging.getLogger(__name__)
 
 
 class Rounding(Protocol):
@@ -127,6 +130,7 @@ def load(
         ProviderError: There is no such device, or ONNX Runtime cannot open the file on it.
     """
     path = Path(path)
+    LOGGER.info("load %s", path)
     if path.suffix == ".onnx":
         _refuse_rounding(path, "ONNX", rounded)
         return _load_onnx(path, repeats, device)

@@ -38,7 +38,7 @@ from ensemble_kit.store.provenance import RecipeMetadata
 from ensemble_kit.texts import parse_toml, read_text
 from ensemble_kit.validation import complaints, near
 
-LOGGER = logging.getLogger("ensemble_kit")
+LOGGER = logging.getLogger(__name__)
 ENSEMBLES = "ensembles.toml"  # in a folder of recipes: not a recipe, see recipes/ensembles.py
 OTHER = "other"  # in a table of modalities: any that the table does not name
 

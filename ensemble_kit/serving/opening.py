@@ -1,5 +1,8 @@
 """The one place that opens sessions of ONNX Runtime."""
 
+import logging
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import onnxruntime
@@ -7,6 +10,8 @@ import onnxruntime
 from ensemble_kit.choices import DEVICE, Device
 from ensemble_kit.errors import ProviderError
 
+LOGGER = logging.getLogger(__name__)
+PACKAGES = ("onnxruntime", "onnxruntime-gpu")  # of which both install the same module
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -33,6 +38,7 @@ def open_session(
     Raises:
         ProviderError: ONNX Runtime cannot open the model, or not on that device.
     """
+    _warn_of_both()
     wanted = PROVIDERS[device]
     if wanted not in onnxruntime.get_available_providers():
         raise _not_on(name, wanted, "this build of ONNX Runtime does not have it")
@@ -52,7 +58,28 @@ def open_session(
     found = session.get_providers()[0]
     if found != wanted:
         raise _not_on(name, wanted, f"the session got {found}")
+    LOGGER.info("ONNX Runtime opened %s on %s", name, found)
     return session
+
+
+@cache
+def _warn_of_both() -> None:
+    """Warn once where two packages of ONNX Runtime are installed.
+
+    Each has overwritten files of the other: what runs is a mixture, which often lacks CUDA.
+    """
+    found = []
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            return
+    LOGGER.warning(
+        "%s are installed, and have overwritten each other's files: "
+        "pip uninstall %s, then install the one that you want",
+        " and ".join(found),
+        " ".join(PACKAGES),
+    )
 
 
 def _not_on(name: str, wanted: str, reason: str) -> ProviderError:

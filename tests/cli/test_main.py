@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from ensemble_kit.cli import main
 from ensemble_kit.cli.main import COMMANDS
 from ensemble_kit.errors import RecipeError
 from ensemble_kit.progress import progress
+from ensemble_kit.recipes.reading import recipe_names
 
 RECORDS = ["--train", "no.tfrecord"]
 MISSING = {
@@ -382,3 +384,32 @@ def test_an_option_can_stand_in_the_environment(runner, monkeypatch):
     rows = result.stdout.splitlines()[1:]
     assert rows
     assert all(row.startswith("mfb/") for row in rows)
+
+
+def test_verbose_says_what_is_opened_and_written(runner, tmp_path):
+    words = ["data", "synthesize", str(tmp_path / "r"), "--train", "3", "--validate", "0"]
+
+    quiet = runner.invoke(main, [*words, "--test", "0"])
+    result = runner.invoke(main, ["--verbose", "data", "check", str(tmp_path / "r/train/*")])
+    again = runner.invoke(main, ["data", "check", str(tmp_path / "r/train/*")])
+
+    assert "of records" not in quiet.stderr
+    (line,) = (line for line in result.stderr.splitlines() if "of records" in line)
+    assert line.endswith(f"  {tmp_path / 'r/train/*'}: 3 files of records")
+    assert "of records" not in again.stderr  # one command's option is not another's
+    assert logging.getLogger("ensemble_kit").handlers == []
+
+
+@pytest.mark.parametrize("command", [["train"], ["recipes", "show"], ["recipes", "copy"]])
+def test_a_shell_completes_the_names_of_recipes(runner, command):
+    environment = {
+        "_ENSEMBLE_KIT_COMPLETE": "bash_complete",
+        "COMP_WORDS": f"ensemble-kit {' '.join(command)} willow/gat",
+        "COMP_CWORD": str(len(command) + 1),
+    }
+
+    result = runner.invoke(main, [], prog_name="ensemble-kit", env=environment)
+
+    found = [line.removeprefix("plain,") for line in result.stdout.splitlines()]
+    assert found == [name for name in recipe_names() if name.startswith("willow/gat")]
+    assert len(found) > 3
