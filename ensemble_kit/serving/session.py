@@ -222,7 +222,7 @@ class OnnxEnsemble:
         stride: float | None = None,
         repeats: int | None = None,
     ) -> Iterator[tuple[float, float, Tags]]:
-        """Tag a video window by window, each as a video of its own.
+        """Tag a video window by window, each as if it were a video.
 
         Args:
             frames: ``(T, D)`` for each modality of one video.

@@ -1,4 +1,4 @@
-"""A video as windows of some seconds, each of which is tagged as a video of its own."""
+"""A video as windows of some seconds, each tagged as if it were a video."""
 
 from math import isfinite
 from typing import NamedTuple
