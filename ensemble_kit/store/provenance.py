@@ -35,6 +35,7 @@ BatchNormSource: TypeAlias = Literal["trained", BatchNormRule]
 Count: TypeAlias = Annotated[int, Field(ge=0, le=2**53)]
 Repeats: TypeAlias = Annotated[int, Field(ge=1, le=100_000)]
 TopK: TypeAlias = Annotated[int, Field(ge=1, le=MAX_CLASSES)]
+Sha256: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RunName: TypeAlias = Annotated[str, Field(pattern=f"^{RUN_NAME}$")]  # folders and nodes have it
 
 
@@ -48,7 +49,7 @@ class FileMetadata(Metadata):
     """A file and the SHA-256 of its bytes."""
 
     path: str
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Sha256
 
     @classmethod
     def of(cls, path: Path, folder: Path, *, sha256: str | None = None) -> "FileMetadata":
@@ -247,7 +248,7 @@ class ShardMetadata(Metadata):
     name: str
     url: str | None = None
     content: str
-    schema_sha256: str
+    schema_sha256: Sha256
     skips_bad_records: bool
 
 
@@ -267,8 +268,8 @@ class PredictionsMetadata(Metadata):
     name: str
     model: ModelMetadata | None
     label_names: Names
-    vocabulary_sha256: str
-    dataset_sha256: str
+    vocabulary_sha256: Sha256
+    dataset_sha256: Sha256
     top_k: TopK | None = None
     shard: ShardMetadata | None = None
 
@@ -322,7 +323,7 @@ class ValidationMetadata(Metadata):
     gap: float
     k: TopK
     videos: Count
-    dataset_sha256: str
+    dataset_sha256: Sha256
     repeats: Repeats
 
 
@@ -437,7 +438,7 @@ class OnnxMetadata(Metadata):
     draws: dict[str, int]
     top_k: TopK
     weights_file: FileMetadata | None
-    fused_sha256: str
+    fused_sha256: Sha256
     validation: ValidationMetadata | None
     proof: ProofMetadata | None = None
 

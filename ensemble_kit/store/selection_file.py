@@ -11,7 +11,14 @@ from pydantic import Field, ValidationError, model_validator
 from ensemble_kit.choices import Criterion, Dtype, Given, Mixing, Strategy
 from ensemble_kit.errors import SelectionError
 from ensemble_kit.files import written_aside
-from ensemble_kit.store.provenance import Count, FileMetadata, Metadata, ModelMetadata, TopK
+from ensemble_kit.store.provenance import (
+    Count,
+    FileMetadata,
+    Metadata,
+    ModelMetadata,
+    Sha256,
+    TopK,
+)
 from ensemble_kit.validation import complaints
 
 Interval = tuple[float, float]
@@ -279,8 +286,8 @@ class SelectionMetadata(Metadata):
     mixing: Mixing | Given
     rule: str
     search: SearchMetadata
-    dataset_sha256: str
-    vocabulary_sha256: str | None
+    dataset_sha256: Sha256
+    vocabulary_sha256: Sha256 | None
     labels: FileMetadata | None
     videos: Count
     left_out: Count = 0

@@ -172,8 +172,8 @@ def test_a_checkpoint_that_its_recipe_cannot_use_is_refused(path, change, proble
 
 def test_predictions_are_no_model(path, batch):
     metadata = PredictionsMetadata(
-        kit_version="1", name="gru", model=None, label_names=(), vocabulary_sha256="",
-        dataset_sha256="",
+        kit_version="1", name="gru", model=None, label_names=(), vocabulary_sha256="0" * 64,
+        dataset_sha256="0" * 64,
     )  # fmt: skip
     save_tensors(path, {}, metadata, force=True)
 

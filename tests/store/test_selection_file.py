@@ -14,10 +14,14 @@ from ensemble_kit.store.selection_file import read_selection
         ({"k": -1}, "k is -1: Input should be greater than or equal to 1"),
         ({"k": 10**9}, "k is 1000000000: Input should be less than or equal to 1000000"),
         ({"videos": -5}, "videos is -5: Input should be greater than or equal to 0"),
+        (  # a fused file keeps room for 64 digits
+            {"dataset_sha256": "0x" + "f" * 70},
+            f"dataset_sha256 is '0x{'f' * 70}': String should match pattern '^[0-9a-f]{{64}}$'",
+        ),
         ({"videos": 2**60}, f"videos is {2**60}: Input should be less than or equal to {2**53}"),
     ],
 )
-def test_numbers_that_no_fused_file_may_hold_are_refused(change, problem, selection, tmp_path):
+def test_values_that_no_fused_file_may_hold_are_refused(change, problem, selection, tmp_path):
     values = json.loads(selection.read_bytes())
     path = tmp_path / "selection.json"
     path.write_text(json.dumps(values | change))
