@@ -17,9 +17,8 @@ from ensemble_kit.errors import OutputError, PredictionsError, SelectionError, S
 from ensemble_kit.files import sha256_of
 from ensemble_kit.inference import evaluate_predictions
 from ensemble_kit.predictions.file import read_predictions
-from ensemble_kit.predictions.videos import dataset_sha256
+from ensemble_kit.predictions.videos import dataset_sha256, held_out
 from ensemble_kit.predictions.writing import write_predictions
-from ensemble_kit.selection.judging import held_out
 from ensemble_kit.selection.stage import find_predictions, select
 from ensemble_kit.store.provenance import FileMetadata, ModelMetadata, PredictionsMetadata
 from ensemble_kit.store.selection_file import read_selection
