@@ -5,9 +5,11 @@ fresh process that opens the file with ``ensemble_kit.runtime``, then tags video
 Files come from the page cache: they have just been written. Processor seconds do not count other
 work on the machine.
 
-    python benchmarks/opening.py [--quick] [--json] [--rounds N]
+    python benchmarks/opening.py [--quick] [--json] [--rounds N] [--files FOLDER] [--only ROW]
 
 It wants 8 GB of disk for temporary files and 5 GB of memory. ``--quick`` takes small members.
+``--files`` makes the files in a folder that is kept, and uses those that are there; ``--only``,
+which may be given several times, runs only these rows.
 """
 
 import re
@@ -112,29 +114,41 @@ def _resident() -> Figures:
     }
 
 
+def make_files(folder: Path, is_quick: bool) -> dict[str, Figures]:
+    """Make those files that a folder does not have yet; return what each step took."""
+    steps = {}
+    if not folder.exists():
+        alone(build, folder, "nonlocal", SYSTEM, is_quick, False)
+    for dtype in DTYPES:
+        fused = folder / f"{dtype}.safetensors"
+        if not fused.exists():
+            steps[f"fuse {dtype}"] = alone(fuse, folder / "selection.json", fused, dtype)
+        for suffix, is_mapped in (("", False), ("-mapped", True)):
+            file = folder / f"{dtype}{suffix}.onnx"
+            if not file.exists():
+                steps[f"export {file.name}"] = alone(export, fused, file, is_mapped)
+    return steps
+
+
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--files", type=Path, help="keep the files in this folder")
+    parser.add_argument("--only", action="append", choices=[*WAYS], metavar="ROW")
     options = parser.parse_args()
     described, (packages, _) = machine(), versions("onnxruntime-gpu", "torch", "numpy")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "system"
-        alone(build, folder, "nonlocal", SYSTEM, options.quick, False)
-        steps = {}
-        for dtype in DTYPES:
-            fused = folder / f"{dtype}.safetensors"
-            steps[f"fuse {dtype}"] = alone(fuse, folder / "selection.json", fused, dtype)
-            for suffix, is_mapped in (("", False), ("-mapped", True)):
-                file = f"{dtype}{suffix}.onnx"
-                steps[f"export {file}"] = alone(export, fused, folder / file, is_mapped)
-        work = {way: partial(alone, run, folder / file, how) for way, (file, how) in WAYS.items()}
+        folder = (options.files or Path(name)) / "system"
+        steps = make_files(folder, options.quick)
+        wanted = {way: WAYS[way] for way in options.only or WAYS}
+        work = {way: partial(alone, run, folder / file, how) for way, (file, how) in wanted.items()}
         runs = in_turn(work, rounds=options.rounds)
     if options.as_json:
         keys = ("open", "processor", "peak_bytes", *(f"batch of {number}" for number in BATCHES))
         print_json(
             ratios={
                 f"{way}: {key}": ratio(runs["bf16"][key], runs[way][key])
-                for way in WAYS if way != "bf16"
+                for way in runs if way != "bf16" and "bf16" in runs
                 for key in keys
             },
             machine=described,
