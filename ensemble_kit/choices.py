@@ -27,6 +27,7 @@ Level: TypeAlias = Literal["frame", "video"]
 Method: TypeAlias = Literal["uniform", "greedy", "ema"]
 Mirror: TypeAlias = Literal["us", "eu", "asia"]
 Mixing: TypeAlias = Literal["uniform", "gap", "optimised"]
+Opset: TypeAlias = Literal[20, 21]
 Precision: TypeAlias = Literal["fp32", "bf16"]
 Strategy: TypeAlias = Literal["greedy", "replacement", "beam", "exhaustive"]
 
@@ -48,12 +49,14 @@ PRECISION: Precision = "fp32"
 
 AUDIOSET_SPLITS = ("bal_train", "unbal_train", "eval")
 BATCH_SIZE = 128  # videos at a time where a model only runs; it changes no result
+BLOCK_OPSET: Opset = 21  # the first of ONNX's operator sets with matrices in blocks
 BEAM_WIDTH = 2  # ensembles that a beam search follows, as the 2017 runner-up did
 CACHE_BYTES = 64 * 2**30  # of the folder that holds records of URLs
 DOWNLOAD_JOBS = 4  # files fetched at a time
 ENOUGH_VIDEOS = 2000  # from this many on, selection holds half out unless told otherwise
 MAX_GAP_LOSS = 0.001
 MOST_EXACT = 12  # candidates up to which selection measures every ensemble unless told otherwise
+OPSET: Opset = 20  # of ONNX's operators that files without such matrices are written in
 MAX_SIZE = 2**30  # bytes: 1 GiB, the limit of the second YouTube-8M challenge
 REPEATS = 10  # random frame samples that an exported file averages
 RESAMPLES = 200  # bootstrap samples that an interval is computed from

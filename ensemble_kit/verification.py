@@ -25,7 +25,7 @@ from ensemble_kit.predictions.videos import dataset_sha256
 from ensemble_kit.serving.metadata import read_metadata
 from ensemble_kit.serving.onnx_file import is_whole, needed_files, read_tensors, values_path
 from ensemble_kit.store.blocks import SCALE
-from ensemble_kit.store.dtypes import FLOATING, types_of_weights
+from ensemble_kit.store.dtypes import FLOATING, types_of_onnx_weights, types_of_weights
 from ensemble_kit.store.provenance import (
     FileMetadata,
     FusedMetadata,
@@ -159,7 +159,7 @@ def _onnx_types(path: Path, metadata: OnnxMetadata) -> Claim:
     dtypes = _dtypes(metadata.members)
     types = {tensor.name: tensor.type_name for tensor in read_tensors(path)}
     wanted = {
-        name: {each.onnx for each in types_of_weights(dtypes[_prefix(name)])}
+        name: {*types_of_onnx_weights(dtypes[_prefix(name)], metadata.opset)}
         for name in types
         if _prefix(name) in dtypes and not name.endswith(SCALE)
     }

@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ensemble_kit.choices import DRAW_SOURCE, REPEATS, DrawSource, InputType
+from ensemble_kit.choices import (
+    BLOCK_OPSET,
+    DRAW_SOURCE,
+    OPSET,
+    REPEATS,
+    DrawSource,
+    InputType,
+)
 from ensemble_kit.cli.options import (
     FILE,
     FOLDER,
@@ -49,6 +56,11 @@ if TYPE_CHECKING:
     help="The type of the frames  [default: as the records store them].",
 )
 @click.option(
+    "--opset",
+    type=click.IntRange(OPSET, BLOCK_OPSET),
+    help="ONNX's operator set, for older runtimes  [default: 20; 21 for int8 and int4].",
+)
+@click.option(
     "--low-memory", is_flag=True, help="Write weights into a second file, to be mapped as it is."
 )
 @click.option("--triton", type=FOLDER, help="Lay out a model repository of NVIDIA Triton here.")
@@ -66,6 +78,7 @@ def export_onnx(
     repeats: int,
     draw_source: Any,
     input_type: Any,
+    opset: Any,
     low_memory: bool,
     triton: Path | None,
     data: tuple[str, ...],
@@ -80,7 +93,8 @@ def export_onnx(
     FUSED is ensemble/fused.safetensors unless named. The model is run by ONNX Runtime and compared
     with PyTorch before it is kept. The card, README.md, replaces nothing that a person wrote.
     Products of a file in int8 or int4 are computed from its packed numbers; --data measures what
-    that does to GAP.
+    that does to GAP. With --opset 20 they are stored in as many bytes, and converted to float32
+    once, when the file is opened.
 
     With --draw-source input, each run may have another number of repeats, unless a pooling takes
     them one by one, as gated BoF does. With random, an open session cannot be seeded.
@@ -103,6 +117,7 @@ def export_onnx(
         repeats=repeats,
         draw_source=draw_source,
         input_type=input_type,
+        opset=opset,
         low_memory=low_memory,
         triton=triton,
         max_size=parse_size(max_size),

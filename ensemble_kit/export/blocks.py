@@ -6,10 +6,14 @@ is then converted in every run. So transposed matrices are stored as ``MatMul`` 
 factors of a batch norm go into the scales, ``Gemm`` becomes ``MatMul`` and ``Add``, and a product
 by several matrices side by side becomes several products. Every other use of a matrix, such as by a
 recurrent operator, reads it from operators that ONNX Runtime computes once, at opening.
+
+Before operator set 21 there is no ``block_size``, nor a type of four bits. A file for an older
+runtime holds the same bytes, those of ``int4`` as uint8, and reads every matrix in this second way.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from math import prod
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -25,7 +29,9 @@ class BlockMatrix(NamedTuple):
 
     Attributes:
         value: The input that stands for it in the graph, in the shape that the graph expects.
-        whole: The whole numbers, ``(I, O)``: inputs by outputs.
+        whole: The whole numbers, ``(I, O)``; or their bytes, ``(ceil(I * O / 2),)`` uint8, two
+            numbers of four bits each.
+        sizes: I and O, the numbers of inputs and outputs.
         scales: ``(ceil(I / size), O)``, float16.
         block_format: Its format.
         is_transposed: Whether ``value`` is outputs by inputs.
@@ -33,6 +39,7 @@ class BlockMatrix(NamedTuple):
 
     value: ir.Value
     whole: ir.Value
+    sizes: tuple[int, int]
     scales: ir.Value
     block_format: BlockFormat
     is_transposed: bool
@@ -46,7 +53,7 @@ class _View(NamedTuple):
     factor: ir.Value | None = None
 
 
-def place_blocks(graph: ir.Graph, matrices: Sequence[BlockMatrix]) -> None:
+def place_blocks(graph: ir.Graph, matrices: Sequence[BlockMatrix], *, is_packing: bool) -> None:
     """Connect every use of the matrices to their numbers, packed where possible.
 
     A matrix that several products share is packed for none of them: ONNX Runtime would make one
@@ -55,11 +62,14 @@ def place_blocks(graph: ir.Graph, matrices: Sequence[BlockMatrix]) -> None:
     Args:
         graph: An optimised graph, so that the operators after a matrix are those that will be run.
         matrices: Matrices whose values have no producer. Their values have no uses afterwards.
+        is_packing: Whether the graph's operator set has packed products; otherwise every matrix is
+            converted once.
     """
     views = {matrix.value: _View(matrix, matrix.is_transposed) for matrix in matrices}
-    _split_products(graph, views)
+    if is_packing:
+        _split_products(graph, views)
     for value, view in views.items():
-        products = list(_products(graph, value, view))
+        products = list(_products(graph, value, view)) if is_packing else []
         if len(products) == 1:
             _pack(graph, *products[0])
         _drop_unused(graph, value)
@@ -98,7 +108,7 @@ def _is_by_output(factor: ir.Value | None, view: _View) -> bool:
     """Return whether a factor has one number for each output: a row vector for ``(I, O)``."""
     if view.is_transposed or view.factor is not None or factor is None or factor.shape is None:
         return False
-    num_outputs = _sizes(view.matrix.whole)[1]
+    num_outputs = view.matrix.sizes[1]
     return tuple(factor.shape) in {(num_outputs,), (1, num_outputs)}
 
 
@@ -152,12 +162,17 @@ def _converted(graph: ir.Graph, matrix: BlockMatrix) -> ir.Value:
     ``DequantizeLinear`` would not be: ONNX Runtime never computes it when it opens a file.
     """
     name, first = str(matrix.whole.name), graph[0]
-    num_inputs = _sizes(matrix.whole)[0]
+    num_inputs = matrix.sizes[0]
     size = matrix.block_format.size
     index = _constant(graph, f"blocks/{num_inputs}/{size}", np.arange(num_inputs) // size)
     scales = _node(graph, first, "Cast", [matrix.scales], f"{name}/scale/Cast_once", to=FLOAT)
     spread = _node(graph, first, "Gather", [scales, index], f"{name}/scale/Gather", axis=0)
-    numbers = _node(graph, first, "Cast", [matrix.whole], f"{name}/Cast", to=FLOAT)
+    are_bytes = matrix.whole.dtype == ir.DataType.UINT8
+    whole = _unpacked(graph, first, matrix) if are_bytes else matrix.whole
+    numbers = _node(graph, first, "Cast", [whole], f"{name}/Cast", to=FLOAT)
+    if are_bytes:
+        eight = _constant(graph, "blocks/8", np.array(8, np.float32))
+        numbers = _node(graph, first, "Sub", [numbers, eight], f"{name}/Sub")
     current = _node(graph, first, "Mul", [numbers, spread], f"{name}/Mul")
     if matrix.is_transposed:
         current = _node(graph, first, "Transpose", [current], f"{name}/Transpose", perm=[1, 0])
@@ -171,7 +186,36 @@ def _converted(graph: ir.Graph, matrix: BlockMatrix) -> ir.Value:
     return current
 
 
-def _constant(graph: ir.Graph, name: str, array: NDArray[np.int64]) -> ir.Value:
+def _unpacked(graph: ir.Graph, before: ir.Node, matrix: BlockMatrix) -> ir.Value:
+    """Return whole numbers of four bits plus 8, from 1 to 15, uint8 ``(I, O)``, from their bytes.
+
+    Turning over the highest of four bits in two's complement adds 8; numbers without a sign can be
+    shifted.
+    """
+    name, num_values = str(matrix.whole.name), prod(matrix.sizes)
+
+    def step(operator: str, part: str, *inputs: ir.Value, **attributes: int | str) -> ir.Value:
+        return _node(graph, before, operator, inputs, f"{name}/{part}", **attributes)
+
+    def reshaped(value: ir.Value, part: str, *sizes: int) -> ir.Value:
+        shape = _constant(graph, "/".join(("blocks/shape", *map(str, sizes))), np.array(sizes))
+        return step("Reshape", part, value, shape)
+
+    four = _constant(graph, "blocks/bits", np.array(4, np.uint8))
+    highest = _constant(graph, "blocks/highest", np.array(0x88, np.uint8))
+    pairs = step("BitwiseXor", "turned", matrix.whole, highest)
+    cut = step("BitShift", "cut", pairs, four, direction="LEFT")
+    lower = step("BitShift", "lower", cut, four, direction="RIGHT")
+    upper = step("BitShift", "upper", pairs, four, direction="RIGHT")
+    columns = [reshaped(lower, "left", -1, 1), reshaped(upper, "right", -1, 1)]
+    values = reshaped(step("Concat", "pairs", *columns, axis=1), "flat", -1)
+    if num_values % 2 == 1:  # four bits of the last byte are no number
+        start, end = (_constant(graph, f"blocks/{at}", np.array([at])) for at in (0, num_values))
+        values = step("Slice", "numbers", values, start, end)
+    return reshaped(values, "matrix", *matrix.sizes)
+
+
+def _constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
     """Return the constant of a name, which is added to the graph on its first use."""
     if name not in graph.initializers:
         graph.register_initializer(ir.Value(name=name, const_value=ir.tensor(array, name=name)))
@@ -214,13 +258,8 @@ def _node(
     operator: str,
     inputs: Sequence[ir.Value],
     name: str,
-    **attributes: int | list[int],
+    **attributes: int | str | list[int],
 ) -> ir.Value:
     node = ir.node(operator, inputs, attributes=attributes or None, name=name or None)
     graph.insert_before(before, node)
     return node.outputs[0]
-
-
-def _sizes(value: ir.Value) -> tuple[int, ...]:
-    assert value.shape is not None
-    return tuple(value.shape.numpy())

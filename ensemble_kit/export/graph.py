@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ensemble_kit._version import __version__
-from ensemble_kit.choices import DRAW_SOURCE, DrawSource, InputType
+from ensemble_kit.choices import BLOCK_OPSET, DRAW_SOURCE, OPSET, DrawSource, InputType, Opset
 from ensemble_kit.draws import draws_name
 from ensemble_kit.errors import ExportError
 from ensemble_kit.export.blocks import place_blocks
@@ -31,12 +31,13 @@ from ensemble_kit.layers.recurrent import Cell, Recurrence
 from ensemble_kit.networks.ensemble import FusedEnsemble, module_name
 from ensemble_kit.networks.foreign import DOMAIN, WEIGHTS, ForeignModel, opset_of
 from ensemble_kit.networks.loading import empty_member, member_prefix
-from ensemble_kit.serving.onnx_file import BLOCK_OPSET, OPSET, Weight
+from ensemble_kit.serving.onnx_file import Weight
 from ensemble_kit.serving.session import OUTPUTS
 from ensemble_kit.store.provenance import FusedMetadata, has_blocks
 from ensemble_kit.store.tensor_files import TensorFile
 
 PREFIX = "ensemble."  # prefix that the tracer gives the weights' names
+IR_VERSION = 9  # of files, in the release of ONNX that brought ``OPSET``
 FLOAT = onnx.TensorProto.FLOAT
 
 
@@ -48,12 +49,14 @@ class Graph(NamedTuple):
         weights: The weights to write in place of these inputs.
         draws: Uniform numbers in one draw of each member that samples at random.
         repeats_are_free: Whether it accepts any number of draws.
+        opset: The version of ONNX's operators that it is written in.
     """
 
     model: onnx.ModelProto
     weights: list[Weight]
     draws: dict[str, int]
     repeats_are_free: bool
+    opset: int
 
     def parts(self) -> tuple[bytes, bytes]:
         """Return the serialised model without its graph, and the graph without its weights."""
@@ -103,6 +106,7 @@ def build_graph(
     repeats: int,
     draw_source: DrawSource = DRAW_SOURCE,
     input_types: Sequence[InputType] | None = None,
+    opset: Opset | None = None,
 ) -> Graph:
     """Return the ONNX graph of an open fused file.
 
@@ -117,14 +121,22 @@ def build_graph(
             member that draws; ``random`` draws ``(B, R, N)`` in each run; ``input`` takes them as
             inputs ``draws_<member>``, R of which is free where every member allows it.
         input_types: The type of each modality's input; None takes the schema's.
+        opset: The version of ONNX's operators; None takes the first that has what the members need.
+
+    Raises:
+        ExportError: A member's graph is written in a later one, or another package's member cannot
+            be exported.
     """
     types = input_types or [modality.value_type for modality in metadata.data_schema.modalities]
     with _quiet():
-        ensemble, model = _trace(file, metadata, repeats, draw_source, types)
+        ensemble, model = _trace(file, metadata, repeats, draw_source, types, opset)
+        written_in = int(model.opset_imports[""])
         _place_foreign(model, ensemble)
-        weights, matrices = attach_weights(model, file, _cells(ensemble), prefix=PREFIX)
+        weights, matrices = attach_weights(
+            model, file, _cells(ensemble), prefix=PREFIX, opset=written_in
+        )
         optimizer.optimize_ir(model)
-        place_blocks(model.graph, matrices)
+        place_blocks(model.graph, matrices, is_packing=written_in >= BLOCK_OPSET)
         shares = model.graph.outputs[len(OUTPUTS) :] or model.graph.outputs[:1]
         name_nodes(model, ensemble.names, shares)
         del model.graph.outputs[len(OUTPUTS) :]
@@ -132,10 +144,12 @@ def build_graph(
         held = {weight.name for weight in weights}  # which are inputs too, for now
         refuse_empty_inputs([each for each in model.graph.inputs if each.name not in held], model)
     model.graph.name = "ensemble"
+    if written_in == OPSET:  # as ONNX 1.15 writes it: older runtimes refuse any later version
+        model.ir_version = IR_VERSION
     model.producer_name, model.producer_version = "ensemble-kit", __version__
     draws = {name: getattr(ensemble, draws_name(name)).shape[1] for name in ensemble.random_names}
     are_free = draw_source == "input" and ensemble.repeats_are_free
-    return Graph(ir.to_proto(model), weights, draws, are_free)
+    return Graph(ir.to_proto(model), weights, draws, are_free, written_in)
 
 
 def top_k_of(metadata: FusedMetadata) -> int:
@@ -149,10 +163,10 @@ def _trace(
     repeats: int,
     draw_source: DrawSource,
     types: Sequence[InputType],
+    opset: Opset | None,
 ) -> tuple[FusedEnsemble, ir.Model]:
     """Return the ensemble and its graph, both without weights."""
     schema = metadata.data_schema
-    opset = BLOCK_OPSET if has_blocks(metadata.members) else OPSET
     batch, length = torch.export.Dim("batch"), torch.export.Dim("frames")
     with FakeTensorMode():
         members = {member.name: empty_member(file, member, schema) for member in metadata.members}
@@ -183,12 +197,30 @@ def _trace(
                 dynamic_shapes=tuple(free),
                 input_names=[*schema.widths, "num_frames", *map(draws_name, ensemble.random_names)],
                 output_names=[*OUTPUTS, *map(module_name, shares)],
-                opset_version=max([opset, *map(opset_of, _foreign_graphs(ensemble).values())]),
+                opset_version=_opset(ensemble, has_blocks(metadata.members), opset),
                 optimize=False,  # the weights have to be attached first
                 verbose=False,
             )
     assert program is not None
     return ensemble, program.model
+
+
+def _opset(ensemble: FusedEnsemble, has_blocks: bool, asked: Opset | None) -> int:
+    """Return the operator set to write.
+
+    Raises:
+        ExportError: The one that was asked for is older than that of a foreign graph.
+    """
+    foreign = {name: opset_of(graph) for name, graph in _foreign_graphs(ensemble).items()}
+    if asked is None:
+        return max([BLOCK_OPSET if has_blocks else OPSET, *foreign.values()])
+    for name, opset in foreign.items():
+        if opset > asked:
+            raise ExportError(
+                f"The graph of {name} is in operator set {opset}; --opset {asked} is older.",
+                hint=f"Leave --opset out, or import {name} again from an older file.",
+            )
+    return asked
 
 
 def _foreign_graphs(ensemble: FusedEnsemble) -> dict[str, onnx.ModelProto]:

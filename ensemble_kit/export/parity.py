@@ -75,17 +75,15 @@ def compare(path: Path, metadata: OnnxMetadata, file: TensorFile) -> Parity:
     schema = served_schema(metadata)
     sizes = [*SHORT, (NUM_LONG, longest_proof(schema, metadata.members))]
     batches = [_batch(schema, *size) for size in sizes]
-    counts = counts_of(path, metadata)
     # These settings keep no float32 copy of the weights, and no memory for one.
     ensemble = OnnxEnsemble(path, low_memory=True, keep_memory=False, is_exact=True)
     runs = [_run(ensemble, metadata, *batch) for batch in batches]
-    if ensemble.computes == "packed":
-        del ensemble
-        shipped, shares = _run_as_shipped(path, metadata, batches, counts)
+    del ensemble
+    if metadata.is_packed:
+        shipped, shares = _run_as_shipped(path, metadata, batches)
         runs += shipped
     else:
-        del ensemble
-        shares = shares_of_types(metadata, counts)
+        shares = shares_as_shipped(path, metadata)
     times = len(runs) // len(batches)
     expected = _expected(file, batches * times, [draws for _, draws in runs])
     differences = [
@@ -124,9 +122,10 @@ def _largest(differences: Sequence[Difference]) -> Difference:
 
 
 def _run_as_shipped(
-    path: Path, metadata: OnnxMetadata, batches: Sequence[Frames], counts: Mapping[str, int]
+    path: Path, metadata: OnnxMetadata, batches: Sequence[Frames]
 ) -> tuple[list[Run], SharesMetadata]:
     """Run a file with the default settings of ``OnnxEnsemble``."""
+    counts = counts_of(path, metadata)
     with tempfile.TemporaryDirectory() as folder:
         ensemble = OnnxEnsemble(path, keep_memory=False, profile=Path(folder) / "run")
         runs = [_run(ensemble, metadata, *batch) for batch in batches]

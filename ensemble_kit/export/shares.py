@@ -11,15 +11,22 @@ from ensemble_kit.serving.onnx_file import read_tensors
 from ensemble_kit.store.blocks import SCALE
 from ensemble_kit.store.provenance import OnnxMetadata, SharesMetadata, has_blocks
 
+BYTES = "UINT8"  # of matrices that have two numbers in each
 PACKED = "MatMulNBits"  # what ONNX Runtime makes of a matrix in blocks and its product
-CONVERSIONS = frozenset({"Cast", "DequantizeLinear", "Gather", "Mul", "Transpose", "Unsqueeze"})
+CONVERSIONS = frozenset(
+    {"BitShift", "BitwiseXor", "Cast", "Concat", "DequantizeLinear", "Gather", "Mul", "Reshape",
+     "Slice", "Sub", "Transpose", "Unsqueeze"}
+)  # fmt: skip
 
 
 def counts_of(path: Path, metadata: OnnxMetadata) -> dict[str, int]:
-    """Return the number of values in each weight of a file, by the weight's name."""
+    """Return the number of values in each weight of a file, by the weight's name.
+
+    Before operator set 21, a matrix of an odd number of values in ``int4`` counts as one more.
+    """
     prefixes = tuple(member_prefix(member.name) for member in metadata.members)
     return {
-        tensor.name: prod(tensor.shape)
+        tensor.name: prod(tensor.shape) * (2 if tensor.type_name == BYTES else 1)
         for tensor in read_tensors(path)
         if tensor.name.startswith(prefixes) and not tensor.name.endswith(SCALE)
     }

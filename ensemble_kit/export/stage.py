@@ -22,6 +22,7 @@ from ensemble_kit.choices import (
     Computes,
     DrawSource,
     InputType,
+    Opset,
 )
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import check_fits
@@ -43,14 +44,13 @@ from ensemble_kit.serving.onnx_file import (
 )
 from ensemble_kit.serving.triton import refuse_repository, write_repository
 from ensemble_kit.store.blocks import SCALE
-from ensemble_kit.store.dtypes import types_of_weights
+from ensemble_kit.store.dtypes import types_of_onnx_weights
 from ensemble_kit.store.provenance import (
     FileMetadata,
     FusedMetadata,
     OnnxMetadata,
     ProofMetadata,
     ShippedGapMetadata,
-    has_blocks,
 )
 from ensemble_kit.store.selection_file import SelectionMetadata, read_selection
 from ensemble_kit.store.size_limit import refuse_size
@@ -124,6 +124,7 @@ def export_onnx(
     repeats: int = REPEATS,
     draw_source: DrawSource = DRAW_SOURCE,
     input_type: InputType | None = None,
+    opset: Opset | None = None,
     low_memory: bool = False,
     triton: AnyPath | None = None,
     max_size: int = MAX_SIZE,
@@ -149,6 +150,9 @@ def export_onnx(
             of the graph; R is free unless a pooling takes repeats one by one, as gated BoF does.
         input_type: The type of every modality's input: ``uint8`` as records store it, dequantised
             in the graph, or ``float32``; None takes the schema's.
+        opset: The version of ONNX's operators, for a runtime that knows no later one. None takes
+            20, or 21 where a member has matrices in blocks, or what a foreign member needs. In 20,
+            blocks are stored in as many bytes, and converted to float32 once, at opening.
         low_memory: Whether weights go into a second file beside it, which is memory-mapped.
         triton: The folder in which to write a model repository for NVIDIA Triton.
         max_size: Maximum size of all files that are needed to run it, in bytes.
@@ -162,7 +166,8 @@ def export_onnx(
         CheckpointError: ``fused`` is missing, damaged or of another kind.
         SizeLimitError: The file is larger than ``max_size``.
         ExportError: The file fails onnx's checker, stores a weight in another type, differs
-            from PyTorch, or loses more than ``max_gap_loss``.
+            from PyTorch, or loses more than ``max_gap_loss``; or a foreign member needs a later
+            ``opset``.
         PredictionsError: The records are not of the members' modalities or vocabulary.
         OutputError: ``output``, or a file of ``triton``, exists and ``force`` is False, or
             ``output`` has another suffix than ``.onnx``.
@@ -185,6 +190,7 @@ def export_onnx(
             repeats=repeats,
             draw_source=draw_source,
             input_types=[*types.values()],
+            opset=opset,
         )
         _check_graph(graph, output)
         metadata = _describe(fused_metadata, sha256_of(fused), graph, repeats, draw_source, types)
@@ -204,7 +210,7 @@ def export_onnx(
         if shown is not graph:
             written = _write(aside, graph, references, metadata)
             fits(metadata)
-        if records is not None and has_blocks(metadata.members):
+        if records is not None and metadata.is_packed:
             gap = _measure(aside, records, fused_metadata.top_k, max_gap_loss, output)
             proof = proof.model_copy(update={"gap": gap})
         add_properties(aside, proof_property(proof), written)
@@ -247,6 +253,7 @@ def _describe(
         repeats_are_free=graph.repeats_are_free,
         draws=graph.draws,
         top_k=top_k_of(fused),
+        opset=graph.opset,
         weights_file=None,
         fused_sha256=fused_sha256,
         validation=fused.validation,
@@ -309,7 +316,7 @@ def _check_weights(path: Path, metadata: OnnxMetadata, output: Path) -> None:
         if dtype is None:
             continue
         is_scale = tensor.name.endswith(SCALE)
-        wanted = [each.onnx for each in types_of_weights("fp16" if is_scale else dtype)]
+        wanted = types_of_onnx_weights("fp16" if is_scale else dtype, metadata.opset)
         if tensor.type_name not in wanted:
             raise ExportError(
                 f"{output}: {tensor.name} is stored as {tensor.type_name}, not "

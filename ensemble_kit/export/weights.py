@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ensemble_kit.choices import Dtype
+from ensemble_kit.choices import BLOCK_OPSET, Dtype
 from ensemble_kit.export.blocks import BlockMatrix
 from ensemble_kit.layers.recurrent import ONNX_KINDS, Cell, arranged_for_onnx
 from ensemble_kit.networks.weights import read_blocks
@@ -59,32 +59,42 @@ class _BlockSource(NamedTuple):
         source: The tensor.
         shape: Shape of the matrix in the fused file.
         block_format: Its format.
-        data_type: ONNX's number for the type of the whole numbers.
+        type_name: The kit's name for the type of the whole numbers in the ONNX file: ``int8``,
+            ``int4``, or ``uint8`` for two of four bits a byte.
         is_transposed: Whether the fused file stores outputs by inputs; the ONNX file never does.
     """
 
     source: _Source
     shape: tuple[int, ...]
     block_format: BlockFormat
-    data_type: int
+    type_name: str
     is_transposed: bool
 
     @classmethod
-    def of(cls, source: _Source, shape: tuple[int, ...]) -> "_BlockSource":
+    def of(cls, source: _Source, shape: tuple[int, ...], opset: int) -> "_BlockSource":
         """Describe a matrix from its entries in the fused file."""
         file, name = source.file, source.names[0]
         dtype: Dtype = "int8" if file.specs[name].dtype == "I8" else "int4"
         block_format = FORMATS[dtype]
         scales = file.specs[name + SCALE].shape
         is_transposed = scales == block_format.scales_shape(shape, 0)
-        return cls(source, shape, block_format, BY_NAME[dtype].onnx_number, is_transposed)
+        has_type = opset >= BLOCK_OPSET or block_format.per_byte == 1
+        return cls(source, shape, block_format, dtype if has_type else "uint8", is_transposed)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """The numbers of inputs and outputs."""
+        rows, columns = self.shape
+        return (columns, rows) if self.is_transposed else (rows, columns)
 
     def weights(self, name: str) -> tuple[Weight, Weight]:
         """Describe the initialisers: whole numbers and scales, inputs by outputs."""
-        shape = self.shape[::-1] if self.is_transposed else self.shape
-        scales_shape = self.block_format.scales_shape(shape, 1)
+        scales_shape = self.block_format.scales_shape(self.sizes, 1)
+        are_bytes = self.type_name == "uint8"
+        shape = self.block_format.packed_shape(self.sizes) if are_bytes else self.sizes
+        data_type = BY_NAME[self.type_name].onnx_number
         return (
-            Weight(name, self.data_type, shape, partial(self._read, False)),
+            Weight(name, data_type, shape, partial(self._read, False)),
             Weight(name + SCALE, SCALE_TYPE, scales_shape, partial(self._read, True)),
         )
 
@@ -107,6 +117,7 @@ def attach_weights(
     cells: Mapping[str, Cell],
     *,
     prefix: str,
+    opset: int,
 ) -> tuple[list[Weight], list[BlockMatrix]]:
     """Turn every initialiser whose values a fused file holds into an input of the graph.
 
@@ -115,6 +126,7 @@ def attach_weights(
         file: The fused file, open for as long as the weights may be read.
         cells: The kind of every recurrent stack, by the name of the stack in the file.
         prefix: What the graph's names have before the file's.
+        opset: The operator set of the graph, which decides on the type of four bits.
 
     Returns:
         The initialisers to write in place of the inputs, in the graph's order; and the matrices in
@@ -133,7 +145,7 @@ def attach_weights(
         shape = tuple(value.shape.numpy())
         del graph.initializers[str(value.name)]
         if source.is_in_blocks:
-            blocks = _BlockSource.of(source, shape[-2:])
+            blocks = _BlockSource.of(source, shape[-2:], opset)
             whole, scales = blocks.weights(name)
             weights += [whole, scales]
             stand_in = ir.Value(name=f"{name}.exact", shape=value.shape, type=value.type)
@@ -141,8 +153,8 @@ def attach_weights(
             value.replace_all_uses_with(stand_in)
             matrices.append(
                 BlockMatrix(
-                    stand_in, _input(graph, whole), _input(graph, scales), blocks.block_format,
-                    blocks.is_transposed,
+                    stand_in, _input(graph, whole), blocks.sizes, _input(graph, scales),
+                    blocks.block_format, blocks.is_transposed,
                 )
             )  # fmt: skip
             continue

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from ensemble_kit._version import __version__
+from ensemble_kit.choices import OPSET
 from ensemble_kit.errors import EnsembleKitError, ForeignModelError
 from ensemble_kit.foreign.mapping import check_inputs, explicit_layouts, map_inputs
 from ensemble_kit.foreign.onnx_source import Foreign, read_foreign, root_of
@@ -15,7 +16,6 @@ from ensemble_kit.foreign.proof import prove, sizes_of_proof
 from ensemble_kit.networks.foreign import GRAPH, WEIGHTS, ForeignModel
 from ensemble_kit.networks.storage import is_finite
 from ensemble_kit.networks.weights import not_finite
-from ensemble_kit.serving.onnx_file import OPSET
 from ensemble_kit.store.provenance import FileMetadata, ForeignMetadata, MappingMetadata
 from ensemble_kit.store.tensor_files import save_tensors
 

@@ -43,8 +43,6 @@ from ensemble_kit.serving.protobuf import (
 )
 from ensemble_kit.store.dtypes import BY_ONNX
 
-OPSET = 20  # of ONNX's operators that exported files are written in
-BLOCK_OPSET = 21  # the first with matrices in blocks
 MODEL_GRAPH, MODEL_PROPERTY, GRAPH_INITIALIZER = 7, 14, 5
 DIMS, DATA_TYPE, NAME, RAW_DATA, EXTERNAL_DATA, DATA_LOCATION = 1, 2, 8, 9, 13, 14
 CONTENT_SHA256 = "ensemble_kit.content_sha256"

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime
 
-from ensemble_kit.choices import DEVICE, AnyPath, Computes, Device
+from ensemble_kit.choices import DEVICE, OPSET, AnyPath, Computes, Device
 from ensemble_kit.draws import draw_numbers, draws_name
 from ensemble_kit.errors import ExportError, ProviderError
 from ensemble_kit.serving.batches import BATCH_BYTES, batches, padded
@@ -112,7 +112,8 @@ class OnnxEnsemble:
         if low_memory is None:
             low_memory = properties.get("weights_file", "null") != "null"
         has_blocks = _has_blocks(properties)
-        self.computes = "packed" if has_blocks and computes != "float32" else "float32"
+        is_packed = has_blocks and properties.get("opset") != str(OPSET)
+        self.computes = "packed" if is_packed and computes != "float32" else "float32"
         options = onnxruntime.SessionOptions()
         if self.computes == "packed":
             options.add_session_config_entry(ACCURACY_LEVEL, EXACT if is_exact else FAST)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple, get_args
 
-from ensemble_kit.choices import Dtype
+from ensemble_kit.choices import BLOCK_OPSET, Dtype
 
 
 class StorageType(NamedTuple):
@@ -74,3 +74,11 @@ def types_of_weights(dtype: Dtype) -> tuple[StorageType, ...]:
     """Return the types that weights are stored in; blocks have bf16 beside."""
     names = (dtype, "bf16") if dtype in BLOCK_DTYPES else (dtype,)
     return tuple(BY_NAME[name] for name in names)
+
+
+def types_of_onnx_weights(dtype: Dtype, opset: int) -> list[str]:
+    """Return ONNX's names for the types that a file in some operator set stores weights in."""
+    types = [each.onnx for each in types_of_weights(dtype)]
+    if dtype == "int4" and opset < BLOCK_OPSET:
+        types[0] = BY_NAME["uint8"].onnx
+    return types

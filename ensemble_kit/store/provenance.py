@@ -13,6 +13,7 @@ from typing import Annotated, Literal, TypeAlias, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ensemble_kit.choices import (
+    BLOCK_OPSET,
     LAYOUT,
     Activation,
     BatchNormRule,
@@ -421,6 +422,7 @@ class OnnxMetadata(Metadata):
         repeats_are_free: Whether an input of draws may have any number of them.
         draws: Uniform numbers in one draw of each member that samples at random.
         top_k: How many classes are listed for a video.
+        opset: The version of ONNX's operators; products are packed from 21 on.
         weights_file: The file beside that holds the weights; None where the file does itself.
         fused_sha256: The hash of the fused file that it was exported from.
         validation: What selection measured.
@@ -437,10 +439,16 @@ class OnnxMetadata(Metadata):
     repeats_are_free: bool
     draws: dict[str, int]
     top_k: TopK
+    opset: int
     weights_file: FileMetadata | None
     fused_sha256: Sha256
     validation: ValidationMetadata | None
     proof: ProofMetadata | None = None
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether products are computed from matrices in blocks as they are stored."""
+        return self.opset >= BLOCK_OPSET and has_blocks(self.members)
 
     def files(self, path: Path) -> list[Path]:
         """Return the files that are needed to run the one at ``path``: itself, then its weights."""

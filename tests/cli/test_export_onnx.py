@@ -36,6 +36,7 @@ def test_a_workspace_needs_no_argument(runner, asked):
     options = {
         "repeats": 10, "draw_source": "fixed", "input_type": None, "low_memory": False,
         "triton": None, "max_size": 2**30, "force": False, "records": None, "max_gap_loss": 0.001,
+        "opset": None,
     }  # fmt: skip
     assert asked == [("ensemble/fused.safetensors", "ensemble/ensemble.onnx", options)]
     assert result.stdout == (
@@ -49,14 +50,14 @@ def test_a_workspace_needs_no_argument(runner, asked):
 def test_all_of_it_is_an_option(runner, asked):
     words = ["f.safetensors", "-o", "e.onnx", "--repeats", "3", "--max-size", "1GB", "--force"]
     words += ["--draw-source", "input", "--input", "float32", "--low-memory", "--triton", "models"]
-    words += ["--max-gap-loss", "0.02"]
+    words += ["--max-gap-loss", "0.02", "--opset", "20"]
 
     result = runner.invoke(main, ["export-onnx", *words])
 
     options = {
         "repeats": 3, "draw_source": "input", "input_type": "float32", "low_memory": True,
         "triton": Path("models"), "max_size": 10**9, "force": True, "records": None,
-        "max_gap_loss": 0.02,
+        "max_gap_loss": 0.02, "opset": 20,
     }  # fmt: skip
     assert asked == [("f.safetensors", "e.onnx", options)]
     assert result.stdout.startswith("e.onnx: 3.1 MB of 1.0 GB, 3 repeats.\n")

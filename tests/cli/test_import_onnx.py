@@ -16,13 +16,14 @@ from foreign_models import (
 from onnx import numpy_helper
 from workspace_fixture import write_selection_of
 
+from ensemble_kit.choices import OPSET
 from ensemble_kit.cli import main
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.networks.loading import load, load_fused_member
 from ensemble_kit.networks.storage import round_to
 from ensemble_kit.predictions.file import read_predictions
 from ensemble_kit.runtime import OnnxEnsemble
-from ensemble_kit.serving.onnx_file import OPSET, read_tensors
+from ensemble_kit.serving.onnx_file import read_tensors
 from ensemble_kit.store.provenance import FusedMetadata
 from ensemble_kit.store.selection_file import read_selection
 from ensemble_kit.store.tensor_files import open_tensors
@@ -156,7 +157,7 @@ def test_one_onnx_file_of_own_and_foreign_members_computes_what_the_originals_do
 
 
 def test_float_inputs_and_newer_operators_compute_the_same(
-    type_in, own_workspace, torch_model, rng
+    type_in, runner, own_workspace, torch_model, rng
 ):
     opset = OPSET + 2
     ensemble = own_workspace.path / "ensemble"
@@ -170,6 +171,13 @@ def test_float_inputs_and_newer_operators_compute_the_same(
     write_selection_of(ensemble / "selection.json", files, {"vlad": 0.75, "newer": 0.25})
     type_in("fuse")
 
+    refused = runner.invoke(main, ["export-onnx", "--opset", str(OPSET)])
+    assert refused.exit_code == 1
+    assert refused.stderr == (
+        f"Error: The graph of newer is in operator set {opset}; --opset {OPSET} is older.\n"
+        "Leave --opset out, or import newer again from an older file.\n"
+    )
+    assert not (ensemble / "ensemble.onnx").exists()
     found = {}
     for input_type in ("uint8", "float32"):
         output = f"ensemble/{input_type}.onnx"

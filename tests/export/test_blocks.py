@@ -47,7 +47,8 @@ def graph_of(nodes, *, shape=ROWS_IN, dtype="int4", random=None):
     named = {value.name: value for value in model.graph.inputs}
     place_blocks(
         model.graph,
-        [BlockMatrix(named["W"], named["w"], named["s"], block_format, shape != ROWS_IN)],
+        [BlockMatrix(named["W"], named["w"], ROWS_IN, named["s"], block_format, shape != ROWS_IN)],
+        is_packing=True,
     )
     proto = ir.to_proto(model)
     del proto.graph.input[1:]

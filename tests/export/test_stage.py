@@ -388,7 +388,7 @@ def test_the_metadata_says_what_the_file_is_and_where_it_comes_from(exported, fu
     assert json.loads(metadata["label_names"]) == [
         "steady 0", "burst 1", "order 2", "steady 3", "burst 4", "order 5"
     ]  # fmt: skip
-    assert (metadata["repeats"], metadata["top_k"]) == ("3", "6")
+    assert (metadata["repeats"], metadata["top_k"], metadata["opset"]) == ("3", "6", "20")
     assert (metadata["draw_source"], metadata["repeats_are_free"]) == ("fixed", "false")
     assert json.loads(metadata["draws"]) == {"bag": 8, "vlad": 8}
     assert json.loads(metadata["input_types"]) == {"rgb": "uint8", "audio": "uint8"}

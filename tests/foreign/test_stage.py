@@ -22,6 +22,7 @@ from foreign_models import (
 from onnx import TensorProto, helper
 
 from ensemble_kit import import_onnx
+from ensemble_kit.choices import OPSET
 from ensemble_kit.data.dataset import Batch
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import CheckpointError, EnsembleKitError, OutputError, ProviderError
@@ -30,7 +31,6 @@ from ensemble_kit.foreign.conversion import convert
 from ensemble_kit.foreign.onnx_source import Foreign
 from ensemble_kit.layers.frame_preparation import dequantise, quantise
 from ensemble_kit.networks.loading import load
-from ensemble_kit.serving.onnx_file import OPSET
 from ensemble_kit.store.provenance import ForeignMetadata
 from ensemble_kit.store.tensor_files import open_tensors
 
