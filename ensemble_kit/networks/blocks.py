@@ -45,14 +45,16 @@ def fits_blocks(matrix: Tensor, output_axis: int, block_format: BlockFormat) -> 
     num_lost = num_blocks = 0
     for _, values, dim in _chunks(matrix, output_axis, block_format.size):
         # as bf16, so that a matrix that was kept in bf16 is not judged differently the next time
-        values = values.bfloat16().float()
-        largest = values.abs().amax(dim, keepdim=True)
+        sizes = values.bfloat16().float().abs_()
+        largest = sizes.amax(dim, keepdim=True)
         if not bool((largest <= MAX_SCALE * block_format.largest).all()):  # False with NaN too
             return False
         scales = _scales(largest, CLIPS[0], block_format)
-        whole = _nearest(values, scales, block_format)
-        is_zero = (whole == 0) & (values != 0)
-        counts = is_zero.sum(dim) / (values != 0).sum(dim).clamp_min(1)
+        # A number becomes 0 if it is at most half of the scale. No quotient is rounded across that:
+        # a bf16 number other than half of a float16 one is at least a 2^-12th away from it.
+        half = torch.where(scales > 0, scales / 2, torch.inf)
+        num_small, num_zeros = (sizes <= half).sum(dim), (sizes == 0).sum(dim)
+        counts = (num_small - num_zeros) / (sizes.shape[dim] - num_zeros).clamp_min(1)
         num_lost += int((counts > MAX_ZEROS[block_format.largest]).sum())
         num_blocks += counts.numel()
     return num_lost <= MAX_LOST_BLOCKS * num_blocks

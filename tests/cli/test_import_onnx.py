@@ -23,6 +23,7 @@ from ensemble_kit.networks.loading import load, load_fused_member
 from ensemble_kit.networks.storage import round_to
 from ensemble_kit.predictions.file import read_predictions
 from ensemble_kit.runtime import OnnxEnsemble
+from ensemble_kit.serving.metadata import read_metadata
 from ensemble_kit.serving.onnx_file import read_tensors
 from ensemble_kit.store.provenance import FusedMetadata
 from ensemble_kit.store.selection_file import read_selection
@@ -74,15 +75,19 @@ def test_a_foreign_model_is_predicted_selected_and_fused_like_any_other(type_in,
     assert scores == json.loads(type_in("evaluate", predicted, "--json"))
 
 
-def exact_in_int8(path, torch_model):
-    """Write models whose weights int8 and bf16 change no more, so that it is told what they do."""
+def exact_tagger(path, dtype):
+    """Write a model whose weights a precision changes no more."""
     weights = {}
     for name, array in foreign_weights().items():
         axis = {"fc1/w": 1, "fc2/w": 0}.get(name)
         weights[name] = (
-            round_to(torch.from_numpy(array), "int8", output_axis=axis).restored().numpy()
+            round_to(torch.from_numpy(array), dtype, output_axis=axis).restored().numpy()
         )
-    tagger = write_foreign(path / "tagger.onnx", weights=weights)
+    return write_foreign(path / "tagger.onnx", weights=weights)
+
+
+def exact_recurrent(path, torch_model):
+    """Write a model whose weights bf16 changes no more."""
     model = onnx.load(torch_model)
     for tensor in model.graph.initializer:
         values = numpy_helper.to_array(tensor)
@@ -90,13 +95,14 @@ def exact_in_int8(path, torch_model):
             rounded = torch.from_numpy(values.copy()).bfloat16().float().numpy()
             tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
     onnx.save(model, path / "recurrent.onnx")
-    return tagger, path / "recurrent.onnx"
+    return path / "recurrent.onnx"
 
 
 def test_one_onnx_file_of_own_and_foreign_members_computes_what_the_originals_do(
     type_in, own_workspace, torch_model, rng
 ):
-    tagger, recurrent = exact_in_int8(own_workspace.path, torch_model)
+    tagger = exact_tagger(own_workspace.path, "int8")
+    recurrent = exact_recurrent(own_workspace.path, torch_model)
     type_in("import-onnx", tagger, VALIDATION, *MAPPING)
     type_in("import-onnx", recurrent, VALIDATION, *TORCH_MAPPING)
     ensemble = own_workspace.path / "ensemble"
@@ -154,6 +160,31 @@ def test_one_onnx_file_of_own_and_foreign_members_computes_what_the_originals_do
     assert stored["member_recurrent.weights.head.weight"] == "BFLOAT16"
     nodes = {node.name for node in onnx.load(ensemble / "ensemble.onnx").graph.node}
     assert {"tagger/fc1/MatMul", "tagger/MatMul", "tagger/Relu", "mixture/TopK"} <= nodes
+
+
+def test_a_foreign_member_in_int4_is_computed_from_packed_numbers(type_in, own_workspace, rng):
+    tagger = exact_tagger(own_workspace.path, "int4")
+    type_in("import-onnx", tagger, VALIDATION, *MAPPING)
+    ensemble = own_workspace.path / "ensemble"
+    (ensemble / "selection.json").unlink(missing_ok=True)
+    files = {"tagger": own_workspace.path / "runs" / "tagger" / "foreign.safetensors"}
+    write_selection_of(ensemble / "selection.json", files, {"tagger": 1.0})
+
+    type_in("fuse", "--dtype", "int4", "--force")
+    type_in("export-onnx", "--force")
+
+    assert json.loads(type_in("verify", "ensemble/ensemble.onnx", "--json"))["holds"]
+    path = ensemble / "ensemble.onnx"
+    types = {tensor.name: tensor.type_name for tensor in read_tensors(path)}
+    assert types["member_tagger.weights.fc2/w"] == "INT4"
+    shares = read_metadata(path).proof.shares
+    assert shares.converted_in_every_run == 0 < shares.as_stored
+    frames, num_frames = tiny_frames(Records([VALIDATION]).schema, [4, 12, 3], rng)
+    arrays = {name: values.numpy() for name, values in frames.items()}
+    found = OnnxEnsemble(path, is_exact=True).run(arrays, num_frames.numpy()).probabilities
+    for row, count in enumerate(num_frames.tolist()):
+        expected = foreign_probabilities(tagger, dequantised(arrays["rgb"][row, :count]))
+        np.testing.assert_allclose(found[row], expected, atol=1e-5)
 
 
 def test_float_inputs_and_newer_operators_compute_the_same(

@@ -141,6 +141,24 @@ def test_a_few_large_numbers_cannot_hide_what_becomes_of_the_rest(name, axis, rn
 
 
 @pytest.mark.parametrize("name", FORMAT_NAMES)
+def test_a_block_is_lost_if_too_many_of_its_numbers_round_to_0(name, rng):
+    block_format, found = FORMATS[name], []
+    for power in torch.linspace(1, 4, 13):  # the larger, the more of a block are small
+        matrix = torch.randn(64, 3 * block_format.size, generator=rng)
+        matrix = (matrix.abs() ** power * matrix.sign()).bfloat16().double()
+        num_lost = 0
+        for block in matrix.reshape(-1, block_format.size).numpy():
+            scale = np.float16(np.abs(block).max() / block_format.largest)
+            if scale * block_format.largest > np.abs(block).max():
+                scale = np.nextafter(scale, np.float16(0))
+            share = np.mean(np.rint(block / np.float64(scale)) == 0)
+            num_lost += share > blocks.MAX_ZEROS[block_format.largest]
+        found.append(num_lost <= 0.01 * matrix.numel() / block_format.size)
+        assert fits_blocks(matrix.float(), 0, block_format) == found[-1]
+    assert set(found) == {True, False}
+
+
+@pytest.mark.parametrize("name", FORMAT_NAMES)
 def test_what_cannot_be_stored_in_blocks_does_not_fit(name, rng):
     matrix = torch.randn(64, 128, generator=rng)
 
