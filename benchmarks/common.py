@@ -88,7 +88,9 @@ def in_turn(
     for number in range(rounds):
         for name, function in work.items():
             print(f"round {number + 1} of {rounds}: {name} ...", file=sys.stderr)
-            for figure, value in function().items():
+            figures = function()
+            print(f"    {figures}", file=sys.stderr)
+            for figure, value in figures.items():
                 found[name].setdefault(figure, []).append(value)
     return found
 

@@ -4,7 +4,8 @@
 one kernel when ONNX Runtime opens the file. Anything between the two prevents that, and the matrix
 is then converted in every run. So transposed matrices are stored as ``MatMul`` reads them, the
 factors of a batch norm go into the scales, ``Gemm`` becomes ``MatMul`` and ``Add``, and a product
-by several matrices side by side becomes several products. Every other use of a matrix, such as by a
+by several matrices side by side becomes several products, and a Relu or Clip after one becomes Max
+and Min. Every other use of a matrix, such as by a
 recurrent operator, reads it from operators that ONNX Runtime computes once, at opening.
 
 Before operator set 21 there is no ``block_size``, nor a type of four bits. A file for an older
@@ -102,6 +103,29 @@ def _pack(graph: ir.Graph, node: ir.Node, view: _View) -> None:
     if bias is not None:
         product = _like(graph, node, "Add", [product, bias])
     _replace(graph, node, product)
+    for after, _ in list(product.uses()):
+        value = after.outputs[0] if after.op_type == "Add" else product
+        for bounded, _ in list(value.uses()):
+            if bounded.op_type in {"Relu", "Clip"}:
+                _write_bounds(graph, bounded)
+
+
+def _write_bounds(graph: ir.Graph, node: ir.Node) -> None:
+    """Replace a Relu or Clip after a product by Max and Min.
+
+    ONNX Runtime takes either for a part of the product, looks for a quantised result after it, and
+    finding none leaves the matrix to be converted in every run.
+    """
+    given, *bounds = node.inputs
+    if node.op_type == "Relu":
+        bounds = [_constant(graph, "blocks/zero", np.array(0, np.float32))]
+    assert given is not None
+    value = given
+    for operator, bound in zip(("Max", "Min"), bounds, strict=False):
+        if bound is not None:
+            value = _like(graph, node, operator, [value, bound])
+    if value is not given:
+        _replace(graph, node, value)
 
 
 def _is_by_output(factor: ir.Value | None, view: _View) -> bool:
