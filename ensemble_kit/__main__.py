@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from ensemble_kit.interrupts import signals_interrupt
+from ensemble_kit.interrupts import signals_end
 
 
 def run() -> None:
@@ -14,13 +14,13 @@ def run() -> None:
     # current folder in place of a module.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
     _open_what_is_closed()
-    with signals_interrupt():
-        try:
-            from ensemble_kit.cli import main  # here, so that Ctrl-C while it loads is handled too
+    signals_end()
+    try:
+        from ensemble_kit.cli import main  # here, so that Ctrl-C while it loads is handled too
 
-            main(prog_name="ensemble-kit")
-        except ModuleNotFoundError as error:
-            _tell_what_is_missing(error)
+        main(prog_name="ensemble-kit")
+    except ModuleNotFoundError as error:
+        _tell_what_is_missing(error)
 
 
 def _tell_what_is_missing(error: ModuleNotFoundError) -> NoReturn:

@@ -3,8 +3,9 @@
 SIGTERM is what a scheduler, a container or `kill` sends, SIGHUP what a closed terminal sends, and
 SIGUSR1 what SLURM is told to send some time before a job's limit. Python ends at once on all of
 them, so nothing would be written and no file cleaned up. Within ``signals_interrupt`` they raise
-what Ctrl-C raises, and whichever it was, the command then ends with the exit code 130: a script
-that gives the same command again need know no other.
+what Ctrl-C raises; before a command has begun and after its end, ``signals_end`` lets them end the
+process without a word. Whichever it was, the exit code is 130: a script that gives the same command
+again need know no other.
 """
 
 import os
@@ -12,8 +13,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 SIGNALS = tuple(
     getattr(signal, name)
@@ -22,6 +24,23 @@ SIGNALS = tuple(
 )
 INTERRUPTED = 130  # the exit code: 128 + SIGINT, as shells report Ctrl-C
 Handler = Callable[[int, FrameType | None], None]
+
+
+def signals_end() -> None:
+    """Let Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 end this process at once, without a traceback.
+
+    For good: while Python ends, an exception would be printed from whatever runs then.
+    """
+    for number in SIGNALS:
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):
+            signal.signal(number, _end)
+
+
+def _end(*_: object) -> NoReturn:
+    with suppress(Exception):  # a full disk, a closed pipe, or the moment in which they are written
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(INTERRUPTED)
 
 
 @contextmanager
@@ -38,9 +57,7 @@ def signals_interrupt() -> Iterator[None]:
 
 def _interrupt(_: int, frame: FrameType | None) -> None:
     if _is_importing(frame):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(INTERRUPTED)
+        _end()
     raise KeyboardInterrupt
 
 

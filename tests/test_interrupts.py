@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from ensemble_kit._version import __version__
 from ensemble_kit.interrupts import (
     interrupts_wait,
     signals_interrupt,
@@ -99,3 +100,21 @@ def test_a_signal_while_modules_load_ends_the_command_without_a_traceback(module
         stdout, stderr = process.communicate(timeout=PATIENCE)
 
     assert (process.returncode, stdout, stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_while_python_ends_is_no_traceback_either(number, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, signal\n"
+        f"atexit.register(signal.raise_signal, signal.Signals({int(number)}))\n"
+    )
+
+    result = subprocess.run(
+        [sys.executable, "-m", "ensemble_kit", "--version"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+
+    version = f"ensemble-kit, version {__version__}\n"
+    assert (result.returncode, result.stdout, result.stderr) == (130, version, "")

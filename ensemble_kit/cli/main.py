@@ -17,7 +17,7 @@ import click
 from ensemble_kit._version import __version__
 from ensemble_kit.cli.options import SuggestingGroup, add_quiet
 from ensemble_kit.errors import EnsembleKitError
-from ensemble_kit.interrupts import INTERRUPTED
+from ensemble_kit.interrupts import INTERRUPTED, signals_interrupt
 from ensemble_kit.wording import printable_line
 
 # Name -> module; each module's command has the command's name, with _ for -.
@@ -79,7 +79,8 @@ class KitGroup(SuggestingGroup):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; an error that the user can fix becomes ``Error: …`` and exit code 1."""
         try:
-            return super().invoke(ctx)
+            with signals_interrupt():
+                return super().invoke(ctx)
         except EnsembleKitError as error:
             if ctx.params["traceback"]:
                 raise

@@ -23,6 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnxruntime  # noqa: F401 - loaded before the forks, as torch._dynamo is
 import torch
 import torch._dynamo
@@ -39,6 +40,9 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 PATIENCE = 300  # seconds for a run
 GRACE = 20  # seconds in which children follow their parent
 RECORDS = "--train data/train/*.tfrecord --validation data/validate/*.tfrecord"
+SYNTHETIC = (
+    f"--train 48 --validate 20 --test 18 --classes 6 --frames 2:9 --shards 3 --modality rgb={WIDTH}"
+)
 SMALL = " --set training.max_steps=20 --set training.checkpoint_every=10"
 
 
@@ -63,7 +67,7 @@ CHOSEN = ("train", "select")
 CASES = {
     "train": Case(f"train mean.toml rnn.toml {RECORDS}", (), ("runs",)),
     "train --jobs": Case(f"train mean.toml rnn.toml {RECORDS} --jobs 2", (), ("runs",), True),
-    "train --workers": Case(f"train mean.toml {RECORDS} --workers 1", (), ("runs",), True),
+    "train --workers": Case(f"train mean.toml {RECORDS} --workers 2", (), ("runs",), True),
     "average": Case(
         "average runs/rnn --even-if-worse -o mean.safetensors", ("train",), ("mean.safetensors",)
     ),
@@ -73,6 +77,10 @@ CASES = {
     ),
     "predict a folder": Case(
         "predict runs/rnn/averaged.safetensors data/test/*.tfrecord -o test/", ("train",), ("test",)
+    ),
+    "predict --jobs": Case(
+        "predict runs/rnn/averaged.safetensors data/test/*.tfrecord -o test/ --jobs 2",
+        ("train",), ("test",), True,
     ),
     "predictions merge": Case(
         "predictions merge test/ -o all.csv", ("train", "predict a folder"), ("all.csv",)
@@ -86,6 +94,13 @@ CASES = {
     ),
     "import-onnx": Case(
         "import-onnx foreign.onnx data/test/*.tfrecord --input rgb=x", (), ("runs",), True
+    ),
+    "report": Case(
+        "report data/test/*.tfrecord", CHOSEN, ("ensemble/report.html",)
+    ),
+    "data synthesize": Case(f"data synthesize made {SYNTHETIC}", (), ("made",)),
+    "data convert": Case(
+        "data convert features --labels labels.csv --quantise -o own", (), ("own",)
     ),
     "demo": Case("demo", (), ("demo/runs", "demo/ensemble/fused.safetensors")),
 }  # fmt: skip
@@ -109,17 +124,29 @@ def prepare(folder: Path) -> None:
     weights = torch.linspace(-1, 1, WIDTH * 6).reshape(WIDTH, 6).numpy()
     model = parsed_model(inputs, body, {"w": weights}, 17, output)
     (folder / "foreign.onnx").write_bytes(model.SerializeToString())
-    words = f"data synthesize data --train 48 --validate 20 --test 18 --classes 6 --frames 2:9 \
-        --shards 3 --modality rgb={WIDTH}"
-    assert Run(folder, words).end() == 0
+    (folder / "features").mkdir()
+    for number in range(40):
+        np.save(folder / "features" / f"v{number}.npy", np.full((3, WIDTH), number, np.float32))
+    labels = "".join(f"v{number},{number % 6}\n" for number in range(40))
+    (folder / "labels.csv").write_text("VideoId,Labels\n" + labels)
+    assert Run(folder, f"data synthesize data {SYNTHETIC}").end() == 0
 
 
 @dataclass(frozen=True)
 class Blow:
-    """What ends a command, after so many seconds of its own processor time, whatever the load."""
+    """What ends a command, and when.
+
+    Attributes:
+        number: The signal.
+        after: Seconds of the command's own processor time, whatever the load; of a command with
+            children, which spends its time waiting for them, seconds on the clock.
+        has_children: Whether the command has children.
+        is_at_child: Whether the signal goes to one of them.
+    """
 
     number: signal.Signals
     after: float
+    has_children: bool
     is_at_child: bool
 
 
@@ -147,8 +174,10 @@ class Run:
             torch.set_num_threads(1)
             sys.argv = ["ensemble-kit", *line.split()]
             if self.blow is not None:
+                clock = signal.ITIMER_REAL if self.blow.has_children else signal.ITIMER_PROF
+                signal.signal(signal.SIGALRM, self._strike)
                 signal.signal(signal.SIGPROF, self._strike)
-                signal.setitimer(signal.ITIMER_PROF, self.blow.after)
+                signal.setitimer(clock, self.blow.after)
             importlib.import_module("ensemble_kit.__main__").run()
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -165,7 +194,8 @@ class Run:
     def _strike(self, *_: object) -> None:
         assert self.blow is not None
         children = list(self.family()) if self.blow.is_at_child else []
-        os.kill(random.choice(children) if children else os.getpid(), self.blow.number)
+        with suppress(ProcessLookupError):  # the child has just ended
+            os.kill(random.choice(children) if children else os.getpid(), self.blow.number)
 
     def end(self) -> int:
         """Return the exit status as a shell does, but negative for a signal that ended it."""
@@ -247,7 +277,7 @@ def kill_once(
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(base_of(folder, case), work)
     is_at_child = case.has_children and draw.random() < 0.5
-    blow = Blow(number, draw.uniform(0.001, seconds), is_at_child)
+    blow = Blow(number, draw.uniform(0.001, seconds), case.has_children, is_at_child)
     run = Run(work, case.line, blow)
     code = run.end()
     said = run.said.read_text(errors="replace")
@@ -289,10 +319,12 @@ def main(folder: Path, seed: int, number: int, names: list[str]) -> None:
         work = folder / "work"
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(base_of(folder, case), work)
+        begun = time.monotonic()
         run = Run(work, case.line)
         code = run.end()
         assert code == 0, run.said.read_text()
-        seconds = float(run.used.read_text())
+        passed = time.monotonic() - begun
+        seconds = passed if case.has_children else float(run.used.read_text())
         whole = contents(work, case.leaves)
         ends = [
             kill_once(folder, case, whole, seconds, draw, SIGNALS[each % len(SIGNALS)], faults)
@@ -301,7 +333,7 @@ def main(folder: Path, seed: int, number: int, names: list[str]) -> None:
         total += ends.count("ended")
         print(
             f"{name}: {ends.count('ended')} of {number} ended before their end, "
-            f"{len(faults)} faults, {seconds:.1f} s of the processor undisturbed", flush=True,
+            f"{len(faults)} faults, {seconds:.1f} s undisturbed", flush=True,
         )  # fmt: skip
         for fault in faults:
             print("   ", fault, flush=True)

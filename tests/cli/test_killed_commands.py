@@ -20,5 +20,5 @@ def test_a_command_that_was_ended_and_run_again_leaves_what_an_undisturbed_one_d
     )
 
     lines = [line for line in result.stdout.splitlines() if "ended before" in line]
-    assert len(lines) == 13
+    assert len(lines) == 17
     assert all(" 0 faults," in line for line in lines), result.stdout

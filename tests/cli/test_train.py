@@ -13,7 +13,6 @@ from workspace_fixture import MEMBERS, TRAINING
 
 from ensemble_kit.cli import main
 from ensemble_kit.data.dataset import Records
-from ensemble_kit.interrupts import signals_interrupt
 from ensemble_kit.recipes import reading
 from ensemble_kit.store.provenance import CheckpointMetadata
 from ensemble_kit.store.tensor_files import open_tensors
@@ -365,8 +364,7 @@ def test_so_does_every_other_signal(number, runner, own_workspace, monkeypatch):
 
     monkeypatch.setattr(Records, "training_batches", training_batches)
 
-    with signals_interrupt():  # as every command runs
-        result = runner.invoke(main, ["train", "recipes/mean.toml", *TRAINING[:2], *LONG])
+    result = runner.invoke(main, ["train", "recipes/mean.toml", *TRAINING[:2], *LONG])
 
     assert (result.exit_code, result.stdout) == (130, "")
     require_usable(runner, own_workspace.path / "runs" / "long", result.stderr)
