@@ -23,6 +23,9 @@ SIGNALS = tuple(
     if hasattr(signal, name)
 )
 INTERRUPTED = 130  # the exit code: 128 + SIGINT, as shells report Ctrl-C
+# How the code of a child begins that is no command: SIGINT ends it without a traceback, and the
+# process that has started it says so.
+QUIET_START = "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); "
 Handler = Callable[[int, FrameType | None], None]
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from ensemble_kit.errors import shown
 
+WANTED = ": Input should be "
 WRONG_BRANCH = 2  # the rank of a complaint about a type that the value was not meant to have
 
 
@@ -42,15 +43,27 @@ def complaints(
     """
     ordered = sorted(error.errors(), key=_rank)
     told = [each["loc"] for each in ordered if _rank(each) < WRONG_BRANCH]
-    return list(
-        dict.fromkeys(
+    return _joined(
+        [
             _complaint(each, model, owner, own_tables)
             for each in ordered
             if _rank(each) < WRONG_BRANCH
             # the other branch of the union has said what is wrong
             or not any(each["loc"][:-1] == place[: len(each["loc"]) - 1] for place in told)
-        )
+        ]
     )
+
+
+def _joined(found: Sequence[Complaint]) -> list[Complaint]:
+    """Return each complaint once, and as one what several branches of a union say of a value."""
+    wanted: dict[tuple[str, str], list[str]] = {}
+    for problem, hint in found:
+        what, _, expected = problem.partition(WANTED)
+        wanted.setdefault((what, hint), []).append(expected)
+    return [
+        Complaint(what + WANTED + " or ".join(dict.fromkeys(each)) if any(each) else what, hint)
+        for (what, hint), each in wanted.items()
+    ]
 
 
 def near(word: str, known: Sequence[str]) -> str:
@@ -79,7 +92,7 @@ def _complaint(
         name = value["name"] if isinstance(value, dict) else detail["ctx"]["tag"]
         problem = f"{place} has name {shown(name)}{near(str(name), expected)}"
         return Complaint(problem, f"Name one of: {', '.join(expected)}.")
-    is_table = kind in {"model_type", "model_attributes_type"}
+    is_table = kind in {"model_type", "model_attributes_type", "dict_type"}
     wanted = "Input should be a table" if is_table else detail["msg"].removeprefix("Value error, ")
     if not place:
         return Complaint(wanted, "Correct the file.")

@@ -87,7 +87,7 @@ def verify(
         PredictionsError: The records are not of its modalities or vocabulary.
     """
     path, fused = Path(path), None if fused is None else Path(fused)
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         return list(_verify_onnx(path, records, fused, max_size, max_gap_loss))
     with open_tensors(path) as file:
         return list(_verify_fused(file, records, max_size, max_gap_loss))

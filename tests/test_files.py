@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble_kit import average_checkpoints, export_onnx, fuse, import_onnx
+from ensemble_kit import average_checkpoints, export_onnx, fuse, import_onnx, select
 from ensemble_kit.errors import OutputError, SizeLimitError
 from ensemble_kit.files import format_size, parse_size, refuse_overwrite, sha256_of, written_aside
+from ensemble_kit.report.page import write_report
 
 
 def write(path, content, *, force, then=lambda: None):
@@ -376,6 +377,8 @@ def test_standard_output_is_refused_where_a_file_is_read_again(tmp_path, monkeyp
             lambda output: import_onnx("no.onnx", output, schema=None, name="a", inputs={}),
             ".safetensors",
         ),
+        (lambda output: select(["no.csv"], output), ".json"),
+        (lambda output: write_report("no.json", output), ".html"),
     ],
 )
 def test_a_file_is_not_written_under_the_suffix_of_another_format(write, suffix, tmp_path):

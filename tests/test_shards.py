@@ -1,10 +1,12 @@
 """A folder with predictions for each file of records: resumed, shared out, read as one, merged."""
 
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -17,6 +19,7 @@ from ensemble_kit.errors import CheckpointError, InputError, OutputError, Predic
 from ensemble_kit.files import sha256_of
 from ensemble_kit.inference import evaluate_predictions, predict
 from ensemble_kit.predictions.file import read_predictions
+from ensemble_kit.predictions.folder import list_files
 from ensemble_kit.predictions.merging import merge
 from ensemble_kit.shards import Share, find_shards, predict_shards, shared_out
 
@@ -234,6 +237,24 @@ def test_a_folder_without_a_list_and_one_of_two_models_are_refused(data, records
         f"{tmp_path / 'predictions.json'} cannot be read as a list of predictions files.\n"
         "Remove it, and run the same `ensemble-kit predict` again."
     )
+
+
+def test_processes_that_write_one_list_wait_for_each_other(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    thread = threading.Thread(target=list_files, args=(tmp_path, ["b.safetensors"]))
+
+    thread.start()
+    thread.join(0.2)
+    is_waiting = thread.is_alive()
+    (tmp_path / "predictions.json").write_text('{"files": ["a.safetensors"]}')
+    os.close(handle)
+    thread.join()
+
+    assert is_waiting
+    listed = json.loads((tmp_path / "predictions.json").read_text())
+    assert listed == {"files": ["a.safetensors", "b.safetensors"]}
 
 
 @pytest.mark.parametrize("top_k", [None, 2])

@@ -32,8 +32,9 @@ STATE = Path(".demo.json")  # how many of the commands have finished
 @click.command()
 @click.argument("folder", type=FOLDER, default=Path("demo"))
 @force_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each result.")
 @click.pass_context
-def demo(ctx: click.Context, folder: Path, force: bool) -> None:
+def demo(ctx: click.Context, folder: Path, force: bool, as_json: bool) -> None:
     """Run the whole pipeline on synthetic records in FOLDER; it takes minutes on two cores.
 
     It makes records in the challenge's format, trains four small sub-models and averages their
@@ -49,9 +50,10 @@ def demo(ctx: click.Context, folder: Path, force: bool) -> None:
     resumed = None if force else _num_finished(folder)
     start = time.monotonic()
     _make(folder)
-    click.echo(f"$ mkdir -p {folder} && cd {folder}")
+    click.echo(f"$ mkdir -p {folder} && cd {folder}", err=as_json)
     if resumed:
-        click.echo(f"\nThe first {counted(resumed, 'command')} had finished before.")
+        finished = f"\nThe first {counted(resumed, 'command')} had finished before."
+        click.echo(finished, err=as_json)
     with chdir(folder):
         for number, line in enumerate(COMMANDS[resumed or 0 :], start=resumed or 0):
             _write_state(number)
@@ -59,11 +61,15 @@ def demo(ctx: click.Context, folder: Path, force: bool) -> None:
             # a command that was stopped may have written files; `train` resumes its runs instead
             if force or (number == resumed and words[1] != "train"):
                 words.append("--force")
-            click.echo(f"\n$ {shlex.join(words) if '--force' in words else line}")
+            if as_json:
+                words.append("--json")
+            is_changed = len(words) > len(shlex.split(line))
+            click.echo(f"\n$ {shlex.join(words) if is_changed else line}", err=as_json)
             with root.make_context("ensemble-kit", words[1:]) as step:
                 root.invoke(step)
         _write_state(len(COMMANDS))
-    click.echo(f"\nDone in {time.monotonic() - start:.0f} s. All files are in {folder}.")
+    seconds = time.monotonic() - start
+    click.echo(f"\nDone in {seconds:.0f} s. All files are in {folder}.", err=as_json)
 
 
 def _make(folder: Path) -> None:

@@ -81,12 +81,27 @@ class KitGroup(SuggestingGroup):
         try:
             with signals_interrupt():
                 return super().invoke(ctx)
+        except click.NoSuchOption as error:
+            raise _explained(error) from error
         except EnsembleKitError as error:
             if ctx.params["traceback"]:
                 raise
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
             raise click.exceptions.Exit(INTERRUPTED) from None
+
+
+def _explained(error: click.NoSuchOption) -> click.UsageError:
+    """Return the error of an unknown option, which a shell may have made of a file's name."""
+    word = error.option_name
+    name = next((name for name in sorted(os.listdir()) if name.startswith(word)), None)
+    if name is None:
+        return error
+    return click.UsageError(
+        f"No such option {word!r}, but there is a file {printable_line(name)}. Write "
+        f"./{printable_line(name)}, or -- before the files.",
+        error.ctx,
+    )
 
 
 def _refusal_of_output(error: Exception) -> str | None:

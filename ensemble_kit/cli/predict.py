@@ -128,6 +128,7 @@ def predict(
         return
     from ensemble_kit.data.dataset import Records
     from ensemble_kit.inference import predict as predict_records
+    from ensemble_kit.predictions.folder import list_files
     from ensemble_kit.shards import Share, find_shards, predict_shards, shared_out
 
     part = None if share is None else Share.parse(share)
@@ -145,11 +146,9 @@ def predict(
         raise click.UsageError("-o - prints the predictions; it cannot print --json too.")
     records = Records(data, needs_labels=False, **reading)
     if jobs is not None or on is not None:
-        shards = [
-            shard
-            for shard in find_shards(records, Path(output))
-            if part is None or part.has(shard.name)
-        ]
+        everything = find_shards(records, Path(output))
+        list_files(Path(output), [shard.output.name for shard in everything])
+        shards = [shard for shard in everything if part is None or part.has(shard.name)]
         words = words_of(click.get_current_context(), leave_out={*NAMES, "share"})
         run_side_by_side(
             _jobs(model, shared_out(shards, jobs or len(shards) or 1), words),

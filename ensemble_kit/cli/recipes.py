@@ -184,9 +184,10 @@ def copy(recipe: str, output: Path, force: bool, as_json: bool) -> None:
     Example:
         ensemble-kit recipes copy willow/gru my-gru.toml
     """  # noqa: D301 - \b is click's mark for "keep these lines"
-    from ensemble_kit.files import written_aside
+    from ensemble_kit.files import require_suffix, written_aside
     from ensemble_kit.recipes.reading import read_recipe_text
 
+    require_suffix(output, ".toml")
     with written_aside(output, force=force) as aside:
         aside.write_text(read_recipe_text(recipe).text, encoding="utf-8")
     if as_json:
@@ -206,9 +207,10 @@ def new(output: Path, force: bool, as_json: bool) -> None:
     Example:
         ensemble-kit recipes new my-recipe.toml
     """  # noqa: D301 - \b is click's mark for "keep these lines"
-    from ensemble_kit.files import written_aside
+    from ensemble_kit.files import require_suffix, written_aside
     from ensemble_kit.recipes.reading import recipe_template
 
+    require_suffix(output, ".toml")
     with written_aside(output, force=force) as aside:
         aside.write_text(recipe_template(), encoding="utf-8")
     if as_json:
@@ -259,6 +261,7 @@ def _refuse(errors: "Sequence[RecipeError]") -> None:
 
 @recipes.command()
 @click.option("--ensembles", is_flag=True, help="Print that of ensembles.toml instead.")
+@click.option("--json", is_flag=True, expose_value=False, help="Changes nothing: it is JSON.")
 def schema(ensembles: bool) -> None:
     """Print the JSON Schema of recipes, for editors.
 

@@ -18,7 +18,7 @@ from ensemble_kit.cli.options import (
     json_option,
     records_options,
 )
-from ensemble_kit.files import refuse_overwrite
+from ensemble_kit.files import refuse_overwrite, require_suffix
 from ensemble_kit.store.workspace import REPORT, SELECTION
 from ensemble_kit.wording import printable, printable_line
 
@@ -67,6 +67,7 @@ def report(
     if selection is None and (isfile(SELECTION) or not data):
         selection = SELECTION
     if selection is not None:
+        require_suffix(output, ".html")
         refuse_overwrite(output, force=force)  # before minutes of work
     rows = _scored(data, top_k, reading) if data else []
     if selection is not None:

@@ -13,6 +13,7 @@ from ensemble_kit.cli.options import (
     FOLDER,
     complete_recipes,
     device_option,
+    echo_json,
     echo_skipped,
     force_option,
     one_of,
@@ -115,6 +116,7 @@ if TYPE_CHECKING:
 @engine_options
 @click.option("--tensorboard", is_flag=True, help="Also write the log for TensorBoard.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each run.")
 @device_option
 @records_options
 @force_option
@@ -133,6 +135,7 @@ def train(
     cpus_each: int,
     gpus_each: float,
     quiet: bool,
+    as_json: bool,
     force: bool,
     **options: Any,
 ) -> None:
@@ -214,18 +217,22 @@ def train(
         )
         return
     for plan in plans:
-        _train_one(plan, dtypes, force=force)
+        _train_one(plan, dtypes, force=force, as_json=as_json)
     echo_skipped(*records)
 
 
-def _train_one(plan: "RunPlan", dtypes: Sequence[Dtype], *, force: bool) -> None:
+def _train_one(plan: "RunPlan", dtypes: Sequence[Dtype], *, force: bool, as_json: bool) -> None:
     from ensemble_kit.pipeline import train as train_plan
 
     finished = train_plan(plan, predict_dtypes=dtypes, force=force)
     if finished.trained.is_stopped:
         click.echo(_describe_stop(plan.run.path, finished.trained.steps), err=True)
         raise click.exceptions.Exit(INTERRUPTED)
-    if finished.averaged is not None:  # otherwise another of torchrun's processes says it
+    if finished.averaged is None:  # another of torchrun's processes says it
+        return
+    if as_json:
+        echo_json(_facts(finished))
+    else:
         click.echo(_describe(finished, plan.recipe.training.max_steps))
 
 
@@ -257,6 +264,19 @@ def _describe(finished: "FinishedRun", max_steps: int) -> str:
         line += f", validation GAP@20 {finished.averaged_gap:.4f} ({finished.averaged}"
         line += f"; best single checkpoint {run.best_gap:.4f})"
     return line
+
+
+def _facts(finished: "FinishedRun") -> dict[str, Any]:
+    run = finished.trained
+    return {
+        "run": run.folder.path,
+        "was_finished": run.was_finished,
+        "steps": run.steps,
+        "seconds": run.seconds,
+        "gap": finished.averaged_gap,
+        "averaged": finished.averaged,
+        "best_checkpoint_gap": run.best_gap,
+    }
 
 
 def _describe_stop(folder: Path, steps: int) -> str:

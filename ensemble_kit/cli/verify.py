@@ -53,7 +53,7 @@ def verify(
     from ensemble_kit.files import parse_size
     from ensemble_kit.verification import verify as verify_file
 
-    if fused is not None and file.suffix != ".onnx":
+    if fused is not None and file.suffix.lower() != ".onnx":
         raise click.UsageError("--fused belongs to an ONNX file.")
     records = Records(data, **reading) if data else None
     claims = verify_file(
@@ -71,7 +71,7 @@ def verify(
         click.echo(json.dumps(found, indent=2))
     else:
         for claim in claims:
-            click.echo(f"{claim.name:<7}  {claim.verdict:<11}  {claim.finding}")
+            click.echo(f"{claim.name:<8}  {claim.verdict:<11}  {claim.finding}")
     if failed:
         raise VerificationError(
             f"{file} does not hold {len(failed)} of its {len(claims)} claims: {', '.join(failed)}.",

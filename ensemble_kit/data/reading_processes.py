@@ -33,10 +33,11 @@ from ensemble_kit.data.order import BatchPlan
 from ensemble_kit.data.reading import BatchReader, Source
 from ensemble_kit.data.tfrecord import BadRecord
 from ensemble_kit.errors import EnsembleKitError, RecordError
+from ensemble_kit.interrupts import QUIET_START
 
 AHEAD = 2  # batches that a process has to do or has done: one to write, one to be taken
 LENT = 2  # blocks whose batches may be in use: what a loop has in hand, and the next
-START = (
+START = QUIET_START + (
     "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
     "from ensemble_kit.data.reading_processes import serve; serve()"
 )
@@ -191,11 +192,17 @@ class Process:
 
     def _death(self) -> RecordError:
         status = self._popen.wait()
+        if status == -signal.SIGKILL:
+            return RecordError(
+                f"The reading process {self._popen.pid} was killed, as the system does when memory "
+                "runs out.",
+                hint="Use fewer --workers, or give the machine more memory.",
+            )
         if status < 0:
             return RecordError(
                 f"The reading process {self._popen.pid} was ended by "
-                f"{signal.Signals(-status).name}, as happens where memory runs out.",
-                hint="Use fewer --workers, or give the machine more memory.",
+                f"{signal.Signals(-status).name}.",
+                hint="Give the same command again; train resumes where it was.",
             )
         return RecordError(
             f"The reading process {self._popen.pid} ended with status {status}; what it wrote "

@@ -3,7 +3,8 @@
 An ONNX file can be small and yet ask for a loop of 2^62 steps, for functions that double with each
 call, or for gigabytes of one number. Only running such a file shows what it takes, so an import
 runs in a child process, which can be ended. The limits grow with the files: a model of 1 GiB may
-take 3 minutes and 14 GiB.
+take 3 minutes and 14 GiB. Time is what the child computes, which a busy machine does not change;
+only a child that takes ten times as long on the clock is ended too.
 """
 
 import json
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,11 +22,14 @@ from ensemble_kit.errors import EnsembleKitError, ForeignModelError
 from ensemble_kit.files import format_size
 from ensemble_kit.foreign.conversion import ForeignFile, convert
 from ensemble_kit.foreign.plan import ImportPlan
+from ensemble_kit.interrupts import QUIET_START
 from ensemble_kit.serving.onnx_file import needed_files
 
 SECONDS, BYTES_PER_SECOND = 60, 10**7
+PATIENCE = 10  # times the limit of processor time, on the clock
+SECONDS_BETWEEN_LOOKS = 0.2
 MEMORY, MEMORY_PER_BYTE = 2**31, 12
-CODE = "from ensemble_kit.foreign.limits import serve; serve({})"
+CODE = QUIET_START + "from ensemble_kit.foreign.limits import serve; serve({})"
 
 
 def convert_in_child(plan: ImportPlan, *, seconds: int = SECONDS) -> ForeignFile:
@@ -32,7 +37,7 @@ def convert_in_child(plan: ImportPlan, *, seconds: int = SECONDS) -> ForeignFile
 
     Args:
         plan: What to import.
-        seconds: The limit of time for a small file; a large one has more.
+        seconds: The limit of processor time for a small file; a large one has more.
 
     Raises:
         ForeignModelError: The child needed more, or crashed.
@@ -54,12 +59,7 @@ def convert_in_child(plan: ImportPlan, *, seconds: int = SECONDS) -> ForeignFile
     os.close(watched)
     request = json.dumps([plan.model_dump_json(), seconds, memory])
     try:
-        answer, noise = child.communicate(request, timeout=seconds)
-    except subprocess.TimeoutExpired as error:
-        raise ForeignModelError(
-            f"{plan.model} could not be read and tested in {seconds} seconds.",
-            hint="Export a model that is faster, or try again when the machine is less busy.",
-        ) from error
+        answer, noise = _answer(child, request, plan.model, seconds)
     finally:
         child.kill()
         child.communicate()
@@ -67,6 +67,44 @@ def convert_in_child(plan: ImportPlan, *, seconds: int = SECONDS) -> ForeignFile
     if child.returncode == 0:
         return _file_of(json.loads(answer.splitlines()[-1]))
     raise _death(plan.model, child.returncode, noise, seconds, memory)
+
+
+def _answer(
+    child: "subprocess.Popen[str]", request: str, model: Path, seconds: int
+) -> tuple[str, str]:
+    """Return what a child writes on standard output and error, within its limits of time."""
+    begun = time.monotonic()
+    given: str | None = request
+    while True:
+        try:
+            return child.communicate(given, timeout=SECONDS_BETWEEN_LOOKS)
+        except subprocess.TimeoutExpired:
+            given = None  # the rest of the input is kept
+        passed = time.monotonic() - begun
+        computed = _computed(child.pid)
+        if (passed if computed is None else computed) > seconds:
+            raise ForeignModelError(
+                f"{model} could not be read and tested in {seconds} seconds of processor time.",
+                hint="Export a model that is smaller or faster.",
+            )
+        if passed > seconds * PATIENCE:
+            raise ForeignModelError(
+                f"{model} could not be read and tested in {seconds * PATIENCE} seconds.",
+                hint="Try again when the machine is less busy.",
+            )
+
+
+def _computed(pid: int) -> float | None:
+    """Return the seconds that a process has computed; None where only the clock can say it.
+
+    Those of its first thread, which takes part in all work: other threads would count as often as
+    there are cores.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/task/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # user, system
+    except (OSError, IndexError, ValueError):
+        return None
 
 
 def _file_of(answer: dict[str, str]) -> ForeignFile:

@@ -131,7 +131,7 @@ def load(
     """
     path = Path(path)
     LOGGER.info("load %s", path)
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         _refuse_rounding(path, "ONNX", rounded)
         return _load_onnx(path, repeats, device)
     require_device(device)

@@ -6,7 +6,9 @@ that is not in the list adds it, and files are never taken from it.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from os.path import isfile
 from pathlib import Path
 from typing import Annotated
@@ -33,12 +35,31 @@ def list_files(folder: Path, names: Iterable[str]) -> None:
         OutputError: The disk refuses it.
         PredictionsError: The list that is there is damaged.
     """
-    known = set(_listed(folder)) if isfile(folder / LIST) else set()
-    wanted = known.union(names)
-    if wanted != known:
-        with written_aside(folder / LIST, force=True) as aside:
-            text = json.dumps({"files": sorted(wanted)}, indent=0)
-            aside.write_text(f"{text}\n", encoding="utf-8")
+    with _locked(folder):
+        known = set(_listed(folder)) if isfile(folder / LIST) else set()
+        wanted = known.union(names)
+        if wanted != known:
+            with written_aside(folder / LIST, force=True) as aside:
+                text = json.dumps({"files": sorted(wanted)}, indent=0)
+                aside.write_text(f"{text}\n", encoding="utf-8")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from the list, where the system and the disk know locks.
+
+    Of two that read the list before either writes it, the second would take away what the first
+    has added.
+    """
+    with ExitStack() as stack:
+        with suppress(ImportError, OSError):  # what cannot be written is refused a line later
+            import fcntl
+
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def shard_paths(folder: Path) -> list[Path]:

@@ -1,9 +1,9 @@
 """Predictions that another tool left as NumPy's ``.npy`` or ``.npz``. Nothing is unpickled.
 
 ``scores.npy`` is a matrix ``(N, C)``, with the video ids beside it in ``scores.ids.txt``, one on
-each line. An ``.npz`` has the matrix as ``probabilities`` and the ids as ``ids``; it may also have
-the labels as ``labels`` ``(N, C)``, positive where greater than 0, and the classes' names as
-``label_names``.
+each line, all in double quotes or none. An ``.npz`` has the matrix as ``probabilities`` and the ids
+as ``ids``; it may also have the labels as ``labels`` ``(N, C)``, positive where greater than 0, and
+the classes' names as ``label_names``.
 
 A matrix that lies in the file row by row and uncompressed is read from there a few rows at a time.
 Arrays are read here and not by ``np.load``, which believes a header: one that claims 10^12 columns,
@@ -12,6 +12,7 @@ is looked at. Every size is compared with what the file has, and what is unpacke
 limited to ``MAX_UNPACKED`` bytes a file.
 """
 
+import re
 import sys
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ from ensemble_kit.wording import counted
 LOCAL_HEADER = 30  # bytes before a member's name in a ZIP file; lengths of name and rest end it
 MAX_UNPACKED = 2 * 2**30  # 139,000 videos of 3,862 classes in float32
 NAMES = ("probabilities", "ids", "labels", "label_names")
+QUOTED = re.compile('"[^"]*"')
 FLOATS = frozenset({"float16", "float32", "float64"})
 
 
@@ -123,7 +125,10 @@ def _read_ids(path: Path, matrix_path: Path) -> tuple[str, ...]:
             f"{path} is not text in UTF-8.", hint="Save it as UTF-8, one id on each line."
         ) from error
     # not str.splitlines, which would also split ids at rare characters such as U+2028
-    return tuple(text.replace("\r\n", "\n").removesuffix("\n").split("\n")) if text else ()
+    ids = text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []
+    if all(QUOTED.fullmatch(each) for each in ids):  # as writers of CSV files leave them
+        ids = [each[1:-1] for each in ids]
+    return tuple(ids)
 
 
 def _read_npz(path: Path, max_unpacked: int) -> Arrays:

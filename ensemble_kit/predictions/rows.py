@@ -145,7 +145,7 @@ def as_probabilities(rows: Floats, ids: Sequence[str], path: Path | str) -> Floa
         path: The file, or what messages call it.
 
     Raises:
-        PredictionsError: A value is NaN, or more than 1e-6 outside.
+        PredictionsError: A value is NaN or infinite, or more than 1e-6 outside.
     """
     if are_probabilities(rows):
         return rows
@@ -155,9 +155,9 @@ def as_probabilities(rows: Floats, ids: Sequence[str], path: Path | str) -> Floa
         video, index = np.argwhere(is_wrong)[0]
         value = rows[video, index]
         where = f"{path}: class {index} of video {ids[video]!r} is"
-        if np.isnan(value):
+        if not np.isfinite(value):
             raise PredictionsError(
-                f"{where} not a number (NaN).",
+                f"{where} {'not a number (NaN)' if np.isnan(value) else 'infinite'}.",
                 hint="Predict again with a model whose weights and features are finite.",
             )
         raise PredictionsError(

@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ensemble_kit._version import __version__
 from ensemble_kit.choices import AnyPath
-from ensemble_kit.files import format_size, refuse_overwrite, written_aside
+from ensemble_kit.files import format_size, refuse_overwrite, require_suffix, written_aside
 from ensemble_kit.report import Row
 from ensemble_kit.report.charts import (
     BLUE,
@@ -46,12 +46,13 @@ def write_report(
         ``output``.
 
     Raises:
-        OutputError: ``output`` exists and ``force`` is False.
+        OutputError: ``output`` exists and ``force`` is False, or has another suffix than ``.html``.
         SelectionError: There is no selection of this version's form.
         CheckpointError: A predictions file is damaged.
         PredictionsError: Another tool's predictions file is damaged.
     """
     selection_path, output = Path(selection_path), Path(output)
+    require_suffix(output, ".html")
     refuse_overwrite(output, force=force)
     selection = read_selection(selection_path)
     evidence = gather(selection, selection_path.parent)

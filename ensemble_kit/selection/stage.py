@@ -29,7 +29,7 @@ from ensemble_kit.choices import (
     Strategy,
 )
 from ensemble_kit.errors import SelectionError
-from ensemble_kit.files import refuse_overwrite
+from ensemble_kit.files import refuse_overwrite, require_suffix
 from ensemble_kit.predictions.candidates import Candidates, read_candidates, refuse_unknown
 from ensemble_kit.predictions.videos import held_out
 from ensemble_kit.selection.judging import Judge
@@ -160,7 +160,7 @@ def select(
         What ``output`` holds.
 
     Raises:
-        OutputError: ``output`` exists and ``force`` is False.
+        OutputError: ``output`` exists and ``force`` is False, or has another suffix than ``.json``.
         CheckpointError: A predictions file of the kit is damaged.
         PredictionsError: Another file is damaged, or the videos are not the same.
         SelectionError: The candidates do not belong together, see ``read_candidates``; a part of
@@ -172,6 +172,7 @@ def select(
         raise ValueError("there are no predictions to select from")
     output = Path(output)
     labels_path = None if labels_path is None else Path(labels_path)
+    require_suffix(output, ".json")
     keep_same = keep_same and exists(output) and not force
     if not keep_same:
         refuse_overwrite(output, force=force)

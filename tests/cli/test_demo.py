@@ -1,6 +1,7 @@
 """The demo, with quick commands in place of the real ones."""
 
 import importlib
+import json
 import re
 
 import pytest
@@ -38,6 +39,20 @@ def test_every_command_is_printed_and_run(runner, folder):
     assert result.stdout.startswith(f"$ mkdir -p {folder} && cd {folder}\n")
     assert re.search(rf"\nDone in \d+ s\. All files are in {folder}\.\n\Z", result.stdout)
     assert (folder / "my.toml").is_file()
+
+
+def test_json_is_all_that_standard_output_has(runner, folder):
+    result = runner.invoke(main, ["demo", str(folder), "--json"])
+
+    assert result.exit_code == 0, result.output
+    assert commands_in(result.stderr) == [f"{line} --json" for line in QUICK]
+    decoder, rest, printed = json.JSONDecoder(), result.stdout.strip(), []
+    while rest:
+        value, end = decoder.raw_decode(rest)
+        printed.append(value)
+        rest = rest[end:].strip()
+    assert len(printed) == 3
+    assert printed[1] == {"path": "my.toml", "recipe": "demo/gru"}
 
 
 def stop(*_, **__):

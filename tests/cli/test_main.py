@@ -315,12 +315,30 @@ def test_a_command_that_was_probably_meant_is_named(words, problem, runner):
     assert result.stderr.splitlines()[-1] == f"Error: {problem}"
 
 
-def test_every_command_can_be_quiet(runner):
+@pytest.mark.parametrize("word", ["--quiet", "--json"])
+def test_every_command_can_be_quiet_and_print_json(word, runner):
     commands = dict(leaves(main))
     assert {"train", "select", "data info", "recipes check"} <= commands.keys()
     for name, command in commands.items():
-        quiet = [option for option in command.params if "--quiet" in option.opts]
-        assert len(quiet) == 1, name
+        options = [option for option in command.params if word in option.opts]
+        assert len(options) == 1, name
+
+
+@pytest.mark.parametrize(
+    ("name", "word"), [("--.tfrecord", "--.tfrecord"), ("-x.tfrecord", "-x"), ("-x\x1b[2K", "-x")]
+)
+def test_a_file_that_looks_like_an_option_is_named(name, word, runner, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).touch()
+
+    result = runner.invoke(main, ["data", "info", name])
+
+    shown = name.replace("\x1b", "\\x1b")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == (
+        f"Error: No such option '{word}', but there is a file {shown}. "
+        f"Write ./{shown}, or -- before the files."
+    )
 
 
 def test_a_quiet_command_shows_no_progress(runner, monkeypatch):

@@ -1,6 +1,7 @@
 """`predict -o FOLDER/`, with shares and jobs, and what other commands make of the folder."""
 
 import json
+import sys
 
 import pytest
 from builders import tiny_recipe, tiny_recipe_text, write_checkpoint
@@ -111,6 +112,18 @@ def test_jobs_predict_their_parts(runner, data, tmp_path):
         f"{tmp_path}/out: 1 file predicted, 0 already there",
         f"{tmp_path}/out: 2 files predicted, 0 already there",
     ]
+
+
+def test_all_files_are_listed_before_the_jobs_start(runner, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        sys.modules["ensemble_kit.cli.predict"], "run_side_by_side", lambda *_, **__: 0
+    )
+
+    result = predict(runner, data, f"{tmp_path}/out/", "--jobs", "2", "--shard", "1/2")
+
+    assert result.exit_code == 0, result.stderr
+    listed = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert listed == {"files": [f"test000{number}.safetensors" for number in range(3)]}
 
 
 @pytest.mark.parametrize("words", [["--shard", "1/2"], ["--jobs", "2"], ["--on", "auto"]])

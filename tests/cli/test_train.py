@@ -232,6 +232,13 @@ def test_a_finished_run_is_skipped_with_a_line(runner, own_workspace):
 
     assert result.exit_code == 0, result.output
     assert result.stdout == line.replace(": ", ": was already finished: ", 1) + "\n"
+
+    as_json = runner.invoke(main, ["train", "recipes/bag.toml", *TRAINING, "--json"])
+
+    found = json.loads(as_json.stdout)
+    assert (found["run"], found["was_finished"], found["steps"]) == ("runs/bag", True, 24)
+    assert f"GAP@20 {found['gap']:.4f} ({found['averaged']}; " in line
+    assert line.endswith(f"best single checkpoint {found['best_checkpoint_gap']:.4f})")
     assert result.stderr == ""
 
 

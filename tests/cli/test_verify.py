@@ -32,7 +32,7 @@ def test_a_file_that_holds_its_claims_ends_well(runner, asked):
     assert result.exit_code == 0, result.output
     assert asked == [("e.onnx", None, {"fused": None, "max_size": 2**30, "max_gap_loss": 0.001})]
     assert result.stdout == (
-        "content  holds        it is whole\ngap      not checked  no records\n"
+        "content   holds        it is whole\ngap       not checked  no records\n"
     )
 
 
@@ -67,7 +67,7 @@ def test_a_real_file_that_fails_says_so_in_a_line_each_and_exits_with_1(runner, 
         "content", "bytes", "weights", "parity", "products", "gap"
     ]  # fmt: skip
     assert lines[1] == (
-        f"bytes    fails        {exported.num_bytes:,} in 1 file "
+        f"bytes     fails        {exported.num_bytes:,} in 1 file "
         f"({exported.num_bytes / 2**10:.1f} KiB) of 1.0 KiB"
     )
     assert (result.exit_code, as_json.exit_code) == (1, 1)

@@ -108,19 +108,37 @@ def test_a_fault_in_a_process_is_told_as_if_met_here(folder):
     assert children_of(os.getpid()) == []
 
 
-def test_a_process_that_is_killed_is_one_clear_error_and_none_is_left(folder):
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (
+            signal.SIGKILL,
+            "was killed, as the system does when memory runs out.\n"
+            "Use fewer --workers, or give the machine more memory.",
+        ),
+        *(
+            (
+                number,
+                f"was ended by {number.name}.\n"
+                "Give the same command again; train resumes where it was.",
+            )
+            for number in (signal.SIGINT, signal.SIGTERM)
+        ),
+    ],
+)
+def test_a_process_that_is_ended_is_one_clear_error_and_none_is_left(
+    number, message, folder, capfd
+):
     batches = Records([folder]).training_batches(4, seed=0, workers=2)
     next(batches)
     _, second = children_of(os.getpid())
-    os.kill(second, signal.SIGKILL)
+    os.kill(second, number)
 
     with pytest.raises(RecordError) as error:
         list(batches)
 
-    assert str(error.value) == (
-        f"The reading process {second} was ended by SIGKILL, as happens where memory runs out.\n"
-        "Use fewer --workers, or give the machine more memory."
-    )
+    assert str(error.value) == f"The reading process {second} {message}"
+    assert capfd.readouterr().err == ""
     assert children_of(os.getpid()) == []
 
 

@@ -88,9 +88,47 @@ def probabilities_of(body, values=None):
 
 def test_a_loop_without_end_is_ended(message_of):
     assert message_of(probabilities_of(ENDLESS), seconds=12) == (
-        "PATH could not be read and tested in 12 seconds.\n"
-        "Export a model that is faster, or try again when the machine is less busy."
+        "PATH could not be read and tested in 12 seconds of processor time.\n"
+        "Export a model that is smaller or faster."
     )
+
+
+def test_a_child_that_waits_for_a_busy_machine_is_ended_much_later(
+    message_of, tmp_path_factory, monkeypatch
+):
+    slow = tmp_path_factory.mktemp("slow")
+    (slow / "sitecustomize.py").write_text("import time\ntime.sleep(1000)\n")
+    monkeypatch.setenv("PYTHONPATH", str(slow))
+
+    assert message_of(probabilities_of(ENDLESS), seconds=1) == (
+        "PATH could not be read and tested in 10 seconds.\nTry again when the machine is less busy."
+    )
+
+
+def test_a_process_that_waits_computes_nothing():
+    line = "import time; print(flush=True); {}"
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", line.format("time.sleep(60)")], stdout=subprocess.PIPE
+        ) as waiting,
+        subprocess.Popen(
+            [sys.executable, "-c", line.format("[None for _ in iter(int, 1)]")],
+            stdout=subprocess.PIPE,
+        ) as computing,
+    ):
+        waiting.stdout.readline()
+        computing.stdout.readline()
+        before = limits._computed(waiting.pid)
+        end = time.monotonic() + 60
+
+        while limits._computed(computing.pid) < before + 1 and time.monotonic() < end:
+            time.sleep(0.05)
+
+        computed = limits._computed(computing.pid), limits._computed(waiting.pid)
+        waiting.kill()
+        computing.kill()
+    assert computed[0] >= before + 1
+    assert computed[1] == before
 
 
 def test_a_constant_of_gigabytes_is_refused(message_of):
@@ -124,8 +162,8 @@ def test_functions_that_double_with_each_call_are_ended(message_of):
         )
 
     assert message_of(model, seconds=12) in {
-        "PATH could not be read and tested in 12 seconds.\n"
-        "Export a model that is faster, or try again when the machine is less busy.",
+        "PATH could not be read and tested in 12 seconds of processor time.\n"
+        "Export a model that is smaller or faster.",
         "PATH could not be read and tested: the process needed more than 2.0 GiB of memory.\n"
         "Export a smaller model, or the model again from the framework that made it.",
     }

@@ -504,9 +504,7 @@ def test_a_file_that_is_not_text_is_named(tmp_path):
     )
 
 
-NOT_FINITE = (
-    "is not a number (NaN).\nPredict again with a model whose weights and features are finite."
-)
+NOT_FINITE = "is {}.\nPredict again with a model whose weights and features are finite."
 NOT_A_PROBABILITY = (
     "is {}, expected a probability from 0 to 1.\n"
     "Predict again with a model that returns probabilities, not logits."
@@ -516,8 +514,8 @@ NOT_A_PROBABILITY = (
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        (np.nan, NOT_FINITE),
-        (np.inf, NOT_A_PROBABILITY.format("inf")),
+        (np.nan, NOT_FINITE.format("not a number (NaN)")),
+        (np.inf, NOT_FINITE.format("infinite")),
         (-0.5, NOT_A_PROBABILITY.format("-0.5")),
         (1.5, NOT_A_PROBABILITY.format("1.5")),
     ],

@@ -101,7 +101,7 @@ def test_what_is_no_matrix_of_floating_point_numbers_is_named(tmp_path, rows, fo
     )
 
 
-@pytest.mark.parametrize(("value", "shown"), [(np.inf, "inf"), (1.5, "1.5"), (-0.25, "-0.25")])
+@pytest.mark.parametrize(("value", "shown"), [(1.5, "1.5"), (-0.25, "-0.25")])
 def test_what_is_no_probability_is_named(tmp_path, value, shown):
     rows = ROWS.copy()
     rows[1, 2] = value
@@ -307,6 +307,17 @@ def test_ids_are_read_with_a_byte_order_mark_and_any_line_end(tmp_path, encoding
     assert read_predictions(path).ids == ids
 
 
+def test_ids_may_all_be_in_quotes(tmp_path):
+    path = write_npy(tmp_path / "p.npy")
+    ids = path.with_suffix(".ids.txt")
+
+    ids.write_text('"a"\n"b,c"\n"d"\n')
+    assert read_predictions(path).ids == ("a", "b,c", "d")
+
+    ids.write_text('"a"\nb\n"d"\n')  # so these are part of the names
+    assert read_predictions(path).ids == ('"a"', "b", '"d"')
+
+
 def test_ids_in_another_encoding_are_blamed_on_their_own_file(tmp_path):
     path = write_npy(tmp_path / "p.npy")
     path.with_suffix(".ids.txt").write_bytes("a\nb\nc\n".encode("utf-16"))
@@ -316,14 +327,15 @@ def test_ids_in_another_encoding_are_blamed_on_their_own_file(tmp_path):
     )
 
 
-def test_nan_is_not_called_a_logit(tmp_path):
+@pytest.mark.parametrize(("value", "shown"), [(np.nan, "not a number (NaN)"), (np.inf, "infinite")])
+def test_what_is_not_finite_is_not_called_a_logit(value, shown, tmp_path):
     rows = ROWS.copy()
-    rows[1, 2] = np.nan
+    rows[1, 2] = value
 
     path = write_npy(tmp_path / "p.npy", rows)
 
     assert refused(path) == (
-        f"{path}: class 2 of video 'b' is not a number (NaN).\n"
+        f"{path}: class 2 of video 'b' is {shown}.\n"
         "Predict again with a model whose weights and features are finite."
     )
 

@@ -298,7 +298,7 @@ def test_a_recipe_cannot_be_changed():
         ),
         (
             "pooling.num_clusters=a",
-            "pooling.num_clusters is 'a': Input should be a valid integer.\n"
+            "pooling.num_clusters is 'a': Input should be a valid integer or a table.\n"
             "Give pooling.num_clusters a value of the right type and range.",
         ),
         (
