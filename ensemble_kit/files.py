@@ -7,13 +7,14 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from os.path import exists, isdir
 from pathlib import Path
 from types import MappingProxyType
 from typing import NoReturn
 
+from ensemble_kit.choices import AnyPath
 from ensemble_kit.errors import InputError, OutputError, SizeLimitError
 
 LOGGER = logging.getLogger(__name__)
@@ -35,6 +36,11 @@ KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISBLK, "a device"),
     (stat.S_ISSOCK, "a socket"),
 )
+
+
+def each_path(paths: AnyPath | Iterable[AnyPath]) -> list[str]:
+    """Return paths as text; one path alone, which might be taken for its letters, is a list too."""
+    return list(map(os.fspath, [paths] if isinstance(paths, str | os.PathLike) else paths))
 
 
 def refuse_overwrite(path: Path, *, force: bool) -> None:

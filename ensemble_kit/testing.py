@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ensemble_kit.choices import Dtype
+from ensemble_kit.choices import AnyPath, Dtype
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.synthetic import synthesize
 from ensemble_kit.export import export_onnx
@@ -186,7 +186,9 @@ def check_sampling(sampling: Sampling) -> None:
         _require_equal(counted, weights[video, :, :length], "counted by its indices")
 
 
-def check_recipe(recipe: str, folder: Path, *, dtypes: Sequence[Dtype] = ("bf16", "int4")) -> None:
+def check_recipe(
+    recipe: AnyPath, folder: AnyPath, *, dtypes: Sequence[Dtype] = ("bf16", "int4")
+) -> None:
     """Take a recipe through the whole pipeline, on made-up records of rgb (16) and audio (8).
 
     Trains 4 steps of 8 videos, averages, predicts, selects, fuses and exports in each precision;
@@ -201,6 +203,7 @@ def check_recipe(recipe: str, folder: Path, *, dtypes: Sequence[Dtype] = ("bf16"
         EnsembleKitError: A stage refuses it, or a proof fails.
         AssertionError: The exported file gives numbers that are no probabilities.
     """
+    folder = Path(folder)
     small = ["batch_size=8", "max_steps=4", "checkpoint_every=2", "average_last=2"]
     synthesize(
         folder / "records",

@@ -377,7 +377,7 @@ def test_standard_output_is_refused_where_a_file_is_read_again(tmp_path, monkeyp
             lambda output: import_onnx("no.onnx", output, schema=None, name="a", inputs={}),
             ".safetensors",
         ),
-        (lambda output: select(["no.csv"], output), ".json"),
+        (lambda output: select(["no.csv"], output=output), ".json"),
         (lambda output: write_report("no.json", output), ".html"),
     ],
 )

@@ -3,7 +3,13 @@
 import ast
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 import ensemble_kit as kit
+from ensemble_kit.data.schema import read_schema, write_schema
+from ensemble_kit.data.synthetic import synthesize
+from ensemble_kit.errors import CheckpointError, OutputError, RecordError
 from ensemble_kit.inference import evaluate_model
 from ensemble_kit.report.page import write_report
 from ensemble_kit.runtime import OnnxEnsemble
@@ -55,6 +61,41 @@ def test_text_and_other_libraries_paths_stand_for_paths(own_workspace):
     gap = evaluate_model(Named("f.safetensors"), records).gap
     assert gap == kit.load("f.safetensors").measure(records).gap
     assert OnnxEnsemble(Named("e.onnx")).metadata["repeats"] == "1"
+
+
+@pytest.mark.parametrize("kind", [str, Named])
+def test_so_they_do_for_data(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("v0.npy", np.ones((2, 3), np.float32))
+    Path("labels.csv").write_text("VideoId,Labels\nv0,1\n")
+    Path("names.txt").write_text("cat\ndog\n")
+
+    converted = kit.convert(kind("v0.npy"), kind("labels.csv"), kind("own"), split={"all": 1})
+    written = synthesize(
+        kind("made"), num_videos={"test": 1}, modalities={"rgb": 2}, num_classes=3, frames=(1, 2)
+    )
+    named = read_schema(kind("own/schema.toml")).with_label_names(kind("names.txt"))
+    write_schema(named, kind("s.toml"), force=False)
+
+    assert converted.folder == Path("own")
+    assert read_schema("made/schema.toml") == written
+    assert read_schema("s.toml").names == ("cat", "dog")
+    assert len(list(kit.Records(kind("own/all/*.tfrecord")).videos())) == 1
+    with pytest.raises(RecordError, match="no partition"):
+        kit.download_youtube8m(kind("yt"), partition="x")
+    Path("as").write_text("not a folder")
+    with pytest.raises(OutputError):
+        kit.download_audioset(kind("as"), base_url="http://127.0.0.1:9")
+
+
+def test_one_path_is_not_taken_for_its_letters():
+    for paths in ("no.safetensors", Named("no.safetensors")):
+        with pytest.raises(CheckpointError) as caught:
+            kit.average_checkpoints(paths, "a.safetensors")
+        assert str(caught.value) == "no.safetensors does not exist.\nName a file that exists."
+        with pytest.raises(CheckpointError) as caught:
+            kit.select(paths, output="s.json")
+        assert str(caught.value) == "no.safetensors does not exist.\nName a file that exists."
 
 
 def test_what_lies_in_a_closed_folder_is_looked_at_with_os_path():

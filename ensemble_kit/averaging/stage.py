@@ -16,7 +16,7 @@ from ensemble_kit.choices import BATCH_NORM_RULE, DEVICE, METHOD, AnyPath, Batch
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import check_fits
 from ensemble_kit.errors import AveragingError, CheckpointError, RecordError
-from ensemble_kit.files import refuse_overwrite, require_suffix
+from ensemble_kit.files import each_path, refuse_overwrite, require_suffix
 from ensemble_kit.networks.loading import load
 from ensemble_kit.networks.running import require_device
 from ensemble_kit.progress import progress
@@ -79,7 +79,7 @@ class AveragedRun:
 
 
 def average_checkpoints(
-    paths: Sequence[AnyPath],
+    paths: AnyPath | Sequence[AnyPath],
     output: AnyPath,
     *,
     method: Method = METHOD,
@@ -142,7 +142,7 @@ def average_checkpoints(
     refuse_overwrite(output, force=force)
     require_suffix(output, ".safetensors")
     require_device(device)
-    named = dict.fromkeys(Path(path) for path in paths)
+    named = dict.fromkeys(map(Path, each_path(paths)))
     with ExitStack() as stack:
         opened = [stack.enter_context(open_tensors(path)) for path in named]
         files = sorted(opened, key=_step)

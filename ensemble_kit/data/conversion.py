@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_kit.choices import SPLIT, InputType, Level
+from ensemble_kit.choices import SPLIT, AnyPath, InputType, Level
 from ensemble_kit.csv_lines import LABELS_HEADER, class_index, id_lines
 from ensemble_kit.data.encode import HIGH, LOW, Encoder, dequantise, quantise, record_schema
 from ensemble_kit.data.schema import (
@@ -32,7 +32,7 @@ from ensemble_kit.data.schema import (
 from ensemble_kit.data.sources import READERS, joined_by_id, videos_of
 from ensemble_kit.data.tfrecord import RecordWriter
 from ensemble_kit.errors import RecordError, shown
-from ensemble_kit.files import folder_written_aside
+from ensemble_kit.files import each_path, folder_written_aside
 from ensemble_kit.progress import progress
 from ensemble_kit.wording import counted
 
@@ -117,11 +117,11 @@ def split_of(video: str, shares: Mapping[str, float]) -> str:
 
 
 def convert(
-    features: Sequence[str | Path],
-    labels: Path,
-    folder: Path,
+    features: AnyPath | Sequence[AnyPath],
+    labels: AnyPath,
+    folder: AnyPath,
     *,
-    label_names: Path | None = None,
+    label_names: AnyPath | None = None,
     split: Mapping[str, float] | None = None,
     quantised: bool = False,
     force: bool = False,
@@ -153,6 +153,7 @@ def convert(
         OutputError: The folder holds something and ``force`` is False, or something that is not of
             a conversion; or the disk refuses a file.
     """
+    labels, folder = Path(labels), Path(folder)
     names = None if label_names is None else read_label_names(label_names)
     classes_of, num_classes = _read_labels(labels, names)
     shares = dict(split or parse_split(SPLIT))
@@ -160,7 +161,7 @@ def convert(
         writing = _Writing(aside, shares, stack, quantised=quantised)
         missing = dict.fromkeys(classes_of)
         with progress("converting", len(classes_of)) as bar:
-            for number, (video, arrays) in enumerate(_videos(features), start=1):
+            for number, (video, arrays) in enumerate(_videos(each_path(features)), start=1):
                 if video not in classes_of:
                     raise RecordError(
                         f"Video {shown(video)} has features, but {labels} has no line for it.",
@@ -217,11 +218,11 @@ def _read_labels(path: Path, names: Sequence[str] | None) -> tuple[dict[str, tup
     return classes_of, len(names) if names else largest + 1
 
 
-def _videos(features: Sequence[str | Path]) -> Iterator[tuple[str, Mapping[str, NDArray[Any]]]]:
+def _videos(features: Sequence[str]) -> Iterator[tuple[str, Mapping[str, NDArray[Any]]]]:
     """Yield the videos of files, folders and ``NAME=`` of either."""
     named: dict[str, list[Path]] = {}
     unnamed: list[Path] = []
-    for each in map(str, features):
+    for each in features:
         name, equals, rest = each.partition("=")
         if equals and not os.path.exists(each):
             named.setdefault(_modality(name), []).extend(_expand(rest))

@@ -36,6 +36,7 @@ from ensemble_kit.data.tfrecord import (
     numbered_records,
 )
 from ensemble_kit.errors import RecordError
+from ensemble_kit.files import each_path
 from ensemble_kit.wording import counted
 
 __all__ = ["Batch", "Records"]
@@ -90,7 +91,7 @@ class Records:
 
     def __init__(
         self,
-        patterns: Sequence[AnyPath],
+        patterns: AnyPath | Sequence[AnyPath],
         *,
         schema: Schema | AnyPath | None = None,
         label_names: AnyPath | None = None,
@@ -100,7 +101,7 @@ class Records:
         cache: AnyPath | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        named = [os.fspath(pattern) for pattern in patterns]
+        named = each_path(patterns)
         self.patterns = tuple(
             pattern if is_url(pattern) else os.path.abspath(pattern) for pattern in named
         )

@@ -33,7 +33,7 @@ from pathlib import Path, PurePosixPath
 from string import ascii_lowercase, ascii_uppercase, digits
 from typing import NamedTuple
 
-from ensemble_kit.choices import AUDIOSET_SPLITS, DOWNLOAD_JOBS, Mirror
+from ensemble_kit.choices import AUDIOSET_SPLITS, DOWNLOAD_JOBS, AnyPath, Mirror
 from ensemble_kit.data.kinds import KINDS
 from ensemble_kit.data.published import PUBLISHED
 from ensemble_kit.data.schema import Modality, Schema, read_label_names, read_schema, write_schema
@@ -95,7 +95,7 @@ class Downloaded(NamedTuple):
 
 
 def download_youtube8m(
-    folder: Path,
+    folder: AnyPath,
     *,
     partition: str,
     shard: tuple[int, int] = (1, 1),
@@ -123,6 +123,7 @@ def download_youtube8m(
             its MD5 stays wrong.
         OutputError: The disk is too small or refuses a file, or the folder has another schema.
     """
+    folder = Path(folder)
     match = PARTITION.fullmatch(partition)
     if not match:
         raise RecordError(
@@ -155,7 +156,7 @@ def download_youtube8m(
 
 
 def download_audioset(
-    folder: Path,
+    folder: AnyPath,
     *,
     mirror: Mirror = "us",
     base_url: str | None = None,
@@ -176,6 +177,7 @@ def download_audioset(
             else.
         OutputError: The disk is too small or refuses a file, or the folder has another schema.
     """
+    folder = Path(folder)
     server = base_url or f"http://storage.googleapis.com/{mirror}_audioset/youtube_corpus/v1"
     archive = Wanted(f"{server}/features/{ARCHIVE}", folder / ARCHIVE, None)
     labels = Wanted(f"{server}/csv/{CLASS_LABELS}", folder / CLASS_LABELS, None)

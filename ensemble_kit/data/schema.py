@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from ensemble_kit.choices import InputType, Level
+from ensemble_kit.choices import AnyPath, InputType, Level
 from ensemble_kit.csv_lines import class_index
 from ensemble_kit.errors import PredictionsError, RecordError, shown
 from ensemble_kit.files import written_aside
@@ -200,7 +200,7 @@ class Schema(BaseModel):
     def _modalities(self) -> str:
         return ", ".join(f"{m.name} ({m.width} {m.value_type})" for m in self.modalities)
 
-    def with_label_names(self, path: Path) -> "Schema":
+    def with_label_names(self, path: AnyPath) -> "Schema":
         """Return a copy that carries the names read from a CSV file of classes."""
         return Schema.model_validate(
             self.model_dump() | {"label_names": read_label_names(path, self.num_classes)}
@@ -212,7 +212,7 @@ def vocabulary_sha256(names: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(tuple(names)).encode()).hexdigest()
 
 
-def read_schema(path: Path) -> Schema:
+def read_schema(path: AnyPath) -> Schema:
     """Read a schema from TOML, strictly.
 
     ``label_names`` may be the list of names, or the path of a CSV file of classes, relative to
@@ -222,6 +222,7 @@ def read_schema(path: Path) -> Schema:
         RecordError: The file is missing or is no TOML, a key is unknown or missing, a value is not
             what the schema asks for, or the label names cannot be read.
     """
+    path = Path(path)
     text = read_text(path, RecordError, hint="Name a schema TOML that exists.")
     try:
         values = parse_toml(text)
@@ -241,7 +242,7 @@ def read_schema(path: Path) -> Schema:
 
 
 def write_schema(
-    schema: Schema, path: Path, *, label_names_file: str | None = None, force: bool
+    schema: Schema, path: AnyPath, *, label_names_file: str | None = None, force: bool
 ) -> None:
     """Write a schema as TOML that ``read_schema`` reads back equal.
 
@@ -262,25 +263,25 @@ def write_schema(
     for modality in schema.modalities:
         lines += ["", "[[modalities]]"]
         lines += [f"{key} = {_toml(value)}" for key, value in modality.model_dump().items()]
-    with written_aside(path, force=force) as aside:
+    with written_aside(Path(path), force=force) as aside:
         aside.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
 
 
-def write_label_names(path: Path, names: Sequence[str], *, force: bool) -> None:
+def write_label_names(path: AnyPath, names: Sequence[str], *, force: bool) -> None:
     """Write the names of the classes as a CSV file that ``read_label_names`` reads.
 
     Raises:
         OutputError: ``path`` exists and ``force`` is False, or the disk refuses the file.
     """
     with (
-        written_aside(path, force=force) as aside,
+        written_aside(Path(path), force=force) as aside,
         aside.open("w", encoding="utf-8", newline="") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([("label_id", "label_name"), *enumerate(names)])
 
 
-def read_label_names(path: Path, num_classes: int | None = None) -> tuple[str, ...]:
+def read_label_names(path: AnyPath, num_classes: int | None = None) -> tuple[str, ...]:
     """Read the names of the classes: a CSV file with a header, or a plain list.
 
     In a CSV file the first column is the class index. The name is in the column ``Name``, as
@@ -304,6 +305,7 @@ def read_label_names(path: Path, num_classes: int | None = None) -> tuple[str, .
         RecordError: The file is missing, a row of a CSV file has no index that no other row has, a
             name is empty or that of another class, or a class has no name.
     """
+    path = Path(path)
     text = read_text(path, RecordError, hint="Name a CSV file of classes that exists.")
     lines = list(_rows(path, text.removeprefix("\ufeff").rstrip()))
     rows = [(number, row) for number, row in lines if row]

@@ -26,6 +26,7 @@ from ensemble_kit.choices import (
     SYNTHETIC_LABEL_SKEW,
     SYNTHETIC_SHARDS,
     SYNTHETIC_WIDTHS,
+    AnyPath,
     Level,
 )
 from ensemble_kit.data.encode import HIGH, LOW, Encoder, quantise, record_schema
@@ -41,7 +42,7 @@ BURST_SHARE = 8  # a burst lasts an eighth of the frames
 
 
 def synthesize(
-    folder: Path,
+    folder: AnyPath,
     *,
     num_videos: Mapping[str, int],
     modalities: Mapping[str, int] = SYNTHETIC_WIDTHS,
@@ -78,6 +79,7 @@ def synthesize(
         OutputError: A split's folder holds records, or another file exists, and ``force`` is
             False; or the disk refuses a file.
     """
+    folder = Path(folder)
     refuse_overwrite(folder / "schema.toml", force=force)
     for split in num_videos:
         for stale in sorted((folder / split).glob("*.tfrecord")):

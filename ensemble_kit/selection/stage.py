@@ -29,7 +29,7 @@ from ensemble_kit.choices import (
     Strategy,
 )
 from ensemble_kit.errors import SelectionError
-from ensemble_kit.files import refuse_overwrite, require_suffix
+from ensemble_kit.files import each_path, refuse_overwrite, require_suffix
 from ensemble_kit.predictions.candidates import Candidates, read_candidates, refuse_unknown
 from ensemble_kit.predictions.videos import held_out
 from ensemble_kit.selection.judging import Judge
@@ -78,7 +78,7 @@ def find_predictions(dtype: Dtype | Auto | Sequence[Dtype] = DTYPE) -> list[Path
 
 
 def select(
-    predictions_paths: Sequence[AnyPath],
+    predictions_paths: AnyPath | Sequence[AnyPath],
     *,
     output: AnyPath,
     max_size: int | None = None,
@@ -181,7 +181,7 @@ def select(
         _refuse_search(mixing, strategy, criterion, max_members, start, confirm)
         coefficients, start, confirm = given_weights(coefficients), tuple(coefficients), 0.0
     known = read_candidates(
-        [Path(path) for path in predictions_paths],
+        [Path(path) for path in each_path(predictions_paths)],
         labels_path=labels_path,
         dtypes=wanted_dtypes(dtype),
         needs_all=dtype != "auto",

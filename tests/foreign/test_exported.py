@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from foreign_kinds import (
+    CLASSES,
     HEAD,
     LAST_FRAME,
     SCHEMA,
@@ -155,3 +156,34 @@ def test_rounding_that_only_late_frames_show_is_seen_without_records(tmp_path, m
     assert claims["parity"].finding.endswith(
         f"changes a probability of made-up videos by {fused.loss.worst_change:.4f} at most"
     )
+
+
+def test_a_file_of_trees_alone_computes_what_they_do_and_holds_its_claims(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "convert_in_child", convert)
+    files = {}
+    for name, output in (("tensor", "raw"), ("zipmap", "zm")):
+        path = classical_model(tmp_path / f"{name}.onnx", has_zipmap=output == "zm", kind="trees")
+        files[name] = import_onnx(
+            path, tmp_path / f"{name}.safetensors", schema=SCHEMA, name=name, inputs={"rgb": "x"},
+            num_frames="n", probabilities=output,
+        ).path  # fmt: skip
+    write_selection_of(tmp_path / "selection.json", files, {"tensor": 0.75, "zipmap": 0.25})
+    counts = np.array([9, 1, 4])
+    random = np.random.default_rng(5)
+    stored = {
+        name: random.integers(0, 256, (3, 9, width)).astype(np.uint8)
+        for name, width in SCHEMA.widths.items()
+    }
+
+    fused = fuse(tmp_path / "selection.json", tmp_path / "fused.safetensors", dtype="int4")
+    exported = export_onnx(fused.path, tmp_path / "ensemble.onnx").path
+
+    assert fused.loss.worst_change == 0  # thresholds and leaves are no weights
+    found = OnnxEnsemble(exported).run(stored, counts).probabilities
+    for row, count in enumerate(counts):
+        mean = dequantised(stored["rgb"][row, :count]).mean(axis=0)
+        leaves = np.where(mean[:CLASSES] <= 0, -1.0, 1.0 + np.arange(CLASSES))
+        np.testing.assert_allclose(found[row], sigmoid(leaves), atol=1e-6)
+    for file in (fused.path, exported):
+        assert {claim.verdict for claim in verify(file)} <= {"holds", "not checked"}
+        assert {claim.name: claim.verdict for claim in verify(file)}["parity"] == "holds"
