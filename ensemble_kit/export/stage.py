@@ -193,7 +193,7 @@ def export_onnx(
             opset=opset,
         )
         _check_graph(graph, output)
-        metadata = _describe(fused_metadata, sha256_of(fused), graph, repeats, draw_source, types)
+        metadata = _describe(fused_metadata, file.sha256(), graph, repeats, draw_source, types)
         references = None
         if low_memory:  # a name that no other export's weights have, unless they are the same
             beside = output.with_name(f"{output.name}.{metadata.fused_sha256[:12]}.data")

@@ -12,7 +12,7 @@ from ensemble_kit.choices import DTYPE, MAX_GAP_LOSS, MAX_SIZE, AnyPath, Dtype, 
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import Schema, check_fits
 from ensemble_kit.errors import FusionError, shown
-from ensemble_kit.files import refuse_overwrite, require_suffix, sha256_of, written_aside
+from ensemble_kit.files import refuse_overwrite, require_suffix, written_aside
 from ensemble_kit.fusion.gap_loss import Loss, loss_on
 from ensemble_kit.fusion.proof import forms_of, prove
 from ensemble_kit.fusion.weights import FusedWeights
@@ -165,13 +165,13 @@ def _open_members(
                 f"{selection}: the checkpoint of member {member.name}, {path}, does not exist.",
                 hint="Put it back, or predict and select again.",
             )
-        digest = sha256_of(path)
+        file = stack.enter_context(open_tensors(path))
+        digest = file.sha256()
         if digest != member.model.file.sha256:
             raise FusionError(
                 f"{path} has changed since member {member.name} was selected.",
                 hint="Predict and select again, so that the selection describes what is fused.",
             )
-        file = stack.enter_context(open_tensors(path))
         yield Member.of(
             file,
             FileMetadata.of(path, folder, sha256=digest),

@@ -119,7 +119,8 @@ def model_metadata(
         repeats: Draws whose probabilities are averaged; 1 where nothing is drawn.
         dtype: The precision that its weights were rounded to; None where they were not.
     """
-    metadata, found = member_file_metadata(file), FileMetadata.of(file.path, folder)
+    metadata = member_file_metadata(file)
+    found = FileMetadata.of(file.path, folder, sha256=file.sha256())
     member = Member.of(file, found, name=metadata.name, dtype=DTYPES[0])
     sizes: dict[Dtype, int] = {}
     for each in DTYPES:

@@ -7,7 +7,9 @@ return its tensors, so that selection and the listing of runs do without it. Not
 unpickled.
 """
 
+import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from ensemble_kit.errors import CheckpointError, shown
-from ensemble_kit.files import written_aside
+from ensemble_kit.files import sha256_of, written_aside
 from ensemble_kit.store.dtypes import BY_NUMPY, BY_SAFETENSORS, StorageType
 from ensemble_kit.store.provenance import METADATA_TYPES, TensorMetadata
 from ensemble_kit.store.row_files import RowFile
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 METADATA_KEY = "ensemble_kit"
 MAKE_AGAIN = "Make the file again with this version of ensemble-kit."
 STATISTICS = ("running_mean", "running_variance")  # how names of batch norm's end; no parameters
+HASHED_AT_ONCE = 2**20  # bytes
 M = TypeVar("M", bound=TensorMetadata)
 
 
@@ -111,9 +114,23 @@ class TensorFile:
         num_rows, num_columns = self.specs[name].shape
         return RowFile(self.path, self._offsets[name], dtype, (num_rows, num_columns))
 
+    def sha256(self) -> str:
+        """Return the SHA-256 of what was opened, whatever its name stands for by now."""
+        if not hasattr(os, "pread"):  # Windows, where an open file cannot be replaced
+            return sha256_of(self.path)
+        digest, position = hashlib.sha256(), 0
+        while block := os.pread(self._stream.fileno(), HASHED_AT_ONCE, position):
+            digest.update(block)
+            position += len(block)
+        return digest.hexdigest()
+
     def tensor(self, name: str) -> "torch.Tensor":
-        """Return a tensor as a CPU torch tensor of the stored type."""
-        with safe_open(self.path, framework="pt") as file:
+        """Return a tensor as a CPU torch tensor of the stored type.
+
+        Raises:
+            CheckpointError: The file has been replaced since it was opened.
+        """
+        with self._for_torch() as file:
             return file.get_tensor(name)  # type: ignore[no-any-return]
 
     def read_into(self, target: "NDArray[np.uint8]", name: str, start: int) -> None:
@@ -132,10 +149,20 @@ class TensorFile:
             )
 
     def tensors(self) -> Iterator[tuple[str, "torch.Tensor"]]:
-        """Yield every name and tensor; only the one in hand is in memory."""
-        with safe_open(self.path, framework="pt") as file:
+        """Yield every name and tensor; only the one in hand is in memory.
+
+        Raises:
+            CheckpointError: The file has been replaced since it was opened.
+        """
+        with self._for_torch() as file:
             for name in self.specs:
                 yield name, file.get_tensor(name)
+
+    @contextmanager
+    def _for_torch(self) -> Iterator[Any]:
+        with safe_open(self.path, framework="pt") as file:
+            _refuse_another(self.path, self._stream)
+            yield file
 
 
 @contextmanager
@@ -150,6 +177,7 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
         raise CheckpointError(f"{path} does not exist.", hint="Name a file that exists.")
     try:
         with _opened(path) as stream, safe_open(path, framework="np") as handle:
+            _refuse_another(path, stream)
             slices = {name: handle.get_slice(name) for name in sorted(handle.keys())}
             specs = {
                 name: TensorSpec(part.get_dtype(), tuple(part.get_shape()))
@@ -168,6 +196,20 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
             f"{path} is not a whole safetensors file: {error}.",
             hint="Make the file again, or copy it again from where it is whole.",
         ) from error
+
+
+def _refuse_another(path: Path, stream: BufferedReader) -> None:
+    """Raise ``CheckpointError`` if a name, by which a library opens a file, is another file's."""
+    opened = os.fstat(stream.fileno())
+    try:
+        is_same = os.path.samestat(path.stat(), opened)
+    except OSError:
+        is_same = False
+    if not is_same:
+        raise CheckpointError(
+            f"{path} was replaced while it was read.",
+            hint="Give the command again when nothing writes that file.",
+        )
 
 
 def _begins_as_tensors(path: Path) -> bool:

@@ -36,7 +36,7 @@ from ensemble_kit.store.blocks import SCALE
 from ensemble_kit.store.dtypes import DTYPES
 from ensemble_kit.store.provenance import CheckpointMetadata, FileMetadata, FusedMetadata
 from ensemble_kit.store.selection_file import read_selection, write_selection
-from ensemble_kit.store.tensor_files import open_tensors, save_tensors
+from ensemble_kit.store.tensor_files import TensorFile, open_tensors, save_tensors
 
 REPORT_IT = "Report this as a bug in ensemble-kit; nothing was written."
 
@@ -267,6 +267,24 @@ def test_a_changed_member_is_refused(members, tmp_path):
     assert refused(FusionError, selection, tmp_path / "out.safetensors") == (
         f"{members['rnn']} has changed since member rnn was selected.\n"
         "Predict and select again, so that the selection describes what is fused."
+    )
+
+
+def test_what_was_hashed_is_what_is_fused(members, tmp_path, monkeypatch):
+    selection = select(tmp_path, members)
+    whole = TensorFile.sha256
+
+    def replaced(self):
+        digest = whole(self)
+        members["rnn"].unlink()
+        write_checkpoint(members["rnn"], tiny_recipe(pooling="gru"), tiny_schema(), seed=9)
+        return digest
+
+    monkeypatch.setattr(TensorFile, "sha256", replaced)
+
+    assert refused(CheckpointError, selection, tmp_path / "out.safetensors") == (
+        f"{members['rnn']} was replaced while it was read.\n"
+        "Give the command again when nothing writes that file."
     )
 
 

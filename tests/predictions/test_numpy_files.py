@@ -5,8 +5,10 @@ import zipfile
 
 import numpy as np
 import pytest
+from reference import gap_loops
 
 from ensemble_kit.errors import PredictionsError
+from ensemble_kit.inference import evaluate_predictions
 from ensemble_kit.predictions.file import is_predictions_file, read_predictions
 from ensemble_kit.predictions.numpy_files import MAX_UNPACKED, read_arrays
 
@@ -305,6 +307,30 @@ def test_ids_are_read_with_a_byte_order_mark_and_any_line_end(tmp_path, encoding
     path.with_suffix(".ids.txt").write_bytes(line_end.join(ids).encode(encoding))
 
     assert read_predictions(path).ids == ids
+
+
+def test_what_only_float64_tells_apart_is_ranked(tmp_path, rng):
+    rows = 0.5 + 1e-12 * rng.standard_normal((30, 4))
+    assert len(np.unique(rows.astype(np.float32))) == 1
+    classes = rng.integers(0, 4, 30).tolist()
+    ids = [f"v{number}" for number in range(30)]
+    labels = "".join(f"{video},{index}\n" for video, index in zip(ids, classes, strict=True))
+    (tmp_path / "labels.csv").write_text(f"VideoId,Labels\n{labels}")
+    np.save(tmp_path / "p.npy", rows)
+    (tmp_path / "p.ids.txt").write_text("\n".join(ids))
+    np.savez(tmp_path / "p.npz", probabilities=rows, ids=np.array(ids))
+    lines = (
+        f"{video},{' '.join(f'{index} {value!r}' for index, value in enumerate(row))}\n"
+        for video, row in zip(ids, rows.tolist(), strict=True)
+    )
+    (tmp_path / "p.csv").write_text(f"VideoId,LabelConfidencePairs\n{''.join(lines)}")
+    gap = float(gap_loops(rows.tolist(), [[index] for index in classes], 4))
+
+    for name in ("p.npy", "p.npz", "p.csv"):
+        found = evaluate_predictions(
+            read_predictions(tmp_path / name), tmp_path / "labels.csv", k=4
+        )
+        assert found.gap == pytest.approx(gap, abs=1e-12), name
 
 
 def test_ids_may_all_be_in_quotes(tmp_path):
