@@ -13,6 +13,7 @@ import json
 import os
 import pkgutil
 import random
+import re
 import shutil
 import signal
 import sys
@@ -95,9 +96,7 @@ CASES = {
     "import-onnx": Case(
         "import-onnx foreign.onnx data/test/*.tfrecord --input rgb=x", (), ("runs",), True
     ),
-    "report": Case(
-        "report data/test/*.tfrecord", CHOSEN, ("ensemble/report.html",)
-    ),
+    "report": Case("report data/test/*.tfrecord -o page.html", CHOSEN, ("page.html",)),
     "data synthesize": Case(f"data synthesize made {SYNTHETIC}", (), ("made",)),
     "data convert": Case(
         "data convert features --labels labels.csv --quantise -o own", (), ("own",)
@@ -292,7 +291,8 @@ def kill_once(
     again = Run(work, case.line)
     code_again = again.end()
     said_again = again.said.read_text(errors="replace")
-    is_there = code_again == 1 and "exists already" in said_again  # it had ended when it was killed
+    # it had ended when it was killed
+    is_there = code_again == 1 and re.search("exists already|holds files already", said_again)
     if code_again and not is_there:
         faults.append(f"{where}, then again: exit code {code_again}: {said_again[-600:]}")
     left = contents(work, case.leaves)
