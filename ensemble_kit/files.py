@@ -40,7 +40,8 @@ KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
 
 def each_path(paths: AnyPath | Iterable[AnyPath]) -> list[str]:
     """Return paths as text; one path alone, which might be taken for its letters, is a list too."""
-    return list(map(os.fspath, [paths] if isinstance(paths, str | os.PathLike) else paths))
+    listed = [paths] if isinstance(paths, str | os.PathLike) else paths
+    return [os.fspath(path) for path in listed]
 
 
 def refuse_overwrite(path: Path, *, force: bool) -> None:
