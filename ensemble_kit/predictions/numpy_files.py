@@ -20,6 +20,7 @@ from math import prod
 from os import SEEK_CUR, SEEK_END
 from os.path import isfile
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -90,7 +91,8 @@ def read_arrays(path: Path, *, max_unpacked: int = MAX_UNPACKED) -> Arrays:
             hint="Name a file that you may read.",
         ) from error
     except Exception as error:  # a damaged header makes zipfile, zlib and NumPy raise many kinds
-        reason = str(error).strip().rstrip(".") or type(error).__name__
+        said = error.args[0] if isinstance(error, TokenError) else error  # it has a place as well
+        reason = str(said).strip().rstrip(".") or type(error).__name__
         raise PredictionsError(
             f"{path} is not a whole NumPy file: {reason[:200]}.",
             hint="Save it again with np.save or np.savez.",

@@ -157,8 +157,11 @@ def test_objects_and_damaged_files_are_refused(tmp_path):
     objects = write_npy(tmp_path / "o.npy", np.array([[{}, {}]]))
     cut = tmp_path / "cut.npz"
     cut.write_bytes(b"PK\x03\x04")
+    header = tmp_path / "header.npy"
+    header.write_bytes(b"\x93NUMPY\x01\x00\x0a\x00{'descr': \n")
 
     for path, reason in (
+        (header, "EOF in multi-line statement"),
         (objects, "it holds Python objects, which are never unpickled"),
         (cut, "File is not a zip file"),
     ):
