@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from os.path import exists
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,9 @@ from ensemble_kit.choices import (
 from ensemble_kit.data.encode import HIGH, LOW, Encoder, quantise, record_schema
 from ensemble_kit.data.schema import LABEL_NAMES, Schema, write_label_names, write_schema
 from ensemble_kit.data.tfrecord import write_records
-from ensemble_kit.files import refuse_overwrite
+from ensemble_kit.files import refuse_overwrite, written_aside
 
+UNFINISHED = ".unfinished"  # in the folder until all is written
 SIGNS = ("steady", "burst", "order")
 LABELS_BEYOND_FIRST = 2.0  # mean of a Poisson law: 3 labels a video, as YouTube-8M has
 NUM_BACKGROUNDS = 16
@@ -55,6 +57,8 @@ def synthesize(
     force: bool = False,
 ) -> Schema:
     """Write ``folder/<split>/<split>NNNN.tfrecord``, ``schema.toml`` and ``label_names.csv``.
+
+    A call that was stopped can be made again without ``force``.
 
     The same arguments give the same bytes, with the same release of NumPy. A video depends on its
     split and number only, not on the number of videos or shards.
@@ -80,11 +84,15 @@ def synthesize(
             False; or the disk refuses a file.
     """
     folder = Path(folder)
+    unfinished = folder / UNFINISHED
+    force = force or exists(unfinished)  # what a killed call has left is of no use to anybody
     refuse_overwrite(folder / "schema.toml", force=force)
     for split in num_videos:
         for stale in sorted((folder / split).glob("*.tfrecord")):
             refuse_overwrite(stale, force=force)
             stale.unlink()  # one left of a run with more shards would be read with the new ones
+    with written_aside(unfinished, force=True) as aside:
+        aside.touch()
     names = tuple(f"{SIGNS[index % 3]} {index}" for index in range(num_classes))
     types = dict.fromkeys(modalities, "uint8" if level == "frame" else "float32")
     schema = record_schema(
@@ -98,6 +106,7 @@ def synthesize(
             write_records(folder / split / f"{split}{shard:04d}.tfrecord", records, force=force)
     write_label_names(folder / LABEL_NAMES, names, force=force)
     write_schema(schema, folder / "schema.toml", label_names_file=LABEL_NAMES, force=force)
+    unfinished.unlink(missing_ok=True)
     return schema
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from ensemble_kit.data import synthetic
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import read_schema
 from ensemble_kit.data.synthetic import World, quantise, synthesize
@@ -130,6 +131,31 @@ def test_an_average_of_frames_tells_far_more_than_the_prior(tmp_path):
     gap = global_average_precision(predicted, truth)
 
     assert gap > global_average_precision(np.tile(prior, (len(truth), 1)), truth) + 0.3
+
+
+def test_a_call_that_was_stopped_is_made_again_without_force(tmp_path, monkeypatch):
+    sizes = {"train": 5, "test": 3}
+    whole = synthetic.write_records
+    synthesize(tmp_path / "whole", num_videos=sizes, modalities={"rgb": 2}, num_shards=2)
+
+    def write_and_stop(path, records, *, force):
+        whole(path, records, force=force)
+        if path.name == "test0000.tfrecord":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(synthetic, "write_records", write_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            synthesize(tmp_path / "own", num_videos=sizes, modalities={"rgb": 2}, num_shards=3)
+    synthesize(tmp_path / "own", num_videos=sizes, modalities={"rgb": 2}, num_shards=2)
+
+    files = [
+        {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.*")}
+        for folder in (tmp_path / "whole", tmp_path / "own")
+    ]
+    assert files[0] == files[1]
+    with pytest.raises(OutputError):
+        synthesize(tmp_path / "own", num_videos=sizes, modalities={"rgb": 2}, num_shards=2)
 
 
 def test_existing_records_are_kept_without_force_and_all_replaced_with_it(tmp_path):
