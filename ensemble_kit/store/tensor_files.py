@@ -84,6 +84,7 @@ class TensorFile:
     _handle: Any
     _stream: BufferedReader
     _offsets: Mapping[str, int]
+    _opened: os.stat_result
 
     @property
     def kind(self) -> str:
@@ -161,7 +162,7 @@ class TensorFile:
     @contextmanager
     def _for_torch(self) -> Iterator[Any]:
         with safe_open(self.path, framework="pt") as file:
-            _refuse_another(self.path, self._stream)
+            _refuse_another(self.path, self._opened)
             yield file
 
 
@@ -177,7 +178,8 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
         raise CheckpointError(f"{path} does not exist.", hint="Name a file that exists.")
     try:
         with _opened(path) as stream, safe_open(path, framework="np") as handle:
-            _refuse_another(path, stream)
+            opened = os.fstat(stream.fileno())
+            _refuse_another(path, opened)
             slices = {name: handle.get_slice(name) for name in sorted(handle.keys())}
             specs = {
                 name: TensorSpec(part.get_dtype(), tuple(part.get_shape()))
@@ -185,7 +187,7 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
             }
             _refuse_types(path, specs)
             metadata = _metadata(path, handle.metadata())
-            yield TensorFile(path, specs, metadata, handle, stream, _offsets(stream))
+            yield TensorFile(path, specs, metadata, handle, stream, _offsets(stream), opened)
     except SafetensorError as error:
         if not _begins_as_tensors(path):  # there safetensors would speak of a header's length
             raise CheckpointError(
@@ -198,9 +200,8 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
         ) from error
 
 
-def _refuse_another(path: Path, stream: BufferedReader) -> None:
+def _refuse_another(path: Path, opened: os.stat_result) -> None:
     """Raise ``CheckpointError`` if a name, by which a library opens a file, is another file's."""
-    opened = os.fstat(stream.fileno())
     try:
         is_same = os.path.samestat(path.stat(), opened)
     except OSError:
