@@ -26,19 +26,26 @@ def name_nodes(model: ir.Model, members: Sequence[str], outputs: Sequence[ir.Val
     owners = _owners(members, outputs)
     parts: dict[ir.Node | None, tuple[int, str]] = {}
     counts: Counter[str] = Counter()
+    taken = {node.name for node in model.graph if not _is_named_by_exporter(node)}
     for position, node in enumerate(model.graph):
         part = _part(node) or _part_before(node, parts)
         parts[node] = position, part
-        if not node.name or node.name.startswith("node_"):
+        if _is_named_by_exporter(node):
             found = owners.get(node, [])
             owner = found[0] if len(found) == 1 else SHARED if found else MIXTURE
             name = "/".join(filter(None, [owner, part if len(found) == 1 else "", node.op_type]))
             counts[name] += 1
-            node.name = name if counts[name] == 1 else f"{name}_{counts[name]}"
+            while (wanted := name if counts[name] == 1 else f"{name}_{counts[name]}") in taken:
+                counts[name] += 1  # a node of a foreign graph is called so
+            node.name = wanted
         node.metadata_props.clear()
         for output in node.outputs:
             output.metadata_props.clear()
     model.graph.metadata_props.clear()
+
+
+def _is_named_by_exporter(node: ir.Node) -> bool:
+    return not node.name or node.name.startswith("node_")
 
 
 def _owners(members: Sequence[str], outputs: Sequence[ir.Value]) -> dict[ir.Node, list[str]]:

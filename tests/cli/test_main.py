@@ -362,17 +362,6 @@ def test_a_name_that_no_file_can_have_does_not_exist(name, runner):
     assert result.stderr == f"Error: {name} does not exist.\nName a file or folder that exists.\n"
 
 
-TEXT_ALONE = {"demo", "train", "recipes schema"}  # progress of hours, and what is JSON already
-
-
-def test_every_command_with_a_result_can_print_it_as_json():
-    commands = dict(leaves(main))
-    assert commands.keys() > TEXT_ALONE
-    for name, command in commands.items():
-        has_json = any("--json" in option.opts for option in command.params)
-        assert has_json == (name not in TEXT_ALONE), name
-
-
 def test_a_result_is_printed_as_one_json_object(runner, tmp_path):
     words = ["data", "synthesize", str(tmp_path / "r"), "--train", "3", "--validate", "0"]
     result = runner.invoke(main, [*words, "--test", "0", "--json"])

@@ -312,7 +312,8 @@ def test_ids_are_read_with_a_byte_order_mark_and_any_line_end(tmp_path, encoding
     assert read_predictions(path).ids == ids
 
 
-def test_what_only_float64_tells_apart_is_ranked(tmp_path, rng):
+def test_what_only_float64_tells_apart_is_ranked(tmp_path):
+    rng = np.random.default_rng(0)
     rows = 0.5 + 1e-12 * rng.standard_normal((30, 4))
     assert len(np.unique(rows.astype(np.float32))) == 1
     classes = rng.integers(0, 4, 30).tolist()
