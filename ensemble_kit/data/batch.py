@@ -1,7 +1,7 @@
 """Videos side by side: a batch, and the one block of memory that its frames are written to."""
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -141,6 +141,31 @@ class Collator:
         self._ids.append(video.id)
         self._num_frames.append(num_frames)
         self._classes.append(video.classes)
+
+    def add_all(
+        self,
+        ids: Sequence[str],
+        classes: Sequence[NDArray[np.int64]],
+        parts: Iterable[tuple[NDArray[np.int64], Sequence[NDArray[Any]]]],
+    ) -> None:
+        """Write all videos of a batch at once.
+
+        Args:
+            ids: Their ids.
+            classes: The class indices of each.
+            parts: Which videos have as many frames, and ``(n, T, D)`` of each modality.
+        """
+        num_frames = np.zeros(len(ids), np.int64)
+        for rows, frames in parts:
+            count = frames[0].shape[1]
+            if count > self._room:
+                self._move(self._layout.num_frames)
+            for target, values in zip(self._rows, frames, strict=False):
+                target[rows, :count] = values
+            num_frames[rows] = count
+        self._ids += ids
+        self._num_frames += num_frames.tolist()
+        self._classes += classes
 
     def finish(self) -> Contents:
         """Close the gaps after videos that are shorter than expected, and fill with zeros."""

@@ -156,6 +156,8 @@ class Layout:
         name: The modality's name.
         key: The record's key for it.
         frame: One frame with the header before it, as NumPy's type.
+        header_bytes: How long that header is.
+        value_type: NumPy's type of a value as it is stored.
     """
 
     def __init__(self, modality: Modality, level: str) -> None:
@@ -172,6 +174,8 @@ class Layout:
         for tag in tags if self._is_list else tags[:2]:
             header = bytes((tag,)) + _varint(size + len(header)) + header
         self._header = header
+        self.header_bytes = len(header)
+        self.value_type = self._dtype
         self.frame = np.dtype(  # packed, so that floats may start at any byte
             [("header", "u1", (len(header),)), ("values", self._dtype, (modality.width,))]
         )

@@ -4,16 +4,18 @@ Records are read, not mapped: a file that is cut short under a mapping ends the 
 """
 
 import errno
+import os
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
-from io import FileIO
+from io import BytesIO, FileIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_kit.data.alike import SMALL_BYTES, AlikeDecoder, Videos
 from ensemble_kit.data.batch import Batch, BatchLayout, Collator, Contents, Memory
 from ensemble_kit.data.decode import Decoder, frame_bytes
 from ensemble_kit.data.frame_choice import Chosen, Draws, FrameChoice
@@ -24,6 +26,8 @@ from ensemble_kit.data.tfrecord import FOOTER, BadRecord, damaged, matches_crc
 from ensemble_kit.errors import RecordError
 
 LEAVE_FILES = "Put the file back as it was, and leave the records as they are while they are read."
+SMALL_FILE = 64 << 10  # bytes; up to so many, a file is read whole and kept
+WHOLE_BYTES = 64 << 20  # of all small files that are kept
 OPEN_FILES = 128  # kept open; neighbours in the order of training are from few files
 
 
@@ -98,6 +102,8 @@ class BatchReader:
     def __init__(self, source: Source, *, open_files: int = OPEN_FILES) -> None:
         self._source = source
         self._decoder = Decoder(source.schema, needs_labels=source.needs_labels)
+        self._alike_decoder = AlikeDecoder(source.schema, needs_labels=source.needs_labels)
+        self._records = np.empty(0, np.uint8)  # of one batch, where they are small
         self._draws = Draws(source.seed)
         self._files = RecordFiles(source.paths, check_crc=source.check_crc, open_files=open_files)
 
@@ -110,6 +116,10 @@ class BatchReader:
             RecordError: A file has gone or changed.
             BadRecord: A record is bad and such ones are not skipped.
         """
+        if self._are_small(plan) and (videos := self._alike(plan)) is not None:
+            collator = Collator(layout, memory)
+            collator.add_all(*videos)
+            return collator.finish(), []
         source = self._source
         most_frames = [source.most_frames(turn.place) for turn in plan.turns]
         expected = list(map(self._chosen, plan.turns, most_frames))
@@ -130,6 +140,35 @@ class BatchReader:
             is_guessed = chosen is None or video.num_frames == most
             collator.add(video, chosen if is_guessed else self._chosen(turn, video.num_frames))
         return collator.finish(), skipped
+
+    def _are_small(self, plan: BatchPlan) -> bool:
+        """Return whether the records of a batch are decoded together; see ``alike``."""
+        is_tried = self._source.choice is None and self._alike_decoder.is_worth_it
+        return is_tried and all(turn.place.length <= SMALL_BYTES for turn in plan.turns)
+
+    def _alike(self, plan: BatchPlan) -> Videos | None:
+        """Return the videos of a batch; None where one of its records is to be read by itself."""
+        by_length: dict[int, list[int]] = {}
+        for row, turn in enumerate(plan.turns):
+            by_length.setdefault(turn.place.length, []).append(row)
+        num_bytes = sum(turn.place.length + FOOTER.size for turn in plan.turns)
+        if len(self._records) < num_bytes:
+            self._records = np.empty(num_bytes, np.uint8)
+        groups, start = [], 0
+        try:
+            for length, rows in by_length.items():
+                size = length + FOOTER.size
+                framed = self._records[start : start + size * len(rows)].reshape(len(rows), size)
+                content = framed.reshape(-1).data
+                for number, row in enumerate(rows):
+                    self._files.read_to(
+                        plan.turns[row].place, content[number * size : (number + 1) * size]
+                    )
+                groups.append((np.array(rows), framed[:, :length]))
+                start += size * len(rows)
+        except BadRecord:
+            return None
+        return self._alike_decoder.decode(groups)
 
     def _chosen(self, turn: Turn, num_available: int) -> Chosen | None:
         choice = self._source.choice
@@ -169,6 +208,8 @@ class RecordFiles:
         self._paths = paths
         self._check_crc = check_crc
         self._files: dict[int, FileIO] = {}
+        self._whole: dict[int, BytesIO] = {}
+        self._num_bytes = 0  # of those
         self._most = _most_open_files(open_files)
         self._buffer = memoryview(bytearray())
 
@@ -182,12 +223,21 @@ class RecordFiles:
         size = place.length + FOOTER.size
         if len(self._buffer) < size:
             self._buffer = memoryview(bytearray(size))
-        framed = self._buffer[:size]
-        path = self._paths[place.shard]
+        self.read_to(place, self._buffer[:size])
+        return self._buffer[: place.length]
+
+    def read_to(self, place: Place, framed: memoryview) -> None:
+        """Read the payload of a record and its checksum to some memory.
+
+        Raises:
+            RecordError: The file cannot be read any more, or ends before the record does.
+            BadRecord: The payload differs from its checksum.
+        """
+        size, path = len(framed), self._paths[place.shard]
         try:
             file = self._open(place.shard)
             file.seek(place.start)
-            done = 0
+            done = file.readinto(framed)
             while done < size and (count := file.readinto(framed[done:])):
                 done += count
         except OSError as error:
@@ -202,14 +252,18 @@ class RecordFiles:
             )
         if self._check_crc and not matches_crc(framed):
             raise damaged(path, place.number, place.length)
-        return framed[: place.length]
 
     def close(self) -> None:
         """Close all files."""
         while self._files:
             self._files.popitem()[1].close()
+        self._whole.clear()
 
-    def _open(self, shard: int) -> FileIO:
+    def _open(self, shard: int) -> FileIO | BytesIO:
+        """Return a file, or the content of a small one: AudioSet has one for every few videos."""
+        whole = self._whole.get(shard)
+        if whole is not None:
+            return whole
         file = self._files.pop(shard, None)
         while file is None:
             try:
@@ -219,6 +273,13 @@ class RecordFiles:
                     raise
                 self._most = len(self._files)  # all that the system allows beside other files
                 self._close_oldest()
+            else:
+                size = os.fstat(file.fileno()).st_size
+                if size <= SMALL_FILE and self._num_bytes + size <= WHOLE_BYTES:
+                    with file:
+                        self._whole[shard] = BytesIO(file.read())
+                    self._num_bytes += size
+                    return self._whole[shard]
         self._files[shard] = file  # the last one used comes last
         if len(self._files) > self._most:
             self._close_oldest()

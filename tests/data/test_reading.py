@@ -94,9 +94,9 @@ def test_a_run_is_taken_up_again_without_reading_what_it_has_had(folder, monkeyp
     records = Records([folder])
     whole = [batch.ids for batch in islice(records.training_batches(4, seed=0), 6)]
     num_read = []
-    read = reading.RecordFiles.read
+    read = reading.RecordFiles.read_to
     monkeypatch.setattr(
-        reading.RecordFiles, "read", lambda *place: num_read.append(1) or read(*place)
+        reading.RecordFiles, "read_to", lambda *place: num_read.append(1) or read(*place)
     )
 
     rest = list(islice(Records([folder]).training_batches(4, seed=0, start=3), 3))
