@@ -132,6 +132,12 @@ if TYPE_CHECKING:
     help="Size of a candidate whose size is not known, by its file's name without the suffix; may "
     "be repeated.",
 )
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="Memory for what is kept of the candidates: 8GiB ...; the rest lies in a temporary file, "
+    "in TMPDIR where that is set, else beside the output.  [default: half of the machine's]",
+)
 @click.option("--intersect", is_flag=True, help="Leave out videos that some file lacks.")
 @click.option(
     "--report", "wants_report", is_flag=True, help=f"Also write {REPORT.name} beside the selection."
@@ -142,6 +148,7 @@ def select(
     predictions: tuple[Path, ...],
     output: Path,
     max_size: str | None,
+    memory: str | None,
     dtype: str,
     labels: Path | None,
     sizes: tuple[str, ...],
@@ -180,6 +187,7 @@ def select(
         dtype=precisions,
         output=output,
         max_size=limit,
+        memory=None if memory is None else parse_size(memory),
         labels_path=labels,
         sizes=_named_sizes(sizes),
         coefficients=_named_coefficients(weights),

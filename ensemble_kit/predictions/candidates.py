@@ -114,7 +114,9 @@ def read_candidates(
             there are no labels, a size is not known, a model has changed since it predicted, or a
             member's predictions were not measured in a precision.
     """
-    opened = [read_predictions(path) for path in paths]
+    opened = []
+    for path in paths:
+        opened.append(_sharing(read_predictions(path), opened[0] if opened else None))
     _refuse_names(opened)
     names = list(dict.fromkeys(predictions.name for predictions in opened))
     refuse_unknown(list(sizes), names, "A size is given for {}")
@@ -164,6 +166,19 @@ def read_candidates(
         num_all - len(ids),
         max((model.shared_bytes for model in models if model), default=0),
     )
+
+
+def _sharing(predictions: Predictions, first: Predictions | None) -> Predictions:
+    """Return predictions that share the ids and labels of the first file where they are the same.
+
+    A hundred bytes for each video of each file would be more than what a search keeps.
+    """
+    if first is None or predictions.ids != first.ids:
+        return predictions
+    labels = predictions.labels
+    if labels and first.labels and all(map(np.array_equal, labels, first.labels)):
+        labels = first.labels
+    return replace(predictions, ids=first.ids, labels=labels)
 
 
 def _standing(opened: Sequence[Predictions], dtypes: Sequence[Dtype]) -> list[list[Dtype | None]]:
@@ -231,8 +246,10 @@ def _aligned(
     """
     first, path = sources[0]
     if not intersect:
+        own = np.arange(len(first))  # one array for all files in the same order
         return tuple(first), [
-            aligned(ids, other, to=first, of=path, hint=NOT_THE_SAME) for ids, other in sources
+            own if ids is first else aligned(ids, other, to=first, of=path, hint=NOT_THE_SAME)
+            for ids, other in sources
         ]
     common = set(first).intersection(*(ids for ids, _ in sources[1:]))
     if not common:

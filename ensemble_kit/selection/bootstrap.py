@@ -7,7 +7,7 @@ including itself. So each pool is ranked once, and a resample is one pass over t
 of a new table.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ LEVEL = 0.95  # the share of resamples within an interval
 class _Ranking(NamedTuple):
     """The pairs of a pool, best first: their videos, and the places of the hits."""
 
-    videos: NDArray[np.int64]
+    videos: NDArray[np.int32]
     hits: NDArray[np.int64]
 
     def gap(self, counts: NDArray[np.int32], num_positives: int) -> float:
@@ -40,12 +40,12 @@ class _Ranking(NamedTuple):
 
 
 def resampled_gaps(
-    pools: Sequence[Keys], positives: NDArray[np.int64], *, resamples: int, seed: int
+    pools: Iterable[Keys], positives: NDArray[np.int64], *, resamples: int, seed: int
 ) -> NDArray[np.float64]:
     """Return the GAPs of some pools on the same resamples, ``(pools, resamples)``.
 
     Args:
-        pools: Pools of the same N videos; see ``ranking.pooled_gap``.
+        pools: Pools of the same N videos, see ``ranking.pooled_gap``; each is ranked as it comes.
         positives: ``(N,)``, the number of labels of each video.
         resamples: How often videos are drawn.
         seed: The seed of the draws.
@@ -64,7 +64,7 @@ def resampled_gaps(
         for row in threads.map(resample, range(resamples)):
             rows.append(row)
             shown.update(len(rows), "resamples")
-    return np.array(rows).reshape(resamples, len(pools)).T
+    return np.array(rows).reshape(resamples, len(rankings)).T
 
 
 def interval(values: NDArray[np.float64]) -> Interval:
@@ -79,4 +79,4 @@ def _ranking(pool: Keys) -> _Ranking:
     order = np.argsort(~(flat >> ONE), kind="stable")[: np.count_nonzero(flat)]
     hits = np.flatnonzero(flat[order] & ONE)
     order = order[: hits[-1] + 1 if hits.size else 0]
-    return _Ranking(order // pool.shape[1], hits)
+    return _Ranking((order // pool.shape[1]).astype(np.int32), hits)

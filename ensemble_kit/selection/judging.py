@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ensemble_kit.selection.ranking import Keys, pooled_gap
-from ensemble_kit.selection.scoring import Scorer, Term
+from ensemble_kit.selection.scoring import POOL_BYTES, Scorer, Term
 from ensemble_kit.selection.table import Table
 
 
@@ -38,9 +38,9 @@ class Judge:
     held_out: Scorer | None
 
     @classmethod
-    def of(cls, tables: Sequence[Table], k: int) -> "Judge":
+    def of(cls, tables: Sequence[Table], k: int, *, pool_bytes: int = POOL_BYTES) -> "Judge":
         """Return a judge that measures on one or two tables."""
-        scorers = [Scorer(table, k) for table in tables]
+        scorers = [Scorer(table, k, pool_bytes=pool_bytes) for table in tables]
         return cls(scorers[0], scorers[1] if len(scorers) > 1 else None)
 
     @property

@@ -83,7 +83,7 @@ def _ascend(scorer: Scorer, terms: list[Term], place: int, factor: float, gap: f
     term = terms[place]
     changed = [term._replace(weight=term.weight * by) for by in (factor, 1 / factor)]
     others = scorer.mixed([other for other in terms if other is not term])
-    gaps = Extension(scorer, others, scorer.spread(changed)).gaps(changed)
+    gaps = Extension(scorer, others, changed).gaps(changed)
     best, highest = max(zip(changed, gaps, strict=True), key=lambda pair: pair[1])
     if highest <= gap + ROUNDING:
         return gap

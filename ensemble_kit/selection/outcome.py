@@ -226,8 +226,7 @@ class Writer:
     def _path(self) -> tuple[StepMetadata, ...]:
         ensembles = self.outcome.chosen.additions
         scorer = self.judge.last
-        pools = [scorer.pool(ensemble.terms) for ensemble in ensembles]
-        drawn = self._resampled(pools, scorer)
+        drawn = self._resampled((scorer.pool(each.terms) for each in ensembles), scorer)
         steps: list[StepMetadata] = []
         for index, ensemble in enumerate(ensembles):
             before = steps[-1] if steps else None
@@ -319,7 +318,7 @@ class Writer:
     def _held_out(self, terms: Sequence[Term]) -> float | None:
         return None if self.judge.held_out is None else self.judge.held_out.gap(terms)
 
-    def _resampled(self, pools: Sequence[Keys], scorer: Scorer) -> NDArray[np.float64]:
+    def _resampled(self, pools: Iterable[Keys], scorer: Scorer) -> NDArray[np.float64]:
         positives = np.diff(self.known.labels.offsets)[scorer.table.videos]
         return resampled_gaps(pools, positives, resamples=self.resamples, seed=self.seed)
 

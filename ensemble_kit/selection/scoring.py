@@ -5,11 +5,15 @@ added; its GAP is what ``metrics`` computes, ties included. Nothing here is an e
 whose k best classes the table cannot prove is ranked from the candidates' own rows.
 
 A search asks for the GAP of one mixture with each of many terms added, which is why an
-``Extension`` exists: what is the same for all of them is done once. The sums of the mixture are
-kept, and of each video only the pairs that some term could lift into the k best are looked at
-again: the threshold argument of ``table`` once more, with the least and the most that any term adds
-in place of the bounds. Why not add all candidates at once as one large array: it would leave the
-cache, and a search is bound by memory.
+``Extension`` exists: what is the same for all of them is done once for each block. The mixture's
+scores are summed, and of each video only the pairs that some term could lift into the k best are
+looked at again: the threshold argument of ``table`` once more, with the least and the most that any
+term adds in place of the bounds.
+
+One block after the other is measured with every term, by one thread for each core, so that a block
+is read once, from memory or from the disk, and what all terms share stays in the core's cache. Of a
+mixture itself nothing but its terms is kept, so that a search may hold many; the scores of the last
+one are kept for each block that lies in memory, for the next one has mostly a term more.
 """
 
 from collections.abc import Sequence
@@ -36,6 +40,8 @@ from ensemble_kit.selection.ranking import (
 )
 from ensemble_kit.selection.table import NUM_THREADS, READ_VALUES, Block, Table
 
+POOL_BYTES = 2**29  # of pools that are made together, where no bound of the memory says how many
+SORTED_WHOLE = 128  # keys of a row; longer rows are partitioned first, which is then faster
 KEPT_BYTES = 2**27  # of unproved videos' rows that a scorer keeps, and an extension of sums
 
 
@@ -52,29 +58,30 @@ class Mixture:
 
     Attributes:
         terms: What was added, in order.
-        sums: The scores of each block's pairs, float64, and one more place, which is 0.
         bounds: ``(N,)``; no score outside of the table exceeds it.
         is_flat: ``(N,)``, bool; whether all scores outside of the table equal the bound.
         lists_all: Whether some term lists every class of every video.
     """
 
     terms: tuple[Term, ...]
-    sums: tuple[NDArray[np.float64], ...]
     bounds: NDArray[np.float64]
     is_flat: NDArray[np.bool_]
     lists_all: bool
 
 
-class Spread(NamedTuple):
-    """The least and the most that any of some terms adds to each block's pairs.
+class _Spread(NamedTuple):
+    """The least and the most that any of some terms adds to a block's pairs, ``(P + 1,)``."""
 
-    Attributes:
-        least: ``(P + 1,)`` for each block.
-        most: ``(P + 1,)`` for each block.
-    """
+    terms: tuple[Term, ...]
+    least: Floats
+    most: Floats
 
-    least: list[Floats]
-    most: list[Floats]
+
+class _Sums(NamedTuple):
+    """A mixture's scores of a block's pairs, float64, and one more place, which is 0."""
+
+    terms: tuple[Term, ...]
+    scores: NDArray[np.float64]
 
 
 class _Live(NamedTuple):
@@ -106,26 +113,46 @@ class Scorer:
     Args:
         table: The candidates' probabilities.
         k: How many classes of each video are pooled.
+        pool_bytes: Maximum bytes of the pools that are made together.
         read_values: About how many probabilities of a candidate to read together.
     """
 
-    def __init__(self, table: Table, k: int, *, read_values: int = READ_VALUES) -> None:
+    def __init__(
+        self,
+        table: Table,
+        k: int,
+        *,
+        pool_bytes: int = POOL_BYTES,
+        read_values: int = READ_VALUES,
+    ) -> None:
         self.table = table
         self.k = k
         self.read_values = read_values
-        self.flags = [key_flags(block.is_hit) for block in table.blocks]
-        for flags in self.flags:
-            flags[-1] = ABSENT
+        self.num_together = max(1, pool_bytes // pool_size(table.num_videos, k))
+        self._sums: dict[int, _Sums] = {}
+        self._spreads: dict[int, _Spread] = {}
         self._rows: dict[int, Floats] = {}
         self._num_bytes = 0
 
-    def spread(self, terms: Sequence[Term]) -> Spread:
-        """Return the least and the most that any of some terms adds."""
-        spread = Spread([], [])
-        for block in self.table.blocks:
+    def sums(self, block: Block, terms: tuple[Term, ...]) -> NDArray[np.float64]:
+        """Return a mixture's scores of a block's pairs, ``(P + 1,)``, which nobody may change."""
+        before = self._sums.get(block.start)
+        if before is not None and before.terms == terms[: len(before.terms)]:
+            scores = summed(block, terms[len(before.terms) :], before.scores)
+        else:
+            scores = summed(block, terms)
+        if not block.is_stored:
+            self._sums[block.start] = _Sums(terms, scores)
+        return scores
+
+    def spread(self, block: Block, terms: tuple[Term, ...]) -> _Spread:
+        """Return the least and the most that any of some terms adds to a block's pairs."""
+        spread = self._spreads.get(block.start)
+        if spread is None or spread.terms != terms:
             values = [_weighted(block.values[term.candidate], term.weight) for term in terms]
-            spread.least.append(reduce(np.minimum, values))
-            spread.most.append(reduce(np.maximum, values))
+            spread = _Spread(terms, reduce(np.minimum, values), reduce(np.maximum, values))
+            if not block.is_stored:
+                self._spreads[block.start] = spread
         return spread
 
     def mixed(self, terms: Sequence[Term]) -> Mixture:
@@ -136,16 +163,13 @@ class Scorer:
             bounds += _weighted(table.bounds[index], weight)
             is_flat &= table.is_flat[index]
         lists_all = any(table.lists_all[term.candidate] for term in terms)
-        sums = tuple(summed(block, terms) for block in table.blocks)
-        return Mixture(tuple(terms), sums, bounds, is_flat, lists_all)
+        return Mixture(tuple(terms), bounds, is_flat, lists_all)
 
     def added(self, mixture: Mixture, term: Term) -> Mixture:
         """Return a mixture with one more term."""
         table, (index, weight) = self.table, term
-        blocks = zip(table.blocks, mixture.sums, strict=True)
         return Mixture(
             (*mixture.terms, term),
-            tuple(sums + _weighted(block.values[index], weight) for block, sums in blocks),
             mixture.bounds + _weighted(table.bounds[index], weight),
             mixture.is_flat & table.is_flat[index],
             mixture.lists_all or bool(table.lists_all[index]),
@@ -153,7 +177,7 @@ class Scorer:
 
     def pool(self, terms: Sequence[Term]) -> Keys:
         """Return the keys of each video's k best classes of a mixture; see ``Extension.pool``."""
-        return Extension(self, self.mixed(terms[:-1]), self.spread(terms[-1:])).pool(terms[-1])
+        return Extension(self, self.mixed(terms[:-1]), terms[-1:]).pool(terms[-1])
 
     def gap(self, terms: Sequence[Term]) -> float:
         """Return the GAP of a mixture; 0 with no terms."""
@@ -177,15 +201,19 @@ class Scorer:
         """Return which classes are labels of some videos, ``(n, C)``."""
         is_hit = np.zeros((len(videos), self.table.num_classes), np.bool_)
         starts = [block.start for block in self.table.blocks]
-        for row, video in enumerate(videos):
-            block = self.table.blocks[int(np.searchsorted(starts, video, side="right")) - 1]
-            start, stop = block.offsets[video - block.start : video - block.start + 2]
-            is_hit[row, block.classes[start:stop][block.is_hit[start:stop]]] = True
+        of = np.searchsorted(starts, videos, side="right") - 1
+        for number in np.unique(of).tolist():
+            block = self.table.blocks[number]
+            classes, are_hits = block.classes, block.is_hit
+            for row in np.flatnonzero(of == number).tolist():
+                place = videos[row] - block.start
+                start, stop = block.offsets[place : place + 2]
+                is_hit[row, classes[start:stop][are_hits[start:stop]]] = True
         return is_hit
 
 
 class Extension:
-    """A mixture laid out so that it can be measured quickly with any one of some terms added.
+    """A mixture that is measured with any one of some terms added.
 
     Only live pairs are looked at. In each video, take the sums with the least that any term adds:
     the k-th best of them is a floor, below which the k-th best score cannot be, whatever the term.
@@ -194,26 +222,27 @@ class Extension:
     Args:
         scorer: What measures it.
         mixture: What a term is added to.
-        spread: The spread of all the terms that will be asked for, or of more.
+        terms: All the terms that will be asked for, or more.
     """
 
-    def __init__(self, scorer: Scorer, mixture: Mixture, spread: Spread) -> None:
+    def __init__(self, scorer: Scorer, mixture: Mixture, terms: Sequence[Term]) -> None:
         self.scorer = scorer
         self.mixture = mixture
+        self.terms = tuple(terms)
         self._sums: dict[int, tuple[NDArray[np.float64], NDArray[np.bool_]]] = {}
-        with ThreadPoolExecutor(NUM_THREADS) as threads:
-            blocks = range(len(scorer.table.blocks))
-            self.live = list(threads.map(lambda index: self._laid_out(index, spread), blocks))
 
-    def _laid_out(self, index: int, spread: Spread) -> _Live:
-        block, sums = self.scorer.table.blocks[index], self.mixture.sums[index]
-        least = sums + spread.least[index]
+    def _laid_out(self, block: Block) -> _Live:
+        sums = self.scorer.sums(block, self.mixture.terms)
+        _, low, high = self.scorer.spread(block, self.terms)
+        least = sums + low
         least[-1] = -np.inf
         floors = self._kth_best(least[_padded(block.offsets, len(sums) - 1)])
-        is_live = (sums + spread.most[index])[:-1] >= np.repeat(floors, np.diff(block.offsets))
+        is_live = (sums + high)[:-1] >= np.repeat(floors, np.diff(block.offsets))
         live = np.append(np.flatnonzero(is_live), len(sums) - 1)
         pairs = live[_padded(np.searchsorted(live, block.offsets), -1, self.scorer.k + 1)]
-        return _Live(pairs, sums[pairs], self.scorer.flags[index][pairs])
+        flags = key_flags(block.is_hit.take(pairs))
+        flags[pairs == len(sums) - 1] = ABSENT
+        return _Live(pairs, sums[pairs], flags)
 
     def _kth_best(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         place = scores.shape[1] - self.scorer.k
@@ -224,12 +253,17 @@ class Extension:
 
     def gaps(self, terms: Sequence[Term]) -> list[float]:
         """Return the GAPs with each of some terms added."""
+        gaps: list[float] = []
+        num_positives = self.scorer.table.num_positives
         with ThreadPoolExecutor(NUM_THREADS) as threads:
-            return list(threads.map(self.gap, terms))
+            for start in range(0, len(terms), self.scorer.num_together):
+                pools = self._pools(terms[start : start + self.scorer.num_together], threads)
+                gaps += threads.map(lambda pool: pooled_gap(pool, num_positives), pools)
+        return gaps
 
     def gap(self, term: Term) -> float:
         """Return the GAP with a term added."""
-        return pooled_gap(self.pool(term), self.scorer.table.num_positives)
+        return self.gaps([term])[0]
 
     def pool(self, term: Term) -> Keys:
         """Return the keys of each video's k best classes with a term added.
@@ -237,25 +271,55 @@ class Extension:
         Returns:
             ``(N, k)``, ascending in each row; of equal scores the lowest class is last.
         """
-        table, k = self.scorer.table, self.scorer.k
-        pool = np.zeros((table.num_videos, k), np.uint64)
-        for block, live in zip(table.blocks, self.live, strict=True):
-            keys = live.keys(block, term)
-            keys.sort(axis=1)
-            self._leave_out_unlisted(keys, live, block, term)
-            rows = pool[block.start : block.start + block.num_videos]
-            rows[:] = keys[:, -k:]
-            unsettled = unsettled_rows(keys[:, -k - 1 :])
-            if unsettled.size:
-                keys = self._listed_keys(live.taken(unsettled), block, term)
-                order = np.argsort(~(keys >> ONE), axis=1, kind="stable")[:, k - 1 :: -1]
-                rows[unsettled] = np.take_along_axis(keys, order, axis=1)
-        unproved = np.flatnonzero(~self._is_proved(to_scores(pool[:, 0]), term))
-        step = max(1, self.scorer.read_values // table.num_classes)
-        for start in range(0, unproved.size, step):
-            videos = unproved[start : start + step]
-            pool[videos] = self._exact_keys(videos, term)
+        with ThreadPoolExecutor(NUM_THREADS) as threads:
+            pool: Keys = self._pools([term], threads)[0]
         return pool
+
+    def _pools(self, terms: Sequence[Term], threads: ThreadPoolExecutor) -> Keys:
+        """Return the pool of each term, ``(terms, N, k)``."""
+        table = self.scorer.table
+        pools = np.empty((len(terms), table.num_videos, self.scorer.k), np.uint64)
+        for _ in threads.map(lambda block: self._fill(pools, terms, block), table.blocks):
+            pass  # what went wrong in a thread is raised here
+        return pools
+
+    def _fill(self, pools: Keys, terms: Sequence[Term], block: Block) -> None:
+        """Write the rows of a block's videos to the pool of each term."""
+        needed = {term.candidate for term in (*self.mixture.terms, *self.terms, *terms)}
+        taken = block.taken(needed)
+        live = self._laid_out(taken)
+        videos = slice(block.start, block.start + block.num_videos)
+        for pool, term in zip(pools[:, videos], terms, strict=True):
+            pool[:] = self._ranked(live, taken, term)
+            is_proved = self._is_proved(to_scores(pool[:, 0]), videos, term)
+            if not is_proved.all():
+                self._rank_exactly(pool, np.flatnonzero(~is_proved), block.start, term)
+
+    def _ranked(self, live: _Live, block: Block, term: Term) -> Keys:
+        """Return the keys of the k best pairs of each of a block's videos."""
+        k = self.scorer.k
+        keys = live.keys(block, term)
+        if keys.shape[1] > SORTED_WHOLE:
+            keys.partition(keys.shape[1] - k - 1, axis=1)
+            keys = keys[:, -k - 1 :]
+        keys.sort(axis=1)
+        keys = self._listed_ranked(keys[:, -k - 1 :], live, block, term)
+        unsettled = unsettled_rows(keys)
+        best = keys[:, 1:]
+        if unsettled.size:
+            keys = self._listed_keys(live.taken(unsettled), block, term)
+            order = np.argsort(~(keys >> ONE), axis=1, kind="stable")[:, k - 1 :: -1]
+            best[unsettled] = np.take_along_axis(keys, order, axis=1)
+        return best
+
+    def _rank_exactly(
+        self, pool: Keys, unproved: NDArray[np.int64], start: int, term: Term
+    ) -> None:
+        """Rank some videos of a block, whose first is at ``start``, by the candidates' own rows."""
+        step = max(1, self.scorer.read_values // self.scorer.table.num_classes)
+        for first in range(0, unproved.size, step):
+            rows = unproved[first : first + step]
+            pool[rows] = self._exact_keys(rows + start, term)
 
     def _exact_keys(self, videos: NDArray[np.int64], term: Term) -> Keys:
         """Return the keys of some videos' k best classes from the candidates' own rows, ``(n, k)``.
@@ -298,54 +362,77 @@ class Extension:
     def _lists_all(self, term: Term) -> bool:
         return self.mixture.lists_all or bool(self.scorer.table.lists_all[term.candidate])
 
-    def _leave_out_unlisted(self, keys: Keys, live: _Live, block: Block, term: Term) -> None:
-        """Make pairs that no term lists absent, in keys that ``sort`` has put in order.
+    def _listed_ranked(self, keys: Keys, live: _Live, block: Block, term: Term) -> Keys:
+        """Return the best keys of some videos without pairs that no term lists.
 
         A class that no term lists has the score 0, like one that is listed as 0, but it is not
         ranked. The two need be told apart only where a score of 0 is among the k best, which is
         seldom; to look at every pair took more time than the ranking.
+
+        Args:
+            keys: ``(n, k + 1)``, the best keys of each row, ascending.
+            live: The live pairs.
+            block: Where they lie.
+            term: The term that is added.
         """
-        if self._lists_all(term):
-            return
-        doubtful = np.flatnonzero(keys[:, -self.scorer.k] <= HIT)
-        if doubtful.size:
-            keys[doubtful] = self._listed_keys(live.taken(doubtful), block, term)
-            keys[doubtful] = np.sort(keys[doubtful], axis=1)
+        if not self._lists_all(term):
+            doubtful = np.flatnonzero(keys[:, -self.scorer.k] <= HIT)
+            if doubtful.size:
+                listed = np.sort(self._listed_keys(live.taken(doubtful), block, term), axis=1)
+                keys[doubtful] = listed[:, -self.scorer.k - 1 :]
+        return keys
 
     def _listed_keys(self, live: _Live, block: Block, term: Term) -> Keys:
         """Return the keys of some videos, ``ABSENT`` where no term lists a pair."""
         keys = live.keys(block, term)
         if not self._lists_all(term) and block.is_listed is not None:
             is_listed = np.zeros(live.pairs.shape, np.bool_)
-            for candidate, _ in (*self.mixture.terms, term):
+            for candidate in {each.candidate for each in (*self.mixture.terms, term)}:
                 is_listed |= block.is_listed[candidate].take(live.pairs)
             keys[~is_listed] = ABSENT
         return keys
 
-    def _is_proved(self, lowest: NDArray[np.float64], term: Term) -> NDArray[np.bool_]:
+    def _is_proved(
+        self, lowest: NDArray[np.float64], videos: slice, term: Term
+    ) -> NDArray[np.bool_]:
         """Return for which videos no class outside of the table can be among the k best.
 
         Args:
-            lowest: ``(N,)``, each video's k-th best score in the table.
+            lowest: ``(n,)``, each video's k-th best score in the table.
+            videos: Where they are in the table.
             term: The term that is added.
         """
         table, index = self.scorer.table, term.candidate
-        bounds = self.mixture.bounds + _weighted(table.bounds[index], term.weight)
-        is_flat = self.mixture.is_flat & table.is_flat[index]
+        bounds = self.mixture.bounds[videos] + _weighted(table.bounds[index, videos], term.weight)
+        is_flat = self.mixture.is_flat[videos] & table.is_flat[index, videos]
         proved: NDArray[np.bool_] = (
-            table.is_whole | (lowest > bounds) | ((lowest == bounds) & is_flat)
+            table.is_whole[videos] | (lowest > bounds) | ((lowest == bounds) & is_flat)
         )
         if not self._lists_all(term):
             proved |= bounds == 0  # no term lists a class that is outside
         return proved
 
 
-def summed(block: Block, terms: Sequence[Term]) -> NDArray[np.float64]:
-    """Return the scores of a block's pairs, summed in the order of the terms."""
-    sums = np.zeros(block.values.shape[1])
-    for index, weight in terms:
-        sums += _weighted(block.values[index], weight)
+def summed(
+    block: Block, terms: Sequence[Term], before: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """Return the scores of a block's pairs, summed in the order of the terms.
+
+    Args:
+        block: The block.
+        terms: What is summed.
+        before: The sum of the terms before them, which stays as it is; None where there are none.
+    """
+    sums = np.zeros(block.num_pairs + 1) if before is None else before
+    for place, (index, weight) in enumerate(terms):
+        values = _weighted(block.values[index], weight)
+        sums = np.add(sums, values, out=sums if place or before is None else None)
     return sums
+
+
+def pool_size(num_videos: int, k: int) -> int:
+    """Return the bytes of a pool."""
+    return max(1, num_videos * k * np.dtype(np.uint64).itemsize)
 
 
 def _padded(starts: NDArray[np.int64], padding: int, width: int = 1) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ from ensemble_kit.errors import SelectionError, SizeLimitError
 from ensemble_kit.files import format_size
 from ensemble_kit.predictions.candidates import Candidate
 from ensemble_kit.progress import progress
-from ensemble_kit.selection.scoring import Extension, Mixture, Scorer, Spread, Term
+from ensemble_kit.selection.scoring import Extension, Mixture, Scorer, Term
 
 ROUNDING = 1e-12  # GAPs nearer than this are equal: float64 sums of the same fractions differ less
 MAX_ENSEMBLES = 20_000  # the most that an exhaustive search measures, in some minutes
@@ -109,10 +109,9 @@ class Search:
     measured: dict[tuple[int, ...], Ensemble] = field(default_factory=dict)
 
     @cached_property
-    def spread(self) -> Spread:
-        """The least and the most that any candidate adds."""
-        terms = [Term(index, weight) for index, weight in enumerate(self.weights)]
-        return self.scorer.spread(terms)
+    def terms(self) -> tuple[Term, ...]:
+        """What each candidate adds."""
+        return tuple(Term(index, weight) for index, weight in enumerate(self.weights))
 
     def know(self, singles: Sequence[float]) -> None:
         """Enter the GAPs of the candidates alone, which have been measured already."""
@@ -252,9 +251,7 @@ class Search:
         while left:
             given = [index for index in self.rules.start if index in left][:1]
             terms = [left[index] for index in given or left]
-            extension = Extension(
-                self.scorer, self.scorer.mixed(ordered.terms), self.scorer.spread(terms)
-            )
+            extension = Extension(self.scorer, self.scorer.mixed(ordered.terms), terms)
             longer = [
                 Ensemble(
                     (*ordered.terms, term),
@@ -318,7 +315,7 @@ class Search:
         new = [longer for longer in extended if longer.key not in self.measured]
         if new:
             terms = [longer.terms[-1] for longer in new]
-            extension = Extension(self.scorer, mixture, self.spread)
+            extension = Extension(self.scorer, mixture, self.terms)
             for longer, gap in zip(new, extension.gaps(terms), strict=True):
                 self.measured[longer.key] = replace(longer, gap=gap)
         return [self.measured[longer.key] for longer in extended]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from os.path import exists, isfile
 from pathlib import Path
@@ -35,14 +36,17 @@ from ensemble_kit.predictions.videos import held_out
 from ensemble_kit.selection.judging import Judge
 from ensemble_kit.selection.mixing import given_weights, optimised, search_weights
 from ensemble_kit.selection.outcome import Outcome, Writer, distinct
-from ensemble_kit.selection.scoring import Term
+from ensemble_kit.selection.scoring import Term, pool_size
 from ensemble_kit.selection.search import Rules, Search, num_ensembles
+from ensemble_kit.selection.storage import Storage, default_memory, storage_folder
 from ensemble_kit.selection.table import NUM_THREADS, read_tables
 from ensemble_kit.store.dtypes import BLOCK_DTYPES, finest_first
 from ensemble_kit.store.selection_file import SelectionMetadata, read_selection, write_selection
 from ensemble_kit.store.workspace import RUNS, validation_name
 from ensemble_kit.wording import counted
 
+POOL_SHARE = 4  # of the memory, at most a quarter is for the pools of mixtures measured together
+POOLS_OF_RANKING = 6  # pools that take as much as what a thread needs to rank one
 MAX_ADDITIONS = 25  # with replacement, unless another number is given; AutoGluon's default
 
 
@@ -100,6 +104,7 @@ def select(
     intersect: bool = False,
     force: bool = False,
     keep_same: bool = False,
+    memory: int | None = None,
 ) -> SelectionMetadata:
     """Choose members and write the selection.
 
@@ -155,12 +160,18 @@ def select(
         force: Whether an existing file may be replaced.
         keep_same: Whether an existing file is kept if it holds the very selection that was made, as
             a command leaves it that is stopped between this file and its next.
+        memory: Maximum bytes of what is kept of the candidates; None takes half of the machine's
+            memory. More lies in a file without a name, in ``TMPDIR`` where that is set and else
+            beside ``output``, which is gone however the process ends. It changes nothing that is
+            chosen. Beside it come the interpreter, buffers and the videos' ids, 0.5 GiB and about
+            0.2 kB a video and 8 bytes for each of its candidates.
 
     Returns:
         What ``output`` holds.
 
     Raises:
-        OutputError: ``output`` exists and ``force`` is False, or has another suffix than ``.json``.
+        OutputError: ``output`` exists and ``force`` is False, or has another suffix than ``.json``,
+            or a disk is too small for what does not fit in ``memory``.
         CheckpointError: A predictions file of the kit is damaged.
         PredictionsError: Another file is damaged, or the videos are not the same.
         SelectionError: The candidates do not belong together, see ``read_candidates``; a part of
@@ -205,11 +216,13 @@ def select(
     )
     if confirm is None:
         confirm = 0.5 if len(known.ids) >= ENOUGH_VIDEOS else 0.0
-    judge = Judge.of(read_tables(known, _parts(known, confirm), k=top_k), top_k)
-    outcome = _search(judge, known, mixing if coefficients is None else coefficients, rules)
-    selection = Writer(known, judge, outcome, output.parent, resamples, seed).selection(
-        confirm=confirm, labels_path=labels_path, excluded=tuple(exclude)
-    )
+    storage = Storage(default_memory() if memory is None else memory, storage_folder(output))
+    with closing(storage):
+        judge = _judge(known, _parts(known, confirm), top_k, storage)
+        outcome = _search(judge, known, mixing if coefficients is None else coefficients, rules)
+        selection = Writer(known, judge, outcome, output.parent, resamples, seed).selection(
+            confirm=confirm, labels_path=labels_path, excluded=tuple(exclude)
+        )
     if not keep_same or read_selection(output) != selection:
         write_selection(output, selection, force=force)
     return selection
@@ -317,6 +330,21 @@ def _parts(known: Candidates, confirm: float) -> list[NDArray[np.bool_]]:
                 hint="Predict more videos, or choose by all of them with --confirm 0.",
             )
     return [~is_held_out, is_held_out]
+
+
+def _judge(
+    known: Candidates, parts: Sequence[NDArray[np.bool_]], top_k: int, storage: Storage
+) -> Judge:
+    """Read the candidates, and return what measures them within the memory of a storage."""
+    num_pools = len(known.candidates) + POOLS_OF_RANKING * NUM_THREADS
+    wanted = num_pools * pool_size(len(known.ids), top_k)
+    pool_bytes = min(wanted, storage.memory // POOL_SHARE)
+    storage.reserve(pool_bytes)
+    return Judge.of(
+        read_tables(known, parts, k=top_k, storage=storage),
+        top_k,
+        pool_bytes=pool_bytes * len(known.candidates) // num_pools,
+    )
 
 
 def _search(

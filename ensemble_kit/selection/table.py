@@ -17,14 +17,21 @@ which goes down all lists one class at a time until the bound holds: it looks at
 its depth differs from video to video and from mixture to mixture, which would be a loop in Python
 for each. A fixed depth is one pass of NumPy over each row, made once, and serves every mixture.
 
+Why deeper for some: where files keep some 50 classes of each video, the k-th best class of a mean
+is often missing from several of them, and its score falls below the bounds' sum. At 45 classes one
+video in eighty had to be ranked from whole rows, which took three quarters of each evaluation. So
+where the mean of all candidates proves a video with little to spare, or not, more is kept of it.
+
 Layout: pairs of video and class lie video by video in blocks of some 256 videos, with one row of
 values for each candidate, so that an evaluation of a block works within a core's cache.
 """
 
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import reduce
 from math import isqrt
 from typing import Any
 
@@ -35,23 +42,29 @@ from ensemble_kit.metrics import group_maxima
 from ensemble_kit.predictions.candidates import Candidate, Candidates
 from ensemble_kit.predictions.rows import Floats
 from ensemble_kit.progress import progress
+from ensemble_kit.selection.storage import Rows, Storage, StoredRows
 
 NUM_THREADS = os.cpu_count() or 1
 READ_VALUES = 2**18  # probabilities of a candidate read together: 1 MiB, which a core's cache holds
 BLOCK_VIDEOS = 256  # videos ranked together: about 100 pairs each, which a core's cache holds
+DEEPER = 3  # times as deep is a video read that the first depth would probably not prove
+MARGIN = 1.1  # of the mean's k-th best score over the bound, from which on a video is proved
+BOUND_BYTES = 9  # of a candidate's bound of a video, and whether it is flat
+SCORER_BYTES = 24  # of a pair that a scorer keeps beside its values: sums, the least and the most
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
     """The P pairs of video and class that are kept of some videos, by video, then by class.
 
-    Every array over pairs has one more place at its end, which pads rows of different lengths.
+    Every row over pairs has one more place at its end, which pads rows of different lengths. Rows
+    lie in memory or on disk, see ``storage``; either way ``values[i]`` is that of candidate i.
 
     Attributes:
         start: The first video's place in the table.
         offsets: ``(n + 1,)``; video i has the pairs ``offsets[i]`` to ``offsets[i + 1]``.
-        classes: ``(P + 1,)``, int32.
-        is_hit: ``(P + 1,)``, bool, whether the class is a label of the video.
+        class_row: ``(1, P + 1)``, int32.
+        hit_row: ``(1, P + 1)``, bool, whether the class is a label of the video.
         values: ``(M, P + 1)``, 0 where a candidate does not list the class; float32, or float64
             where some candidate's file has float64 numbers or text.
         is_listed: ``(M, P + 1)``, bool; None where every candidate lists every class.
@@ -59,15 +72,41 @@ class Block:
 
     start: int
     offsets: NDArray[np.int64]
-    classes: NDArray[np.int32]
-    is_hit: NDArray[np.bool_]
-    values: Floats
-    is_listed: NDArray[np.bool_] | None
+    class_row: Rows
+    hit_row: Rows
+    values: Rows
+    is_listed: Rows | None
 
     @property
     def num_videos(self) -> int:
         """How many videos the block has."""
         return len(self.offsets) - 1
+
+    @property
+    def num_pairs(self) -> int:
+        """P."""
+        return int(self.offsets[-1])
+
+    @property
+    def classes(self) -> NDArray[np.int32]:
+        """The class of each pair, ``(P + 1,)``."""
+        return self.class_row[0]
+
+    @property
+    def is_hit(self) -> NDArray[np.bool_]:
+        """Whether each pair's class is a label of its video, ``(P + 1,)``."""
+        return self.hit_row[0]
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether its rows lie on disk."""
+        return isinstance(self.values, StoredRows)
+
+    def taken(self, candidates: Collection[int]) -> "Block":
+        """Return the block with the values of some candidates in memory."""
+        if not isinstance(self.values, StoredRows):
+            return self
+        return replace(self, values=self.values.taken(candidates))
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +156,7 @@ def read_tables(
     *,
     k: int,
     depth: int | None = None,
+    storage: Storage | None = None,
     read_values: int = READ_VALUES,
     block_videos: int = BLOCK_VIDEOS,
 ) -> list[Table]:
@@ -129,30 +169,47 @@ def read_tables(
         depth: About how many of a candidate's best classes are kept; None takes twice ``k``. With
             1.5 times ``k``, one video in forty needed its candidates' own rows, again for every
             mixture, and that took nine tenths of a search.
+        storage: Where the tables lie; None keeps them in memory.
         read_values: About how many probabilities of a candidate to read together.
         block_videos: The fewest videos in a block, but for the last one.
 
     Raises:
         PredictionsError: A file is gone, or a value is not a probability.
+        OutputError: The disk has no room for what the storage does not keep in memory.
     """
     depth = depth or 2 * k
     step = max(1, read_values // known.num_classes)
-    builders = [_Builder(known, np.flatnonzero(is_in), block_videos) for is_in in parts]
+    if storage is not None:
+        storage.reserve(BOUND_BYTES * len(known.candidates) * len(known.ids))
+    builders = [_Builder(known, np.flatnonzero(is_in), block_videos, storage) for is_in in parts]
     starts = range(0, len(known.ids), step)
 
-    def read(start: int) -> _Piece:
-        return _read(known, start, min(start + step, len(known.ids)), k, depth)
-
-    with (
-        progress("read candidates", len(known.ids)) as shown,
-        ThreadPoolExecutor(NUM_THREADS) as threads,
-    ):
-        for start, piece in zip(starts, threads.map(read, starts), strict=True):
-            stop = min(start + step, len(known.ids))
+    with progress("read candidates", len(known.ids)) as shown:
+        for start, piece in zip(starts, _pieces(known, starts, k, depth), strict=True):
+            stop = start + len(piece.counts)
             for is_in, builder in zip(parts, builders, strict=True):
                 builder.add(piece.taken(is_in[start:stop]))
             shown.update(stop, "videos")
     return [builder.table() for builder in builders]
+
+
+def _pieces(known: Candidates, starts: range, k: int, depth: int) -> "Iterator[_Piece]":
+    """Yield what is kept of the videos from each start on, read by threads a few pieces ahead."""
+
+    def read(start: int) -> _Piece:
+        return _read(known, start, min(start + starts.step, len(known.ids)), k, depth)
+
+    threads = ThreadPoolExecutor(NUM_THREADS)
+    waiting: deque[Future[_Piece]] = deque()
+    try:
+        for start in starts:
+            waiting.append(threads.submit(read, start))
+            if len(waiting) > 2 * NUM_THREADS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,16 +247,16 @@ def _read(known: Candidates, start: int, stop: int, k: int, depth: int) -> _Piec
         for candidate, block in zip(known.candidates, raw, strict=True)
     ]
     is_hit = known.labels.rows(start, stop).dense(known.num_classes)
-    keeps = is_hit.copy()
-    bounds = np.empty((len(rows), stop - start))
-    is_flat = np.empty(bounds.shape, np.bool_)
-    for index, block in enumerate(rows):
-        bound, is_flat[index] = _bounds(block, depth)  # compared below in the rows' own type
-        bounds[index] = bound
-        keeps |= block > bound[:, None]
-        if known.candidates[index].predictions.is_sparse:  # listed as 0 is not the same as missing
-            at_zero = np.flatnonzero(bound == 0)
-            keeps[at_zero] |= raw[index][at_zero] == 0
+    keeps, bounds, is_flat = _kept(known, raw, rows, is_hit, depth)
+    doubtful = _doubtful(rows, keeps, bounds, k)
+    if doubtful.size:
+        keeps[doubtful], bounds[:, doubtful], is_flat[:, doubtful] = _kept(
+            known,
+            [block[doubtful] for block in raw],
+            [block[doubtful] for block in rows],
+            is_hit[doubtful],
+            DEEPER * depth,
+        )
     some_flat = np.flatnonzero(is_flat.any(axis=0))
     if some_flat.size:  # of equal scores the lowest classes rank first, so the k lowest are enough
         left_out = ~keeps[some_flat]
@@ -217,6 +274,51 @@ def _read(known: Candidates, start: int, stop: int, k: int, depth: int) -> _Piec
         bounds,
         is_flat,
     )
+
+
+def _kept(
+    known: Candidates,
+    raw: Sequence[Floats],
+    rows: Sequence[Floats],
+    is_hit: NDArray[np.bool_],
+    depth: int,
+) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.bool_]]:
+    """Return which pairs of some videos to keep, each candidate's bounds, and where it is flat.
+
+    Args:
+        known: The candidates.
+        raw: For each candidate ``(n, C)``, ``-inf`` where it does not list a class.
+        rows: The same with 0 there.
+        is_hit: ``(n, C)``, the labels, which are kept.
+        depth: About how many of a candidate's best classes are kept.
+    """
+    keeps = is_hit.copy()
+    bounds = np.empty((len(rows), len(is_hit)))
+    is_flat = np.empty(bounds.shape, np.bool_)
+    for index, block in enumerate(rows):
+        bound, is_flat[index] = _bounds(block, depth)  # compared below in the rows' own type
+        bounds[index] = bound
+        keeps |= block > bound[:, None]
+        if known.candidates[index].predictions.is_sparse:  # listed as 0 is not the same as missing
+            at_zero = np.flatnonzero(bound == 0)
+            keeps[at_zero] |= raw[index][at_zero] == 0
+    return keeps, bounds, is_flat
+
+
+def _doubtful(
+    rows: Sequence[Floats], keeps: NDArray[np.bool_], bounds: NDArray[np.float64], k: int
+) -> NDArray[np.int64]:
+    """Return the videos whose k best classes of the candidates' mean are not proved clearly."""
+    counts = np.count_nonzero(keeps, axis=1)
+    pairs = np.flatnonzero(keeps)
+    sums = reduce(np.add, (block.reshape(-1).take(pairs) for block in rows))
+    ends = np.cumsum(counts)
+    columns = np.arange(counts.max(initial=k))
+    padded = np.append(sums, 0)[
+        np.where(columns < counts[:, None], (ends - counts)[:, None] + columns, len(sums))
+    ]
+    padded.partition(padded.shape[1] - k, axis=1)
+    return np.flatnonzero(padded[:, -k] < MARGIN * bounds.sum(axis=0))
 
 
 def _bounds(rows: Floats, depth: int) -> tuple[Floats, NDArray[np.bool_]]:
@@ -238,9 +340,17 @@ def _bounds(rows: Floats, depth: int) -> tuple[Floats, NDArray[np.bool_]]:
 class _Builder:
     """Joins pieces into the blocks of one table."""
 
-    def __init__(self, known: Candidates, videos: NDArray[np.int64], block_videos: int) -> None:
+    def __init__(
+        self,
+        known: Candidates,
+        videos: NDArray[np.int64],
+        block_videos: int,
+        storage: Storage | None,
+    ) -> None:
         self.known = known
         self.videos = videos
+        self.storage = storage
+        self.num_joined = 0
         self.block_videos = block_videos
         self.blocks: list[Block] = []
         self.bounds: list[NDArray[np.float64]] = []
@@ -274,16 +384,33 @@ class _Builder:
         is_listed = [piece.is_listed for piece in pieces if piece.is_listed is not None]
         self.bounds += [piece.bounds for piece in pieces]
         self.is_flat += [piece.is_flat for piece in pieces]
+        start = self.num_joined
+        offsets = np.cumsum(np.concatenate([[0], *(piece.counts for piece in pieces)]))
+        self.num_joined += len(offsets) - 1
+        matrices = [
+            _joined([piece.classes[None] for piece in pieces]),
+            _joined([piece.is_hit[None] for piece in pieces]),
+            _joined([piece.values for piece in pieces]),
+            _joined(is_listed) if is_listed else None,
+        ]
+        rows = self._placed([each for each in matrices if each is not None], len(offsets) - 1)
+        classes, is_hit, values = rows[:3]
         self.blocks.append(
-            Block(
-                start=sum(block.num_videos for block in self.blocks),
-                offsets=np.cumsum(np.concatenate([[0], *(piece.counts for piece in pieces)])),
-                classes=_joined([piece.classes for piece in pieces]),
-                is_hit=_joined([piece.is_hit for piece in pieces]),
-                values=_joined([piece.values for piece in pieces]),
-                is_listed=_joined(is_listed) if is_listed else None,
-            )
+            Block(start, offsets, classes, is_hit, values, rows[3] if is_listed else None)
         )
+
+    def _placed(self, matrices: Sequence[NDArray[Any]], num_videos: int) -> Sequence[Rows]:
+        """Return a block's matrices where the storage has them."""
+        storage = self.storage
+        if storage is None:
+            return matrices
+        num_bytes = sum(each.nbytes for each in matrices)
+        if storage.takes(num_bytes + SCORER_BYTES * matrices[0].size):
+            return matrices
+        if not storage.num_stored:  # as many bytes a video are expected of all that are left
+            left = 1 - (self.num_joined - num_videos) / len(self.videos)
+            storage.require(round(num_bytes / num_videos * left * len(self.known.ids)))
+        return [storage.store(each) for each in matrices]
 
 
 def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:

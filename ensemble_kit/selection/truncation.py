@@ -10,7 +10,7 @@ Why bounds and not samples: values drawn for what was left out would say how far
 moves, but not that the same members would be chosen.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +33,30 @@ class _Pairs(NamedTuple):
     is_hit: NDArray[np.bool_]
 
 
+class _Ranked(NamedTuple):
+    """The k best scores of videos so far; of equal scores, hits come first, or last."""
+
+    scores: list[NDArray[np.float64]]
+    hits: list[NDArray[np.bool_]]
+    hits_first: bool
+
+    def add(self, scores: NDArray[np.float64], is_hit: NDArray[np.bool_], k: int) -> None:
+        """Rank the rows of some more videos, ``(n, W)``."""
+        order = np.lexsort((is_hit != self.hits_first, -scores), axis=1)[:, :k]
+        self.scores.append(np.take_along_axis(scores, order, axis=1).reshape(-1))
+        self.hits.append(np.take_along_axis(is_hit, order, axis=1).reshape(-1))
+
+    def gap(self, num_positives: int) -> float:
+        """Return the GAP of all videos."""
+        scores, hits = np.concatenate(self.scores), np.concatenate(self.hits)
+        is_ranked = scores > -np.inf
+        scores, hits = scores[is_ranked], hits[is_ranked]
+        order = np.lexsort((hits != self.hits_first, -scores))
+        if not num_positives:
+            return 0.0
+        return average_precision(np.flatnonzero(hits[order]) + 1, num_positives)
+
+
 def truncated(table: Table) -> list[int]:
     """Return the places of the candidates that do not keep every class."""
     return np.flatnonzero(~table.lists_all).tolist()
@@ -40,10 +64,13 @@ def truncated(table: Table) -> list[int]:
 
 def gap_bounds(scorer: Scorer, terms: Sequence[Term]) -> Interval:
     """Return the bounds of a mixture's GAP, whatever the left-out probabilities are."""
-    pairs = [_pairs(scorer, block, terms) for block in scorer.table.blocks]
-    lowest = _gap(scorer, ((np.where(p.is_hit, p.least, p.most), p.is_hit) for p in pairs), False)
-    highest = _gap(scorer, ((np.where(p.is_hit, p.most, p.least), p.is_hit) for p in pairs), True)
-    return lowest, highest
+    lowest, highest = _Ranked([], [], hits_first=False), _Ranked([], [], hits_first=True)
+    for block in scorer.table.blocks:
+        pairs = _pairs(scorer, block.taken({term.candidate for term in terms}), terms)
+        lowest.add(np.where(pairs.is_hit, pairs.least, pairs.most), pairs.is_hit, scorer.k)
+        highest.add(np.where(pairs.is_hit, pairs.most, pairs.least), pairs.is_hit, scorer.k)
+    num_positives = scorer.table.num_positives
+    return lowest.gap(num_positives), highest.gap(num_positives)
 
 
 def is_decided(
@@ -99,7 +126,7 @@ def _pairs(scorer: Scorer, block: Block, terms: Sequence[Term]) -> _Pairs:
             is_listed[:] = True
         else:
             left_out = table.left_out_bounds(index)[videos]
-            listed = block.is_listed[index, :-1]
+            listed = block.is_listed[index][:-1]
             is_listed |= listed
             slack += np.where(listed, 0, weight * np.repeat(left_out, counts))
             bounds = np.maximum(bounds, left_out)
@@ -114,23 +141,3 @@ def _pairs(scorer: Scorer, block: Block, terms: Sequence[Term]) -> _Pairs:
     pairs.is_hit[rows, columns] = block.is_hit[:-1]
     pairs.most[:, -k:] = np.where(table.is_whole[videos], -np.inf, outside)[:, None]
     return pairs
-
-
-def _gap(
-    scorer: Scorer,
-    rows: Iterator[tuple[NDArray[np.float64], NDArray[np.bool_]]],
-    hits_first: bool,
-) -> float:
-    """Return the GAP of rows of scores; of equal scores, hits come first, or last."""
-    pooled, hits = [], []
-    for scores, is_hit in rows:
-        order = np.lexsort((is_hit != hits_first, -scores), axis=1)[:, : scorer.k]
-        pooled.append(np.take_along_axis(scores, order, axis=1).reshape(-1))
-        hits.append(np.take_along_axis(is_hit, order, axis=1).reshape(-1))
-    all_scores, all_hits = np.concatenate(pooled), np.concatenate(hits)
-    is_ranked = all_scores > -np.inf
-    all_scores, all_hits = all_scores[is_ranked], all_hits[is_ranked]
-    order = np.lexsort((all_hits != hits_first, -all_scores))
-    if not scorer.table.num_positives:
-        return 0.0
-    return average_precision(np.flatnonzero(all_hits[order]) + 1, scorer.table.num_positives)

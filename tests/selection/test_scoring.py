@@ -1,5 +1,7 @@
 """The table of what can matter of the candidates, against all of their probabilities."""
 
+from contextlib import closing
+
 import numpy as np
 import pytest
 from candidate_builders import MISSING, candidates_of
@@ -11,6 +13,7 @@ from ensemble_kit.metrics import pooled_average_precision
 from ensemble_kit.selection.judging import Judge
 from ensemble_kit.selection.ranking import ABSENT, key_flags, pooled_gap, to_keys
 from ensemble_kit.selection.scoring import Extension, Scorer, Term
+from ensemble_kit.selection.storage import Storage
 from ensemble_kit.selection.table import read_tables
 
 
@@ -50,6 +53,35 @@ def test_many_blocks_measure_what_one_does():
         assert again.gap(terms) == once.gap(terms)
 
 
+@settings(max_examples=60, deadline=None)
+@given(cases(), st.data())
+def test_blocks_of_any_size_in_memory_or_on_disk_have_the_same_gaps(tmp_path_factory, case, data):
+    rows, positives, terms, k, depth = case
+    known = candidates_of(rows, positives)
+    is_in = [np.ones(len(positives), bool)]
+    (whole,) = read_tables(known, is_in, k=k, depth=depth)
+    memory = data.draw(st.sampled_from([0, 1000, 3000]))
+    storage = Storage(memory, tmp_path_factory.getbasetemp())
+    with closing(storage):
+        (parted,) = read_tables(
+            known,
+            is_in,
+            k=k,
+            depth=depth,
+            storage=storage,
+            read_values=data.draw(st.integers(1, 30)),
+            block_videos=data.draw(st.integers(1, 3)),
+        )
+        once, again = Scorer(whole, k), Scorer(parted, k, pool_bytes=data.draw(st.integers(1, 999)))
+
+        assert memory or all(block.is_stored for block in parted.blocks)
+        mixtures = once.mixed([]), again.mixed([])
+        for term in terms:
+            expected = Extension(once, mixtures[0], terms).gaps(terms)
+            assert Extension(again, mixtures[1], terms).gaps(terms) == expected
+            mixtures = once.added(mixtures[0], term), again.added(mixtures[1], term)
+
+
 def dense_gap(rows, positives, terms, k):
     members = [rows[term.candidate] for term in terms]
     return float(gap_loops(mixed_loops(members, [one.weight for one in terms]), positives, k))
@@ -67,7 +99,7 @@ def test_the_gap_is_that_of_all_probabilities_however_few_are_kept(case):
 
     mixture = scorer.mixed([])
     for term in terms:  # as a search adds them
-        extension = Extension(scorer, mixture, scorer.spread(terms))
+        extension = Extension(scorer, mixture, terms)
         for other in terms:
             expected = dense_gap(rows, positives, [*mixture.terms, other], k)
             assert extension.gap(other) == pytest.approx(expected, abs=1e-12)
