@@ -41,7 +41,7 @@ from ensemble_kit.selection.ranking import (
 from ensemble_kit.selection.table import NUM_THREADS, READ_VALUES, Block, Table
 
 POOL_BYTES = 2**29  # of pools that are made together, where no bound of the memory says how many
-SORTED_WHOLE = 128  # keys of a row; longer rows are partitioned first, which is then faster
+SORTED = 128  # numbers of a row that are sorted together; many more take several times as long
 KEPT_BYTES = 2**27  # of unproved videos' rows that a scorer keeps, and an extension of sums
 
 
@@ -245,7 +245,12 @@ class Extension:
         return _Live(pairs, sums[pairs], flags)
 
     def _kth_best(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        place = scores.shape[1] - self.scorer.k
+        """Return what the k-th best score of each row is at least."""
+        k = self.scorer.k
+        parts = _num_parts(scores.shape[1])
+        if scores.shape[1] // parts >= k:  # of groups of scores, each the best
+            scores = scores.reshape(len(scores), parts, -1).max(axis=1)
+        place = scores.shape[1] - k
         if place < 0:
             return np.full(len(scores), -np.inf)
         scores.partition(place, axis=1)
@@ -299,9 +304,11 @@ class Extension:
         """Return the keys of the k best pairs of each of a block's videos."""
         k = self.scorer.k
         keys = live.keys(block, term)
-        if keys.shape[1] > SORTED_WHOLE:
-            keys.partition(keys.shape[1] - k - 1, axis=1)
-            keys = keys[:, -k - 1 :]
+        parts = _num_parts(keys.shape[1])
+        if parts > 1:
+            keys = keys.reshape(len(keys) * parts, -1)
+            keys.sort(axis=1)
+            keys = keys[:, -k - 1 :].reshape(len(keys) // parts, -1)
         keys.sort(axis=1)
         keys = self._listed_ranked(keys[:, -k - 1 :], live, block, term)
         unsettled = unsettled_rows(keys)
@@ -435,10 +442,20 @@ def pool_size(num_videos: int, k: int) -> int:
     return max(1, num_videos * k * np.dtype(np.uint64).itemsize)
 
 
+def _num_parts(width: int) -> int:
+    """Return how many parts rows of a width are sorted in."""
+    return -(-width // SORTED)
+
+
 def _padded(starts: NDArray[np.int64], padding: int, width: int = 1) -> NDArray[np.int64]:
-    """Return the places ``starts[i]`` to ``starts[i + 1] - 1`` as rows, padded to one width."""
+    """Return the places ``starts[i]`` to ``starts[i + 1] - 1`` as rows, padded to one width.
+
+    It is ``width`` at least, and a multiple of the parts that it is sorted in.
+    """
     counts = np.diff(starts)[:, None]
-    columns = np.arange(max(int(counts.max()), width))
+    width = max(int(counts.max()), width)
+    parts = _num_parts(width)
+    columns = np.arange(-(-width // parts) * parts)
     return np.where(columns < counts, starts[:-1, None] + columns, padding)
 
 

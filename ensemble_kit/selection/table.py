@@ -20,7 +20,8 @@ for each. A fixed depth is one pass of NumPy over each row, made once, and serve
 Why deeper for some: where files keep some 50 classes of each video, the k-th best class of a mean
 is often missing from several of them, and its score falls below the bounds' sum. At 45 classes one
 video in eighty had to be ranked from whole rows, which took three quarters of each evaluation. So
-where the mean of all candidates proves a video with little to spare, or not, more is kept of it.
+all classes are kept that such files list, and where the mean of all candidates proves a video with
+little to spare, or not, more is kept of it.
 
 Layout: pairs of video and class lie video by video in blocks of some 256 videos, with one row of
 values for each candidate, so that an evaluation of a block works within a core's cache.
@@ -48,7 +49,8 @@ NUM_THREADS = os.cpu_count() or 1
 READ_VALUES = 2**18  # probabilities of a candidate read together: 1 MiB, which a core's cache holds
 BLOCK_VIDEOS = 256  # videos ranked together: about 100 pairs each, which a core's cache holds
 DEEPER = 3  # times as deep is a video read that the first depth would probably not prove
-MARGIN = 1.1  # of the mean's k-th best score over the bound, from which on a video is proved
+FEW = 1.5  # times as many classes as the depth; all are kept where a file lists no more of a video
+MARGIN = 1.2  # of the mean's k-th best score over the bound, from which on a video is proved
 BOUND_BYTES = 9  # of a candidate's bound of a video, and whether it is flat
 SCORER_BYTES = 24  # of a pair that a scorer keeps beside its values: sums, the least and the most
 
@@ -248,7 +250,8 @@ def _read(known: Candidates, start: int, stop: int, k: int, depth: int) -> _Piec
     ]
     is_hit = known.labels.rows(start, stop).dense(known.num_classes)
     keeps, bounds, is_flat = _kept(known, raw, rows, is_hit, depth)
-    doubtful = _doubtful(rows, keeps, bounds, k)
+    is_sparse = any(candidate.predictions.is_sparse for candidate in known.candidates)
+    doubtful = _doubtful(rows, keeps, bounds, k) if is_sparse else np.empty(0, np.int64)
     if doubtful.size:
         keeps[doubtful], bounds[:, doubtful], is_flat[:, doubtful] = _kept(
             known,
@@ -264,7 +267,6 @@ def _read(known: Candidates, start: int, stop: int, k: int, depth: int) -> _Piec
     counts = np.count_nonzero(keeps, axis=1)
     pairs = np.flatnonzero(keeps)
     values = np.stack([block.reshape(-1)[pairs] for block in rows])
-    is_sparse = any(candidate.predictions.is_sparse for candidate in known.candidates)
     return _Piece(
         counts,
         (pairs % known.num_classes).astype(np.int32),
@@ -296,10 +298,15 @@ def _kept(
     bounds = np.empty((len(rows), len(is_hit)))
     is_flat = np.empty(bounds.shape, np.bool_)
     for index, block in enumerate(rows):
+        is_sparse = known.candidates[index].predictions.is_sparse
         bound, is_flat[index] = _bounds(block, depth)  # compared below in the rows' own type
+        if is_sparse:
+            lists_few = np.count_nonzero(raw[index] > -np.inf, axis=1) <= FEW * depth
+            bound[lists_few] = 0
+            is_flat[index, lists_few] = True
         bounds[index] = bound
         keeps |= block > bound[:, None]
-        if known.candidates[index].predictions.is_sparse:  # listed as 0 is not the same as missing
+        if is_sparse:  # listed as 0 is not the same as missing
             at_zero = np.flatnonzero(bound == 0)
             keeps[at_zero] |= raw[index][at_zero] == 0
     return keeps, bounds, is_flat

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from reference import gap_loops, mixed_loops
 
 from ensemble_kit.metrics import pooled_average_precision
+from ensemble_kit.selection import scoring
 from ensemble_kit.selection.judging import Judge
 from ensemble_kit.selection.ranking import ABSENT, key_flags, pooled_gap, to_keys
 from ensemble_kit.selection.scoring import Extension, Scorer, Term
@@ -62,7 +63,8 @@ def test_blocks_of_any_size_in_memory_or_on_disk_have_the_same_gaps(tmp_path_fac
     (whole,) = read_tables(known, is_in, k=k, depth=depth)
     memory = data.draw(st.sampled_from([0, 1000, 3000]))
     storage = Storage(memory, tmp_path_factory.getbasetemp())
-    with closing(storage):
+    with closing(storage), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "SORTED", data.draw(st.sampled_from([2, 5, 128])))
         (parted,) = read_tables(
             known,
             is_in,
