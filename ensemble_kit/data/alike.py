@@ -8,9 +8,9 @@ many of them in one pass of NumPy, and where every byte of it is the same, ``dec
 same values at the same places, which are then taken from all of them at once. A record that differs
 in any of these bytes is decoded by itself, and becomes a pattern in its turn.
 
-What ``decode`` looks at in the values themselves is looked at here too: labels, and whether numbers
-are finite. Wherever something is wrong or unusual, nothing is decoded here, so that errors are made
-in one place.
+What ``decode`` looks at in the values themselves is looked at too: labels here, and whether numbers
+are finite where they have been copied. Wherever something is wrong or unusual, every record of the
+batch is decoded by itself, so that errors are made in one place.
 """
 
 from collections.abc import Sequence
@@ -124,10 +124,7 @@ class AlikeDecoder:
                     return None
                 alike = records if len(which) == len(records) else records[which]
                 places = rows[which]
-                frames = self._frames(pattern, alike)
-                if frames is None:
-                    return None
-                parts.append(Part(places, frames))
+                parts.append(Part(places, self._frames(pattern, alike)))
                 names = np.ascontiguousarray(alike[:, pattern.id])
                 for row, name in zip(places.tolist(), names, strict=True):
                     ids[row] = name.tobytes().decode(errors="backslashreplace")
@@ -196,17 +193,12 @@ class AlikeDecoder:
         places = np.flatnonzero(is_fixed)
         return _Pattern(places, record[places], identity, labels, spans)
 
-    def _frames(
-        self, pattern: _Pattern, records: NDArray[np.uint8]
-    ) -> list[NDArray[np.generic]] | None:
-        """Return the frames of records of a pattern; None where a number is not finite."""
+    def _frames(self, pattern: _Pattern, records: NDArray[np.uint8]) -> list[NDArray[np.generic]]:
+        """Return the frames of records of a pattern."""
         found: list[NDArray[np.generic]] = []
         for layout, span in zip(self._layouts, pattern.frames, strict=True):
             framed = records[:, span].reshape(len(records), -1, layout.frame.itemsize)
-            values = framed[..., layout.header_bytes :].view(layout.value_type)
-            if values.dtype.kind == "f" and not np.isfinite(values).all():
-                return None
-            found.append(values)
+            found.append(framed[..., layout.header_bytes :].view(layout.value_type))
         return found
 
     def _classes(

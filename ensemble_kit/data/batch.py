@@ -167,6 +167,20 @@ class Collator:
         self._num_frames += num_frames.tolist()
         self._classes += classes
 
+    def are_finite(self) -> bool:
+        """Return whether all numbers that were written are finite."""
+        counts = self._num_frames
+        for rows in self._rows:
+            if rows.dtype.kind != "f":
+                continue
+            if len(set(counts)) == 1:
+                written = [rows[: len(counts), : counts[0]]]
+            else:
+                written = [row[:count] for row, count in zip(rows, counts, strict=False)]
+            if not all(np.isfinite(values).all() for values in written):
+                return False
+        return True
+
     def finish(self) -> Contents:
         """Close the gaps after videos that are shorter than expected, and fill with zeros."""
         num_frames = np.array(self._num_frames, np.int64)

@@ -119,7 +119,8 @@ class BatchReader:
         if self._are_small(plan) and (videos := self._alike(plan)) is not None:
             collator = Collator(layout, memory)
             collator.add_all(*videos)
-            return collator.finish(), []
+            if collator.are_finite():
+                return collator.finish(), []
         source = self._source
         most_frames = [source.most_frames(turn.place) for turn in plan.turns]
         expected = list(map(self._chosen, plan.turns, most_frames))

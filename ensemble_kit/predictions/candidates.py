@@ -114,7 +114,7 @@ def read_candidates(
             there are no labels, a size is not known, a model has changed since it predicted, or a
             member's predictions were not measured in a precision.
     """
-    opened = []
+    opened: list[Predictions] = []
     for path in paths:
         opened.append(_sharing(read_predictions(path), opened[0] if opened else None))
     _refuse_names(opened)

@@ -1,5 +1,6 @@
 """Records decoded together, against each of them decoded by itself."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble_kit.data.alike import MOST_MISSES, AlikeDecoder
+from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.decode import Decoder
 from ensemble_kit.data.schema import Modality, Schema
-from ensemble_kit.data.tfrecord import BadRecord
+from ensemble_kit.data.tfrecord import BadRecord, write_records
 
 NUM_CLASSES = 70_000  # labels of one, two and three bytes
 WIDTHS = {"rgb": 3, "audio": 2}
@@ -122,24 +124,38 @@ def test_labels_may_be_missing_where_they_are_not_needed():
     assert AlikeDecoder(schema, needs_labels=True).decode(groups) is None
 
 
-@pytest.mark.parametrize(
-    ("labels", "values"),
-    [([NUM_CLASSES], [1, 2, 3]), ([-1], [1, 2, 3]), ([1], [1, float("nan"), 3])],
-)
-def test_what_is_wrong_is_left_to_the_decoder_that_names_it(labels, values):
-    def made(labels, values):
-        context = {"id": byte_strings(b"v"), "labels": integers(labels), "rgb": floats(values)}
-        return record({**context, "audio": floats([4, 5])})
+def made(labels, values=(1, 2, 3)):
+    context = {"id": byte_strings(b"v"), "labels": integers(labels), "rgb": floats(values)}
+    return record({**context, "audio": floats([4, 5])})
 
+
+@pytest.mark.parametrize("label", [NUM_CLASSES, -1])
+def test_labels_that_are_no_classes_are_left_to_the_decoder_that_names_them(label):
     schema = schema_of("video")
-    good, bad = made([300], [1, 2, 3]), made(labels, values)
     with pytest.raises(BadRecord):
-        Decoder(schema).decode(bad, path=Path("a"), number=1)
+        Decoder(schema).decode(made([label]), path=Path("a"), number=1)
 
     alike = AlikeDecoder(schema, needs_labels=True)
 
-    assert alike.decode(groups_of([good, good])) is not None
-    assert alike.decode(groups_of([good, bad])) is None
+    assert alike.decode(groups_of([made([300])] * 2)) is not None
+    assert alike.decode(groups_of([made([300]), made([label])])) is None
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_a_number_that_is_not_finite_is_named_by_its_record(tmp_path, skips):
+    path = tmp_path / "a.tfrecord"
+    write_records(path, [made([1]), made([2], (1, float("nan"), 3)), made([3])], force=False)
+    records = Records([path], schema=schema_of("video"), skip_bad_records=skips)
+    problem = f"{path}, record 2: frame 1 of rgb holds nan in video 'v'."
+
+    batches = records.training_batches(3, seed=0, epochs=1)
+
+    if skips:
+        (batch,) = batches
+        assert sorted(batch.labels.classes.tolist()) == [1, 3]
+    else:
+        with pytest.raises(BadRecord, match=re.escape(problem)):
+            list(batches)
 
 
 def test_after_some_batches_of_unusual_records_no_more_are_tried():

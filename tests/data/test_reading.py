@@ -56,6 +56,7 @@ def index_of(paths):
 def test_batches_of_an_epoch_hold_what_the_records_hold(
     folder, schema, open_files, file, monkeypatch
 ):
+    monkeypatch.setattr(reading, "SMALL_FILE", 0)  # none is read whole
     monkeypatch.setattr(reading, "FileIO", file)
     records = Records([folder])
     videos = {video.id: video for video in records.videos()}
@@ -255,8 +256,10 @@ def test_more_ranks_than_videos_of_a_batch_are_refused(folder):
 
 LIMITED = """
 import resource, sys
+from ensemble_kit.data import reading
 from ensemble_kit.data.dataset import Records
 
+reading.SMALL_FILE = 0  # none is read whole
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 records = Records([sys.argv[1]])
 for workers in (0, 1):
@@ -287,9 +290,29 @@ def test_where_other_files_leave_little_room_fewer_records_files_are_kept_open(f
             super().__init__(path)
             opened.append(self)
 
+    monkeypatch.setattr(reading, "SMALL_FILE", 0)
     monkeypatch.setattr(reading, "FileIO", Scarce)
 
     batches = list(Records([folder]).training_batches(4, seed=0, epochs=1))
 
     assert sorted(name for batch in batches for name in batch.ids) == sorted(IDS)
     assert len(opened) > 2
+
+
+def test_small_files_are_read_once_as_far_as_there_is_room(folder, monkeypatch):
+    opened = []
+
+    class Counted(FileIO):
+        def __init__(self, path):
+            super().__init__(path)
+            opened.append(path)
+
+    monkeypatch.setattr(reading, "FileIO", Counted)
+    files = Records([folder]).paths
+    for room in (sum(path.stat().st_size for path in files), files[0].stat().st_size):
+        opened.clear()
+        monkeypatch.setattr(reading, "WHOLE_BYTES", room)
+        batches = list(Records([folder]).training_batches(4, seed=0, epochs=3))
+
+        assert sorted(name for batch in batches for name in batch.ids) == sorted(IDS * 3)
+        assert sorted(opened) == sorted(files)
