@@ -163,8 +163,8 @@ def select(
         memory: Maximum bytes of what is kept of the candidates; None takes half of the machine's
             memory. More lies in a file without a name, in ``TMPDIR`` where that is set and else
             beside ``output``, which is gone however the process ends. It changes nothing that is
-            chosen. Beside it come the interpreter, buffers and the videos' ids, 0.5 GiB and about
-            0.2 kB a video and 8 bytes for each of its candidates.
+            chosen. Beside it come the interpreter, some 2 MiB for each candidate and core while
+            files are read, 256 MiB at most of rows that are read again, and ids and labels, once.
 
     Returns:
         What ``output`` holds.
