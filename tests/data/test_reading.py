@@ -299,7 +299,7 @@ def test_where_other_files_leave_little_room_fewer_records_files_are_kept_open(f
     assert len(opened) > 2
 
 
-def test_small_files_are_read_once_as_far_as_there_is_room(folder, monkeypatch):
+def test_small_files_are_read_once_as_far_as_there_is_room(folder, schema, monkeypatch):
     opened = []
 
     class Counted(FileIO):
@@ -308,11 +308,13 @@ def test_small_files_are_read_once_as_far_as_there_is_room(folder, monkeypatch):
             opened.append(path)
 
     monkeypatch.setattr(reading, "FileIO", Counted)
-    files = Records([folder]).paths
-    for room in (sum(path.stat().st_size for path in files), files[0].stat().st_size):
+    paths = Records([folder]).paths
+    room = sum(path.stat().st_size for path in paths)
+    for has_room in (True, False):
+        monkeypatch.setattr(reading, "WHOLE_BYTES", room if has_room else room // 3)
+        plans = batch_plans(index_of(paths), 4, seed=0, epochs=3)
         opened.clear()
-        monkeypatch.setattr(reading, "WHOLE_BYTES", room)
-        batches = list(Records([folder]).training_batches(4, seed=0, epochs=3))
+        read = list(reading.read(source_of(paths, schema), plans, open_files=1))
 
-        assert sorted(name for batch in batches for name in batch.ids) == sorted(IDS * 3)
-        assert sorted(opened) == sorted(files)
+        assert sorted(name for batch, _ in read for name in batch.ids) == sorted(IDS * 3)
+        assert (sorted(opened) == sorted(paths)) == has_room

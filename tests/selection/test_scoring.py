@@ -84,6 +84,18 @@ def test_blocks_of_any_size_in_memory_or_on_disk_have_the_same_gaps(tmp_path_fac
             mixtures = once.added(mixtures[0], term), again.added(mixtures[1], term)
 
 
+@pytest.mark.parametrize("together", [2, 128])
+def test_a_tie_at_the_cut_is_settled_in_rows_that_are_sorted_in_parts(monkeypatch, together):
+    monkeypatch.setattr(scoring, "SORTED", together)
+    rows = [[[0.5, 0.5, 0.1, 0.2, 0.3]], [[0.0, 0.0, 0.4, 0.5, 0.6]]]
+    for label, expected in ((1, 0.0), (0, 1.0)):  # of equal scores the lower class ranks first
+        (table,) = read_tables(candidates_of(rows, [{label}]), [np.ones(1, bool)], k=1, depth=9)
+        scorer = Scorer(table, 1)
+        extension = Extension(scorer, scorer.mixed([]), [Term(0, 1.0), Term(1, 1.0)])
+
+        assert extension.gap(Term(0, 1.0)) == expected
+
+
 def dense_gap(rows, positives, terms, k):
     members = [rows[term.candidate] for term in terms]
     return float(gap_loops(mixed_loops(members, [one.weight for one in terms]), positives, k))
