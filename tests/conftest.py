@@ -4,6 +4,7 @@ import gc
 import os
 import secrets
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,11 @@ PROJECT_ROOT = Path(__file__).resolve().parents[1]
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each: as many workers as cores already
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Tests start a hundred processes. Each would compile PyTorch's modules again where no bytecode is
+# kept: twice the time to import them.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # A script that runs the tests in the background has the first ignored and nohup the second, and so
 # would all that they start.
@@ -74,7 +80,8 @@ def rng() -> "torch.Generator":
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real records; a test that asks for it is skipped where there is none."""
-    folder = Path(os.environ.get("ENSEMBLE_KIT_DATA", PROJECT_ROOT.parent / "shared" / "data"))
+    named = os.environ.get("ENSEMBLE_KIT_DATA", PROJECT_ROOT.parent / "shared" / "data")
+    folder = Path(named).resolve()  # tests link to it, and change the current folder
     if not folder.is_dir():
         pytest.skip(f"no real records: {folder} does not exist (name them in ENSEMBLE_KIT_DATA)")
     return folder
