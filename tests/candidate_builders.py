@@ -34,3 +34,9 @@ def candidates_of(rows, positives, sizes=None, names=None):
         found.append(Candidate(predictions, dtype, num_bytes, np.arange(num_videos)))
     labels = LabelLists.from_lists(map(sorted, positives))
     return Candidates(tuple(found), ids, labels, num_classes, None)
+
+
+def write_text(path, *lines):
+    """Write lines, and return the path."""
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
