@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -26,6 +26,7 @@ from ensemble_kit.texts import parse_toml, read_text
 from ensemble_kit.validation import complaints
 from ensemble_kit.wording import counted
 
+T = TypeVar("T")
 MAX_FRAMES = 300  # what the starter code of YouTube-8M reads of a video
 # Beyond every data set, and small enough that a mistyped number fills no memory.
 LABEL_NAMES = "label_names.csv"  # the names of the classes, beside schema.toml
@@ -162,6 +163,10 @@ class Schema(BaseModel):
     def widths(self) -> dict[str, int]:
         """The width of each modality, in joining order."""
         return {modality.name: modality.width for modality in self.modalities}
+
+    def ordered(self, values: Mapping[str, T]) -> dict[str, T]:
+        """Return the values of all modalities, by name, in joining order."""
+        return {modality.name: values[modality.name] for modality in self.modalities}
 
     @property
     def interface(self) -> tuple[tuple[str, int, str], ...]:

@@ -73,8 +73,7 @@ class FusedEnsemble(nn.Module):
             num_frames: As in ``forward``.
             draws: Uniform numbers ``(R, N)`` or ``(B, R, N)`` for each of ``random_names``.
         """
-        ordered = {name: frames[name] for name in self.schema.widths}
-        prepared = prepare_frames(ordered, num_frames)
+        prepared = prepare_frames(self.schema.ordered(frames), num_frames)
         return [
             coefficient * self.member(name).classify(prepared, draws.get(name))
             for name, coefficient in zip(self.names, self.coefficients, strict=True)

@@ -90,8 +90,7 @@ class ForeignModel(nn.Module):
         self, frames: Mapping[str, Tensor], num_frames: Tensor, draws: Tensor | None = None
     ) -> Tensor:
         """Return the probability of every class; see ``SubModel.forward``."""
-        ordered = {name: frames[name] for name in self.schema.widths}
-        return self.classify(prepare_frames(ordered, num_frames), draws)
+        return self.classify(prepare_frames(self.schema.ordered(frames), num_frames), draws)
 
     def classify(self, prepared: PreparedFrames, draws: Tensor | None = None) -> Tensor:
         """Return the probability of every class, ``(B, C)`` float32, for prepared frames.

@@ -58,8 +58,7 @@ class OwnModel(nn.Module):
         frame_weights: Tensor | None = None,
     ) -> Tensor:
         """Return the probability of every class; see ``SubModel.forward``."""
-        ordered = {name: frames[name] for name in self.schema.widths}
-        return self.classify(prepare_frames(ordered, num_frames))
+        return self.classify(prepare_frames(self.schema.ordered(frames), num_frames))
 
     def classify(self, prepared: PreparedFrames, draws: Tensor | None = None) -> Tensor:
         """Return probabilities for frames that ``prepare_frames`` has prepared.

@@ -167,8 +167,9 @@ class SubModel(nn.Module):
         Returns:
             ``(B, C)`` in [0, 1]: the mean of R repeats.
         """
-        ordered = {name: frames[name] for name in self.schema.widths}
-        return self.classify(prepare_frames(ordered, num_frames), draws, frame_weights)
+        return self.classify(
+            prepare_frames(self.schema.ordered(frames), num_frames), draws, frame_weights
+        )
 
     def classify(
         self,

@@ -82,6 +82,16 @@ def test_label_names_may_lie_in_a_file_beside_the_schema(path):
     assert schema.names == ("a", "b", "c")
 
 
+@settings(deadline=None, max_examples=20)
+@given(schema)
+def test_values_by_modality_are_put_in_the_schemas_order(schema):
+    names = [modality.name for modality in schema.modalities]
+
+    found = schema.ordered({name: name.upper() for name in ["7", *reversed(names)]})
+
+    assert list(found.items()) == [(name, name.upper()) for name in names]
+
+
 def test_an_existing_schema_is_kept(path):
     with pytest.raises(OutputError, match="exists already"):
         write_schema(read_schema(path), path, force=False)
