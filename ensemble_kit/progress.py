@@ -9,7 +9,7 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import Protocol
 
-SECONDS_BETWEEN_LINES = 15.0
+SECONDS_BETWEEN = 15.0  # of two plain lines
 # How a value is written, by the name that `update` takes it under; in this order.
 VALUES: Mapping[str, str] = MappingProxyType(
     {
@@ -37,7 +37,9 @@ class Progress(Protocol):
 
 
 @contextmanager
-def progress(label: str, total: int, *, done: int = 0) -> Iterator[Progress]:
+def progress(
+    label: str, total: int, *, done: int = 0, seconds_between: float = SECONDS_BETWEEN
+) -> Iterator[Progress]:
     """Show how far a piece of work has come.
 
     Args:
@@ -45,6 +47,7 @@ def progress(label: str, total: int, *, done: int = 0) -> Iterator[Progress]:
         total: How many units there are; 0 where it is not known.
         done: How many of them were done before this started; they do not count in the estimate
             of the time that is left.
+        seconds_between: How long after a plain line the next may follow; the last is always shown.
     """
     if _is_quiet.get():
         yield _Nothing()
@@ -68,7 +71,7 @@ def progress(label: str, total: int, *, done: int = 0) -> Iterator[Progress]:
         with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
             yield _Bar(bars, bars.add_task(label, total=total or None, completed=done, message=""))
     else:
-        yield _Lines(label, total, done)
+        yield _Lines(label, total, done, seconds_between)
 
 
 @contextmanager
@@ -96,15 +99,16 @@ class _Bar:
 
 
 class _Lines:
-    def __init__(self, label: str, total: int, done: int) -> None:
+    def __init__(self, label: str, total: int, done: int, seconds_between: float) -> None:
         self._label = label
         self._total = total
         self._done_before = done
+        self._seconds_between = seconds_between
         self._start = self._last = time.monotonic()
 
     def update(self, done: int, message: str = "", /, **values: float | None) -> None:
         is_last = done == self._total
-        if is_last or time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
+        if is_last or time.monotonic() - self._last >= self._seconds_between:
             self._last = time.monotonic()
             of = f"/{self._total}" if self._total else ""
             text = _text_of(values, message, self._time_left(done))

@@ -16,28 +16,35 @@ LONGEST_NUMBER = 10**4_300  # Python writes none that is longer
 _DEEP_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){64}""")
 
 
-def read_text(path: Path, error_type: type[EnsembleKitError], *, hint: str) -> str:
+def read_text(
+    path: Path,
+    error_type: type[EnsembleKitError],
+    *,
+    hint: str,
+    max_characters: int = MAX_CHARACTERS,
+) -> str:
     """Return a file's text, in UTF-8 with or without a byte order mark, gzipped or not.
 
     Args:
         path: The file.
         error_type: What to raise.
         hint: What to do where the file cannot be read.
+        max_characters: How many characters it may have.
 
     Raises:
         EnsembleKitError: Of the type that was asked for: the file cannot be read, is no text in
-            UTF-8, or has more than ``MAX_CHARACTERS``.
+            UTF-8, or has more than ``max_characters``.
     """
     try:
         with open_text(path) as file:
-            text = file.read(MAX_CHARACTERS + 1)
+            text = file.read(max_characters + 1)
     except OSError as error:
         raise error_type(f"{path} cannot be read: {error.strerror}.", hint=hint) from error
     except UnicodeDecodeError as error:
         raise error_type(f"{path} is not text in UTF-8.", hint="Save the file as UTF-8.") from error
-    if len(text) > MAX_CHARACTERS:
+    if len(text) > max_characters:
         raise error_type(
-            f"{path} has more than {MAX_CHARACTERS:,} characters.", hint="Name another file."
+            f"{path} has more than {max_characters:,} characters.", hint="Name another file."
         )
     return text
 

@@ -31,8 +31,8 @@ def clock(monkeypatch):
     return time
 
 
-def work(total):
-    with progress("train gru", total) as shown:
+def work(total, **options):
+    with progress("train gru", total, **options) as shown:
         for step in range(1, 4):
             shown.update(step, f"loss {4 - step}")
 
@@ -43,10 +43,8 @@ def test_elsewhere_than_on_a_terminal_the_end_is_a_plain_line_on_stderr(capsys):
     assert capsys.readouterr() == ("", "train gru: 3/3  loss 1\n")
 
 
-def test_long_work_says_how_it_goes_on_from_time_to_time(capsys, monkeypatch):
-    monkeypatch.setattr(progress_module, "SECONDS_BETWEEN_LINES", 0.0)
-
-    work(0)
+def test_long_work_says_how_it_goes_on_from_time_to_time(capsys):
+    work(0, seconds_between=0.0)
 
     assert capsys.readouterr() == (
         "",

@@ -50,13 +50,12 @@ def test_a_text_may_begin_with_a_byte_order_mark(tmp_path):
     assert read_text(path, RecordError, hint="") == "a = 1\n"
 
 
-def test_a_text_too_long_to_hold_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("ensemble_kit.texts.MAX_CHARACTERS", 10)
+def test_a_text_too_long_to_hold_is_refused(tmp_path):
     path = tmp_path / "r.toml"
     path.write_text("a" * 11)
 
     with pytest.raises(RecordError) as error:
-        read_text(path, RecordError, hint="")
+        read_text(path, RecordError, hint="", max_characters=10)
 
     assert str(error.value) == f"{path} has more than 10 characters.\nName another file."
 
