@@ -60,9 +60,14 @@ def import_onnx(
     output: Path | None,
     name: str | None,
     inputs: tuple[str, ...],
+    num_frames: str | None,
+    is_frame: str | None,
+    probabilities: str | None,
+    frames: Any,
+    activation: Any,
     force: bool,
     as_json: bool,
-    **options: Any,
+    **reading: Any,
 ) -> None:
     """Import the ONNX file MODEL of another framework, to predict, select and fuse it.
 
@@ -78,23 +83,7 @@ def import_onnx(
     from ensemble_kit.foreign.stage import import_onnx as import_model
     from ensemble_kit.store.workspace import RUNS, RunFolder, check_run_name, run_name
 
-    reading = {
-        key: options.pop(key)
-        for key in (
-            "schema",
-            "label_names",
-            "check_crc",
-            "skip_bad_records",
-            "cache",
-            "cache_bytes",
-        )
-    }
-    mapped: dict[str, list[str]] = {}
-    for text in inputs:
-        modality, _, value = text.partition("=")
-        if not modality or not value:
-            raise click.UsageError("--input takes a modality and an input: --input rgb=frames.")
-        mapped.setdefault(modality, []).append(value)
+    mapped = _mapped(inputs)
     name = name or run_name(model.stem)
     check_run_name(name)
     records = Records(data, needs_labels=False, **reading)
@@ -105,8 +94,12 @@ def import_onnx(
         records=records,
         name=name,
         inputs=mapped,
+        num_frames=num_frames,
+        is_frame=is_frame,
+        probabilities=probabilities,
+        frames=frames,
+        activation=activation,
         force=force,
-        **options,
     )
     if as_json:
         echo_json(file)
@@ -115,3 +108,14 @@ def import_onnx(
         f"{file.path}: {file.num_values:,} numbers.\n"
         f"Its probabilities differ from those of {model} by at most {file.worst_difference:.2g}."
     )
+
+
+def _mapped(texts: tuple[str, ...]) -> dict[str, list[str]]:
+    """Return the inputs that each modality is given, from options of the form MODALITY=INPUT."""
+    mapped: dict[str, list[str]] = {}
+    for text in texts:
+        modality, _, value = text.partition("=")
+        if not modality or not value:
+            raise click.UsageError("--input takes a modality and an input: --input rgb=frames.")
+        mapped.setdefault(modality, []).append(value)
+    return mapped

@@ -105,21 +105,9 @@ def fuse(
         schema = _common_schema(members)
         if records is not None:
             check_fits(schema, records.schema, path=selection)
-        metadata = FusedMetadata(
-            kit_version=__version__,
-            members=tuple(member.metadata for member in members),
-            data_schema=schema,
-            selection=FileMetadata.of(selection, output.parent),
-            validation=ValidationMetadata(
-                gap=chosen.gap,
-                k=chosen.k,
-                videos=chosen.videos,
-                dataset_sha256=chosen.dataset_sha256,
-                repeats=max(m.model.repeats for m in chosen.members if m.model is not None),
-            ),
-            top_k=chosen.k,
-        )
-        shared = shared_bytes(schema, metadata.selection)
+        origin = FileMetadata.of(selection, output.parent)
+        metadata = _describe(members, schema, origin, chosen)
+        shared = shared_bytes(schema, origin)
         weights = FusedWeights(members)
         num_bytes = shared + weights.num_bytes
         refuse_size("fused", num_bytes, max_size, members=metadata.members, selection=chosen)
@@ -140,6 +128,26 @@ def fuse(
         loss,
         tuple(weights.coarse),
         chosen.mixing,
+    )
+
+
+def _describe(
+    members: Sequence[Member], schema: Schema, origin: FileMetadata, chosen: SelectionMetadata
+) -> FusedMetadata:
+    """Return the metadata of the fused file of members that the selection ``origin`` chose."""
+    return FusedMetadata(
+        kit_version=__version__,
+        members=tuple(member.metadata for member in members),
+        data_schema=schema,
+        selection=origin,
+        validation=ValidationMetadata(
+            gap=chosen.gap,
+            k=chosen.k,
+            videos=chosen.videos,
+            dataset_sha256=chosen.dataset_sha256,
+            repeats=max(m.model.repeats for m in chosen.members if m.model is not None),
+        ),
+        top_k=chosen.k,
     )
 
 

@@ -201,21 +201,16 @@ def select(
         exclude=exclude,
         intersect=intersect,
     )
-    if strategy is None:
-        names = [candidate.name for candidate in known.candidates]
-        is_small = num_ensembles(names, len(names)) <= 2**MOST_EXACT
-        strategy = "exhaustive" if is_small and criterion == "gain" else "greedy"
     rules = _rules(
         known,
-        strategy=strategy if coefficients is None else "given",
+        strategy=strategy or _usual_strategy(known, criterion) if coefficients is None else "given",
         criterion=criterion,
         limit=MAX_SIZE if max_size is None else max_size,
         max_members=max_members,
         beam_width=beam_width,
         start=start,
     )
-    if confirm is None:
-        confirm = 0.5 if len(known.ids) >= ENOUGH_VIDEOS else 0.0
+    confirm = _usual_share(known) if confirm is None else confirm
     storage = Storage(default_memory() if memory is None else memory, storage_folder(output))
     with closing(storage):
         judge = _judge(known, _parts(known, confirm), top_k, storage)
@@ -226,6 +221,18 @@ def select(
     if not keep_same or read_selection(output) != selection:
         write_selection(output, selection, force=force)
     return selection
+
+
+def _usual_strategy(known: Candidates, criterion: Criterion) -> Strategy:
+    """Return the strategy where none was named: all ensembles of a few candidates."""
+    names = [candidate.name for candidate in known.candidates]
+    is_small = num_ensembles(names, len(names)) <= 2**MOST_EXACT
+    return "exhaustive" if is_small and criterion == "gain" else "greedy"
+
+
+def _usual_share(known: Candidates) -> float:
+    """Return the share of the videos that is held out where none was named."""
+    return 0.5 if len(known.ids) >= ENOUGH_VIDEOS else 0.0
 
 
 def wanted_dtypes(dtype: Dtype | Auto | Sequence[Dtype]) -> tuple[Dtype, ...]:
