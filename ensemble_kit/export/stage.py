@@ -90,11 +90,13 @@ class _Limit(NamedTuple):
         max_size: Maximum size of all files needed to run, in bytes.
         fused_bytes: The size of the fused file.
         selection: The selection of its members, if it is still there.
+        largest_file: The size limit of the model's own file, in bytes.
     """
 
     max_size: int
     fused_bytes: int
     selection: SelectionMetadata | None
+    largest_file: int = LARGEST_FILE
 
     def refuse(self, aside: Path, output: Path, metadata: OnnxMetadata) -> int:
         """Return the bytes of all files needed to run a model, or raise if there are too many."""
@@ -108,10 +110,10 @@ class _Limit(NamedTuple):
             selection=self.selection,
             overhead=max(0, num_bytes + unproved - self.fused_bytes),
         )
-        if aside.stat().st_size > LARGEST_FILE:
+        if aside.stat().st_size > self.largest_file:
             raise ExportError(
                 f"{output} would have {num_bytes:,} bytes; ONNX Runtime reads at most "
-                f"{LARGEST_FILE:,} from one file.",
+                f"{self.largest_file:,} from one file.",
                 hint="Export with --low-memory, or fuse again with --dtype int8 or --dtype int4.",
             )
         return num_bytes
@@ -182,8 +184,7 @@ def export_onnx(
         file = stack.enter_context(open_tensors(fused))
         aside = stack.enter_context(written_aside(output, force=force))
         fused_metadata = file.metadata_as(FusedMetadata)
-        modalities = fused_metadata.data_schema.modalities
-        types = {modality.name: input_type or modality.value_type for modality in modalities}
+        types = _input_types(fused_metadata, input_type)
         graph = build_graph(
             file,
             fused_metadata,
@@ -195,11 +196,9 @@ def export_onnx(
         _check_graph(graph, output)
         metadata = _describe(fused_metadata, file.sha256(), graph, repeats, draw_source, types)
         references = None
-        if low_memory:  # a name that no other export's weights have, unless they are the same
-            beside = output.with_name(f"{output.name}.{metadata.fused_sha256[:12]}.data")
-            references, digest = stack.enter_context(_written_beside(beside, graph.weights))
-            weights_file = FileMetadata(path=beside.name, sha256=digest)
-            metadata = metadata.model_copy(update={"weights_file": weights_file})
+        if low_memory:
+            beside = _written_beside(output, metadata, graph.weights)
+            references, metadata = stack.enter_context(beside)
         limit = _Limit(max_size, fused.stat().st_size, _selection_of(fused, fused_metadata))
         shown = graph.showing_draws() if draw_source == "random" else graph
         fits = partial(limit.refuse, aside, output)
@@ -260,18 +259,30 @@ def _describe(
     )
 
 
+def _input_types(fused: FusedMetadata, asked: InputType | None) -> dict[str, InputType]:
+    """Return the type of each modality's input."""
+    return {
+        modality.name: asked or modality.value_type for modality in fused.data_schema.modalities
+    }
+
+
 @contextmanager
-def _written_beside(path: Path, weights: Sequence[Weight]) -> Iterator[tuple[list[bytes], str]]:
+def _written_beside(
+    output: Path, metadata: OnnxMetadata, weights: Sequence[Weight]
+) -> Iterator[tuple[list[bytes], OnnxMetadata]]:
     """Write weights into a second file, which is removed again if the block fails.
 
     Yields:
-        The references to them for the model's file, and the SHA-256 of the second file.
+        The references to them for the model's file, and its metadata, which names the second file.
     """
+    # a name that no other export's weights have, unless they are the same
+    path = output.with_name(f"{output.name}.{metadata.fused_sha256[:12]}.data")
     was_there = exists(path)
     with written_aside(path, force=True) as aside:
         references = write_beside(aside, weights, location=path.name)
+    weights_file = FileMetadata(path=path.name, sha256=sha256_of(path))
     try:
-        yield references, sha256_of(path)
+        yield references, metadata.model_copy(update={"weights_file": weights_file})
     except BaseException:
         if not was_there:
             path.unlink()

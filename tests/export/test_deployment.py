@@ -10,6 +10,7 @@ import torch
 from builders import tiny_recipe, tiny_schema, write_checkpoint
 from workspace_fixture import write_selection_of
 
+from ensemble_kit.choices import MAX_SIZE
 from ensemble_kit.data.dataset import Batch
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import CheckpointError, ExportError, OutputError, SizeLimitError
@@ -307,20 +308,22 @@ def test_of_a_failed_export_no_weights_are_left(again, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_too_large_for_one_file_may_lie_beside_it(again, tmp_path, monkeypatch):
-    with_weights = again(force=True).num_bytes
-    monkeypatch.setattr(export, "LARGEST_FILE", with_weights - 1)
+def test_weights_too_large_for_one_file_may_lie_beside_it(exported, with_inputs, tmp_path):
+    whole = exported.num_bytes
+    mapped = with_inputs.path.stat().st_size
+    limit = export._Limit(MAX_SIZE, fused_bytes=whole, selection=None, largest_file=whole - 1)
+    at_limit = limit._replace(largest_file=mapped)
 
     with pytest.raises(ExportError) as caught:
-        again(force=True)
-    kept = again(low_memory=True, force=True)
+        limit.refuse(exported.path, tmp_path / "e.onnx", read_metadata(exported.path))
+    kept = at_limit.refuse(with_inputs.path, with_inputs.path, read_metadata(with_inputs.path))
 
     assert str(caught.value) == (
-        f"{tmp_path / 'e.onnx'} would have {with_weights:,} bytes; ONNX Runtime reads at most "
-        f"{with_weights - 1:,} from one file.\n"
+        f"{tmp_path / 'e.onnx'} would have {whole:,} bytes; ONNX Runtime reads at most "
+        f"{whole - 1:,} from one file.\n"
         "Export with --low-memory, or fuse again with --dtype int8 or --dtype int4."
     )
-    assert kept.path.stat().st_size < with_weights
+    assert kept > mapped  # with the weights beside it
 
 
 def test_an_export_reads_back_no_metadata_and_hashes_each_file_once(again, tmp_path, monkeypatch):
