@@ -21,11 +21,13 @@ stage() { # stage NAME COMMAND...: print the command, run it, write down its sec
         'BEGIN { printf "%s\t%.1f\n", name, end - start }' >>seconds.tsv
 }
 
-train() { # train NAME RECIPE KEY=VALUE...; SHARE=30 takes 30 % of the steps, QUICK=1 a few only
-    local name=$1 recipe=$2 sets=() value
+train() { # train NAME RECIPE KEY=VALUE...; SHARE=30 takes 30 % of the steps, QUICK=1 a few small ones
+    local name=$1 recipe=$2 sets=() value quick
     shift 2
-    for value in "$@" ${QUICK:+training.max_steps=4 training.checkpoint_every=2}; do
+    quick="training.max_steps=4 training.checkpoint_every=2 training.batch_size=16"
+    for value in "$@" ${QUICK:+$quick}; do
         case $value in
+        *.num_clusters=* | *.hidden_size=* | hidden.size=*) [ ! "${QUICK:-}" ] || value=${value%=*}=8 ;;
         training.max_steps=*) value=training.max_steps=$((${value#*=} * ${SHARE:-100} / 100)) ;;
         esac
         sets+=(--set "$value")

@@ -96,6 +96,15 @@ def torch_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def import_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Import foreign models without a child process, which takes seconds; see test_limits.py."""
+    from ensemble_kit.foreign import stage
+    from ensemble_kit.foreign.conversion import convert
+
+    monkeypatch.setattr(stage, "convert_in_child", convert)
+
+
+@pytest.fixture
 def runner() -> CliRunner:
     """Runs a command in this process; its result has ``exit_code``, ``stdout`` and ``stderr``."""
     return CliRunner()

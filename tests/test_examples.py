@@ -37,7 +37,7 @@ def run_quickly(script, data, out):
 @pytest.mark.parametrize(
     ("script", "records", "names", "shards"),
     [
-        ("audioset.sh", "audioset/frame", "audioset/class_labels_indices.csv", 40),
+        ("audioset.sh", "audioset/frame", "audioset/class_labels_indices.csv", 20),
         pytest.param(  # the same stages
             "youtube8m_video.sh",
             "yt8m/video",

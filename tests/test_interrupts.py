@@ -72,8 +72,14 @@ def test_in_another_thread_nothing_is_handled():
     assert seen == [before]
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("module", ["click", "torch", "ensemble_kit.training.loop"])
+@pytest.mark.parametrize(
+    ("module", "number"),
+    [
+        *(("torch", number) for number in SIGNALS),
+        ("click", signal.SIGINT),
+        ("ensemble_kit.training.loop", signal.SIGTERM),  # later: PyTorch has been loaded
+    ],
+)
 def test_a_signal_while_modules_load_ends_the_command_without_a_traceback(module, number, tmp_path):
     # a finder that stands still at the module, as a slow disk would
     (tmp_path / "sitecustomize.py").write_text(

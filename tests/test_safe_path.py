@@ -35,8 +35,13 @@ def train(how, folder, *options, name="new", recipe="recipes/mean.toml", **varia
     )
 
 
-@pytest.mark.parametrize("options", [["--workers", "1"], ["--jobs", "1"]])
-@pytest.mark.parametrize("way", ["command", "python -m"])
+@pytest.mark.parametrize(
+    ("way", "options"),
+    [
+        ("python -m", ["--workers", "1"]),
+        ("command", ["--jobs", "1", "--workers", "1"]),  # both ways start jobs by the same line
+    ],
+)
 def test_training_runs_no_file_of_the_current_folder(options, way, trap):
     script = Path(sys.executable).parent / "ensemble-kit"
     if way == "command" and not script.is_file():

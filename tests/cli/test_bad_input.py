@@ -132,6 +132,7 @@ CASES = [
 ]
 
 
+@pytest.mark.usefixtures("import_in_this_process")
 @pytest.mark.parametrize(("command", "kind", "damage"), CASES)
 def test_a_damaged_model_is_one_error_that_names_it(
     command, kind, damage, runner, files, built, own_workspace, monkeypatch

@@ -304,24 +304,6 @@ def test_the_exported_recipes_have_every_part_between_them():
     assert len(exported) >= 31
 
 
-@pytest.mark.parametrize(("names", "schema"), GRAPHS, ids=["two modalities", "rgb", "more rgb"])
-def test_every_part_runs_alike_in_onnx_runtime(names, schema, tmp_path, rng):
-    compare_with_onnx_runtime(names, schema, tmp_path, rng)
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("first", range(NUM_MIXED))
-def test_every_recipe_runs_alike_in_onnx_runtime_among_others(first, tmp_path, rng):
-    # every 12th of the sorted names: five or six recipes, seldom two of one folder
-    compare_with_onnx_runtime(ON_DISK[first::NUM_MIXED], SCHEMA, tmp_path, rng)
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("name", ON_DISK)
-def test_every_recipe_runs_alike_in_onnx_runtime_alone(name, tmp_path, rng):
-    compare_with_onnx_runtime([name], SCHEMA, tmp_path, rng)
-
-
 @pytest.fixture
 def all_in_blocks(monkeypatch):
     """Have matrices of any size and content stored in blocks."""
@@ -329,35 +311,56 @@ def all_in_blocks(monkeypatch):
     monkeypatch.setattr(blocks, "MAX_LOST_BLOCKS", 1.0)
 
 
+# In int4, the graph with most steps; `-m exhaustive` exports the same parts in bf16 too.
 @pytest.mark.parametrize(("names", "schema"), GRAPHS, ids=["two modalities", "rgb", "more rgb"])
-def test_every_part_computes_from_packed_numbers(names, schema, all_in_blocks, tmp_path):
-    require_packed(names, schema, "int4", tmp_path)
+def test_every_part_runs_alike_in_onnx_runtime_and_from_packed_numbers(
+    names, schema, all_in_blocks, tmp_path, rng
+):
+    fused = fuse_random(names, schema, "int4", tmp_path)
+    exported = export_onnx(fused, tmp_path / "ensemble.onnx", repeats=REPEATS)
+
+    compare_with_onnx_runtime(fused, exported.path, rng)
+    require_packed(fused, exported.proof)
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", ["bf16", "int8", "int4"])
 @pytest.mark.parametrize("first", range(NUM_MIXED))
-def test_every_recipe_computes_from_packed_numbers(first, dtype, all_in_blocks, tmp_path):
-    require_packed(ON_DISK[first::NUM_MIXED], SCHEMA, dtype, tmp_path)
+def test_every_recipe_runs_alike_in_onnx_runtime_among_others(
+    first, dtype, all_in_blocks, tmp_path, rng
+):
+    # every 12th of the sorted names: five or six recipes, seldom two of one folder
+    fused = fuse_random(ON_DISK[first::NUM_MIXED], SCHEMA, dtype, tmp_path)
+    exported = export_onnx(fused, tmp_path / "ensemble.onnx", repeats=REPEATS)
+
+    compare_with_onnx_runtime(fused, exported.path, rng)
+    if dtype != "bf16":
+        require_packed(fused, exported.proof)
 
 
-def require_packed(names, schema, dtype, tmp_path):
-    """Export recipes; all matrices but those of recurrent cells must be computed as stored."""
-    fused = fuse_random(names, schema, dtype, tmp_path)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ON_DISK)
+def test_every_recipe_runs_alike_in_onnx_runtime_alone(name, tmp_path, rng):
+    fused = fuse_random([name], SCHEMA, "bf16", tmp_path)
+    exported = export_onnx(fused, tmp_path / "ensemble.onnx", repeats=REPEATS)
 
-    proof = export_onnx(fused, tmp_path / "ensemble.onnx", repeats=REPEATS).proof
+    compare_with_onnx_runtime(fused, exported.path, rng)
 
+
+def require_packed(fused, proof):
+    """Compute all matrices as they are stored, but those of recurrent cells."""
     with open_tensors(fused) as file:
         scaled = [name.removesuffix(SCALE) for name in file.specs if name.endswith(SCALE)]
+        members = file.metadata_as(FusedMetadata).members
         packed = num_values = 0
-        for member in file.metadata_as(FusedMetadata).members:
-            with open_tensors(tmp_path / member.checkpoint.path) as checkpoint:
+        for member in members:
+            with open_tensors(fused.parent / member.checkpoint.path) as checkpoint:
                 counts = {key: spec.num_values for key, spec in checkpoint.specs.items()}
             matrices = {name.partition(".")[2] for name in scaled if member.name in name}
             packed += sum(counts[name] for name in matrices if ".cells." not in name)
             # two biases of a recurrent layer become one of ONNX's operator
             num_values += sum(count for key, count in counts.items() if ".cells.bias_hh" not in key)
-    assert len(scaled) >= len(names)
+        assert len(scaled) >= len(members)
     shares = proof.shares
     assert shares.converted_in_every_run == 0
     assert shares.as_stored == packed > 0
@@ -381,18 +384,15 @@ def fuse_random(names, schema, dtype, tmp_path):
     return fuse(selection, tmp_path / "fused.safetensors", dtype=dtype).path
 
 
-def compare_with_onnx_runtime(names, schema, tmp_path, rng):
-    """Fuse recipes with random weights, export them, and run both on many shapes."""
-    share = 1 / len(names)
-    fused = fuse_random(names, schema, "bf16", tmp_path)
-    exported = export_onnx(fused, tmp_path / "ensemble.onnx", repeats=REPEATS).path
-
-    session = OnnxEnsemble(exported)
+def compare_with_onnx_runtime(fused, exported, rng):
+    """Run a fused file and what was exported from it on many shapes, both in float32."""
+    session = OnnxEnsemble(exported, is_exact=True)
     with open_tensors(fused) as file:
         ensemble = load_fused(file, repeats=REPEATS)
+    share = max(ensemble.coefficients)
     # one frame, no frame, more frames than were traced, and batches of one and many
     for lengths, padded in ([1], 1), ([5], 5), ([2, 0, 9], 9), ([1, 40, 17, 3, 8], 40):
-        frames, num_frames = tiny_frames(schema, lengths, rng, length=padded)
+        frames, num_frames = tiny_frames(ensemble.schema, lengths, rng, length=padded)
         with torch.inference_mode():
             expected = ensemble(frames, num_frames).numpy()
         arrays = {modality: values.numpy() for modality, values in frames.items()}

@@ -123,8 +123,8 @@ def test_a_video_longer_than_a_members_table_is_an_error(exported):
     assert str(caught.value).startswith(f"ONNX Runtime cannot run {exported} on 1 video: ")
 
 
-def test_a_recurrent_member_refuses_no_videos_and_no_frames(tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "convert_in_child", convert)
+@pytest.mark.usefixtures("import_in_this_process")
+def test_a_recurrent_member_refuses_no_videos_and_no_frames(tmp_path):
     matrices = {"into": np.eye(WIDTH, dtype=np.float32)[None], "within": np.ones((1, 4, 4), "f4")}
     inputs = f"float[b, t, {WIDTH}] x, int64[b] n"
     model = parsed_model(inputs, RECURRENT + HEAD, exact() | matrices, 17, "float[b, 3] p")
@@ -138,8 +138,8 @@ def test_a_recurrent_member_refuses_no_videos_and_no_frames(tmp_path, monkeypatc
     assert plain_answers(exported, [*NOTHING, [2, 2, 3]]) == [REFUSED] * 5 + ["ran (2, 3)"]
 
 
-def test_rounding_that_only_late_frames_show_is_seen_without_records(tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "convert_in_child", convert)
+@pytest.mark.usefixtures("import_in_this_process")
+def test_rounding_that_only_late_frames_show_is_seen_without_records(tmp_path):
     # halves below 128 are the same in bfloat16, so 12 frames show nothing
     table = {"table": np.arange(300, dtype=np.float32) + 0.5}
     body = LAST_FRAME.replace("value_float = 1.0", "value_float = 0.5") + HEAD

@@ -24,15 +24,9 @@ from onnx import numpy_helper
 
 from ensemble_kit import import_onnx
 from ensemble_kit.errors import ForeignModelError
-from ensemble_kit.foreign import stage
-from ensemble_kit.foreign.conversion import convert
 from ensemble_kit.networks.loading import load
 
-
-@pytest.fixture(autouse=True)
-def _in_this_process(monkeypatch):
-    """Import without a child process, which takes seconds to start; see test_limits.py."""
-    monkeypatch.setattr(stage, "convert_in_child", convert)
+pytestmark = pytest.mark.usefixtures("import_in_this_process")
 
 
 @pytest.fixture

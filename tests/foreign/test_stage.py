@@ -26,23 +26,17 @@ from ensemble_kit.choices import OPSET
 from ensemble_kit.data.dataset import Batch
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import CheckpointError, EnsembleKitError, OutputError, ProviderError
-from ensemble_kit.foreign import stage
-from ensemble_kit.foreign.conversion import convert
 from ensemble_kit.foreign.onnx_source import Foreign
 from ensemble_kit.layers.frame_preparation import dequantise, quantise
 from ensemble_kit.networks.loading import load
 from ensemble_kit.store.provenance import ForeignMetadata
 from ensemble_kit.store.tensor_files import open_tensors
 
+pytestmark = pytest.mark.usefixtures("import_in_this_process")
+
 SCHEMA = tiny_schema(widths={"rgb": WIDTH, "audio": 3}, num_classes=CLASSES, value_type="uint8")
 MAPPED = {"inputs": {"rgb": "pixels"}, "num_frames": "lengths", "activation": "sigmoid"}
 COUNTS = ([1], [4, 9, 1], [2, 5])
-
-
-@pytest.fixture(autouse=True)
-def _in_this_process(monkeypatch):
-    """Import without a child process, which takes seconds to start; see test_limits.py."""
-    monkeypatch.setattr(stage, "convert_in_child", convert)
 
 
 def import_model(tmp_path, path=None, *, schema=SCHEMA, **options):

@@ -97,6 +97,7 @@ def test_a_run_without_checkpoints_has_no_recipe_and_no_size(tmp_path):
     assert (run.recipe, run.parameters, run.num_bytes) == (None, None, None)
 
 
+@pytest.mark.usefixtures("import_in_this_process")
 def test_a_foreign_model_is_listed_beside_the_runs(tmp_path):
     schema = tiny_schema(widths={"rgb": WIDTH, "audio": 3}, num_classes=CLASSES)
     output = tmp_path / "runs" / "tagger" / "foreign.safetensors"
