@@ -1,35 +1,13 @@
-from math import cos, log, pi
+from math import cos, pi
 
 import pytest
 import torch
 from builders import tiny_recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import clip_loops, cross_entropy_loops
-from torch import nn
+from reference import clip_loops
 
-from ensemble_kit.training.loss import cross_entropy
-from ensemble_kit.training.moving_average import MovingAverage
 from ensemble_kit.training.optimisation import clip_each, clip_together, learning_rate_at
-
-
-def test_cross_entropy_matches_the_loops_where_probabilities_are_zero_or_one_too(rng):
-    probabilities = torch.rand(3, 5, generator=rng, dtype=torch.float64)
-    probabilities[0, :2] = torch.tensor([0.0, 1.0])
-    labels = (torch.rand(3, 5, generator=rng) < 0.5).double()
-    labels[0, :2] = torch.tensor([1.0, 0.0])
-
-    ours = cross_entropy(probabilities, labels)
-
-    torch.testing.assert_close(
-        ours.item(), cross_entropy_loops(probabilities.tolist(), labels.tolist())
-    )
-
-
-def test_cross_entropy_sums_over_classes_and_averages_over_videos():
-    loss = cross_entropy(torch.full((3, 7), 0.5), torch.ones(3, 7))
-
-    torch.testing.assert_close(loss.item(), 7 * log(2), rtol=1e-4, atol=0)  # epsilon is 1e-5
 
 
 @settings(max_examples=50, deadline=None)
@@ -94,20 +72,3 @@ def test_gradients_can_be_clipped_by_the_norm_of_all(gradients, limit):
 
     joint = clip_loops([value for gradient in gradients for value in gradient], limit)
     torch.testing.assert_close(torch.cat(tensors).tolist(), joint)
-
-
-def test_a_moving_average_forgets_its_start_and_then_decays(rng):
-    model = nn.Linear(3, 2).double()
-    weights = [torch.randn(2, 3, generator=rng, dtype=torch.float64) for _ in range(40)]
-    expected = model.weight.detach().clone()
-    average = MovingAverage(model, 0.75)
-
-    for step, weight in enumerate(weights, start=1):
-        model.weight.data.copy_(weight)
-        average.update(step)
-
-    for step, weight in enumerate(weights, start=1):
-        decay = min(0.75, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * weight
-    torch.testing.assert_close(average.tensors["weight"], expected)
-    torch.testing.assert_close(average.tensors["bias"], model.bias.detach())
