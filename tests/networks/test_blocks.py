@@ -143,7 +143,7 @@ def test_a_few_large_numbers_cannot_hide_what_becomes_of_the_rest(name, axis, rn
 @pytest.mark.parametrize("name", FORMAT_NAMES)
 def test_a_block_is_lost_if_too_many_of_its_numbers_round_to_0(name, rng):
     block_format, found = FORMATS[name], []
-    for power in torch.linspace(1, 4, 13):  # the larger, the more of a block are small
+    for power in torch.linspace(1, 4, 91):  # the larger, the more of a block are small
         matrix = torch.randn(64, 3 * block_format.size, generator=rng)
         matrix = (matrix.abs() ** power * matrix.sign()).bfloat16().double()
         num_lost = 0
