@@ -305,10 +305,13 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     try:
         with path.open("rb") as file:
             yield file, path.stat().st_size
-    except (OSError, UnicodeDecodeError, DamagedError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "its fields do not add up"
+    except OSError as error:
         raise ExportError(
-            f"{path} is not a whole ONNX file: {reason}.",
+            f"{path} cannot be read: {error.strerror}.", hint="Name a file that you may read."
+        ) from error
+    except (UnicodeDecodeError, DamagedError) as error:
+        raise ExportError(
+            f"{path} is not a whole ONNX file: its fields do not add up.",
             hint="Export the file again, or copy it again from where it is whole.",
         ) from error
 

@@ -166,8 +166,7 @@ def test_a_missing_file_is_refused(tmp_path):
     path = tmp_path / "no.onnx"
 
     assert refused(read_tensors, path) == (
-        f"{path} is not a whole ONNX file: No such file or directory.\n"
-        "Export the file again, or copy it again from where it is whole."
+        f"{path} cannot be read: No such file or directory.\nName a file that you may read."
     )
 
 
