@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ensemble_kit.metrics import average_precision
 from ensemble_kit.selection.scoring import Scorer, Term, summed
-from ensemble_kit.selection.search import Ensemble, Rules
+from ensemble_kit.selection.search import ROUNDING, Ensemble, Rules
 from ensemble_kit.selection.table import Block, Table
 from ensemble_kit.store.selection_file import Interval
 
@@ -78,7 +78,8 @@ def is_decided(
 ) -> bool | None:
     """Return whether the same members would be chosen, whatever was left out.
 
-    Each choice must be better at its worst than every other one at its best.
+    Each choice must be better at its worst than every other one at its best, and where a search
+    adds members as long as that raises the GAP, than the ensemble that it adds to at its best.
 
     Args:
         scorer: What measured the ensembles.
@@ -88,11 +89,13 @@ def is_decided(
 
     Returns:
         True where they were given; None for a beam search, where other ensembles might have led
-        elsewhere, and where the bounds of too many ensembles would have to be compared.
+        elsewhere, for a choice by gain per byte, and where the bounds of too many ensembles would
+        have to be compared.
     """
     if rules.strategy == "given":
         return True
-    if rules.strategy == "beam" or len(measured) > MOST_COMPARED:
+    is_unknown = rules.strategy == "beam" or rules.criterion == "gain-per-byte"
+    if is_unknown or len(measured) > MOST_COMPARED:
         return None
     path = {ensemble.key for ensemble in chosen.additions}
     steps = chosen.additions[len(rules.start) :]
@@ -100,6 +103,9 @@ def is_decided(
         steps = (chosen,)
     for step in steps:
         lowest, _ = gap_bounds(scorer, step.terms)
+        before = None if rules.strategy == "exhaustive" else step.parent
+        if before and before.terms and gap_bounds(scorer, before.terms)[1] >= lowest - ROUNDING:
+            return False
         for other in measured:
             is_rival = rules.strategy == "exhaustive" or len(other.terms) == len(step.terms)
             if is_rival and other.key != step.key and gap_bounds(scorer, other.terms)[1] >= lowest:
