@@ -1,5 +1,6 @@
 """Where files lie in a workspace folder."""
 
+import fnmatch
 import os
 import re
 import shutil
@@ -91,9 +92,19 @@ class RunFolder:
         """Return the checkpoints there are, by step.
 
         Raises:
-            CheckpointError: There are none.
+            CheckpointError: There are none, or the folder cannot be read.
         """
-        paths = sorted(self.checkpoints.glob("step-*.safetensors"))
+        try:  # glob would say of a folder that may not be read that it is empty
+            names = os.listdir(self.checkpoints)
+        except (FileNotFoundError, NotADirectoryError):
+            names = []
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.checkpoints} cannot be read: {error.strerror}.",
+                hint="Name the folder of a run that you may read.",
+            ) from error
+        kept = sorted(fnmatch.filter(names, "step-*.safetensors"))
+        paths = [self.checkpoints / name for name in kept]
         if not paths:
             raise CheckpointError(
                 f"{self.path} holds no checkpoints (checkpoints/step-*.safetensors).",

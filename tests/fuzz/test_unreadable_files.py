@@ -10,9 +10,10 @@ from pathlib import Path
 import fuzz_kinds
 import pytest
 
-from ensemble_kit.errors import EnsembleKitError
+from ensemble_kit.errors import CheckpointError, EnsembleKitError
 from ensemble_kit.predictions.file import read_predictions
 from ensemble_kit.store.selection_file import read_selection
+from ensemble_kit.store.workspace import RunFolder
 
 
 @pytest.fixture
@@ -105,3 +106,19 @@ def test_nor_are_selections_and_arrays(make, read, kinds, folder):
 
     with another_user(), pytest.raises(EnsembleKitError):
         read(path)
+
+
+def test_checkpoints_in_a_closed_folder_are_not_taken_for_none(folder):
+    run = RunFolder(folder)
+    run.checkpoints.mkdir()
+    run.checkpoint(3).touch()
+    run.checkpoints.chmod(0)
+
+    with another_user(), pytest.raises(CheckpointError) as caught:
+        run.checkpoint_paths()
+
+    run.checkpoints.chmod(0o700)
+    assert str(caught.value) == (
+        f"{run.checkpoints} cannot be read: Permission denied.\n"
+        "Name the folder of a run that you may read."
+    )
