@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Collection, Mapping
+from os.path import isdir
 from pathlib import Path
 from threading import Lock
 from typing import IO, Any, TypeAlias
@@ -68,7 +69,7 @@ class Storage:
         self.memory = memory
         self.num_stored = 0
         self._left = memory
-        self._folder = next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
+        self._folder = next(each for each in (folder, *folder.absolute().parents) if isdir(each))
         self._file: IO[bytes] | None = None
         self._lock = Lock()
 
@@ -145,7 +146,7 @@ def storage_folder(output: Path) -> Path:
     The system's own temporary folder is often small, or memory itself.
     """
     named = os.environ.get("TMPDIR")
-    return Path(named) if named and Path(named).is_dir() else output.parent
+    return Path(named) if named and isdir(named) else output.parent
 
 
 def default_memory() -> int:

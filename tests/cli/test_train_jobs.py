@@ -42,7 +42,7 @@ def test_an_index_trains_that_recipe_alone(runner, own_workspace, monkeypatch):
     trained = []
     monkeypatch.setattr(
         "ensemble_kit.cli.train._train_one",
-        lambda plan, dtypes, *, force: trained.append(plan.run.name),
+        lambda plan, *_, **__: trained.append(plan.run.name),
     )
     words = ["train", "recipes/mean.toml", "recipes/bag.toml", *TRAINING, "-o", "elsewhere"]
 
