@@ -104,6 +104,14 @@ def test_a_folder_that_is_no_stage_has_a_docstring_in_its_init_and_a_stage_hands
 
 
 @pytest.mark.parametrize("module", KIT)
+def test_names_come_from_their_modules_and_not_through_the_packages_root(module):
+    parts = {name.removeprefix("ensemble_kit.") for name in IMPORTS[module.replace("__init__", "")]
+             if name.startswith("ensemble_kit.") and name.count(".") == 1}  # fmt: skip
+
+    assert not [name for name in parts if name not in KIT and name not in ORDER], module
+
+
+@pytest.mark.parametrize("module", KIT)
 def test_imports_point_one_way(module):
     place = ORDER.index(room(module))
     for other in KIT[module]:

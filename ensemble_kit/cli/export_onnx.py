@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 @click.option(
     "--data", multiple=True, help="Validation records to measure GAP on, of int8 and int4."
 )
-@max_gap_loss_option("The most GAP that computing from packed numbers may cost on --data.")
+@max_gap_loss_option("Maximum GAP that computing from packed numbers may lose on --data.")
 @max_size_option
 @records_options
 @force_option
@@ -131,7 +131,7 @@ def export_onnx(
     card = exported.card or f"{exported.path.with_name('README.md')} was there and is left as it is"
     click.echo(
         f"{exported.path}: {format_of_limit(exported.num_bytes, exported.max_size)}, "
-        f"{exported.repeats} repeats."
+        f"{counted(exported.repeats, 'repeat')}."
     )
     _echo_proof(exported.proof)
     click.echo(f"Model card: {card}.")

@@ -33,7 +33,7 @@ from ensemble_kit.wording import counted
 @click.option(
     "--data", multiple=True, help="Validation records to measure GAP on before and after rounding."
 )
-@max_gap_loss_option("The most GAP that rounding may cost on --data.")
+@max_gap_loss_option("Maximum GAP that rounding may lose on --data.")
 @max_size_option
 @records_options
 @force_option

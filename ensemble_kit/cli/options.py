@@ -97,8 +97,9 @@ force_option = click.option("--force", is_flag=True, help="Replace what exists a
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 device_option = click.option("--device", type=one_of(Device), default=DEVICE, show_default=True)
 repeats_option = click.option(
-    "--repeats", type=click.IntRange(min=1), help="Random frame samples averaged  [default: 1]."
-)
+    "--repeats", type=click.IntRange(min=1),
+    help="Random frame samples averaged  [default: 1, or those that an ONNX file was exported with].",
+)  # fmt: skip
 max_size_option = click.option(
     "--max-size",
     default=f"{MAX_SIZE // 2**30}GiB",
@@ -173,7 +174,7 @@ def records_options(command: F) -> F:
         click.option(
             "--cache-size", "cache_bytes", default=f"{CACHE_BYTES // 2**30}GiB", show_default=True,
             metavar="SIZE", callback=_parsed_size,
-            help="Maximum size of that folder; shards used longest ago go.",
+            help="Maximum size of that folder; the shards that were used longest ago are removed.",
         ),
         click.option(
             "--cache", type=FOLDER,

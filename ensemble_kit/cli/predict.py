@@ -58,7 +58,7 @@ BLEND_TAKES = {"model", "data", "output", "is_blend", "top_k", "force", "as_json
 )  # fmt: skip
 @click.option(
     "--stride", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
-    help="From the start of one window to the next  [default: the window].",
+    help="Seconds from the start of a window to that of the next  [default: the window].",
 )  # fmt: skip
 @click.option(
     "--predictions", "is_blend", is_flag=True,

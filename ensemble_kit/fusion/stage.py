@@ -114,7 +114,7 @@ def fuse(
         room = shared + weights.room
         with written_aside(output, force=force) as aside:
             stream_tensors(aside, weights.specs, weights.produce, metadata, room=room)
-            assert aside.stat().st_size == num_bytes
+            _require_size(aside, num_bytes, output)
             with open_tensors(aside) as file:
                 loss = prove(file, members, metadata, name=output)
             if records is not None:
@@ -186,6 +186,16 @@ def _open_members(
             name=member.name,
             dtype=dtype or member.dtype or DTYPE,
             coefficient=member.coefficient,
+        )
+
+
+def _require_size(aside: Path, num_bytes: int, output: Path) -> None:
+    """Raise ``FusionError`` unless a file takes the bytes that selection counted for it."""
+    size = aside.stat().st_size
+    if size != num_bytes:
+        raise FusionError(
+            f"{output} would take {size:,} bytes where {num_bytes:,} were counted.",
+            hint="Report this as a bug in ensemble-kit; nothing was written.",
         )
 
 

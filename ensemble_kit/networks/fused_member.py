@@ -28,7 +28,7 @@ class Member(NamedTuple):
 
     Attributes:
         metadata: What the fused file says of it.
-        file: Its checkpoint or imported file, open.
+        file: Its checkpoint or foreign model, open.
         axes: The matrices of its products, from ``product_axes``.
     """
 

@@ -130,7 +130,7 @@ def stored_specs(
     """Return what a fused file stores of each tensor, by what follows the tensor's name.
 
     Args:
-        file: A member's checkpoint or imported file.
+        file: A member's checkpoint or foreign model.
         axes: The matrices of its products, from ``product_axes``.
         dtype: The precision.
     """

@@ -62,7 +62,7 @@ def model_card(path: Path, metadata: OnnxMetadata) -> str:
     parts = [
         _front_matter(path, metadata),
         f"# {path.stem}",
-        f"{len(metadata.members)} sub-models in one ONNX graph that tags videos with "
+        f"{counted(len(metadata.members), 'sub-model')} in one ONNX graph that tags videos with "
         f"{metadata.data_schema.num_classes:,} classes. Made by "
         f"ensemble-kit {_code(metadata.kit_version)}.",
         _facts(path, metadata),

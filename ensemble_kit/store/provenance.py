@@ -282,7 +282,7 @@ class MemberMetadata(Metadata):
         dtype: The precision that it is stored in.
         recipe: The recipe it was trained with; None for a foreign model.
         mapping: The mapping of a foreign model; None for all others.
-        checkpoint: The file that it was fused from, imported or trained.
+        checkpoint: The file that it was fused from, foreign or trained.
     """
 
     name: RunName
