@@ -98,7 +98,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 device_option = click.option("--device", type=one_of(Device), default=DEVICE, show_default=True)
 repeats_option = click.option(
     "--repeats", type=click.IntRange(min=1),
-    help="Random frame samples averaged  [default: 1, or those that an ONNX file was exported with].",
+    help="Random frame samples averaged  [default: 1, or as an ONNX file was exported].",
 )  # fmt: skip
 max_size_option = click.option(
     "--max-size",
