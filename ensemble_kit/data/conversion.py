@@ -124,6 +124,7 @@ def convert(
     label_names: AnyPath | None = None,
     split: Mapping[str, float] | None = None,
     quantised: bool = False,
+    shard_bytes: int = SHARD_BYTES,
     force: bool = False,
 ) -> Converted:
     """Write ``folder/<split>/<split>NNNN.tfrecord``, ``schema.toml`` and ``label_names.csv``.
@@ -142,6 +143,7 @@ def convert(
             are as many classes as the largest index says.
         split: The share of each split; None takes those of ``SPLIT``.
         quantised: Whether floats become bytes as the challenge's did. Arrays of bytes stay bytes.
+        shard_bytes: The size of a file of records after which the next one is begun.
         force: Whether records that the folder holds may be replaced.
 
     Returns:
@@ -158,7 +160,7 @@ def convert(
     classes_of, num_classes = _read_labels(labels, names)
     shares = dict(split or parse_split(SPLIT))
     with folder_written_aside(folder, force=force) as aside, ExitStack() as stack:
-        writing = _Writing(aside, shares, stack, quantised=quantised)
+        writing = _Writing(aside, shares, stack, quantised=quantised, shard_bytes=shard_bytes)
         missing = dict.fromkeys(classes_of)
         with progress("converting", len(classes_of)) as bar:
             for number, (video, arrays) in enumerate(_videos(each_path(features)), start=1):
@@ -272,11 +274,19 @@ class _Writing:
         shares: The share of each split.
         stack: Closes the files.
         quantised: Whether floats become bytes.
+        shard_bytes: The size of a file after which the next one is begun.
     """
 
     def __init__(
-        self, folder: Path, shares: Mapping[str, float], stack: ExitStack, *, quantised: bool
+        self,
+        folder: Path,
+        shares: Mapping[str, float],
+        stack: ExitStack,
+        *,
+        quantised: bool,
+        shard_bytes: int,
     ) -> None:
+        self._shard_bytes = shard_bytes
         self._folder = folder
         self._shares = shares
         self._stack = stack
@@ -415,7 +425,7 @@ class _Writing:
 
     def _writer(self, split: str) -> RecordWriter:
         writer = self._writers.get(split)
-        if writer is None or writer.num_bytes >= SHARD_BYTES:
+        if writer is None or writer.num_bytes >= self._shard_bytes:
             if writer is not None:
                 writer.close()
             path = self._folder / split / f"{split}{self._files[split]:04d}.tfrecord"

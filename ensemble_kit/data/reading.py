@@ -76,16 +76,26 @@ class Source:
 
 
 def read(
-    source: Source, plans: Iterable[BatchPlan], *, open_files: int = OPEN_FILES
+    source: Source,
+    plans: Iterable[BatchPlan],
+    *,
+    open_files: int = OPEN_FILES,
+    whole_bytes: int = WHOLE_BYTES,
 ) -> Generator[tuple[Batch, list[BadRecord]], None, None]:
     """Yield the batch of each plan, and the records that were left out of it, read in this process.
+
+    Args:
+        source: The records.
+        plans: Which records each batch has.
+        open_files: How many files to keep open, if the system allows so many.
+        whole_bytes: Maximum size of all small files that are read whole and kept.
 
     Raises:
         RecordError: A file has gone or changed.
         BadRecord: A record is bad and such ones are not skipped.
     """
     memory = Memory()
-    with closing(BatchReader(source, open_files=open_files)) as reader:
+    with closing(BatchReader(source, open_files=open_files, whole_bytes=whole_bytes)) as reader:
         for plan in plans:
             layout = source.layout(plan)
             block = memory.lend(layout.num_bytes)
@@ -99,13 +109,20 @@ def read(
 class BatchReader:
     """Reads the records of one batch after the other."""
 
-    def __init__(self, source: Source, *, open_files: int = OPEN_FILES) -> None:
+    def __init__(
+        self, source: Source, *, open_files: int = OPEN_FILES, whole_bytes: int = WHOLE_BYTES
+    ) -> None:
         self._source = source
         self._decoder = Decoder(source.schema, needs_labels=source.needs_labels)
         self._alike_decoder = AlikeDecoder(source.schema, needs_labels=source.needs_labels)
         self._records = np.empty(0, np.uint8)  # of one batch, where they are small
         self._draws = Draws(source.seed)
-        self._files = RecordFiles(source.paths, check_crc=source.check_crc, open_files=open_files)
+        self._files = RecordFiles(
+            source.paths,
+            check_crc=source.check_crc,
+            open_files=open_files,
+            whole_bytes=whole_bytes,
+        )
 
     def read(
         self, plan: BatchPlan, layout: BatchLayout, memory: NDArray[np.uint8]
@@ -201,11 +218,18 @@ class RecordFiles:
         paths: The files.
         check_crc: Whether the checksum of each record is compared.
         open_files: How many files to keep open, if the system allows so many.
+        whole_bytes: Maximum size of all small files that are read whole and kept.
     """
 
     def __init__(
-        self, paths: Sequence[Path], *, check_crc: bool, open_files: int = OPEN_FILES
+        self,
+        paths: Sequence[Path],
+        *,
+        check_crc: bool,
+        open_files: int = OPEN_FILES,
+        whole_bytes: int = WHOLE_BYTES,
     ) -> None:
+        self._whole_bytes = whole_bytes
         self._paths = paths
         self._check_crc = check_crc
         self._files: dict[int, FileIO] = {}
@@ -276,7 +300,7 @@ class RecordFiles:
                 self._close_oldest()
             else:
                 size = os.fstat(file.fileno()).st_size
-                if size <= SMALL_FILE and self._num_bytes + size <= WHOLE_BYTES:
+                if size <= SMALL_FILE and self._num_bytes + size <= self._whole_bytes:
                     with file:
                         self._whole[shard] = BytesIO(file.read())
                     self._num_bytes += size

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from ensemble_kit.cli import main
-from ensemble_kit.data import conversion
 from ensemble_kit.data.conversion import convert, parse_split, split_of
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.encode import dequantise
@@ -370,13 +369,12 @@ def test_a_folder_is_replaced_with_force_only_and_never_with_other_files_in_it(t
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".part")]
 
 
-def test_shards_are_begun_when_one_is_large_and_long_videos_keep_all_frames(tmp_path, monkeypatch):
-    monkeypatch.setattr(conversion, "SHARD_BYTES", 300)
+def test_shards_are_begun_when_one_is_large_and_long_videos_keep_all_frames(tmp_path):
     for video in ("a", "b", "c"):
         np.save(tmp_path / f"{video}.npy", np.ones((400, 1), np.uint8))
     labels = write_labels(tmp_path / "labels.csv", "abc")
 
-    converted = convert([tmp_path], labels, tmp_path / "out", split=ONE)
+    converted = convert([tmp_path], labels, tmp_path / "out", split=ONE, shard_bytes=300)
 
     assert len(list((tmp_path / "out" / "all").iterdir())) == 3
     assert converted.schema.interface == (("features", 1, "uint8"),)

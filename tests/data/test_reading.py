@@ -56,13 +56,14 @@ def index_of(paths):
 def test_batches_of_an_epoch_hold_what_the_records_hold(
     folder, schema, open_files, file, monkeypatch
 ):
-    monkeypatch.setattr(reading, "SMALL_FILE", 0)  # none is read whole
     monkeypatch.setattr(reading, "FileIO", file)
     records = Records([folder])
     videos = {video.id: video for video in records.videos()}
     plans = batch_plans(index_of(records.paths), 4, seed=0, epochs=1)
 
-    read = reading.read(source_of(records.paths, schema), plans, open_files=open_files)
+    source = source_of(records.paths, schema)
+
+    read = reading.read(source, plans, open_files=open_files, whole_bytes=0)
 
     batches = [batch for batch, _ in read]
 
@@ -280,7 +281,9 @@ def test_more_files_are_read_than_the_system_lets_a_process_open(tmp_path):
     assert (result.stdout.split(), result.stderr) == (["200", "200"], "")
 
 
-def test_where_other_files_leave_little_room_fewer_records_files_are_kept_open(folder, monkeypatch):
+def test_where_other_files_leave_little_room_fewer_records_files_are_kept_open(
+    folder, schema, monkeypatch
+):
     opened = []
 
     class Scarce(FileIO):
@@ -290,12 +293,13 @@ def test_where_other_files_leave_little_room_fewer_records_files_are_kept_open(f
             super().__init__(path)
             opened.append(self)
 
-    monkeypatch.setattr(reading, "SMALL_FILE", 0)
     monkeypatch.setattr(reading, "FileIO", Scarce)
+    paths = Records([folder]).paths
+    plans = batch_plans(index_of(paths), 4, seed=0, epochs=1)
 
-    batches = list(Records([folder]).training_batches(4, seed=0, epochs=1))
+    read = list(reading.read(source_of(paths, schema), plans, whole_bytes=0))
 
-    assert sorted(name for batch in batches for name in batch.ids) == sorted(IDS)
+    assert sorted(name for batch, _ in read for name in batch.ids) == sorted(IDS)
     assert len(opened) > 2
 
 
@@ -311,10 +315,12 @@ def test_small_files_are_read_once_as_far_as_there_is_room(folder, schema, monke
     paths = Records([folder]).paths
     room = sum(path.stat().st_size for path in paths)
     for has_room in (True, False):
-        monkeypatch.setattr(reading, "WHOLE_BYTES", room if has_room else room // 3)
+        whole_bytes = room if has_room else room // 3
         plans = batch_plans(index_of(paths), 4, seed=0, epochs=3)
         opened.clear()
-        read = list(reading.read(source_of(paths, schema), plans, open_files=1))
+        read = list(
+            reading.read(source_of(paths, schema), plans, open_files=1, whole_bytes=whole_bytes)
+        )
 
         assert sorted(name for batch, _ in read for name in batch.ids) == sorted(IDS * 3)
         assert (sorted(opened) == sorted(paths)) == has_room
