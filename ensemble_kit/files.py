@@ -322,6 +322,10 @@ class Size(int):
         size.unit = unit
         return size
 
+    def __reduce__(self) -> tuple[type["Size"], tuple[int, str]]:
+        """Return what a copy in another process is made of."""
+        return Size, (int(self), self.unit)
+
 
 def parse_size(text: str) -> Size:
     """Read a number of bytes such as ``1GiB`` (2^30), ``1GB`` (10^9), ``995 MiB`` or ``4000``.

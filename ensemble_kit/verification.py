@@ -112,6 +112,7 @@ def _verify_fused(
     metadata = file.metadata_as(FusedMetadata)
     validation = metadata.validation
     repeats = validation.repeats if validation else None
+    yield _content_claim(file.is_whole(metadata.content_sha256), "the content")
     yield _bytes([file.path], max_size)
     yield _fused_types(file, metadata)
     yield _parents(file.path, metadata)
@@ -139,6 +140,10 @@ def _content(path: Path, metadata: OnnxMetadata) -> Claim:
     what = "the content"
     if holds and beside is not None:
         holds, what = _hash_beside(path, beside) == beside.sha256, beside.path
+    return _content_claim(holds, what)
+
+
+def _content_claim(holds: bool, what: str) -> Claim:
     are = "the one it names" if holds else "not the one it names"
     return Claim("content", _verdict(holds), f"the SHA-256 of {what} is {are}")
 

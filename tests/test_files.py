@@ -1,4 +1,5 @@
 import os
+import pickle
 import signal
 import socket
 import stat
@@ -44,6 +45,12 @@ def fail(error):
 )
 def test_sizes_are_read(text, num_bytes):
     assert parse_size(text) == num_bytes
+
+
+def test_a_size_is_the_same_in_another_process():
+    size = pickle.loads(pickle.dumps(parse_size("4GiB")))
+
+    assert (size, size.unit) == (2**32, "GiB")
 
 
 @pytest.mark.parametrize(

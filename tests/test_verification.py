@@ -233,6 +233,7 @@ def test_a_whole_fused_file_holds_all_that_can_be_checked(dtype, counts, fused):
     size = fused[dtype].num_bytes
     tensors = 90 if dtype in {"int8", "int4"} else 86
     assert claims == {
+        "content": ("holds", "the SHA-256 of the content is the one it names"),
         "bytes": ("holds", f"{size:,} in 1 file ({format_size(size)}) of 1.0 GiB"),
         "weights": ("holds", f"the types of {dtype} only: {counts}"),
         "parents": ("holds", "all 5 have the SHA-256 that is named"),
@@ -383,3 +384,18 @@ def test_records_of_another_vocabulary_are_refused(fused, records):
         f"{fused['bf16'].path} calls class 0 'steady 0', but these records call it 'a'.\n"
         "Use records of the same vocabulary, or their own --label-names."
     )
+
+
+@pytest.mark.parametrize("where", ["a weight", "the last number", "the text of a recipe"])
+def test_a_fused_file_that_was_moved_and_has_a_flipped_bit_does_not_hold(where, fused, tmp_path):
+    moved = tmp_path / "moved.safetensors"
+    content = bytearray(fused["bf16"].path.read_bytes())
+    title = content.index(b"title")
+    places = {"a weight": -5000, "the last number": -1, "the text of a recipe": title + 12}
+    content[places[where]] ^= 1
+    moved.write_bytes(content)
+
+    claims = {claim.name: claim for claim in verify(moved)}
+
+    assert claims["content"].verdict == "fails"
+    assert claims["content"].finding == "the SHA-256 of the content is not the one it names"

@@ -158,7 +158,7 @@ def train(
     from ensemble_kit.engines.jobs import Job
     from ensemble_kit.progress import quietly
     from ensemble_kit.recipes.reading import load_recipes
-    from ensemble_kit.store.workspace import run_name
+    from ensemble_kit.store.workspace import check_run_name, run_name
     from ensemble_kit.training.plan import RunPlan
     from ensemble_kit.training.processes import num_processes
 
@@ -181,6 +181,8 @@ def train(
     if index is not None:
         _require_index(index, recipes)
         recipes, loaded = recipes[index - 1 : index], loaded[index - 1 : index]
+    if name is not None:
+        check_run_name(name)  # before it is joined to a folder, where ../x would lead out of it
     folders = [output / (name or run_name(recipe.name)) for recipe in loaded]
     for folder in folders:
         if folders.count(folder) > 1:

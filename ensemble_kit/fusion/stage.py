@@ -1,5 +1,6 @@
 """Fuse: the members of a selection into one file, in the precisions they will be shipped in."""
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ from ensemble_kit.networks.loading import member_file_metadata
 from ensemble_kit.store.fused_size import shared_bytes
 from ensemble_kit.store.provenance import (
     FUSIBLE,
+    NO_HASH,
     FileMetadata,
     FusedMetadata,
     ValidationMetadata,
@@ -113,7 +115,18 @@ def fuse(
         refuse_size("fused", num_bytes, max_size, members=metadata.members, selection=chosen)
         room = shared + weights.room
         with written_aside(output, force=force) as aside:
-            stream_tensors(aside, weights.specs, weights.produce, metadata, room=room)
+            digest = hashlib.sha256()
+            stream_tensors(
+                aside,
+                weights.specs,
+                weights.produce,
+                metadata,
+                final_metadata=lambda: metadata.model_copy(
+                    update={"content_sha256": digest.hexdigest()}
+                ),
+                digest=digest,
+                room=room,
+            )
             _require_size(aside, num_bytes, output)
             with open_tensors(aside) as file:
                 loss = prove(file, members, metadata, name=output)
@@ -148,6 +161,7 @@ def _describe(
             repeats=max(m.model.repeats for m in chosen.members if m.model is not None),
         ),
         top_k=chosen.k,
+        content_sha256=NO_HASH,
     )
 
 

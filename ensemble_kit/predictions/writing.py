@@ -23,11 +23,15 @@ from ensemble_kit.predictions.challenge_csv import PREDICTIONS_HEADER, format_li
 from ensemble_kit.predictions.rows import DenseRows, Floats, Rows, TopRows, as_probabilities
 from ensemble_kit.predictions.videos import IdCheck, refuse_ids
 from ensemble_kit.store.growing_file import GrowingFile
-from ensemble_kit.store.provenance import ModelMetadata, PredictionsMetadata, ShardMetadata
+from ensemble_kit.store.provenance import (
+    NO_HASH,
+    ModelMetadata,
+    PredictionsMetadata,
+    ShardMetadata,
+)
 from ensemble_kit.store.tensor_files import TensorSpec
 
 SUFFIXES = (".safetensors", ".csv")
-NO_HASH = "0" * 64  # until the hash is known; of the same length
 
 
 def require_suffix(output: Path) -> None:

@@ -5,8 +5,11 @@ The fields are those of ``model_config.proto`` in triton-inference-server/common
 
 import json
 import shutil
+import tempfile
+from os.path import isdir
 from pathlib import Path
 
+from ensemble_kit.errors import OutputError
 from ensemble_kit.files import refuse_overwrite, written_aside
 from ensemble_kit.serving.signature import Port, inputs_of, outputs_of
 from ensemble_kit.store.dtypes import BY_NUMPY
@@ -18,10 +21,21 @@ MAX_BATCH_SIZE = 32
 
 
 def refuse_repository(path: Path, folder: Path, *, force: bool) -> None:
-    """Raise ``OutputError`` if a model of that name is there and may not be replaced."""
+    """Raise ``OutputError`` if a model of that name is there and may not be replaced.
+
+    Or if nothing can be written there: it is asked before the export, which would be left without.
+    """
     home = folder / path.stem
     for name in (CONFIG, LABELS, f"{VERSION}/{MODEL}"):
         refuse_overwrite(home / name, force=force)
+    above = next(each for each in (home, *home.absolute().parents) if isdir(each))
+    try:
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"{home} cannot be written: {error.strerror}.", hint="Name a folder that you may write."
+        ) from error
 
 
 def write_repository(path: Path, metadata: OnnxMetadata, folder: Path, *, force: bool) -> Path:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 from ensemble_kit.data.schema import MAX_CLASSES, Schema
 from ensemble_kit.store.provenance import (
+    NO_HASH,
     FileMetadata,
     FusedMetadata,
     MemberMetadata,
@@ -27,7 +28,7 @@ PATH_ROOM = 256
 VERSION_ROOM = 32
 LONGEST_FLOAT = 2.2250738585072014e-308
 LONGEST_COUNT = 2**53
-NO_FILE = FileMetadata(path="", sha256="0" * 64)
+NO_FILE = FileMetadata(path="", sha256=NO_HASH)
 
 
 def member_bytes(specs: Mapping[str, TensorSpec], metadata: MemberMetadata) -> int:
@@ -76,6 +77,7 @@ def shared_bytes(schema: Schema, selection: FileMetadata | None = None) -> int:
             repeats=100_000,
         ),
         top_k=MAX_CLASSES,
+        content_sha256=NO_FILE.sha256,
     )
     return _aligned(len(header_of((), longest)) + _path_room(selection or NO_FILE))
 

@@ -37,6 +37,7 @@ Count: TypeAlias = Annotated[int, Field(ge=0, le=2**53)]
 Repeats: TypeAlias = Annotated[int, Field(ge=1, le=100_000)]
 TopK: TypeAlias = Annotated[int, Field(ge=1, le=MAX_CLASSES)]
 Sha256: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+NO_HASH = "0" * 64  # until a hash is known; of the same length
 RunName: TypeAlias = Annotated[str, Field(pattern=f"^{RUN_NAME}$")]  # folders and nodes have it
 
 
@@ -337,6 +338,7 @@ class FusedMetadata(Metadata):
         selection: The selection it was fused from.
         validation: What selection measured.
         top_k: How many classes are listed for a video.
+        content_sha256: The hash of the whole file with ``NO_HASH`` in place of this hash.
     """
 
     kind: Literal["fused"] = "fused"
@@ -346,6 +348,7 @@ class FusedMetadata(Metadata):
     selection: FileMetadata | None
     validation: ValidationMetadata | None
     top_k: TopK
+    content_sha256: Sha256
 
     @model_validator(mode="after")
     def _agrees(self) -> "FusedMetadata":

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from ensemble_kit.errors import CheckpointError, shown
 from ensemble_kit.files import sha256_of, written_aside
 from ensemble_kit.store.dtypes import BY_NUMPY, BY_SAFETENSORS, StorageType
-from ensemble_kit.store.provenance import METADATA_TYPES, TensorMetadata
+from ensemble_kit.store.provenance import METADATA_TYPES, NO_HASH, TensorMetadata
 from ensemble_kit.store.row_files import RowFile
 from ensemble_kit.validation import complaints
 
@@ -124,6 +124,20 @@ class TensorFile:
             digest.update(block)
             position += len(block)
         return digest.hexdigest()
+
+    def is_whole(self, content_sha256: str) -> bool:
+        """Return whether the file has the bytes that were written, by the hash that it names.
+
+        Args:
+            content_sha256: See ``FusedMetadata``.
+        """
+        start = min(self._offsets.values(), default=0)
+        with self.path.open("rb") as file:
+            header = file.read(start)
+            digest = hashlib.sha256(header.replace(content_sha256.encode(), NO_HASH.encode(), 1))
+            while block := file.read(HASHED_AT_ONCE):
+                digest.update(block)
+        return digest.hexdigest() == content_sha256
 
     def tensor(self, name: str) -> "torch.Tensor":
         """Return a tensor as a CPU torch tensor of the stored type.
@@ -312,22 +326,29 @@ def stream_tensors(
     metadata: TensorMetadata,
     *,
     final_metadata: "Callable[[], TensorMetadata] | None" = None,
+    digest: "hashlib._Hash | None" = None,
     room: int = 0,
 ) -> None:
     """Write a tensor file into one that ``written_aside`` has made.
 
-    See ``write_tensors`` for the arguments, and ``header_of`` for ``room``.
+    See ``write_tensors`` for the arguments, and ``header_of`` for ``room``. ``digest`` is given all
+    bytes, with ``metadata`` in the header, before ``final_metadata`` is called.
     """
     # wide types first, so that every tensor is aligned
     ordered = sorted(specs.items(), key=lambda item: (-item[1].storage_type.num_bytes, item[0]))
     header = header_of(ordered, metadata, room=room)
     with aside.open("wb") as file:
         file.write(header)
+        if digest is not None:
+            digest.update(header)
         for name, spec in ordered:
             produced = produce(name)
             written = 0
             for block in produced if isinstance(produced, Iterator) else (produced,):
-                written += file.write(_as_bytes(block))  # type: ignore[arg-type]
+                content = _as_bytes(block)
+                written += file.write(content)  # type: ignore[arg-type]
+                if digest is not None:
+                    digest.update(content.data)
             if written != spec.num_bytes:  # what is written comes from other files
                 raise CheckpointError(
                     f"{aside}: {name} has {written:,} bytes where its type and shape take "

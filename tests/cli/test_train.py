@@ -280,12 +280,16 @@ def test_a_bad_recipe_is_refused_before_a_good_one_is_trained(runner, own_worksp
     assert not (own_workspace.path / "elsewhere").exists()
 
 
-def test_a_name_that_no_folder_should_have_is_refused(runner, own_workspace):
-    result = runner.invoke(main, ["train", "recipes/bag.toml", *TRAINING, "--name", "a b"])
+@pytest.mark.parametrize("name", ["a b", "../x", "a/b", ".", "..", "", "-x", "/tmp/x"])
+def test_a_name_that_no_folder_should_have_is_refused(name, runner, own_workspace):
+    before = sorted(own_workspace.path.rglob("*"))
+
+    result = runner.invoke(main, ["train", "recipes/bag.toml", *TRAINING, f"--name={name}"])
 
     assert result.exit_code == 1
+    assert sorted(own_workspace.path.rglob("*")) == before
     assert result.stderr == (
-        "Error: 'a b' cannot name a run.\n"
+        f"Error: {name!r} cannot name a run.\n"
         "Use at most 200 letters, digits, _ and -, and do not begin with -.\n"
     )
 

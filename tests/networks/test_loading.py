@@ -63,6 +63,7 @@ def write_fused(path, members, dtype):
         for (name, model), coefficient in zip(members.items(), (0.75, 0.25), strict=False)
     )
     metadata = FusedMetadata(
+        content_sha256="0" * 64,
         kit_version="0.0",
         members=records,
         data_schema=SCHEMA,

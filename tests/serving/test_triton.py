@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -5,7 +7,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 
 from ensemble_kit.errors import OutputError
 from ensemble_kit.serving.metadata import read_metadata
-from ensemble_kit.serving.triton import repository_config, write_repository
+from ensemble_kit.serving.triton import refuse_repository, repository_config, write_repository
 
 FIELD = descriptor_pb2.FieldDescriptorProto
 # Of model_config.proto in triton-inference-server/common: the fields that are used, their numbers
@@ -133,3 +135,13 @@ def test_a_repository_that_exists_is_replaced_only_if_asked(name, exported, tmp_
     assert [each for each in tmp_path.rglob("*") if each.is_file()] == [path]
     write_repository(exported.path, read_metadata(exported.path), tmp_path, force=True)
     assert path.read_bytes() != b"mine"
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self").is_dir(), reason="there is no folder of the system's own"
+)
+def test_a_repository_that_cannot_be_written_is_refused_before_the_export(tmp_path):
+    with pytest.raises(OutputError) as caught:
+        refuse_repository(tmp_path / "e.onnx", Path("/proc/models"), force=False)
+
+    assert str(caught.value).startswith("/proc/models/e cannot be written: ")
