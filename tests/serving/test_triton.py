@@ -137,9 +137,7 @@ def test_a_repository_that_exists_is_replaced_only_if_asked(name, exported, tmp_
     assert path.read_bytes() != b"mine"
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self").is_dir(), reason="there is no folder of the system's own"
-)
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="there is no /proc")
 def test_a_repository_that_cannot_be_written_is_refused_before_the_export(tmp_path):
     with pytest.raises(OutputError) as caught:
         refuse_repository(tmp_path / "e.onnx", Path("/proc/models"), force=False)
