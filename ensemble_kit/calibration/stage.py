@@ -1,7 +1,7 @@
 """Calibrate an exported file on predictions of videos that it was not trained on."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,7 @@ from ensemble_kit.predictions.file import Predictions, read_predictions
 from ensemble_kit.predictions.labels import labels_of
 from ensemble_kit.predictions.rows import Floats as AnyFloats
 from ensemble_kit.predictions.videos import held_out, taken
-from ensemble_kit.serving.calibration import (
-    PROPERTY,
-    Calibration,
-)
+from ensemble_kit.serving.calibration import PROPERTY, Calibration, Floats
 from ensemble_kit.serving.metadata import read_metadata
 from ensemble_kit.serving.onnx_file import copy_with_property, read_properties
 from ensemble_kit.serving.session import METADATA_PREFIX
@@ -100,17 +97,22 @@ def calibrate(
             hint=f"Write it into {model.parent}.",
         )
     found = read_predictions(Path(predictions))
-    exported = _exported_sha256(model)
-    _check(found, model, metadata, exported)
+    current = sha256_of(model)
+    exported = _exported_sha256(model) or current
+    _check(found, model, metadata, {metadata.fused_sha256, exported, current})
     labels = labels_of(found, None if labels_path is None else Path(labels_path))
     halves = _halves(found, labels)
     first, second = (_counted(found, labels, videos) for videos in halves)
-    losses = {name: mean_log_loss(second, fit(first).at_bins) for name, fit in METHODS.items()}
+    curves = {name: fit(first) for name, fit in METHODS.items()}
+    losses = {name: mean_log_loss(second, curve.at_bins) for name, curve in curves.items()}
     chosen = min(losses, key=losses.__getitem__) if method == "auto" else method
-    measured = _measured(found, labels, halves[1], second, _calibration(chosen, first, {}))
+    fitted = _calibration(chosen, curves[chosen], first, {})
+    measured = _measured(found, labels, halves[1], second, fitted, curves[chosen].at_bins)
+    both = first + second
     calibration = _calibration(
         chosen,
-        first + second,
+        METHODS[chosen](both),
+        both,
         {"exported_sha256": exported, "videos": len(found.ids), "log_loss": losses, **measured},
     )
     with written_aside(output, force=force) as aside:
@@ -118,19 +120,19 @@ def calibrate(
     return CalibratedFile(output, calibration)
 
 
-def _exported_sha256(model: Path) -> str:
-    """Return the hash that a model had before it was calibrated, or has if it was not."""
+def _exported_sha256(model: Path) -> str | None:
+    """Return the hash that a model had before it was calibrated; None if it was not."""
     text = read_properties(model).get(METADATA_PREFIX + PROPERTY)
     try:
-        return str(json.loads(text)["measured"]["exported_sha256"]) if text else sha256_of(model)
+        return str(json.loads(text)["measured"]["exported_sha256"]) if text else None
     except (KeyError, TypeError, ValueError, RecursionError):
-        return sha256_of(model)  # a damaged calibration is replaced
+        return None  # a damaged calibration is replaced
 
 
 def _check(
-    predictions: Predictions, model: Path, metadata: OnnxMetadata, exported_sha256: str
+    predictions: Predictions, model: Path, metadata: OnnxMetadata, hashes: Collection[str]
 ) -> None:
-    """Raise unless predictions are a model's, of all of its classes."""
+    """Raise unless predictions are of all classes of a model, which has had these hashes."""
     if predictions.is_sparse:
         raise CalibrationError(
             f"{predictions.path} lists only some classes of each video; calibration needs all.",
@@ -144,11 +146,7 @@ def _check(
             hint=f"Write predictions with `ensemble-kit predict {model} DATA -o FILE`.",
         )
     made_by = predictions.metadata and predictions.metadata.model
-    if made_by and made_by.file.sha256 not in (
-        metadata.fused_sha256,
-        exported_sha256,
-        sha256_of(model),
-    ):
+    if made_by and made_by.file.sha256 not in hashes:
         raise CalibrationError(
             f"{predictions.path} holds predictions of {made_by.file.path}, not of {model}.",
             hint=f"Write them with `ensemble-kit predict {model} DATA -o FILE`.",
@@ -187,15 +185,17 @@ def _counted(predictions: Predictions, labels: LabelLists, videos: NDArray[np.in
     return counts
 
 
-def _calibration(method: str, counts: Counts, measured: Mapping[str, Any]) -> Calibration:
-    curve = METHODS[method](counts)
+def _calibration(
+    method: str, curve: Curve, counts: Counts, measured: Mapping[str, Any]
+) -> Calibration:
+    at_bins = curve.at_bins
     return Calibration(
         method,
         curve.knots,
         curve.values,
         LEVELS,
-        precision_thresholds(counts, curve.at_bins),
-        best_f1_thresholds(counts, curve.at_bins),
+        precision_thresholds(counts, at_bins),
+        best_f1_thresholds(counts, at_bins),
         measured,
     )
 
@@ -206,9 +206,10 @@ def _measured(
     videos: NDArray[np.int64],
     counts: Counts,
     fitted: Calibration,
+    at_bins: Floats,
 ) -> dict[str, Any]:
     """Return what a calibration that was fitted on other videos brings on these."""
-    at_bins, raw = Curve(fitted.knots, fitted.values).at_bins, none(counts).at_bins
+    raw = none(counts).at_bins
     of_levels = [tagged(counts, thresholds) for thresholds in fitted.thresholds.T]
     best_tags, best_hits = tagged(counts, fitted.best_f1)
     positives = int(counts.positives.sum())
