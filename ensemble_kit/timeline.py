@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -19,6 +20,7 @@ from ensemble_kit.errors import OutputError, RecordError
 from ensemble_kit.files import refuse_overwrite, written_aside
 from ensemble_kit.inference import load_in
 from ensemble_kit.metrics import top_classes
+from ensemble_kit.predictions.challenge_csv import format_pairs
 from ensemble_kit.predictions.rows import as_probabilities
 from ensemble_kit.progress import progress
 from ensemble_kit.serving.windows import Window, windows
@@ -123,8 +125,11 @@ def _cutter(
     schema: Schema, length: float, stride: float
 ) -> Callable[[Video], Iterator[tuple[Window, Video]]]:
     """Return what cuts a video into windows, each with its frames as a video."""
+    places_of = partial(
+        windows, length=length, stride=stride, frames_per_second=schema.frames_per_second
+    )
     try:
-        windows(1, length=length, stride=stride, frames_per_second=schema.frames_per_second)
+        places_of(1)
     except ValueError as error:
         raise RecordError(
             f"{str(error).capitalize()}.",
@@ -132,12 +137,7 @@ def _cutter(
         ) from error
 
     def cut(video: Video) -> Iterator[tuple[Window, Video]]:
-        for place in windows(
-            video.num_frames,
-            length=length,
-            stride=stride,
-            frames_per_second=schema.frames_per_second,
-        ):
+        for place in places_of(video.num_frames):
             frames = {name: rows[slice(*place)] for name, rows in video.frames.items()}
             yield place, Video(video.id, video.classes, frames, video.is_labelled)
 
@@ -165,9 +165,7 @@ def _write_csv(file: IO[str], found: Iterable[Tagged], names: tuple[str, ...]) -
     lines = csv.writer(file, lineterminator="\n")
     lines.writerow(CSV_HEADER)
     for video, start, end, classes, confidences in found:
-        pairs = zip(classes.tolist(), confidences.tolist(), strict=True)
-        labels = " ".join(f"{index} {confidence:g}" for index, confidence in pairs)
-        lines.writerow([video, f"{start:g}", f"{end:g}", labels])
+        lines.writerow([video, f"{start:g}", f"{end:g}", format_pairs(classes, confidences)])
 
 
 def _write_json_lines(file: IO[str], found: Iterable[Tagged], names: tuple[str, ...]) -> None:

@@ -96,10 +96,13 @@ def format_line(
     """
     if "," in video or '"' in video:
         video = '"' + video.replace('"', '""') + '"'
+    return f"{video},{format_pairs(classes, confidences)}"
+
+
+def format_pairs(classes: NDArray[np.int64], confidences: NDArray[np.floating[Any]]) -> str:
+    """Return classes and confidences in turn, without those of ``-inf``."""
     pairs = zip(classes.tolist(), confidences.tolist(), strict=True)
-    return f"{video}," + " ".join(
-        f"{index} {confidence:g}" for index, confidence in pairs if confidence > -inf
-    )
+    return " ".join(f"{index} {confidence:g}" for index, confidence in pairs if confidence > -inf)
 
 
 def _add_classes(
