@@ -24,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from ensemble_kit.errors import CheckpointError, shown
-from ensemble_kit.files import sha256_of, written_aside
+from ensemble_kit.files import written_aside
 from ensemble_kit.store.dtypes import BY_NUMPY, BY_SAFETENSORS, StorageType
 from ensemble_kit.store.provenance import METADATA_TYPES, NO_HASH, TensorMetadata
 from ensemble_kit.store.row_files import RowFile
@@ -117,13 +117,23 @@ class TensorFile:
 
     def sha256(self) -> str:
         """Return the SHA-256 of what was opened, whatever its name stands for by now."""
-        if not hasattr(os, "pread"):  # Windows, where an open file cannot be replaced
-            return sha256_of(self.path)
-        digest, position = hashlib.sha256(), 0
-        while block := os.pread(self._stream.fileno(), HASHED_AT_ONCE, position):
+        digest = hashlib.sha256()
+        for block in self._blocks():
             digest.update(block)
-            position += len(block)
         return digest.hexdigest()
+
+    def _blocks(self) -> Iterator[bytes]:
+        """Yield the bytes of what was opened; the first block holds the whole header."""
+        start = min(self._offsets.values(), default=0)
+        size, position = max(start, HASHED_AT_ONCE), 0
+        if hasattr(os, "pread"):
+            while block := os.pread(self._stream.fileno(), size, position):
+                yield block
+                position += len(block)
+        else:  # Windows, where an open file cannot be replaced
+            with self.path.open("rb") as file:
+                while block := file.read(size):
+                    yield block
 
     def is_whole(self, content_sha256: str) -> bool:
         """Return whether the file has the bytes that were written, by the hash that it names.
@@ -131,12 +141,9 @@ class TensorFile:
         Args:
             content_sha256: See ``FusedMetadata``.
         """
-        start = min(self._offsets.values(), default=0)
-        with self.path.open("rb") as file:
-            header = file.read(start)
-            digest = hashlib.sha256(header.replace(content_sha256.encode(), NO_HASH.encode(), 1))
-            while block := file.read(HASHED_AT_ONCE):
-                digest.update(block)
+        digest, named = hashlib.sha256(), content_sha256.encode()
+        for number, block in enumerate(self._blocks()):
+            digest.update(block if number else block.replace(named, NO_HASH.encode(), 1))
         return digest.hexdigest() == content_sha256
 
     def tensor(self, name: str) -> "torch.Tensor":
