@@ -4,7 +4,6 @@ What runs a model is imported inside the functions that do: evaluating a CSV fil
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from ensemble_kit.data.schema import check_fits
 from ensemble_kit.errors import PredictionsError
 from ensemble_kit.files import refuse_overwrite
 from ensemble_kit.metrics import Metrics, MetricsAccumulator
+from ensemble_kit.predictions.columns import common_columns
 from ensemble_kit.predictions.file import BLOCK_VALUES, Predictions, read_predictions
 from ensemble_kit.predictions.labels import labels_of
 from ensemble_kit.predictions.rows import Floats
@@ -208,9 +208,9 @@ def evaluate_predictions(
             the predictions' classes, or a value is not a probability.
     """
     labels = labels_of(predictions, labels_path)
-    num_classes = max(predictions.num_classes, int(labels.classes.max()) + 1)
-    metrics = MetricsAccumulator(num_classes=num_classes, k=k)
-    for videos, rows in replace(predictions, num_classes=num_classes).blocks(block_values):
+    (predictions,), labels, classes = common_columns([predictions], labels)
+    metrics = MetricsAccumulator(num_classes=len(classes), k=k)
+    for videos, rows in predictions.blocks(block_values):
         metrics.add(rows, labels.rows(videos.start, videos.stop))
     return metrics.result()
 

@@ -33,7 +33,7 @@ def candidates_of(rows, positives, sizes=None, names=None):
         num_bytes = sizes[index] if sizes else 0
         found.append(Candidate(predictions, dtype, num_bytes, np.arange(num_videos)))
     labels = LabelLists.from_lists(map(sorted, positives))
-    return Candidates(tuple(found), ids, labels, num_classes, None)
+    return Candidates(tuple(found), ids, labels, np.arange(num_classes), "", None)
 
 
 def write_text(path, *lines):

@@ -6,7 +6,7 @@ other videos, such as a challenge's test files; each belongs to the candidate wh
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import PredictionsError
 from ensemble_kit.files import refuse_overwrite
 from ensemble_kit.predictions.candidates import common_labels, refuse_other_classes
+from ensemble_kit.predictions.columns import Columns, common_columns
 from ensemble_kit.predictions.file import BLOCK_VALUES, Predictions, read_predictions
 from ensemble_kit.predictions.rows import Floats
 from ensemble_kit.predictions.videos import aligned
@@ -86,25 +87,25 @@ def blend(
     coefficients = {member.name: member.coefficient for member in selection.members}
     opened = [known[name] for name in coefficients]
     _refuse_other_models(selection_path.parent, selection, opened)
-    num_classes = max(each.num_classes for each in opened)
     refuse_other_classes(opened, hint="Predict with members of one label vocabulary.")
     first = opened[0]
-    mixture = _Mixture(
-        tuple(replace(each, num_classes=num_classes) for each in opened),
-        tuple(coefficients.values()),
-        tuple(
-            aligned(each.ids, each.path, to=first.ids, of=first.path, hint=SAME_VIDEOS)
-            for each in opened
-        ),
+    places = tuple(
+        aligned(each.ids, each.path, to=first.ids, of=first.path, hint=SAME_VIDEOS)
+        for each in opened
     )
+    labels = common_labels(opened, places)
+    if labels.num_videos != len(first.ids):
+        labels = LabelLists.from_lists([[]] * len(first.ids))
+    columns = common_columns(opened, labels)
+    mixture = _Mixture(columns, tuple(coefficients.values()), places)
     is_csv = output.suffix.lower() == ".csv"
     with (
-        _written(opened, output, is_csv=is_csv, top_k=top_k, force=force) as writer,
+        _written(columns, output, is_csv=is_csv, top_k=top_k, force=force) as writer,
         progress("mix predictions", len(first.ids)) as shown,
     ):
         done = 0
-        for ids, labels, rows in mixture.blocks(num_classes):
-            writer.add(ids, labels, rows)
+        for ids, own, rows in mixture.blocks():
+            writer.add(ids, own, rows)
             done += len(ids)
             shown.update(done, "videos")
     unused = tuple(name for name in known if name not in coefficients)
@@ -116,22 +117,20 @@ class _Mixture:
     """Predictions of the same videos, with a coefficient for each file.
 
     Attributes:
-        opened: The files.
+        columns: The files, and their labels where they have any.
         coefficients: Their coefficients.
         places: For each file ``(N,)``, where in it each video of the first file is.
     """
 
-    opened: tuple[Predictions, ...]
+    columns: Columns
     coefficients: tuple[float, ...]
     places: tuple[NDArray[np.int64], ...]
 
-    def blocks(self, num_classes: int) -> Iterator[tuple[Sequence[str], LabelLists, Floats]]:
+    def blocks(self) -> Iterator[tuple[Sequence[str], LabelLists, Floats]]:
         """Yield ids, labels and mixed rows ``(n, C)``, float64, some videos at a time."""
-        ids = self.opened[0].ids
-        labels = common_labels(self.opened, self.places)
-        if labels.num_videos != len(ids):
-            labels = LabelLists.from_lists([[]] * len(ids))
-        step = max(1, BLOCK_VALUES // num_classes)
+        (first, *_), labels, classes = self.columns
+        ids = first.ids
+        step = max(1, BLOCK_VALUES // len(classes))
         for start in range(0, len(ids), step):
             stop = min(start + step, len(ids))
             yield ids[start:stop], labels.rows(start, stop), self._rows(slice(start, stop))
@@ -139,7 +138,7 @@ class _Mixture:
     def _rows(self, videos: slice) -> Floats:
         total, is_listed = np.zeros(()), np.zeros((), np.bool_)
         for predictions, coefficient, places in zip(
-            self.opened, self.coefficients, self.places, strict=True
+            self.columns.opened, self.coefficients, self.places, strict=True
         ):
             rows = predictions.taken(places[videos])
             total = total + coefficient * np.maximum(rows, 0, dtype=np.float64)
@@ -193,10 +192,11 @@ def _refuse_other_models(
 
 
 def _written(
-    opened: Sequence[Predictions], output: Path, *, is_csv: bool, top_k: int | None, force: bool
+    columns: Columns, output: Path, *, is_csv: bool, top_k: int | None, force: bool
 ) -> AbstractContextManager[PredictionsWriter]:
     if is_csv:
-        return csv_written(output, top_k=top_k or TOP_K, force=force)
+        return csv_written(output, top_k=top_k or TOP_K, classes=columns.classes, force=force)
+    opened = columns.opened
     sparse = next((each.path for each in opened if each.is_sparse), None)
     label_names = next((each.label_names for each in opened if each.label_names), None)
     if sparse is not None or label_names is None:

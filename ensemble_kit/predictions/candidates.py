@@ -14,9 +14,10 @@ from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import PredictionsError, SelectionError
 from ensemble_kit.files import sha256_of
 from ensemble_kit.predictions.challenge_csv import read_labels_csv
+from ensemble_kit.predictions.columns import common_columns
 from ensemble_kit.predictions.file import Predictions, read_predictions
 from ensemble_kit.predictions.rows import Floats
-from ensemble_kit.predictions.videos import aligned, taken
+from ensemble_kit.predictions.videos import aligned, dataset_sha256, taken
 from ensemble_kit.store.dtypes import finest_first
 from ensemble_kit.store.provenance import ModelMetadata
 
@@ -59,8 +60,9 @@ class Candidates:
     Attributes:
         candidates: In the order in which they were named, then of their precisions.
         ids: The N videos.
-        labels: Their labels.
-        num_classes: C.
+        labels: Their labels, as columns.
+        classes: ``(C,)``, ascending: the class of each column.
+        dataset_sha256: The hash of the videos and their labels, see ``videos.dataset_sha256``.
         vocabulary_sha256: The hash of the class names; None where no file of the kit is among them.
         num_left_out: Videos that some file lacks.
         shared_bytes: What a fused file takes once for all of its members.
@@ -69,10 +71,21 @@ class Candidates:
     candidates: tuple[Candidate, ...]
     ids: tuple[str, ...]
     labels: LabelLists
-    num_classes: int
+    classes: NDArray[np.int64]
+    dataset_sha256: str
     vocabulary_sha256: str | None
     num_left_out: int = 0
     shared_bytes: int = 0
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.classes)
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether there are classes without a column, as no file and no label names them."""
+        return bool(self.num_classes <= self.classes[-1])
 
     @property
     def dtypes(self) -> tuple[Dtype, ...]:
@@ -147,21 +160,21 @@ def read_candidates(
             f"{labels_path or opened[0].path} holds no labels.",
             hint="Name a CSV file of the videos' labels with --labels.",
         )
-    num_classes = max(*(each.num_classes for each in opened), int(labels.classes.max()) + 1)
+    columns = common_columns(opened, labels)
     candidates = []
-    for predictions, stands_in, place in zip(opened, standing, places, strict=True):
-        wide = replace(predictions, num_classes=num_classes)
+    for predictions, stands_in, place in zip(columns.opened, standing, places, strict=True):
         for dtype in stands_in:
             size = _num_bytes(predictions, dtype, sizes, has_limit=has_limit)
-            candidates.append(Candidate(wide, dtype, size, place))
+            candidates.append(Candidate(predictions, dtype, size, place))
     models = (each.metadata.model for each in opened if each.metadata)
     vocabularies = (each.metadata.vocabulary_sha256 for each in opened if each.metadata)
     num_all = len(set().union(*(predictions.ids for predictions in opened)))
     return Candidates(
         tuple(candidates),
         ids,
-        labels,
-        num_classes,
+        columns.labels,
+        columns.classes,
+        dataset_sha256(ids, labels),
         next(vocabularies, None),
         num_all - len(ids),
         max((model.shared_bytes for model in models if model), default=0),

@@ -23,7 +23,7 @@ def labels_of(predictions: Predictions, labels_path: Path | None) -> LabelLists:
     """
     labels = predictions.labels
     if labels_path is not None:
-        known_classes = None if predictions.is_sparse else predictions.num_classes
+        known_classes = predictions.num_classes if predictions.knows_classes else None
         ids, lists = read_labels_csv(labels_path, num_classes=known_classes)
         order = aligned(ids, labels_path, to=predictions.ids, of=predictions.path)
         labels = taken(lists, order)

@@ -212,7 +212,9 @@ def _lines(blocks: Iterable[bytes]) -> Iterator[str]:
 
 
 @contextmanager
-def csv_written(path: Path, *, top_k: int, force: bool) -> Iterator["CsvWriter"]:
+def csv_written(
+    path: Path, *, top_k: int, classes: NDArray[np.int64] | None = None, force: bool
+) -> Iterator["CsvWriter"]:
     """Write a CSV file in the challenge's format; what is added in the block is in it.
 
     Confidences are written as ``%g``, six digits, and the other classes are lost: select among
@@ -221,6 +223,7 @@ def csv_written(path: Path, *, top_k: int, force: bool) -> Iterator["CsvWriter"]
     Args:
         path: The file to write.
         top_k: How many classes a video lists, the best first, equal ones by class index.
+        classes: ``(C,)``, ascending: the class of each column; None where column i is class i.
         force: Whether an existing file may be replaced.
 
     Raises:
@@ -233,7 +236,7 @@ def csv_written(path: Path, *, top_k: int, force: bool) -> Iterator["CsvWriter"]
         tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n", dir=path.parent) as ids,
     ):
         file.write(f"{PREDICTIONS_HEADER}\n")
-        writer = CsvWriter(path, file, ids, top_k)
+        writer = CsvWriter(path, file, ids, top_k, classes)
         yield writer
         writer.finish()
 
@@ -241,18 +244,28 @@ def csv_written(path: Path, *, top_k: int, force: bool) -> Iterator["CsvWriter"]
 class CsvWriter:
     """Writes a CSV file in the challenge's format; see ``csv_written``."""
 
-    def __init__(self, path: Path, file: IO[str], ids: IO[str], top_k: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        file: IO[str],
+        ids: IO[str],
+        top_k: int,
+        classes: NDArray[np.int64] | None,
+    ) -> None:
         self._path = path
         self._file = file
         self._written = ids
         self._top_k = top_k
+        self._classes = classes
         self._ids = IdCheck(path, forbidden="\r\n")
 
     def add(self, ids: Sequence[str], labels: LabelLists, rows: Floats) -> None:
         """Write the next videos, without their labels; see ``PredictionsWriter``."""
         self._ids.add(ids)
         rows = as_probabilities(rows, ids, self._path)
-        best = zip(ids, *top_classes(rows, self._top_k), strict=True)
+        columns, confidences = top_classes(rows, self._top_k)
+        classes = columns if self._classes is None else self._classes[columns]
+        best = zip(ids, classes, confidences, strict=True)
         self._file.writelines(f"{format_line(*line)}\n" for line in best)
         self._written.writelines(f"{video}\n" for video in ids)
 

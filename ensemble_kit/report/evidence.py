@@ -215,7 +215,7 @@ class _Reader:
         names = next(
             (candidate.predictions.label_names for candidate in self.known.candidates
              if candidate.predictions.label_names is not None),
-            tuple(f"class {index}" for index in range(len(positives))),
+            tuple(f"class {index}" for index in self.known.classes),
         )  # fmt: skip
         changes = [
             ClassChange(

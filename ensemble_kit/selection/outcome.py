@@ -12,7 +12,6 @@ from ensemble_kit._version import __version__
 from ensemble_kit.choices import Dtype, Given, Mixing, Strategy
 from ensemble_kit.files import format_size
 from ensemble_kit.predictions.candidates import Candidate, Candidates
-from ensemble_kit.predictions.videos import dataset_sha256
 from ensemble_kit.selection.bootstrap import LEVEL, interval, resampled_gaps
 from ensemble_kit.selection.judging import Gaps, Judge
 from ensemble_kit.selection.ranking import Keys
@@ -129,7 +128,7 @@ class Writer:
             mixing=outcome.mixing,
             rule=rule_text(rules, outcome.mixing, has_precisions=len(self.known.dtypes) > 1),
             search=self._search(excluded),
-            dataset_sha256=dataset_sha256(self.known.ids, self.known.labels),
+            dataset_sha256=self.known.dataset_sha256,
             vocabulary_sha256=self.known.vocabulary_sha256,
             labels=None if labels_path is None else self._file(labels_path),
             videos=len(self.known.ids),

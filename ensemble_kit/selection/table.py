@@ -122,7 +122,8 @@ class Table:
         bounds: ``(M, N)``, float64; no probability outside of the table exceeds it.
         is_flat: ``(M, N)``, bool; whether all probabilities outside are equal to the bound, and the
             k lowest of those classes are in the table, so that no other can win a tie.
-        is_whole: ``(N,)``, bool; whether all classes of the video are in the table.
+        is_whole: ``(N,)``, bool; whether all C classes of the video are in the table.
+        has_gaps: Whether there are classes beside these C, which no file and no label names.
         lists_all: ``(M,)``, bool; whether a candidate lists every class of every video.
         num_positives: The number of labels of all the videos.
         num_classes: C.
@@ -134,6 +135,7 @@ class Table:
     bounds: NDArray[np.float64]
     is_flat: NDArray[np.bool_]
     is_whole: NDArray[np.bool_]
+    has_gaps: bool
     lists_all: NDArray[np.bool_]
     num_positives: int
     num_classes: int
@@ -381,6 +383,7 @@ class _Builder:
             np.concatenate(self.bounds, axis=1),
             np.concatenate(self.is_flat, axis=1),
             counts == self.known.num_classes,
+            self.known.has_gaps,
             np.array([not candidate.predictions.is_sparse for candidate in candidates]),
             int(np.diff(self.known.labels.offsets)[self.videos].sum()),
             self.known.num_classes,

@@ -145,5 +145,7 @@ def _pairs(scorer: Scorer, block: Block, terms: Sequence[Term]) -> _Pairs:
     pairs.least[rows, columns] = least
     pairs.most[rows, columns] = sums + slack
     pairs.is_hit[rows, columns] = block.is_hit[:-1]
-    pairs.most[:, -k:] = np.where(table.is_whole[videos], -np.inf, outside)[:, None]
+    pairs.most[:, -k:] = np.where(table.is_whole[videos] & ~table.has_gaps, -np.inf, outside)[
+        :, None
+    ]
     return pairs
