@@ -47,8 +47,7 @@ from ensemble_kit.layers.second_order import SecondOrder
 from ensemble_kit.layers.soft_bof import SoftBoF
 from ensemble_kit.recipes.own_parts import is_own, load_part
 from ensemble_kit.recipes.reading import for_modality
-from ensemble_kit.recipes.tables import Pooling as PoolingTable
-from ensemble_kit.recipes.tables import Table
+from ensemble_kit.recipes.tables import AnyPoolingTable, Table
 
 Part = TypeVar("Part")
 Parts: TypeAlias = Mapping[str, Callable[..., Part]]
@@ -235,7 +234,7 @@ def _require_contract(part: object, name: str, protocol: type) -> None:
         )
 
 
-def build_pooling(table: PoolingTable, stream: Stream, *, momentum: float) -> Pooling:
+def build_pooling(table: AnyPoolingTable, stream: Stream, *, momentum: float) -> Pooling:
     """Build the pooling of one stream of frames.
 
     Args:

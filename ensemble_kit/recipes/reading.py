@@ -21,15 +21,15 @@ from ensemble_kit.choices import AnyPath
 from ensemble_kit.errors import RecipeError, shown
 from ensemble_kit.recipes.own_parts import installed_version, is_own, package_of, table_of
 from ensemble_kit.recipes.tables import (
-    Fusion,
-    Head,
+    AnyFusionTable,
+    AnyHeadTable,
+    AnyModelTable,
+    AnyPoolingTable,
+    AnySamplingTable,
     HiddenTable,
     InputTable,
-    Model,
     PerModality,
-    Pooling,
     ReportedTable,
-    Sampling,
     SourceTable,
     Table,
     TrainingTable,
@@ -66,11 +66,11 @@ class Recipe(BaseRecipe):
     """A sub-model composed of parts, and its schedule, checked."""
 
     input: InputTable
-    sampling: Sampling
-    pooling: Pooling
-    fusion: Fusion | None = None
+    sampling: AnySamplingTable
+    pooling: AnyPoolingTable
+    fusion: AnyFusionTable | None = None
     hidden: HiddenTable | None = None
-    head: Head
+    head: AnyHeadTable
     training: TrainingTable
     reported: ReportedTable | None = None
 
@@ -78,7 +78,7 @@ class Recipe(BaseRecipe):
 class ModelRecipe(BaseRecipe):
     """Another package's whole model, and its schedule, checked."""
 
-    model: Model
+    model: AnyModelTable
     training: TrainingTable
     reported: ReportedTable | None = None
 

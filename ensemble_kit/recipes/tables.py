@@ -159,7 +159,7 @@ class NetFVTable(Table):
 
 
 class AttentionNetVLADTable(Table):
-    """NetVLADTable with encoders around it, or in the place of its assignment."""
+    """NetVLAD with encoders around it, or in the place of its assignment."""
 
     name: Literal["attention_netvlad"]
     modality_fusion: ModalityFusion
@@ -180,7 +180,7 @@ class SecondOrderTable(Table):
 
 
 class NeXtVLADTable(Table):
-    """NetVLADTable over groups of an expanded frame."""
+    """NetVLAD over groups of an expanded frame."""
 
     name: Literal["nextvlad"]
     modality_fusion: ModalityFusion
@@ -212,13 +212,13 @@ class LSTMTable(RecurrentTable):
 
 
 class BiGRUTable(RecurrentTable):
-    """The final states of a stacked GRUTable that reads in both directions."""
+    """The final states of a stacked GRU that reads in both directions."""
 
     name: Literal["bigru"]
 
 
 class BiLSTMTable(RecurrentTable):
-    """The final states of a stacked LSTMTable that reads in both directions."""
+    """The final states of a stacked LSTM that reads in both directions."""
 
     name: Literal["bilstm"]
 
@@ -279,7 +279,7 @@ class SingleTable(Table):
 
 
 ShippedGating: TypeAlias = Literal["context_gating", "glu", "se", "none"]
-Gating: TypeAlias = Annotated[ShippedGating | PartTable, OrOwn(ShippedGating, PartTable)]
+AnyGating: TypeAlias = Annotated[ShippedGating | PartTable, OrOwn(ShippedGating, PartTable)]
 
 
 class HiddenTable(Table):
@@ -289,7 +289,7 @@ class HiddenTable(Table):
     """
 
     size: Size
-    gating: Gating
+    gating: AnyGating
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     batch_norm: bool | None = None
     activation: Literal["relu6"] | None = None
@@ -383,8 +383,12 @@ ShippedFusion: TypeAlias = Annotated[
 ShippedHead: TypeAlias = Annotated[
     LogisticTable | MixtureOfExpertsTable, Field(discriminator="name")
 ]
-Sampling: TypeAlias = Annotated[ShippedSampling | PartTable, OrOwn(ShippedSampling, PartTable)]
-Pooling: TypeAlias = Annotated[ShippedPooling | PoolingTable, OrOwn(ShippedPooling, PoolingTable)]
-Fusion: TypeAlias = Annotated[ShippedFusion | PartTable, OrOwn(ShippedFusion, PartTable)]
-Head: TypeAlias = Annotated[ShippedHead | HeadTable, OrOwn(ShippedHead, HeadTable)]
-Model: TypeAlias = Annotated[ModelTable, OrOwn(ModelTable, ModelTable)]
+AnySamplingTable: TypeAlias = Annotated[
+    ShippedSampling | PartTable, OrOwn(ShippedSampling, PartTable)
+]
+AnyPoolingTable: TypeAlias = Annotated[
+    ShippedPooling | PoolingTable, OrOwn(ShippedPooling, PoolingTable)
+]
+AnyFusionTable: TypeAlias = Annotated[ShippedFusion | PartTable, OrOwn(ShippedFusion, PartTable)]
+AnyHeadTable: TypeAlias = Annotated[ShippedHead | HeadTable, OrOwn(ShippedHead, HeadTable)]
+AnyModelTable: TypeAlias = Annotated[ModelTable, OrOwn(ModelTable, ModelTable)]
