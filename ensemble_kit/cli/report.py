@@ -23,7 +23,7 @@ from ensemble_kit.store.workspace import REPORT, SELECTION
 from ensemble_kit.wording import printable, printable_line
 
 if TYPE_CHECKING:
-    from ensemble_kit.report import Row
+    from ensemble_kit.report.row import Row
 
 
 @click.command()

@@ -9,7 +9,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ensemble_kit._version import __version__
 from ensemble_kit.choices import AnyPath
 from ensemble_kit.files import format_size, refuse_overwrite, require_suffix, written_aside
-from ensemble_kit.report import Row
 from ensemble_kit.report.charts import (
     BLUE,
     GREY,
@@ -23,6 +22,7 @@ from ensemble_kit.report.charts import (
     size_chart,
 )
 from ensemble_kit.report.evidence import FEWEST_POSITIVES, Evidence, gather
+from ensemble_kit.report.row import Row
 from ensemble_kit.store.dtypes import DTYPES
 from ensemble_kit.store.selection_file import SelectionMetadata, read_selection
 from ensemble_kit.wording import counted, printable

@@ -9,7 +9,7 @@ from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import InputError
 from ensemble_kit.networks.loading import load
 from ensemble_kit.progress import progress
-from ensemble_kit.report import Row
+from ensemble_kit.report.row import Row
 from ensemble_kit.store.provenance import FusedMetadata, dtypes_of
 from ensemble_kit.store.tensor_files import open_tensors
 from ensemble_kit.store.workspace import FUSED, RUNS, RunFolder

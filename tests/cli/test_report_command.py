@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from ensemble_kit.cli import main
-from ensemble_kit.report import Row, page
+from ensemble_kit.report import page
+from ensemble_kit.report.row import Row
 
 ROWS = [
     Row("willow-gru", "last checkpoint", 1, 5, 0.8123456, 0.9, 12_345_678, 0.5),

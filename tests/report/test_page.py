@@ -8,9 +8,10 @@ import pytest
 from chosen_fixture import CLASSES, NAMES, write_chosen
 
 from ensemble_kit.errors import OutputError, SelectionError
-from ensemble_kit.report import Row, page
+from ensemble_kit.report import page
 from ensemble_kit.report.evidence import Evidence, gather
 from ensemble_kit.report.page import write_report
+from ensemble_kit.report.row import Row
 from ensemble_kit.selection.stage import select
 from ensemble_kit.store.selection_file import TruncationMetadata
 
