@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from chosen_fixture import chosen, own_chosen  # noqa: F401 - fixtures
 from click.testing import CliRunner
+from shards_fixture import shard_records, shards  # noqa: F401 - fixtures
 from workspace_fixture import (  # noqa: F401 - fixtures
     built,
     ensemble,

@@ -89,6 +89,13 @@ def test_contributing_lists_every_file_once():
     )
 
 
+def test_tests_lie_in_folders_of_the_packages_names():
+    folders = {path.parent.name for path in PACKAGE.parent.glob("tests/*/test_*.py")}
+
+    assert len(folders) >= 15
+    assert folders - {"fuzz"} <= set(ORDER)
+
+
 def test_a_folder_that_is_no_stage_has_a_docstring_in_its_init_and_a_stage_hands_on_its_verb():
     stages = [name for name in ORDER if (PACKAGE / name / "stage.py").is_file()]
     assert set(stages) == STAGES - {"inference"}

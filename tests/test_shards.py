@@ -1,12 +1,10 @@
 """A folder with predictions for each file of records: resumed, shared out, read as one, merged."""
 
-import json
 import os
 import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from contextlib import contextmanager
 from functools import partial
@@ -14,55 +12,30 @@ from functools import partial
 import numpy as np
 import pytest
 from builders import tiny_recipe, tiny_records, write_checkpoint
+from shards_fixture import NUM_SHARDS
 
 from ensemble_kit.data.dataset import Records
-from ensemble_kit.data.synthetic import synthesize
 from ensemble_kit.errors import CheckpointError, InputError, OutputError, PredictionsError
 from ensemble_kit.files import sha256_of
 from ensemble_kit.inference import evaluate_predictions, predict
 from ensemble_kit.predictions.file import read_predictions
-from ensemble_kit.predictions.folder import list_files
-from ensemble_kit.predictions.merging import merge
 from ensemble_kit.shards import Share, find_shards, predict_shards, shared_out
 
-NUM_SHARDS = 4
 PATIENCE = 200  # seconds until a process has imported PyTorch and predicted a file
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """A folder of records in four files, and a model for them."""
-    folder = tmp_path_factory.mktemp("data")
-    schema = synthesize(
-        folder,
-        num_videos={"test": 40},
-        modalities={"rgb": 8, "audio": 4},
-        num_classes=5,
-        frames=(2, 7),
-        num_shards=NUM_SHARDS,
-    )
-    write_checkpoint(folder / "model.safetensors", tiny_recipe(), schema, name="mine")
-    write_checkpoint(folder / "other.safetensors", tiny_recipe(), schema, seed=1)
-    return folder
-
-
-@pytest.fixture
-def records(data):
-    return Records([data / "test"])
 
 
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_folder_has_a_file_for_each_shard_and_is_read_as_one(data, records, tmp_path):
-    model = data / "model.safetensors"
-    done = predict_shards(model, records, tmp_path / "out", repeats=2, batch_size=10)
+def test_a_folder_has_a_file_for_each_shard_and_is_read_as_one(shards, shard_records, tmp_path):
+    model = shards / "model.safetensors"
+    done = predict_shards(model, shard_records, tmp_path / "out", repeats=2, batch_size=10)
 
     names = [f"test{number:04d}.safetensors" for number in range(NUM_SHARDS)]
     assert (done.num_predicted, done.num_skipped) == (NUM_SHARDS, 0)
     assert sorted(contents(tmp_path / "out")) == ["predictions.json", *names]
-    whole = read_predictions(predict(model, records, tmp_path / "p.safetensors", repeats=2,
+    whole = read_predictions(predict(model, shard_records, tmp_path / "p.safetensors", repeats=2,
                                      batch_size=10))  # fmt: skip
     folder = read_predictions(tmp_path / "out")
     assert folder.ids == whole.ids
@@ -74,27 +47,27 @@ def test_a_folder_has_a_file_for_each_shard_and_is_read_as_one(data, records, tm
     assert folder.metadata.dataset_sha256 == whole.metadata.dataset_sha256
 
 
-def test_a_file_says_what_it_was_made_from(data, records, tmp_path):
-    predict_shards(data / "model.safetensors", records, tmp_path, repeats=2)
+def test_a_file_says_what_it_was_made_from(shards, shard_records, tmp_path):
+    predict_shards(shards / "model.safetensors", shard_records, tmp_path, repeats=2)
 
     metadata = read_predictions(tmp_path / "test0001.safetensors").metadata
 
-    assert metadata.model.file.sha256 == sha256_of(data / "model.safetensors")
+    assert metadata.model.file.sha256 == sha256_of(shards / "model.safetensors")
     assert metadata.model.repeats == 2
     assert metadata.shard.name == "test0001.tfrecord"
-    assert metadata.shard.content == records.fingerprints()[1].content
+    assert metadata.shard.content == shard_records.fingerprints()[1].content
     assert not metadata.shard.skips_bad_records
 
 
-def test_what_is_there_is_skipped_and_what_is_missing_is_predicted(data, records, tmp_path):
-    model = data / "model.safetensors"
-    predict_shards(model, records, tmp_path)
+def test_what_is_there_is_skipped_and_what_is_missing_is_predicted(shards, shard_records, tmp_path):
+    model = shards / "model.safetensors"
+    predict_shards(model, shard_records, tmp_path)
     before = contents(tmp_path)
     times = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     missing = tmp_path / "test0002.safetensors"
     missing.unlink()
 
-    done = predict_shards(model, records, tmp_path)
+    done = predict_shards(model, shard_records, tmp_path)
 
     assert (done.num_predicted, done.num_skipped) == (1, 3)
     assert contents(tmp_path) == before
@@ -110,27 +83,29 @@ def test_what_is_there_is_skipped_and_what_is_missing_is_predicted(data, records
         ({"skip": True}, "with another --skip-bad-records"),
     ],
 )
-def test_what_was_made_otherwise_is_refused_by_name(data, records, tmp_path, change, difference):
-    predict_shards(data / "model.safetensors", records, tmp_path)
+def test_what_was_made_otherwise_is_refused_by_name(
+    shards, shard_records, tmp_path, change, difference
+):
+    predict_shards(shards / "model.safetensors", shard_records, tmp_path)
     before = contents(tmp_path)
-    model = data / change.pop("model", "model.safetensors")
+    model = shards / change.pop("model", "model.safetensors")
     if change.pop("skip", False):
-        records = Records([data / "test"], skip_bad_records=True)
+        shard_records = Records([shards / "test"], skip_bad_records=True)
 
     with pytest.raises(OutputError) as caught:
-        predict_shards(model, records, tmp_path, **change)
+        predict_shards(model, shard_records, tmp_path, **change)
 
-    shard = records.paths[0]
+    shard = shard_records.paths[0]
     assert str(caught.value) == (
         f"{tmp_path / 'test0000.safetensors'} exists already, and was made {difference}.\n"
         f"Name another folder, or predict {shard} again with --force."
     )
     assert contents(tmp_path) == before
-    predict_shards(model, records, tmp_path, force=True, **change)
+    predict_shards(model, shard_records, tmp_path, force=True, **change)
     assert read_predictions(tmp_path).metadata is not None
 
 
-def test_records_that_have_changed_are_refused_by_name(data, tmp_path):
+def test_records_that_have_changed_are_refused_by_name(tmp_path):
     _, records = tiny_records(tmp_path / "records")
     write_checkpoint(tmp_path / "model.safetensors", tiny_recipe(), records.schema)
     predict_shards(tmp_path / "model.safetensors", records, tmp_path / "out")
@@ -146,18 +121,18 @@ def test_records_that_have_changed_are_refused_by_name(data, tmp_path):
     )
 
 
-def test_a_file_that_is_cut_short_is_refused_by_name(data, records, tmp_path):
-    model, cut = data / "model.safetensors", tmp_path / "test0003.safetensors"
-    predict_shards(model, records, tmp_path)
+def test_a_file_that_is_cut_short_is_refused_by_name(shards, shard_records, tmp_path):
+    model, cut = shards / "model.safetensors", tmp_path / "test0003.safetensors"
+    predict_shards(model, shard_records, tmp_path)
     cut.write_bytes(cut.read_bytes()[:-7])
 
     with pytest.raises(CheckpointError) as caught:
-        predict_shards(model, records, tmp_path)
+        predict_shards(model, shard_records, tmp_path)
 
     assert caught.value.problem.startswith(f"{cut} is not a whole safetensors file")
 
 
-def test_shards_fall_to_parts_by_their_names_alone(data, records, tmp_path):
+def test_shards_fall_to_parts_by_their_names_alone(shards, shard_records, tmp_path):
     names = [f"test{number:04d}.tfrecord" for number in range(3000)]
 
     parts = [{name for name in names if Share(number, 7).has(name)} for number in range(1, 8)]
@@ -166,7 +141,9 @@ def test_shards_fall_to_parts_by_their_names_alone(data, records, tmp_path):
     assert sum(map(len, parts)) == len(names)
     assert all(350 < len(part) < 510 for part in parts)
     for number in (1, 2):
-        predict_shards(data / "model.safetensors", records, tmp_path, share=Share(number, 2))
+        predict_shards(
+            shards / "model.safetensors", shard_records, tmp_path, share=Share(number, 2)
+        )
         if number == 1:
             with pytest.raises(PredictionsError) as caught:
                 read_predictions(tmp_path)
@@ -189,100 +166,28 @@ def test_what_is_no_share_is_refused(text):
     assert Share.parse("2/8") == Share(2, 8)
 
 
-def test_jobs_share_the_bytes(records, tmp_path):
-    shards = find_shards(records, tmp_path)
+def test_jobs_share_the_bytes(shard_records, tmp_path):
+    found = find_shards(shard_records, tmp_path)
 
     for count in (1, 2, 3, 9):
-        parts = shared_out(shards, count)
+        parts = shared_out(found, count)
         assert len(parts) == min(count, NUM_SHARDS)
-        assert sorted((s for part in parts for s in part), key=lambda s: s.name) == shards
-    assert [len(part) for part in shared_out(shards, 2)] == [2, 2]
+        assert sorted((s for part in parts for s in part), key=lambda s: s.name) == found
+    assert [len(part) for part in shared_out(found, 2)] == [2, 2]
 
 
-def test_two_shards_of_one_name_are_refused(data, tmp_path):
+def test_two_shards_of_one_name_are_refused(shards, tmp_path):
     other = tmp_path / "other" / "test0000.tfrecord"
     other.parent.mkdir()
-    other.write_bytes((data / "test" / "test0000.tfrecord").read_bytes())
-    records = Records([data / "test", other])
+    other.write_bytes((shards / "test" / "test0000.tfrecord").read_bytes())
+    records = Records([shards / "test", other])
 
     with pytest.raises(OutputError) as caught:
         find_shards(records, tmp_path)
 
     assert str(caught.value) == (
-        f"{data / 'test' / 'test0000.tfrecord'} and {other} would both be written to "
+        f"{shards / 'test' / 'test0000.tfrecord'} and {other} would both be written to "
         f"{tmp_path / 'test0000.safetensors'}.\nGive them a folder each, or rename one."
-    )
-
-
-def test_a_folder_without_a_list_and_one_of_two_models_are_refused(data, records, tmp_path):
-    with pytest.raises(PredictionsError) as caught:
-        read_predictions(tmp_path)
-    assert str(caught.value) == (
-        f"{tmp_path} is no folder of predictions: it holds no predictions.json.\n"
-        "Name a predictions file, or a folder that `ensemble-kit predict` wrote."
-    )
-    predict_shards(data / "model.safetensors", records, tmp_path)
-    predict_shards(data / "model.safetensors", records.alone(records.paths[3]), tmp_path,
-                   repeats=2, force=True)  # fmt: skip
-
-    with pytest.raises(PredictionsError) as caught:
-        read_predictions(tmp_path)
-
-    assert str(caught.value) == (
-        f"{tmp_path / 'test0003.safetensors'} was made with other repeats than "
-        f"{tmp_path / 'test0000.safetensors'}.\n"
-        "Remove what is out of date, and run the same `ensemble-kit predict` again."
-    )
-    (tmp_path / "predictions.json").write_text('{"files": ["../x.safetensors"]}')
-    with pytest.raises(PredictionsError) as caught:
-        read_predictions(tmp_path)
-    assert str(caught.value) == (
-        f"{tmp_path / 'predictions.json'} cannot be read as a list of predictions files.\n"
-        "Remove it, and run the same `ensemble-kit predict` again."
-    )
-
-
-def test_processes_that_write_one_list_wait_for_each_other(tmp_path):
-    fcntl = pytest.importorskip("fcntl")
-    handle = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    thread = threading.Thread(target=list_files, args=(tmp_path, ["b.safetensors"]))
-
-    thread.start()
-    thread.join(0.2)
-    is_waiting = thread.is_alive()
-    (tmp_path / "predictions.json").write_text('{"files": ["a.safetensors"]}')
-    os.close(handle)
-    thread.join()
-
-    assert is_waiting
-    listed = json.loads((tmp_path / "predictions.json").read_text())
-    assert listed == {"files": ["a.safetensors", "b.safetensors"]}
-
-
-@pytest.mark.parametrize("top_k", [None, 2])
-def test_a_folder_is_merged_into_what_one_command_would_write(data, records, tmp_path, top_k):
-    model = data / "model.safetensors"
-    predict_shards(model, records, tmp_path / "out", top_k=top_k, batch_size=10)
-
-    merged = merge(tmp_path / "out", tmp_path / "merged.safetensors")
-
-    whole = predict(model, records, tmp_path / "p.safetensors", top_k=top_k, batch_size=10)
-    assert merged.read_bytes() == whole.read_bytes()
-    lines = merge(tmp_path / "out", tmp_path / "merged.csv", top_k=2)
-    expected = predict(model, records, tmp_path / "p.csv", top_k=2, batch_size=10)
-    assert lines.read_bytes() == expected.read_bytes()
-
-
-def test_a_csv_does_not_list_more_than_the_folder_keeps(data, records, tmp_path):
-    predict_shards(data / "model.safetensors", records, tmp_path / "out", top_k=2)
-
-    with pytest.raises(PredictionsError) as caught:
-        merge(tmp_path / "out", tmp_path / "merged.csv")
-
-    assert str(caught.value) == (
-        f"{tmp_path / 'out'} keeps 2 classes of each video, and 20 were asked for.\n"
-        "Give --top-k 2, or predict again and keep more."
     )
 
 
@@ -345,12 +250,14 @@ def check_whole(folder):
         ),
     ],
 )
-def test_a_kill_at_any_moment_loses_and_doubles_nothing(data, records, tmp_path, jobs, kill):
-    predict_shards(data / "model.safetensors", records, tmp_path / "expected", batch_size=1)
+def test_a_kill_at_any_moment_loses_and_doubles_nothing(
+    shards, shard_records, tmp_path, jobs, kill
+):
+    predict_shards(shards / "model.safetensors", shard_records, tmp_path / "expected", batch_size=1)
     out = tmp_path / "killed"
     command = [
-        sys.executable, "-m", "ensemble_kit", "predict", str(data / "model.safetensors"),
-        str(data / "test"), "-o", f"{out}/", "--batch-size", "1", *jobs,
+        sys.executable, "-m", "ensemble_kit", "predict", str(shards / "model.safetensors"),
+        str(shards / "test"), "-o", f"{out}/", "--batch-size", "1", *jobs,
     ]  # fmt: skip
 
     kill(command, out)

@@ -1,8 +1,9 @@
-"""Records of two modalities, small enough to be written for every test."""
+"""Records of two modalities, small enough to be written for every test, and labels of others."""
 
 import numpy as np
 import pytest
 from example_bytes import frame_record
+from feature_files import write_labels
 
 from ensemble_kit.data.schema import Modality, Schema, write_schema
 from ensemble_kit.data.tfrecord import write_records
@@ -42,3 +43,9 @@ def folder(tmp_path, schema):
         write_records(tmp_path / f"train{shard}.tfrecord", records, force=False)
     write_schema(schema, tmp_path / "schema.toml", force=False)
     return tmp_path
+
+
+@pytest.fixture
+def labels(tmp_path):
+    """The labels of the videos of ``feature_files``."""
+    return write_labels(tmp_path / "labels.csv")

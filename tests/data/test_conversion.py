@@ -1,160 +1,19 @@
 """Own features become records that the kit's reader gives back, and what is wrong is named."""
 
 import gzip
-import json
 import os
-import re
 
 import numpy as np
 import pytest
-from example_bytes import byte_strings, floats, record
+from feature_files import ONE, VIDEOS, read, write_labels, write_npy, write_npz_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ensemble_kit.cli import main
 from ensemble_kit.data.conversion import convert, parse_split, split_of
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.encode import dequantise
-from ensemble_kit.data.tfrecord import write_records
 from ensemble_kit.errors import OutputError, RecordError
-
-ONE = {"all": 1.0}
-RANDOM = np.random.default_rng(0)
-VIDEOS = {
-    f"v{number}": {
-        "rgb": RANDOM.standard_normal((number + 1, 5), np.float32),
-        "audio": RANDOM.standard_normal((number + 1, 3), np.float32),
-    }
-    for number in range(4)
-}
-MEANS = {video: {name: array[0] for name, array in each.items()} for video, each in VIDEOS.items()}
-
-
-def write_labels(path, ids=VIDEOS, lines=None):
-    lines = lines or [f"{video},{number % 3}" for number, video in enumerate(ids)]
-    path.write_text("\n".join(["VideoId,Labels", *lines]) + "\n")
-    return path
-
-
-@pytest.fixture
-def labels(tmp_path):
-    return write_labels(tmp_path / "labels.csv")
-
-
-def read(folder):
-    """Return the arrays of each video of converted records, by id."""
-    videos = Records([f"{folder}/*/*.tfrecord"]).videos()
-    return {video.id: (video.frames, video.classes.tolist()) for video in videos}
-
-
-def padded(videos, name):
-    longest = max(len(each[name]) for each in videos.values())
-    return np.stack(
-        [np.pad(each[name], ((0, longest - len(each[name])), (0, 0))) for each in videos.values()]
-    )
-
-
-def mediapipe(video, **more):
-    lists = {
-        f"{name.upper()}/feature/floats": [floats(row) for row in array.tolist()]
-        for name, array in video.items()
-    }
-    return record(more, lists)
-
-
-def write_npy(folder):
-    for name in ("rgb", "audio"):
-        (folder / name).mkdir()
-        for video, each in VIDEOS.items():
-            np.save(folder / name / f"{video}.npy", each[name].astype(np.float64))
-    return [f"{name}={folder / name}" for name in ("rgb", "audio")]
-
-
-def write_npz_each(folder):
-    for video, each in VIDEOS.items():
-        np.savez_compressed(folder / f"{video}.npz", **each)
-    return [folder]
-
-
-def write_npz_table(folder):
-    counts = [len(each["rgb"]) for each in VIDEOS.values()]
-    table = {name: padded(VIDEOS, name) for name in ("rgb", "audio")}
-    np.savez(folder / "a.npz", ids=list(VIDEOS), num_frames=counts, **table)
-    return [folder / "a.npz"]
-
-
-def write_hdf5_groups(folder):
-    h5py = pytest.importorskip("h5py")
-    with h5py.File(folder / "a.h5", "w") as file:
-        for video, each in VIDEOS.items():
-            for name, array in each.items():
-                file[f"{video}/{name}"] = array
-    return [folder / "a.h5"]
-
-
-def write_hdf5_table(folder):
-    h5py = pytest.importorskip("h5py")
-    with h5py.File(folder / "a.hdf5", "w") as file:
-        file["ids"] = list(VIDEOS)
-        file["num_frames"] = [len(each["rgb"]) for each in VIDEOS.values()]
-        for name in ("rgb", "audio"):
-            file[name] = padded(VIDEOS, name)
-    return [folder / "a.hdf5"]
-
-
-def write_parquet(folder):
-    arrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
-    columns = {name: [each[name].tolist() for each in VIDEOS.values()] for name in ("rgb", "audio")}
-    parquet.write_table(arrow.table({"id": list(VIDEOS), **columns}), folder / "a.parquet")
-    return [folder / "a.parquet"]
-
-
-def write_mediapipe(folder):
-    for video, each in VIDEOS.items():
-        (folder / f"{video}.pb").write_bytes(mediapipe(each))
-    return [folder]
-
-
-def write_mediapipe_records(folder):
-    records = [
-        mediapipe(each, **{"clip/media_id": byte_strings(video.encode())})
-        for video, each in VIDEOS.items()
-    ]
-    write_records(folder / "a.tfrecord", records, force=False)
-    return [folder / "a.tfrecord"]
-
-
-WRITERS = [
-    write_npy,
-    write_npz_each,
-    write_npz_table,
-    write_hdf5_groups,
-    write_hdf5_table,
-    write_parquet,
-    write_mediapipe,
-    write_mediapipe_records,
-]
-
-
-@pytest.mark.parametrize("write", WRITERS)
-def test_every_kind_of_file_becomes_the_same_records(tmp_path, labels, write):
-    (tmp_path / "in").mkdir()
-
-    converted = convert(write(tmp_path / "in"), labels, tmp_path / "out")
-
-    assert sum(converted.videos.values()) == 4
-    assert converted.schema.level == "frame"
-    assert sorted(converted.schema.interface) == [("audio", 3, "float32"), ("rgb", 5, "float32")]
-    found = read(tmp_path / "out")
-    assert {video: classes for video, (_, classes) in found.items()} == {
-        "v0": [0], "v1": [1], "v2": [2], "v3": [0]
-    }  # fmt: skip
-    for video, each in VIDEOS.items():
-        for name, array in each.items():
-            np.testing.assert_array_equal(found[video][0][name], array)
 
 
 def test_records_are_converted_again_with_other_labels(tmp_path, labels):
@@ -209,17 +68,6 @@ def test_what_is_converted_is_read_back(tmp_path_factory, videos, quantised, is_
     if quantised:
         (error,) = converted.quantisation.values()
         assert error.largest == pytest.approx(largest, abs=1e-6)
-
-
-def test_bytes_are_read_back_as_the_sub_models_read_them():
-    import torch
-
-    from ensemble_kit.layers.frame_preparation import dequantise as in_the_graph
-
-    every = np.arange(256, dtype=np.uint8)
-
-    expected = in_the_graph(torch.from_numpy(every)).numpy()
-    np.testing.assert_allclose(dequantise(every), expected, rtol=0, atol=2**-22)
 
 
 @settings(max_examples=50, deadline=None)
@@ -392,67 +240,3 @@ def test_a_video_of_more_frames_than_a_schema_allows_is_named(tmp_path):
         "Video 'a': features has the shape (1000001, 1); at most 1,000,000 frames and features "
         "can be stored."
     )
-
-
-def test_objects_are_never_unpickled_and_damage_is_named(tmp_path, labels):
-    path = tmp_path / "a.npz"
-    np.savez(path, ids=np.array(["v0"], object), rgb=np.ones((1, 2)))
-    with pytest.raises(RecordError) as error:
-        convert([path], labels, tmp_path / "out")
-    assert error.value.problem == (
-        f"{path} cannot be read: it holds Python objects, which are never unpickled."
-    )
-    for name in ("a.npz", "a.npy", "a.h5", "a.parquet", "a.pb", "a.tfrecord", "a.txt"):
-        (tmp_path / name).write_bytes(b"\x0b" * 70)
-        with pytest.raises(RecordError):
-            convert([tmp_path / name], labels, tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    ("column", "problem"),
-    [
-        ([1.0], "is no list of numbers"),
-        (["x"], "is no list of numbers"),
-        ([[[1.0, 2.0], [3.0]]], "is no list of numbers, nor one of frames of the same width"),
-        ([None], "is no list of numbers"),
-        ([[1.0, None]], "rgb holds nan in frame 1, feature 2"),
-        ([[]], "of shape (0,), expected numbers"),
-    ],
-)
-def test_a_parquet_column_of_something_else_is_named(tmp_path, column, problem):
-    arrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
-    labels = write_labels(tmp_path / "y.csv", ["a"])
-    parquet.write_table(arrow.table({"id": ["a"], "rgb": column}), tmp_path / "a.parquet")
-
-    with pytest.raises(RecordError, match=re.escape(problem)):
-        convert([tmp_path / "a.parquet"], labels, tmp_path / "out")
-
-
-def test_bytes_of_parquet_stay_bytes(tmp_path):
-    arrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
-    labels = write_labels(tmp_path / "y.csv", ["a"])
-    column = arrow.array([[[1, 2], [3, 4]]], arrow.list_(arrow.list_(arrow.uint8())))
-    parquet.write_table(arrow.table({"id": ["a"], "rgb": column}), tmp_path / "a.parquet")
-
-    convert([tmp_path / "a.parquet"], labels, tmp_path / "out")
-
-    assert read(tmp_path / "out")["a"][0]["rgb"].tolist() == [[1, 2], [3, 4]]
-
-
-def test_the_command_prints_what_it_wrote_and_the_error_of_quantising(tmp_path, labels, runner):
-    (features,) = write_npz_table(tmp_path)
-    words = ["data", "convert", str(features), "--labels", str(labels), "-o", f"{tmp_path}/out"]
-
-    result = runner.invoke(main, [*words, "--split", "a=1", "--quantise"])
-
-    assert result.exit_code == 0, result.output
-    lines = result.stdout.splitlines()
-    assert lines[:2] == [f"{tmp_path}/out", "a              4 videos"]
-    assert lines[2].startswith("rgb            quantisation error 0.0")
-    assert lines[2].endswith("of the values lie outside -2 to 2")
-    result = runner.invoke(main, [*words, "--json", "--force"])
-    assert sum(json.loads(result.stdout)["videos"].values()) == 4

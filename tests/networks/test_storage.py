@@ -1,14 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from builders import tiny_recipe, tiny_schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from ensemble_kit.networks.products import output_axes
 from ensemble_kit.networks.storage import relative_error, round_to
-from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.store.dtypes import DTYPES
 
 ROWS, COLUMNS = 64, 80  # 5,120 numbers: more than the least that blocks take
@@ -79,23 +75,3 @@ def test_the_error_is_the_mean_change_as_a_share_of_the_mean_size(rng):
         error = relative_error(values, rounded, chunk_values=chunk_values)
         assert error == pytest.approx(expected, rel=1e-5)
     assert relative_error(torch.zeros(3), torch.zeros(3)) == 0
-
-
-def test_outputs_are_the_rows_of_pytorchs_matrices_and_the_columns_of_the_kits():
-    def product_axes(pooling, **parts):
-        return output_axes(SubModel(tiny_recipe(pooling=pooling, **parts), tiny_schema()))
-
-    vlad = product_axes("netvlad")
-    assert vlad == {
-        "poolings.stream_rgb.assignment.weight": 1,
-        "poolings.stream_audio.assignment.weight": 1,
-        "hidden.weight": 1,
-        "gating.weight": 1,
-        "head.gates.weight": 0,
-        "head.experts.weight": 0,
-    }
-    assert "poolings.stream_rgb.covariances" not in product_axes("net_fv")
-    cells = product_axes("bigru", gating=None)
-    names = [name.rpartition(".cells.")[2] for name, axis in cells.items() if axis == 0]
-    assert {"weight_ih_l0", "weight_hh_l1_reverse"} < set(names)
-    assert output_axes(nn.Linear(3, 2)) == {"weight": 0}

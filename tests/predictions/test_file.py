@@ -7,47 +7,15 @@ import json
 import numpy as np
 import pytest
 from candidate_builders import write_text
+from predictions_builders import IDS, LABELS, MODEL, NAMES, ROWS, write
 
 from ensemble_kit.data.labels import LabelLists
-from ensemble_kit.errors import CheckpointError, OutputError, PredictionsError
+from ensemble_kit.errors import CheckpointError, PredictionsError
 from ensemble_kit.predictions.challenge_csv import read_labels_csv
 from ensemble_kit.predictions.file import is_predictions_file, read_predictions
 from ensemble_kit.predictions.videos import dataset_sha256
-from ensemble_kit.predictions.writing import write_predictions, write_predictions_csv
-from ensemble_kit.store.provenance import FileMetadata, ModelMetadata, PredictionsMetadata
+from ensemble_kit.store.provenance import PredictionsMetadata
 from ensemble_kit.store.tensor_files import open_tensors, save_tensors
-
-IDS = ("one", "zwei", "três")
-NAMES = ("Game", "Vehicle", "Car", "Dance, modern")
-LABELS = LabelLists.from_lists([[0, 2], [], [3]])
-ROWS = np.array(
-    [[0.5, 0.25, 1.0, 0.0], [0.125, 0.125, 0.75, 0.125], [0.0, 1e-7, 0.1234567, 0.9]], np.float32
-)
-MODEL = ModelMetadata(
-    file=FileMetadata(path="../model.safetensors", sha256="a" * 64),
-    kind="checkpoint",
-    num_values=7,
-    repeats=1,
-)
-
-
-def write(path, **changes):
-    arguments = {
-        "ids": IDS,
-        "label_names": NAMES,
-        "labels": LABELS,
-        "rows": ROWS,
-        "name": "gru",
-        "model": MODEL,
-        "force": False,
-    }
-    write_predictions(path, **(arguments | changes))
-    return path
-
-
-def write_csv(path, **changes):
-    write_predictions_csv(path, **({"ids": IDS, "rows": ROWS, "force": False} | changes))
-    return path
 
 
 def test_what_is_written_is_read_back(tmp_path):
@@ -72,13 +40,6 @@ def test_blocks_cover_all_videos_in_order(tmp_path):
 
     assert [videos for videos, _ in blocks] == [slice(0, 2), slice(2, 3)]
     np.testing.assert_array_equal(np.concatenate([rows for _, rows in blocks]), ROWS)
-
-
-def test_blocks_and_a_whole_array_write_the_same_bytes(tmp_path):
-    whole = write(tmp_path / "whole.safetensors")
-    blocks = write(tmp_path / "blocks.safetensors", rows=iter([ROWS[:2], ROWS[2:]]))
-
-    assert whole.read_bytes() == blocks.read_bytes()
 
 
 def test_predictions_of_no_videos_are_read_back(tmp_path):
@@ -123,15 +84,6 @@ def test_a_class_that_a_file_of_the_best_cannot_list_is_named(tmp_path):
         f"{path} lists a class outside of its 4 classes.\n"
         "Make the file again with `ensemble-kit predict`."
     )
-
-
-def test_rounding_just_outside_of_probabilities_is_written_as_zero_or_one(tmp_path):
-    path = tmp_path / "p.safetensors"
-    rows = np.array([[1 + 2**-23, -1e-9]], np.float32)
-
-    write(path, ids=("a",), label_names=("x", "y"), labels=LABELS.rows(1, 2), rows=rows)
-
-    assert read_predictions(path).rows(0, 1).tolist() == [[1.0, 0.0]]
 
 
 def test_the_dataset_is_known_by_ids_and_labels_in_order(tmp_path):
@@ -217,34 +169,6 @@ def test_a_file_that_is_not_text_is_named(tmp_path):
     )
 
 
-NOT_FINITE = "is {}.\nPredict again with a model whose weights and features are finite."
-NOT_A_PROBABILITY = (
-    "is {}, expected a probability from 0 to 1.\n"
-    "Predict again with a model that returns probabilities, not logits."
-)
-
-
-@pytest.mark.parametrize(
-    ("value", "problem"),
-    [
-        (np.nan, NOT_FINITE.format("not a number (NaN)")),
-        (np.inf, NOT_FINITE.format("infinite")),
-        (-0.5, NOT_A_PROBABILITY.format("-0.5")),
-        (1.5, NOT_A_PROBABILITY.format("1.5")),
-    ],
-)
-def test_a_value_that_is_no_probability_is_named_when_written(tmp_path, value, problem):
-    path = tmp_path / "p.safetensors"
-    rows = ROWS.copy()
-    rows[1, 3] = value
-
-    with pytest.raises(PredictionsError) as caught:
-        write(path, rows=rows)
-
-    assert str(caught.value) == f"{path}: class 3 of video 'zwei' {problem}"
-    assert not path.exists()
-
-
 def test_a_value_that_is_no_probability_is_named_when_read(tmp_path):
     path = write(tmp_path / "p.safetensors")
     with open_tensors(path) as file:
@@ -262,53 +186,6 @@ def test_a_value_that_is_no_probability_is_named_when_read(tmp_path):
         f"{path}: class 1 of video 'três' is -1, expected a probability from 0 to 1.\n"
         "Predict again with a model that returns probabilities, not logits."
     )
-
-
-@pytest.mark.parametrize(
-    ("write_ids", "ids", "fault"),
-    [
-        (write, ("a", "b", "a"), "'a' appears twice."),
-        (write, ("a", "b\nc", "d"), r"'b\nc' has a character that the file cannot keep."),
-        (write_csv, ("a", "b", "a"), "'a' appears twice."),
-        (write_csv, ("a", "b\rc", "d"), r"'b\rc' has a character that the file cannot keep."),
-        (write, ("a", "\ud800", "d"), r"'\ud800' has a character that the file cannot keep."),
-    ],
-)
-def test_an_id_that_cannot_be_kept_is_named(tmp_path, write_ids, ids, fault):
-    path = tmp_path / "p"
-
-    with pytest.raises(PredictionsError) as caught:
-        write_ids(path, ids=ids)
-
-    assert str(caught.value) == (
-        f"{path}: video id {fault}\n"
-        "Give every record its own id, without line ends, in characters of Unicode."
-    )
-
-
-def test_counts_that_do_not_agree_are_refused(tmp_path):
-    path = tmp_path / "p.safetensors"
-
-    with pytest.raises(ValueError, match=r"^2 ids, labels of 3 videos$"):
-        write(path, ids=IDS[:2])
-    with pytest.raises(ValueError, match=r"^3 ids, probabilities of 2 videos$"):
-        write(path, rows=ROWS[:2])
-    with pytest.raises(ValueError, match=r"^3 label names, 4 probabilities$"):
-        write(path, label_names=NAMES[:3])
-
-
-def test_predictions_are_not_overwritten_unless_forced(tmp_path):
-    for write_again, path in (
-        (write, tmp_path / "p.safetensors"),
-        (write_csv, tmp_path / "p.csv"),
-    ):
-        write_again(path)
-        with pytest.raises(OutputError) as caught:
-            write_again(path)
-        write_again(path, force=True)
-        assert str(caught.value) == (
-            f"{path} exists already.\nName another output, or replace it with --force."
-        )
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import PredictionsError
-from ensemble_kit.predictions.videos import aligned, taken
+from ensemble_kit.predictions.videos import aligned, held_out, taken
 
 
 @settings(max_examples=50, deadline=None)
@@ -43,3 +43,13 @@ def test_a_video_in_one_file_only_is_named(tmp_path, ids, to, message):
     assert str(caught.value) == (
         f"{message}\nMake both files from the same videos; their order may differ."
     )
+
+
+def test_a_video_is_held_out_whatever_the_others_are():
+    ids = [f"video{index}" for index in range(50)]
+
+    once = dict(zip(ids, held_out(ids, 0.25), strict=True))
+
+    assert dict(zip(ids[::-3], held_out(ids[::-3], 0.25), strict=True)).items() <= once.items()
+    assert 5 < sum(once.values()) < 20
+    assert all(held_out(ids, 0.5)[np.array(list(once.values()))])

@@ -2,73 +2,12 @@
 
 from itertools import chain, combinations
 
-import numpy as np
 import pytest
-from candidate_builders import candidates_of
+from candidate_builders import FIRST_COUNTS_MORE, SearchCase, search_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import gap_loops, mixed_loops
 
 from ensemble_kit.errors import SelectionError, SizeLimitError
-from ensemble_kit.selection.mixing import optimised
-from ensemble_kit.selection.scoring import Scorer, Term
-from ensemble_kit.selection.search import Rules, Search
-from ensemble_kit.selection.table import read_tables
-
-K = 2
-
-
-class Case:
-    """Some candidates, and the GAP of any of their ensembles by the loops."""
-
-    def __init__(self, rows, positives, sizes, limit):
-        self.rows, self.positives, self.sizes, self.limit = rows, positives, sizes, limit
-        self.known = candidates_of(rows, positives, sizes)
-        self.gaps = {}
-
-    def gap(self, members):
-        key = tuple(sorted(members))
-        if key not in self.gaps:
-            mixed = mixed_loops([self.rows[index] for index in key], [1] * len(key))
-            self.gaps[key] = gap_loops(mixed, self.positives, K)
-        return self.gaps[key]
-
-    def num_bytes(self, members):
-        return sum(self.sizes[index] for index in set(members))
-
-    def order(self, members):
-        """What decides: the GAP, then bytes, then names, which are in order of place."""
-        return -self.gap(members), self.num_bytes(members), members
-
-    def fits(self, members):
-        return self.num_bytes(members) <= self.limit
-
-    def search(self, strategy, **changes):
-        rules = {
-            "strategy": strategy,
-            "criterion": "gain",
-            "limit": self.limit,
-            "max_members": None,
-            "beam_width": 1,
-            "start": (),
-        }
-        (table,) = read_tables(self.known, [np.ones(len(self.positives), bool)], k=K)
-        weights = [1.0] * len(self.rows)
-        return Search(Scorer(table, K), self.known.candidates, weights, Rules(**rules | changes))
-
-
-@st.composite
-def cases(draw):
-    """Eighths as scores, so that sums are exact; one candidate fits at least."""
-    num_videos, num_classes = draw(st.integers(2, 4)), draw(st.integers(3, 5))
-    score = st.sampled_from([0.0, 0.125, 0.25, 0.5, 0.875])
-    row = st.lists(score, min_size=num_classes, max_size=num_classes)
-    one = st.lists(row, min_size=num_videos, max_size=num_videos)
-    rows = draw(st.lists(one, min_size=2, max_size=4))
-    classes = st.sets(st.integers(0, num_classes - 1), min_size=1, max_size=2)
-    positives = draw(st.lists(classes, min_size=num_videos, max_size=num_videos))
-    sizes = draw(st.lists(st.sampled_from([2, 3, 5]), min_size=len(rows), max_size=len(rows)))
-    return Case(rows, positives, sizes, draw(st.integers(5, 13)))
 
 
 def beam_loops(case, width, *, may_repeat=False, most=9):
@@ -90,7 +29,7 @@ def beam_loops(case, width, *, may_repeat=False, most=9):
 
 
 @settings(max_examples=40, deadline=None)
-@given(cases(), st.integers(1, 3))
+@given(search_cases(), st.integers(1, 3))
 def test_a_beam_keeps_the_best_ensembles_of_each_number_of_members(case, width):
     search = case.search("beam", beam_width=width)
 
@@ -108,13 +47,13 @@ def test_a_beam_keeps_the_best_ensembles_of_each_number_of_members(case, width):
 
 
 @settings(max_examples=30, deadline=None)
-@given(cases())
+@given(search_cases())
 def test_greedy_is_a_beam_of_one(case):
     assert case.search("greedy").run().members == beam_loops(case, 1)
 
 
 @settings(max_examples=30, deadline=None)
-@given(cases(), st.integers(1, 6))
+@given(search_cases(), st.integers(1, 6))
 def test_with_replacement_the_best_of_the_first_additions_is_kept(case, most):
     chosen = case.search("replacement", max_members=most).run()
 
@@ -123,7 +62,7 @@ def test_with_replacement_the_best_of_the_first_additions_is_kept(case, most):
 
 
 @settings(max_examples=30, deadline=None)
-@given(cases(), st.integers(1, 4))
+@given(search_cases(), st.integers(1, 4))
 def test_an_exhaustive_search_finds_the_optimum(case, most):
     places = range(len(case.rows))
     every = chain.from_iterable(combinations(places, size) for size in range(1, most + 1))
@@ -137,7 +76,7 @@ def test_an_exhaustive_search_finds_the_optimum(case, most):
 
 
 @settings(max_examples=30, deadline=None)
-@given(cases())
+@given(search_cases())
 def test_gain_for_each_byte_decides_after_the_best_single(case):
     chosen = case.search("greedy", criterion="gain-per-byte").run()
 
@@ -171,11 +110,6 @@ def test_of_two_gains_the_one_that_costs_fewer_bytes_for_its_size_is_taken():
     assert by_bytes.members == (0, 2)
 
 
-# Of the two classes the first video's is the first and the second's the second. Alone and in their
-# mean one of them is taken for the other; not where the first candidate counts twice.
-FIRST_COUNTS_MORE = [[[0.4, 0.1], [0.4, 0.3]], [[0.1, 0.5], [0.1, 0.5]]]
-
-
 def right_for(*videos):
     """Four videos, each with its own class; a candidate that knows some of them."""
     return [[0.75 if c == v and v in videos else 0.125 for c in range(5)] for v in range(4)]
@@ -183,11 +117,11 @@ def right_for(*videos):
 
 def made(*known, sizes=None, limit=100):
     sizes = sizes or [10] * len(known)
-    return Case([right_for(*videos) for videos in known], [{0}, {1}, {2}, {3}], sizes, limit)
+    return SearchCase([right_for(*videos) for videos in known], [{0}, {1}, {2}, {3}], sizes, limit)
 
 
 def test_what_is_counted_twice_takes_its_bytes_once():
-    case = Case(FIRST_COUNTS_MORE, [{0}, {1}], [7, 11], 100)
+    case = SearchCase(FIRST_COUNTS_MORE, [{0}, {1}], [7, 11], 100)
 
     chosen = case.search("replacement", max_members=5).run()
 
@@ -235,41 +169,3 @@ def test_an_exhaustive_search_of_too_many_ensembles_is_refused():
         "Limit --max-members, leave candidates out with --exclude, or use --strategy beam."
     )
     assert len(case.search("exhaustive", max_members=1).run().terms) == 1
-
-
-@settings(max_examples=30, deadline=None)
-@given(cases())
-def test_optimised_coefficients_are_never_worse_and_sum_alike(case):
-    search = case.search("greedy")
-    chosen = search.run()
-
-    terms = optimised(search.scorer, chosen.terms, chosen.gap)
-
-    assert [term.candidate for term in terms] == list(chosen.members)
-    assert sum(term.weight for term in terms) == pytest.approx(len(terms))
-    assert all(term.weight > 0 for term in terms)
-    assert search.scorer.gap(terms) >= chosen.gap - 1e-12
-
-
-def test_coefficients_stay_where_no_step_raises_the_gap():
-    # Three members, for two could come back to equal coefficients by the second one's step.
-    rows = [
-        [[0.875, 0.875, 0.75], [0.625, 0.875, 0.125], [0.0, 0.5, 0.75]],
-        [[0.875, 0.75, 0.75], [0.625, 0.75, 0.5], [0.875, 0.875, 0.25]],
-        [[0.75, 0.125, 0.125], [0.5, 0.875, 0.875], [0.5, 0.0, 0.875]],
-    ]
-    scorer = Case(rows, [{0}, {2}, {2}], [1, 1, 1], 3).search("greedy").scorer
-    terms = [Term(0, 1.0), Term(1, 1.0), Term(2, 1.0)]
-
-    assert optimised(scorer, terms, scorer.gap(terms)) == terms
-
-
-def test_coefficients_move_to_where_both_videos_are_right():
-    case = Case(FIRST_COUNTS_MORE, [{0}, {1}], [1, 1], 2)
-    scorer = case.search("greedy").scorer
-    terms = [Term(0, 1.0), Term(1, 1.0)]
-
-    first, second = optimised(scorer, terms, scorer.gap(terms))
-
-    assert first.weight > 1 > second.weight
-    assert scorer.gap([first, second]) > scorer.gap(terms)

@@ -6,76 +6,32 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from builders import bytes_by_dtype
+from candidate_files import (
+    MISSING,
+    POSITIVES,
+    VIDEOS,
+    refused,
+    right_for,
+    write_csv,
+    write_labels,
+    write_own,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import gap_loops, greedy_loops, mixed_loops
 
 from ensemble_kit.choices import MAX_SIZE
 from ensemble_kit.data.labels import LabelLists
-from ensemble_kit.errors import OutputError, PredictionsError, SelectionError, SizeLimitError
+from ensemble_kit.errors import OutputError, SelectionError, SizeLimitError
 from ensemble_kit.files import sha256_of
 from ensemble_kit.inference import evaluate_predictions
 from ensemble_kit.predictions.file import read_predictions
 from ensemble_kit.predictions.videos import dataset_sha256, held_out
 from ensemble_kit.predictions.writing import write_predictions
 from ensemble_kit.selection.stage import find_predictions, select
-from ensemble_kit.store.provenance import FileMetadata, ModelMetadata, PredictionsMetadata
+from ensemble_kit.store.provenance import FileMetadata, PredictionsMetadata
 from ensemble_kit.store.selection_file import read_selection
 from ensemble_kit.store.tensor_files import open_tensors
-
-MISSING = -np.inf
-VIDEOS = ("a", "b", "c", "d")
-POSITIVES = [{0}, {1, 4}, {2}, {0, 3}]
-
-
-def write_own(path, rows, *, ids=VIDEOS, positives=POSITIVES, name=None, size=100, names="vwxyz"):
-    """Write predictions of a model that takes ``size`` bytes in bf16; None for no model."""
-    file = FileMetadata(path=f"{path.stem}/averaged.safetensors", sha256="a" * 64)
-    model = ModelMetadata(
-        file=file,
-        kind="checkpoint",
-        num_values=(size or 0) // 2,
-        bytes_by_dtype=bytes_by_dtype(size) if size else None,
-        repeats=1,
-    )
-    write_predictions(
-        path,
-        ids=ids,
-        label_names=tuple(names[: len(rows[0])]),
-        labels=LabelLists.from_lists(map(sorted, positives)),
-        rows=np.array(rows, np.float32),
-        name=name or path.stem,
-        model=model if size is not None else None,
-        force=True,
-    )
-    return path
-
-
-def write_csv(path, rows, ids=VIDEOS):
-    lines = ["VideoId,LabelConfidencePairs"]
-    for video, row in zip(ids, rows, strict=True):
-        listed = [(index, score) for index, score in enumerate(row) if score > MISSING]
-        lines.append(f"{video}," + " ".join(f"{index} {score!r}" for index, score in listed))
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
-
-
-def write_labels(path, ids=VIDEOS, positives=POSITIVES):
-    lines = [
-        f"{video},{' '.join(map(str, sorted(one)))}"
-        for video, one in zip(ids, positives, strict=True)
-    ]
-    path.write_text("\n".join(["VideoId,Labels", *lines]) + "\n", encoding="utf-8")
-    return path
-
-
-def right_for(*videos, score=0.75):
-    """Scores of 1/8, but for the positives of some videos."""
-    return [
-        [score if video in videos and index in positives else 0.125 for index in range(5)]
-        for video, positives in zip(VIDEOS, POSITIVES, strict=True)
-    ]
 
 
 @st.composite
@@ -501,16 +457,6 @@ def test_the_videos_held_out_confirm_the_choice(tmp_path):
     assert everything.confirm is None
 
 
-def test_a_video_is_held_out_whatever_the_others_are():
-    ids = [f"video{index}" for index in range(50)]
-
-    once = dict(zip(ids, held_out(ids, 0.25), strict=True))
-
-    assert dict(zip(ids[::-3], held_out(ids[::-3], 0.25), strict=True)).items() <= once.items()
-    assert 5 < sum(once.values()) < 20
-    assert all(held_out(ids, 0.5)[np.array(list(once.values()))])
-
-
 def test_scores_that_float32_would_make_equal_keep_their_order(tmp_path):
     positives = [{index % 5} for index in range(40)]
     ids = [f"video{index}" for index in range(40)]
@@ -562,15 +508,6 @@ def test_the_very_same_selection_may_be_kept(tmp_path):
     assert str(caught.value).startswith(f"{output} exists already.")
 
 
-def refused(paths, error=SelectionError, **options):
-    """Return the message that selecting ends with."""
-    output = paths[0].parent / "s.json"
-    with pytest.raises(error) as caught:
-        select(paths, output=output, **options)
-    assert not output.exists()
-    return str(caught.value)
-
-
 def test_a_selection_is_not_overwritten_unless_forced(tmp_path):
     paths, output = [write_own(tmp_path / "p", right_for("a"))], tmp_path / "s.json"
     select(paths, output=output)
@@ -598,42 +535,6 @@ def test_nothing_that_fits_is_refused_with_the_smallest(tmp_path):
     assert refused(paths, SizeLimitError, max_size=2**20) == (
         "No candidate fits in 1.0 MiB: gru, the smallest, takes 3.0 MiB. In int4 it "
         "would fit.\nRaise --max-size, or train a smaller sub-model."
-    )
-
-
-def test_two_candidates_of_one_name_are_refused(tmp_path):
-    paths = [
-        write_own(tmp_path / "p", right_for("a"), name="gru"),
-        write_csv(tmp_path / "gru.csv", right_for("b")),
-    ]
-
-    assert refused(paths) == (
-        f"{paths[0]} and {paths[1]} are both named 'gru'.\n"
-        "Leave one out, or rename one: a CSV file, or a run with `train --name`."
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "names"), [("grv", "gru"), ("a.csv", "gru, vlad")], ids=["near", "far"]
-)
-def test_a_size_of_no_candidate_is_refused(tmp_path, name, names):
-    paths = [write_own(tmp_path / "gru", right_for("a")), write_own(tmp_path / "vlad", right_for())]
-
-    assert refused(paths, sizes={name: 4}) == (
-        f"A size is given for {name!r}, but there is no such candidate.\nName one of {names}."
-    )
-
-
-@pytest.mark.parametrize("options", [{"max_size": MAX_SIZE}, {"sizes": {"gru": 4}}])
-def test_an_unknown_size_is_refused_where_there_is_a_limit(tmp_path, options):
-    paths = [
-        write_own(tmp_path / "gru", right_for("a")),
-        write_csv(tmp_path / "other.csv", right_for("b")),
-    ]
-
-    assert refused(paths, **options) == (
-        f"The size of other is not known: {paths[1]} does not name a model of the kit.\n"
-        "Give the size of every such candidate: --size other=4MB."
     )
 
 
@@ -686,15 +587,6 @@ def test_what_does_not_go_together_is_refused(tmp_path, options, message):
     paths = [write_own(tmp_path / name, right_for(name[0])) for name in ("gru", "vlad")]
 
     assert refused(paths, **options) == message
-
-
-def test_gain_per_byte_needs_every_size(tmp_path):
-    paths = [write_own(tmp_path / "mean", right_for("a"), size=None)]
-
-    assert refused(paths, criterion="gain-per-byte") == (
-        f"The size of mean is not known: {paths[0]} does not name a model of the kit.\n"
-        "Give the size of every such candidate: --size mean=4MB."
-    )
 
 
 def test_the_frontier_holds_what_fewer_bytes_would_buy(tmp_path):
@@ -789,134 +681,6 @@ def test_optimised_coefficients_are_reported_with_what_they_brought(tmp_path):
     assert selection.optimised.confirmed_gap is None
 
 
-def test_own_predictions_without_a_model_need_a_size_too(tmp_path):
-    paths = [write_own(tmp_path / "mean", right_for("a"), size=None)]
-
-    message = refused(paths, max_size=100)
-
-    assert message.startswith(f"The size of mean is not known: {paths[0]} does not name a model")
-    assert select(paths, output=tmp_path / "s.json", max_size=100, sizes={"mean": 7}).bytes == 7
-
-
-def test_a_model_that_tells_of_no_weights_needs_a_size_too(tmp_path):
-    paths = [write_own(tmp_path / "exported", right_for("a"), size=0)]
-
-    message = refused(paths, max_size=100)
-
-    assert message.startswith(f"The size of exported is not known: {paths[0]} does not name a")
-
-
-def test_other_label_names_are_refused(tmp_path):
-    paths = [
-        write_own(tmp_path / "p", right_for("a")),
-        write_own(tmp_path / "q", right_for("b"), names="vwxyq"),
-    ]
-
-    assert refused(paths) == (
-        f"{paths[1]} calls class 4 'q', but other candidates, such as {paths[0]}, call it 'z'.\n"
-        "Select among predictions of one label vocabulary."
-    )
-
-
-def test_a_csv_of_more_classes_is_refused(tmp_path):
-    paths = [
-        write_csv(tmp_path / "p.csv", [[0.5] * 7] * 4),
-        write_own(tmp_path / "q", right_for("b")),
-    ]
-
-    assert refused(paths) == (
-        f"{paths[0]} lists class 6; {paths[1]} has 5 classes.\n"
-        "Select among predictions of one label vocabulary."
-    )
-
-
-def test_other_videos_are_refused(tmp_path):
-    paths = [
-        write_own(tmp_path / "p", right_for("a")),
-        write_own(tmp_path / "q", right_for("b"), ids=("a", "b", "c", "e")),
-    ]
-
-    assert refused(paths, PredictionsError) == (
-        f"{paths[1]} lacks video 'd', which {paths[0]} has.\n"
-        "Predict all candidates on the same records, or take --intersect to leave out videos."
-    )
-
-
-def test_videos_that_a_file_lacks_are_left_out_if_asked_for(tmp_path):
-    rows = {"p": right_for("a", "b", "c"), "q": right_for("d", "b")}
-    order = [3, 1, 2]
-    paths = [
-        write_own(tmp_path / "p", rows["p"]),
-        write_own(
-            tmp_path / "q",
-            [*np.array(rows["q"])[order], [0.25] * 5],
-            ids=("d", "b", "c", "e"),
-            positives=[*(POSITIVES[index] for index in order), {1}],
-        ),
-    ]
-
-    selection = select(paths, output=tmp_path / "s.json", intersect=True)
-
-    assert (selection.videos, selection.left_out) == (3, 2)
-    kept = {name: [one[index] for index in (1, 2, 3)] for name, one in rows.items()}
-    assert {one.name: one.gap for one in selection.candidates} == pytest.approx(
-        {name: float(gap_loops(one, POSITIVES[1:], 20)) for name, one in kept.items()}
-    )
-    labels_path = write_labels(tmp_path / "y.csv", VIDEOS[2:], POSITIVES[2:])
-    again = select(
-        paths, output=tmp_path / "t.json", intersect=True, labels_path=labels_path, resamples=0
-    )
-    assert (again.videos, again.labels.path) == (2, "y.csv")
-
-
-def test_no_video_in_common_is_refused(tmp_path):
-    paths = [
-        write_own(tmp_path / "p", right_for("a")),
-        write_own(tmp_path / "q", right_for("b"), ids=("e", "f", "g", "h")),
-    ]
-
-    assert refused(paths, PredictionsError, intersect=True) == (
-        f"No video is in all of {paths[0]}, {paths[1]}.\n"
-        "Predict every candidate on the same records."
-    )
-
-
-def test_a_model_that_has_changed_since_it_predicted_is_refused(tmp_path):
-    path = write_own(tmp_path / "gru", right_for("a"))  # by a model whose hash is made up
-    path = path.rename(tmp_path / "p")
-    (tmp_path / "gru").mkdir()
-    model = tmp_path / "gru" / "averaged.safetensors"
-    model.write_bytes(b"trained on")
-
-    assert refused([path]) == (
-        f"{model} has changed since it predicted {path}.\n"
-        f"Predict again with `ensemble-kit predict {model} DATA -o {path}`."
-    )
-
-
-def test_numpys_files_are_candidates_beside_the_kits(tmp_path):
-    own = write_own(tmp_path / "own", right_for("a", "b"))
-    rows = np.array(right_for("d"))[::-1]
-    np.save(tmp_path / "other.npy", rows)
-    (tmp_path / "other.ids.txt").write_text("\n".join(VIDEOS[::-1]))
-
-    paths = [tmp_path / "other.npy", own]
-    selection = select(paths, output=tmp_path / "first.json", resamples=0)
-
-    assert {member.name for member in selection.members} == {"own", "other"}
-    assert {one.name: one.gap for one in selection.candidates} == pytest.approx(
-        {
-            "own": float(gap_loops(right_for("a", "b")[::-1], POSITIVES[::-1], 20)),
-            "other": float(gap_loops(rows.tolist(), POSITIVES[::-1], 20)),
-        }
-    )
-    np.save(tmp_path / "other.npy", rows[:, :4])
-    assert refused([own, tmp_path / "other.npy"]) == (
-        f"{tmp_path / 'other.npy'} has 4 classes, but other candidates, such as {own}, have 5.\n"
-        "Select among predictions of one label vocabulary."
-    )
-
-
 def test_what_files_of_the_best_classes_could_change_is_told(tmp_path):
     rows = np.random.default_rng(0).random((4, 5)).round(3)
     paths = [write_own(tmp_path / name, one) for name, one in (("x", rows), ("y", rows**2))]
@@ -942,94 +706,3 @@ def test_what_files_of_the_best_classes_could_change_is_told(tmp_path):
     assert {one.name: one.top_k for one in selection.candidates} == {"x": None, "y": 2}
     by_gap = select(paths, output=tmp_path / "g.json", mixing="gap", resamples=0, top_k=2)
     assert by_gap.truncation.is_decided is None
-
-
-def test_other_labels_are_refused_unless_they_are_named(tmp_path):
-    paths = [
-        write_own(tmp_path / "p", right_for("a")),
-        write_own(tmp_path / "q", right_for("b"), positives=[*POSITIVES[:3], {1}]),
-    ]
-
-    assert refused(paths) == (
-        f"{paths[1]} has other labels than {paths[0]}.\n"
-        "Predict every candidate on the same records, or name the labels with --labels."
-    )
-    labels_path = write_labels(tmp_path / "y.csv", VIDEOS[::-1], POSITIVES[::-1])
-    select(paths, output=tmp_path / "s.json", labels_path=labels_path)
-
-
-def test_no_labels_are_refused(tmp_path):
-    csv = write_csv(tmp_path / "p.csv", right_for("a"))
-    own = write_own(tmp_path / "q", right_for("a"), positives=[set()] * 4)
-    labels_path = write_labels(tmp_path / "y.csv", positives=[set()] * 4)
-
-    for paths, labels, lacking in (
-        ([csv], None, csv),
-        ([own], None, own),
-        ([own], labels_path, labels_path),
-    ):
-        assert refused(paths, labels_path=labels) == (
-            f"{lacking} holds no labels.\nName a CSV file of the videos' labels with --labels."
-        )
-
-
-def test_a_label_outside_of_the_classes_is_refused(tmp_path):
-    labels_path = write_labels(tmp_path / "y.csv", positives=[{5}, {0}, {0}, {0}])
-
-    message = refused(
-        [write_own(tmp_path / "p", right_for())], PredictionsError, labels_path=labels_path
-    )
-
-    assert message == (
-        f"{labels_path}, line 2: '5' is not a class, expected a number from 0 to 4.\n"
-        "Number the classes from 0, as the records' labels do."
-    )
-
-
-def test_a_missing_selection_is_named(tmp_path):
-    path = tmp_path / "selection.json"
-
-    with pytest.raises(SelectionError) as caught:
-        read_selection(path)
-
-    assert str(caught.value) == (
-        f"{path} cannot be read: No such file or directory.\n"
-        "Run `ensemble-kit select` first, or name a selection that exists."
-    )
-
-
-@pytest.mark.parametrize(
-    ("change", "fault"),
-    [
-        ({"k": "20"}, ": k is '20': Input should be a valid integer"),
-        ({"weights": []}, ": weights is not a key of a selection"),
-        (
-            {"members": []},
-            ": members is []: Tuple should have at least 1 item after validation, not 0",
-        ),
-    ],
-)
-def test_a_selection_of_another_form_is_refused(tmp_path, change, fault):
-    path = tmp_path / "s.json"
-    select([write_own(tmp_path / "p", right_for("a"))], output=path)
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-
-    with pytest.raises(SelectionError) as caught:
-        read_selection(path)
-
-    assert str(caught.value) == (
-        f"{path} is not a selection{fault}.\nMake it again with `ensemble-kit select`."
-    )
-
-
-def test_what_is_not_json_is_no_selection(tmp_path):
-    path = tmp_path / "s.json"
-    path.write_text("members")
-
-    with pytest.raises(SelectionError) as caught:
-        read_selection(path)
-
-    assert str(caught.value) == (
-        f"{path} is not a selection: Invalid JSON: expected value at line 1 column 1.\n"
-        "Make it again with `ensemble-kit select`."
-    )

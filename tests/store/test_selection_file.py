@@ -3,8 +3,13 @@
 import json
 
 import pytest
+from candidate_files import (
+    right_for,
+    write_own,
+)
 
 from ensemble_kit.errors import SelectionError
+from ensemble_kit.selection.stage import select
 from ensemble_kit.store.selection_file import read_selection
 
 
@@ -46,5 +51,54 @@ def test_a_member_that_is_there_twice_is_refused(selection, tmp_path):
 
     assert str(caught.value) == (
         f"{path} is not a selection: two members share a name: {name}, {name}.\n"
+        "Make it again with `ensemble-kit select`."
+    )
+
+
+def test_a_missing_selection_is_named(tmp_path):
+    path = tmp_path / "selection.json"
+
+    with pytest.raises(SelectionError) as caught:
+        read_selection(path)
+
+    assert str(caught.value) == (
+        f"{path} cannot be read: No such file or directory.\n"
+        "Run `ensemble-kit select` first, or name a selection that exists."
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"k": "20"}, ": k is '20': Input should be a valid integer"),
+        ({"weights": []}, ": weights is not a key of a selection"),
+        (
+            {"members": []},
+            ": members is []: Tuple should have at least 1 item after validation, not 0",
+        ),
+    ],
+)
+def test_a_selection_of_another_form_is_refused(tmp_path, change, fault):
+    path = tmp_path / "s.json"
+    select([write_own(tmp_path / "p", right_for("a"))], output=path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+    with pytest.raises(SelectionError) as caught:
+        read_selection(path)
+
+    assert str(caught.value) == (
+        f"{path} is not a selection{fault}.\nMake it again with `ensemble-kit select`."
+    )
+
+
+def test_what_is_not_json_is_no_selection(tmp_path):
+    path = tmp_path / "s.json"
+    path.write_text("members")
+
+    with pytest.raises(SelectionError) as caught:
+        read_selection(path)
+
+    assert str(caught.value) == (
+        f"{path} is not a selection: Invalid JSON: expected value at line 1 column 1.\n"
         "Make it again with `ensemble-kit select`."
     )
