@@ -30,6 +30,7 @@ Mixing: TypeAlias = Literal["uniform", "gap", "optimised"]
 Opset: TypeAlias = Literal[20, 21]
 Precision: TypeAlias = Literal["fp32", "bf16"]
 Strategy: TypeAlias = Literal["greedy", "replacement", "beam", "exhaustive"]
+Tracker: TypeAlias = Literal["tensorboard", "mlflow", "wandb"]
 
 ACTIVATION: Activation = "none"
 BATCH_NORM_RULE: BatchNormRule = "recalibrate"

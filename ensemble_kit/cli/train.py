@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ensemble_kit.choices import PRECISION, TEACHER_SHARE, Dtype, Precision
+from ensemble_kit.choices import PRECISION, TEACHER_SHARE, Dtype, Precision, Tracker
 from ensemble_kit.cli.options import (
     EXISTING_FILE_OR_FOLDER,
     FOLDER,
@@ -114,7 +114,10 @@ if TYPE_CHECKING:
     help="Train the I-th of the recipes only, as one task of a job array.",
 )  # fmt: skip
 @engine_options
-@click.option("--tensorboard", is_flag=True, help="Also write the log for TensorBoard.")
+@click.option(
+    "--tracker", "trackers", type=one_of(Tracker), multiple=True,
+    help="Also log to this tracker; give it once for each.",
+)  # fmt: skip
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each run.")
 @device_option

@@ -1,19 +1,17 @@
-"""The log of a run: ``metrics.jsonl``, and the same numbers for TensorBoard on request."""
+"""The log of a run: ``metrics.jsonl``, whose numbers trackers are given too."""
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os.path import isfile
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ensemble_kit.errors import OutputError, TrainingError
+from ensemble_kit.store.trackers import OpenTracker
 from ensemble_kit.texts import parse_json
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 
 class MetricsLog:
@@ -21,15 +19,11 @@ class MetricsLog:
 
     Args:
         path: The file of lines, one JSON object each.
-        tensorboard: The folder for TensorBoard's event files; None writes none.
-        after_step: The last step that is logged already: TensorBoard drops later ones.
-
-    Raises:
-        TrainingError: TensorBoard is asked for and is not installed.
+        trackers: What is given the numbers of each line, and closed with the log.
     """
 
-    def __init__(self, path: Path, *, tensorboard: Path | None = None, after_step: int = 0) -> None:
-        self._scalars = None if tensorboard is None else _scalars(tensorboard, after_step)
+    def __init__(self, path: Path, *, trackers: Sequence[OpenTracker] = ()) -> None:
+        self._trackers = trackers
         self._lines = path.open("a", encoding="utf-8")
 
     def write(self, *, step: int, **values: Any) -> None:
@@ -37,8 +31,8 @@ class MetricsLog:
 
         Args:
             step: The optimisation step that the values are of.
-            values: What JSON can hold. Its numbers, those in mappings too, are TensorBoard's
-                scalars: ``validation={"gap": 0.8}`` is ``validation/gap``.
+            values: What JSON can hold. Trackers are given its numbers, those in mappings too:
+                ``validation={"gap": 0.8}`` is ``validation/gap``.
 
         Raises:
             OutputError: The disk refuses the line.
@@ -46,10 +40,8 @@ class MetricsLog:
         with self._errors_named():
             self._lines.write(json.dumps({"step": step, **values}) + "\n")
             self._lines.flush()
-        if self._scalars is not None:
-            for name, value in _numbers(values):
-                self._scalars.add_scalar(name, value, step)
-            self._scalars.flush()
+        for tracker in self._trackers:
+            tracker.write(step, dict(_numbers(values)))
 
     def sync(self) -> None:
         """Return when the lines so far would outlast a power cut."""
@@ -67,11 +59,11 @@ class MetricsLog:
             ) from error
 
     def close(self) -> None:
-        """Close all files."""
+        """Close the file and the trackers."""
         with self._errors_named():  # a line that could not be written is tried once more
             self._lines.close()
-        if self._scalars is not None:
-            self._scalars.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -121,24 +113,6 @@ def parse_line(text: bytes) -> dict[str, Any] | None:
 
 def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and -1e300 < value < 1e300  # an int may be too large
-
-
-def require_tensorboard() -> None:
-    """Raise ``TrainingError`` unless TensorBoard is installed."""
-    try:
-        import torch.utils.tensorboard  # noqa: F401
-    except ImportError as error:
-        raise TrainingError(
-            "TensorBoard is not installed.",
-            hint="Run `pip install 'ensemble-kit[tensorboard]'`, or leave --tensorboard out.",
-        ) from error
-
-
-def _scalars(folder: Path, after_step: int) -> "SummaryWriter":
-    require_tensorboard()
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(folder, purge_step=after_step + 1)
 
 
 def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -61,6 +61,16 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def wandb(self) -> Path:
+        """The folder of what Weights & Biases has on disk, where it was asked for."""
+        return self.path / "wandb"
+
+    @property
+    def trackers(self) -> Path:
+        """The names by which trackers know the run, as JSON."""
+        return self.path / "trackers.json"
+
+    @property
     def ema(self) -> Path:
         """The exponential moving average that training kept, where it was asked to."""
         return self.path / "ema.safetensors"
@@ -176,8 +186,9 @@ class RunFolder:
             yield RunLock(self, file)
 
     def _outputs(self) -> list[Path]:
-        outputs = (self.state, self.checkpoints, self.metrics, self.tensorboard, self.ema,
-                   self.averaged, self.validation, *map(self.validation_in, DTYPES))  # fmt: skip
+        outputs = (self.state, self.checkpoints, self.metrics, self.tensorboard, self.wandb,
+                   self.trackers, self.ema, self.averaged, self.validation,
+                   *map(self.validation_in, DTYPES))  # fmt: skip
         return [path for path in outputs if exists(path)]
 
 

@@ -7,11 +7,19 @@ from functools import cached_property
 from itertools import zip_longest
 from os.path import exists
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 
-from ensemble_kit.choices import DEVICE, PRECISION, TEACHER_SHARE, AnyPath, Device, Precision
+from ensemble_kit.choices import (
+    DEVICE,
+    PRECISION,
+    TEACHER_SHARE,
+    AnyPath,
+    Device,
+    Precision,
+    Tracker,
+)
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import check_fits
 from ensemble_kit.errors import OutputError, TrainingError
@@ -20,8 +28,8 @@ from ensemble_kit.networks.building import build_model
 from ensemble_kit.networks.running import require_device
 from ensemble_kit.recipes.reading import AnyRecipe
 from ensemble_kit.store.provenance import TrainingStateMetadata
-from ensemble_kit.store.run_log import require_tensorboard
 from ensemble_kit.store.tensor_files import open_tensors
+from ensemble_kit.store.trackers import require_trackers
 from ensemble_kit.store.workspace import RunFolder, check_run_name
 from ensemble_kit.training.teacher import Teacher
 
@@ -62,7 +70,7 @@ class RunPlan:
         workers: Processes that read the training records ahead; 0 reads in this one. The weights
             are the same for any number.
         device: ``cpu`` or ``cuda``.
-        tensorboard: Whether the log is written for TensorBoard too.
+        trackers: What is given the numbers of the log too: ``tensorboard``, ``mlflow``, ``wandb``.
         ema: The decay, in [0, 1), of an exponential moving average of the weights, which is then
             kept beside them.
         patience: How many checkpoints in a row without a better GAP@20 end the run; None trains
@@ -83,7 +91,7 @@ class RunPlan:
         ProviderError: There is no such device.
         RecipeError: The recipe does not fit the records.
         TrainingError: The folder's name cannot name a run, ``patience`` has no GAP to wait for,
-            or TensorBoard is not installed.
+            or a tracker is not installed.
         ValueError: An option is out of its range.
     """
 
@@ -94,7 +102,7 @@ class RunPlan:
     seed: int = 0
     workers: int = 0
     device: Device = DEVICE
-    tensorboard: bool = False
+    trackers: Sequence[Tracker] = ()
     ema: float | None = None
     patience: int | None = None
     keep: int | None = None
@@ -108,8 +116,7 @@ class RunPlan:
         """Check every option, before anything is written and before hours are spent."""
         self._refuse_out_of_range()
         check_run_name(self.run.name)
-        if self.tensorboard:
-            require_tensorboard()
+        require_trackers(self.trackers)
         require_device(self.device)
         if self.patience is not None and self.validation is None:
             raise TrainingError(
@@ -142,6 +149,7 @@ class RunPlan:
         for name, choice, choices in (
             ("device", self.device, get_args(Device)),
             ("precision", self.precision, get_args(Precision)),
+            *(("trackers", tracker, get_args(Tracker)) for tracker in self.trackers),
         ):
             if choice not in choices:
                 raise ValueError(f"{name} is {choice!r}; it has to be one of {choices}")
@@ -170,6 +178,11 @@ class RunPlan:
             "--accumulate": str(self.accumulate),
             "--teacher": self._describe_teacher(),
         }
+
+    def described(self) -> Mapping[str, str]:
+        """Return the recipe's values and the seed as trackers show them, by their keys."""
+        values = self.recipe.model_dump(exclude={"source", "reported"}, exclude_none=True)
+        return {"recipe": self.recipe.name, "seed": str(self.seed), **dict(_flat(values))}
 
     def _describe_teacher(self) -> str:
         if self.teacher is None:
@@ -253,6 +266,15 @@ def _describe(records: Records) -> Iterator[str]:
     yield records.schema.model_dump_json()
     for path, fingerprint in zip(records.paths, records.fingerprints(), strict=True):
         yield f"{path.name}:{fingerprint.content}"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield a recipe's values with their keys, such as ``training.batch_size``."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, str(value)
 
 
 def _hash_of(parts: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ from ensemble_kit.networks.running import seeded
 from ensemble_kit.progress import progress, quietly
 from ensemble_kit.store.provenance import TrainingStateMetadata
 from ensemble_kit.store.run_log import MetricsLog
+from ensemble_kit.store.trackers import open_trackers
 from ensemble_kit.training.loop import Trainer, Writer
 from ensemble_kit.training.plan import RunPlan, TrainedRun
 from ensemble_kit.training.processes import Processes, join
@@ -79,11 +80,9 @@ def _open_log(plan: RunPlan, state: TrainingStateMetadata | None, *, force: bool
     else:
         plan.run.claim(force=force)
         save_state(plan, Position(), {})
-    return MetricsLog(
-        plan.run.metrics,
-        tensorboard=plan.run.tensorboard if plan.tensorboard else None,
-        after_step=state.step if state else 0,
-    )
+    step = state.step if state else 0
+    trackers = open_trackers(plan.trackers, plan.run, plan.described(), after_step=step)
+    return MetricsLog(plan.run.metrics, trackers=trackers)
 
 
 def _tell(

@@ -129,7 +129,7 @@ def test_progress_and_results_do_not_mix(workspace):
 def test_quiet_training_prints_its_result_alone(runner, own_workspace):
     words = ["train", "recipes/mean.toml", *TRAINING, *SHORT, "--name", "new", "--quiet"]
 
-    result = runner.invoke(main, [*words, "--tensorboard"])
+    result = runner.invoke(main, [*words, "--tracker", "tensorboard"])
 
     assert result.stdout.startswith("runs/new: 2 steps in ")
     assert result.stderr == ""

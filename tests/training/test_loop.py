@@ -284,7 +284,7 @@ def test_every_line_of_the_log_says_where_the_run_was(folder, records, monkeypat
 
 def test_tensorboard_has_the_log_too_and_a_run_that_is_replaced_takes_it_along(folder, records):
     recipe = tiny_recipe(max_steps=2)
-    trained = train_tiny(folder, records, recipe, tensorboard=True)
+    trained = train_tiny(folder, records, recipe, trackers=["tensorboard"])
     assert list(trained.folder.tensorboard.glob("events.out.tfevents.*"))
 
     train_tiny(folder, records, recipe, force=True)
