@@ -44,7 +44,9 @@ class TrackedRun(NamedTuple):
 class OpenTracker(Protocol):
     """What is given a run's numbers while it is trained."""
 
-    known_as: str | None  # by which the run is found again when it is resumed
+    @property
+    def known_as(self) -> str | None:
+        """The tracker's own name of the run, if it needs one to go on with it."""
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """Take the numbers of one optimisation step, as ``validation/gap``: 0.8."""

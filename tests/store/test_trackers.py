@@ -241,12 +241,13 @@ def test_mlflow_has_the_numbers_and_the_settings_and_a_resumed_run_goes_on(run, 
 
 
 def test_weights_and_biases_writes_offline_into_the_runs_folder(run, monkeypatch, capfd):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
 
     for after_step in (0, 2):
         with log_of(run, "wandb", after_step=after_step) as log:
             log.write(step=after_step + 2, loss=1.5, validation={"gap": 0.5})
+    wandb.teardown()  # waits for the process that writes the files
 
     name = json.loads(run.trackers.read_text("utf-8"))["wandb"]
     written = sorted(run.wandb.glob(f"offline-run-*-{name}/run-{name}.wandb"))
