@@ -11,10 +11,11 @@ from ensemble_kit.cli.options import (
     EXISTING_FILE,
     EXISTING_FILE_OR_FOLDER,
     device_option,
+    echo_csv,
     echo_skipped,
-    json_option,
     records_options,
     repeats_option,
+    table_options,
 )
 
 
@@ -36,7 +37,7 @@ from ensemble_kit.cli.options import (
 @repeats_option
 @device_option
 @records_options
-@json_option
+@table_options
 def evaluate(
     model_or_predictions: Path,
     data: tuple[str, ...],
@@ -46,6 +47,7 @@ def evaluate(
     repeats: int | None,
     device: str,
     as_json: bool,
+    as_csv: bool,
     **reading: Any,
 ) -> None:
     """Print GAP, Hit@1, PERR and mAP of MODEL_OR_PREDICTIONS.
@@ -89,8 +91,12 @@ def evaluate(
             else (evaluate_model(model_or_predictions, records, **options), None)
         )
         echo_skipped(records)
+    found = metrics.as_dict() | (whole.as_dict() if whole else {})
     if as_json:
-        click.echo(json.dumps(metrics.as_dict() | (whole.as_dict() if whole else {})))
+        click.echo(json.dumps(found))
+        return
+    if as_csv:
+        echo_csv([found])  # one row, so that those of several models stand under each other
         return
     rows = [
         (f"GAP@{top_k}", f"{metrics.gap:.4f}"),

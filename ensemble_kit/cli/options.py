@@ -1,9 +1,11 @@
 """Arguments and options that several commands share."""
 
+import csv
 import difflib
+import io
 import json
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -14,6 +16,7 @@ from click.core import ParameterSource
 from ensemble_kit.choices import CACHE_BYTES, DEVICE, MAX_GAP_LOSS, MAX_SIZE, Device, Dtype
 from ensemble_kit.errors import InputError
 from ensemble_kit.files import parse_size
+from ensemble_kit.wording import printable_line
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -95,6 +98,28 @@ def one_of(literal: Any) -> click.Choice[str]:
 
 force_option = click.option("--force", is_flag=True, help="Replace what exists already.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+def _only_form(ctx: click.Context, param: click.Parameter, is_given: bool) -> bool:
+    if is_given and (ctx.params.get("as_json") or ctx.params.get("as_csv")):  # the one before it
+        raise click.UsageError("Output is JSON or CSV; give --json or --csv.")
+    return is_given
+
+
+def table_options(command: F) -> F:
+    """Add ``--json`` and ``--csv`` to a command that prints a table."""
+    for option in (
+        click.option(
+            "--csv", "as_csv", is_flag=True, callback=_only_form, help="Print the table as CSV."
+        ),
+        click.option(
+            "--json", "as_json", is_flag=True, callback=_only_form, help="Print one JSON object."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 device_option = click.option("--device", type=one_of(Device), default=DEVICE, show_default=True)
 repeats_option = click.option(
     "--repeats", type=click.IntRange(min=1),
@@ -152,6 +177,25 @@ def _parsed_size(ctx: click.Context, param: click.Parameter, value: str) -> int:
 def echo_json(result: object) -> None:
     """Print a stage's result as one JSON object; paths are written as text."""
     click.echo(json.dumps(_plain(result), ensure_ascii=False))
+
+
+def echo_csv(rows: Iterable[Mapping[str, object]]) -> None:
+    """Print rows as CSV: a header, numbers in full, nothing where there is no value.
+
+    Args:
+        rows: At least one; all have the columns of the first, in its order.
+    """
+    table = [dict(row) for row in rows]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, table[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _cell(value) for key, value in row.items()} for row in table)
+    click.echo(text.getvalue(), nl=False)
+
+
+def _cell(value: object) -> object:
+    """Return a value as it stands in CSV; of text, what would steer a terminal is escaped."""
+    return printable_line(value) if isinstance(value, str) else value
 
 
 def _plain(value: Any) -> Any:

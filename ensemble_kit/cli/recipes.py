@@ -1,7 +1,7 @@
 """ensemble-kit recipes: list, show, copy, new, check, schema."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,11 @@ from ensemble_kit.cli.options import (
     FILE,
     SuggestingGroup,
     complete_recipes,
+    echo_csv,
     echo_json,
     force_option,
     json_option,
+    table_options,
 )
 from ensemble_kit.errors import RecipeError
 from ensemble_kit.store.dtypes import BY_NAME
@@ -40,8 +42,10 @@ def recipes() -> None:
 @click.option("--paper", metavar="TEXT", help="Only of this paper: a folder, or words of it.")
 @click.option("--part", metavar="NAME", help="Only those with this part, such as netvlad.")
 @click.option("--ensembles", is_flag=True, help="List published ensembles of recipes instead.")
-@json_option
-def list_recipes(paper: str | None, part: str | None, ensembles: bool, as_json: bool) -> None:
+@table_options
+def list_recipes(
+    paper: str | None, part: str | None, ensembles: bool, as_json: bool, as_csv: bool
+) -> None:
     """List the shipped recipes: sizes for youtube8m-2018, and what their papers report.
 
     \b
@@ -57,11 +61,14 @@ def list_recipes(paper: str | None, part: str | None, ensembles: bool, as_json: 
     if ensembles:
         if part is not None:
             raise click.UsageError("--part selects recipes; leave it or --ensembles out.")
-        _echo_ensembles(list_ensembles(schema, paper=paper), as_json)
+        _echo_ensembles(list_ensembles(schema, paper=paper), as_json, as_csv)
         return
     entries = list_entries(schema, paper=paper, part=part)
     if as_json:
         click.echo(json.dumps([_as_json(entry) for entry in entries], indent=2))
+        return
+    if as_csv:
+        echo_csv(map(_as_row, entries))
         return
     width = max(len(entry.recipe.name) for entry in entries)
     click.echo(
@@ -77,9 +84,24 @@ def list_recipes(paper: str | None, part: str | None, ensembles: bool, as_json: 
         )
 
 
-def _echo_ensembles(entries: Sequence["EnsembleEntry"], as_json: bool) -> None:
+def _as_row(entry: "Entry") -> dict[str, object]:
+    recipe, reported = entry.recipe, entry.recipe.reported
+    return {
+        "name": recipe.name,
+        "paper": entry.paper,
+        "parameters": entry.size.parameters,
+        "bytes_in_bf16": _bytes(entry.size.values)["bf16"],
+        "gap_at_20": reported and reported.gap_at_20,
+        "reported_on": reported and reported.split,
+    }
+
+
+def _echo_ensembles(entries: Sequence["EnsembleEntry"], as_json: bool, as_csv: bool) -> None:
     if as_json:
         click.echo(json.dumps([_ensemble_as_json(entry) for entry in entries], indent=2))
+        return
+    if as_csv:
+        echo_csv(row for entry in entries for row in _ensemble_rows(entry))
         return
     width = max(len(entry.ensemble.name) for entry in entries)
     click.echo(
@@ -100,6 +122,21 @@ def _echo_ensembles(entries: Sequence["EnsembleEntry"], as_json: bool) -> None:
 def _bytes(values: int) -> dict[str, int]:
     """Return the bytes that some stored numbers take, by their type."""
     return {name: values * BY_NAME[name].num_bytes for name in ("fp32", "bf16")}
+
+
+def _ensemble_rows(entry: "EnsembleEntry") -> Iterator[dict[str, object]]:
+    table = entry.ensemble.table
+    for reported in table.reported:
+        yield {
+            "name": entry.ensemble.name,
+            "paper": entry.paper,
+            "members": entry.ensemble.num_members,
+            "mixing": table.mixing,
+            "bytes_in_bf16": _bytes(entry.values)["bf16"] if entry.values else None,
+            "repeats": reported.repeats,
+            "gap_at_20": reported.gap_at_20,
+            "reported_on": reported.split,
+        }
 
 
 def _ensemble_as_json(entry: "EnsembleEntry") -> dict[str, Any]:

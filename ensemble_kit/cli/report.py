@@ -13,10 +13,11 @@ from ensemble_kit.choices import TOP_K
 from ensemble_kit.cli.options import (
     EXISTING_FILE,
     FILE,
+    echo_csv,
     echo_skipped,
     force_option,
-    json_option,
     records_options,
+    table_options,
 )
 from ensemble_kit.files import refuse_overwrite, require_suffix
 from ensemble_kit.store.workspace import REPORT, SELECTION
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 )
 @records_options
 @force_option
-@json_option
+@table_options
 def report(
     data: tuple[str, ...],
     selection: Path | None,
@@ -51,6 +52,7 @@ def report(
     top_k: int,
     force: bool,
     as_json: bool,
+    as_csv: bool,
     **reading: Any,
 ) -> None:
     """Write the selection of this workspace as one HTML page that opens anywhere, offline.
@@ -64,6 +66,8 @@ def report(
         ensemble-kit report
         ensemble-kit report 'test/*.tfrecord' --force
     """  # noqa: D301 - \b is click's mark for "keep these lines"
+    if as_csv and not data:
+        raise click.UsageError("--csv prints the scores of models on records; name these as DATA.")
     if selection is None and (isfile(SELECTION) or not data):
         selection = SELECTION
     if selection is not None:
@@ -78,6 +82,9 @@ def report(
     if as_json:
         models = [asdict(row) for row in rows]
         click.echo(json.dumps({"page": page and str(page), "models": models}, indent=2))
+        return
+    if as_csv:
+        echo_csv(asdict(row) for row in rows)
         return
     if rows:
         _echo_table(rows)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ensemble_kit.cli.options import FOLDER, json_option
+from ensemble_kit.cli.options import FOLDER, echo_csv, table_options
 from ensemble_kit.wording import printable_line
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ WIDEST = 1000  # columns where the output is no terminal, so that nothing is cut
 
 @click.command()
 @click.argument("folder", type=FOLDER, default=Path())
-@json_option
-def runs(folder: Path, as_json: bool) -> None:
+@table_options
+def runs(folder: Path, as_json: bool, as_csv: bool) -> None:
     """List the runs of the workspace FOLDER with their state, GAP, size and steps.
 
     FOLDER may also be a folder of runs, such as `train -o` makes. GAPs are those of the best
@@ -38,8 +38,10 @@ def runs(folder: Path, as_json: bool) -> None:
     found = list_runs(folder)
     if as_json:
         click.echo(json.dumps([asdict(run) for run in found], indent=2))
-        return
-    _print_table(found)
+    elif as_csv:
+        echo_csv(asdict(run) for run in found)
+    else:
+        _print_table(found)
 
 
 def _print_table(found: "list[RunSummary]") -> None:

@@ -24,10 +24,11 @@ from ensemble_kit.cli.options import (
     EXISTING_FILE,
     EXISTING_FILE_OR_FOLDER,
     FILE,
+    echo_csv,
     force_option,
-    json_option,
     one_of,
     parse_dtypes,
+    table_options,
 )
 from ensemble_kit.errors import EnsembleKitError, SelectionError, SizeLimitError
 from ensemble_kit.files import format_of_limit, parse_size, refuse_overwrite
@@ -143,7 +144,7 @@ if TYPE_CHECKING:
     "--report", "wants_report", is_flag=True, help=f"Also write {REPORT.name} beside the selection."
 )
 @force_option
-@json_option
+@table_options
 def select(
     predictions: tuple[Path, ...],
     output: Path,
@@ -156,6 +157,7 @@ def select(
     wants_report: bool,
     force: bool,
     as_json: bool,
+    as_csv: bool,
     **options: Any,
 ) -> None:
     """Choose the members of an ensemble by validation GAP, under a size limit.
@@ -202,10 +204,25 @@ def select(
     if as_json:
         click.echo(selection.model_dump_json())
         return
+    if as_csv:
+        echo_csv(_rows(selection))
+        return
     for line in [*_table(selection), *_summary(selection, output, limit or selection.max_size)]:
         click.echo(printable(line))
     if wants_report:
         click.echo(printable(f"{page}: open it in a browser."))
+
+
+def _rows(selection: "SelectionMetadata") -> Iterator[dict[str, object]]:
+    """Yield the path with all columns that a selection may have."""
+    for number, step in enumerate(selection.path, start=1):
+        low, high = step.gain_interval or (None, None)
+        yield {
+            "step": number, "added": step.added, "dtype": step.dtype, "gap": step.gap,
+            "gain": step.gain, "confirmed_gap": step.confirmed_gap,
+            "confirmed_gain": step.confirmed_gain, "gain_low": low, "gain_high": high,
+            "bytes": step.bytes,
+        }  # fmt: skip
 
 
 def _table(selection: "SelectionMetadata") -> list[str]:

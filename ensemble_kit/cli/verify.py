@@ -9,11 +9,12 @@ import click
 
 from ensemble_kit.cli.options import (
     EXISTING_FILE,
+    echo_csv,
     echo_skipped,
-    json_option,
     max_gap_loss_option,
     max_size_option,
     records_options,
+    table_options,
 )
 from ensemble_kit.errors import VerificationError
 
@@ -29,7 +30,7 @@ from ensemble_kit.errors import VerificationError
 @max_gap_loss_option("How far the GAP on DATA may be below the claimed GAP.")
 @max_size_option
 @records_options
-@json_option
+@table_options
 def verify(
     file: Path,
     data: tuple[str, ...],
@@ -37,6 +38,7 @@ def verify(
     max_gap_loss: float,
     max_size: str,
     as_json: bool,
+    as_csv: bool,
     **reading: Any,
 ) -> None:
     """Recompute what FILE, a fused or an ONNX file, claims of itself.
@@ -69,6 +71,8 @@ def verify(
             "claims": [asdict(each) for each in claims],
         }
         click.echo(json.dumps(found, indent=2))
+    elif as_csv:
+        echo_csv(asdict(claim) for claim in claims)
     else:
         for claim in claims:
             click.echo(f"{claim.name:<8}  {claim.verdict:<11}  {claim.finding}")
