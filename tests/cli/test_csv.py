@@ -55,13 +55,17 @@ def test_ensembles_have_a_row_for_each_gap_that_is_reported(both):
 
 
 def test_metrics_are_one_row(both, workspace):
-    (row,), metrics = both("evaluate", workspace.path / "runs" / "bag" / "validation.safetensors", "--rankings")
+    (row,), metrics = both(
+        "evaluate", workspace.path / "runs" / "bag" / "validation.safetensors", "--rankings"
+    )
 
     assert row == as_text(metrics)
 
 
 def test_a_selection_has_a_row_for_each_step(both, chosen, tmp_path):
-    rows, selection = both("select", *chosen.files.values(), "--force", "-o", tmp_path / "selection.json")
+    rows, selection = both(
+        "select", *chosen.files.values(), "--force", "-o", tmp_path / "selection.json"
+    )
 
     for row, step in zip(rows, selection["path"], strict=True):
         low, high = step["gain_interval"] or (None, None)
