@@ -124,23 +124,24 @@ def _select(folder: Path, output: str, members: Sequence[str]) -> None:
         selected.append(
             SelectedMetadata(
                 name=name, dtype="bf16", coefficient=1 / len(members),
-                bytes=model.bytes_by_dtype["bf16"], gap=0.5, gap_without=0.5, predictions=found,
+                bytes=model.bytes_by_dtype["bf16"], score=0.5, score_without=0.5, predictions=found,
                 model=model,
             )
         )  # fmt: skip
     record = SelectionMetadata(
-        kit_version="0", k=20, dtypes=("bf16",), max_size=2**30, mixing="uniform", rule="All.",
+        kit_version="0", metric="gap", k=20, dtypes=("bf16",), max_size=2**30, mixing="uniform",
+        rule="All.",
         search=SearchMetadata(
             strategy="greedy", criterion="gain", max_members=None, beam_width=None, start=(),
-            excluded=(), evaluations=0, greedy_gap=None,
+            excluded=(), evaluations=0, greedy_score=None,
         ),
         dataset_sha256="0" * 64, vocabulary_sha256=None, labels=None, videos=1, positives=1,
-        gap=0.5, bytes=model.shared_bytes + sum(member.bytes for member in selected),
+        score=0.5, bytes=model.shared_bytes + sum(member.bytes for member in selected),
         shared_bytes=model.shared_bytes, members=tuple(selected), path=(),
         frontier=tuple(
             FrontierMetadata(
                 members=tuple(members[: count + 1]), dtypes=("bf16",) * (count + 1),
-                gap=0.5 + 0.01 * count, confirmed_gap=None,
+                score=0.5 + 0.01 * count, confirmed_score=None,
                 bytes=model.shared_bytes
                 + sum(member.bytes for member in selected[: count + 1]),
             )

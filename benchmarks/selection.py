@@ -177,7 +177,7 @@ def select_ours(paths: Sequence[Path], case: Case) -> Figures:
     search = Search(Scorer(table, K), known.candidates, [1.0] * case.num_candidates, rules)
     best = search.run()
     seconds = time.perf_counter() - prepared
-    return _figures(prepared - start, seconds, case.num_additions, case, best.members, best.gap)
+    return _figures(prepared - start, seconds, case.num_additions, case, best.members, best.score)
 
 
 def select_dense(paths: Sequence[Path], case: Case, num_additions: int) -> Figures:

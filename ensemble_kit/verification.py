@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from ensemble_kit.choices import MAX_GAP_LOSS, MAX_SIZE, AnyPath, Dtype
+from ensemble_kit.choices import MAX_GAP_LOSS, MAX_SIZE, METRIC, TOP_K, AnyPath, Dtype
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import CheckpointError, EnsembleKitError, PredictionsError
@@ -35,7 +35,7 @@ from ensemble_kit.store.provenance import (
     dtypes_of,
 )
 from ensemble_kit.store.tensor_files import TensorFile, open_tensors
-from ensemble_kit.wording import counted
+from ensemble_kit.wording import counted, metric_name
 
 Verdict = Literal["holds", "fails", "not checked"]
 
@@ -46,7 +46,7 @@ class Claim:
 
     Attributes:
         name: ``content``, ``bytes``, ``weights``, ``parents``, ``parity``,
-            ``products`` or ``gap``.
+            ``products`` or ``score``.
         verdict: ``not checked`` where something that is needed is not there.
         finding: What was found, in one line.
     """
@@ -72,7 +72,7 @@ def verify(
         fused: The fused file that an ONNX file was exported from; None looks beside it for the one
             whose hash it names.
         max_size: Maximum size of all files that are needed to run it, in bytes.
-        max_gap_loss: How far GAP may fall short of what is claimed.
+        max_gap_loss: How far the score may fall short of what is claimed.
 
     Returns:
         One claim for each check. For a fused file: its bytes, the types of its weights, its
@@ -103,7 +103,7 @@ def _verify_onnx(
     yield _onnx_types(path, metadata)
     yield _tried("parity", lambda: _onnx_parity(path, metadata, fused))
     yield _tried("products", lambda: _products(path, metadata))
-    yield _tried("gap", lambda: _gap(path, metadata.validation, None, records, max_gap_loss))
+    yield _tried("score", lambda: _score(path, metadata.validation, None, records, max_gap_loss))
 
 
 def _verify_fused(
@@ -117,7 +117,7 @@ def _verify_fused(
     yield _fused_types(file, metadata)
     yield _parents(file.path, metadata)
     yield _tried("parity", lambda: _fused_parity(file, metadata))
-    yield _tried("gap", lambda: _gap(file.path, validation, repeats, records, max_gap_loss))
+    yield _tried("score", lambda: _score(file.path, validation, repeats, records, max_gap_loss))
 
 
 def _tried(name: str, check: Callable[[], Claim]) -> Claim:
@@ -305,31 +305,36 @@ def _find_fused(path: Path, metadata: OnnxMetadata, named: Path | None) -> Path 
     return None
 
 
-def _gap(
+def _score(
     path: Path,
     claimed: ValidationMetadata | None,
     repeats: int | None,
     records: Records | None,
     max_gap_loss: float,
 ) -> Claim:
-    """Measure GAP; it is compared with the claim on the very records of the claim."""
+    """Measure what is claimed; it is compared on the very records of the claim."""
     if records is None:
         text = "nothing is claimed"
         if claimed is not None:
             text = f"{_claim_of(claimed)} is claimed; name those records to measure it"
-        return Claim("gap", "not checked", text)
-    k = claimed.k if claimed is not None else 20
+        return Claim("score", "not checked", text)
+    if claimed is not None and claimed.metric == "macro-map":
+        text = f"{_claim_of(claimed)} is claimed; `ensemble-kit evaluate --rankings` measures it"
+        return Claim("score", "not checked", text)
+    metric, k = (claimed.metric, claimed.k) if claimed is not None else (METRIC, TOP_K)
     metrics = load(path, repeats=repeats).measure(records, k=k)
-    found = f"GAP@{k} {metrics.gap:.4f} on {counted(metrics.videos, 'video')}"
+    score = {"gap": metrics.gap, "map": metrics.map}[metric]
+    found = f"{metric_name(metric, k)} {score:.4f} on {counted(metrics.videos, 'video')}"
     if claimed is None:
-        return Claim("gap", "not checked", f"{found}; nothing is claimed")
+        return Claim("score", "not checked", f"{found}; nothing is claimed")
     videos = [(video.id, video.classes) for video in records.videos()]
     labels = LabelLists.from_lists(classes for _, classes in videos)
     if dataset_sha256([name for name, _ in videos], labels) != claimed.dataset_sha256:
-        return Claim("gap", "not checked", f"{found}; {_claim_of(claimed)}, other ones, is claimed")
-    holds = metrics.gap >= claimed.gap - max_gap_loss
-    return Claim("gap", _verdict(holds), f"{found}; {claimed.gap:.4f} is claimed")
+        other = f"{found}; {_claim_of(claimed)}, other ones, is claimed"
+        return Claim("score", "not checked", other)
+    holds = score >= claimed.score - max_gap_loss
+    return Claim("score", _verdict(holds), f"{found}; {claimed.score:.4f} is claimed")
 
 
 def _claim_of(claimed: ValidationMetadata) -> str:
-    return f"GAP@{claimed.k} {claimed.gap:.4f} on {counted(claimed.videos, 'video')}"
+    return f"{claimed.metric_name} {claimed.score:.4f} on {counted(claimed.videos, 'video')}"

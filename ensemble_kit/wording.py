@@ -1,4 +1,6 @@
-"""Words for people: numbers with their nouns, and names that cannot steer a terminal."""
+"""Words for people: numbers with their nouns, metrics, and names that cannot steer a terminal."""
+
+from ensemble_kit.choices import Metric
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
@@ -10,6 +12,18 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
         plural: The noun in the plural, where an s is not enough.
     """
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def metric_name(metric: Metric, k: int | None = None) -> str:
+    """Return what people call a metric: ``GAP``, ``GAP@20``, ``mAP@20``, ``macro mAP``.
+
+    Args:
+        metric: The metric.
+        k: How many classes of each video count, where the metric does not count all; None leaves
+            it out.
+    """
+    name = {"gap": "GAP", "map": "mAP", "macro-map": "macro mAP"}[metric]
+    return name if k is None or metric == "macro-map" else f"{name}@{k}"
 
 
 def printable(text: str) -> str:

@@ -47,7 +47,9 @@ def claim_of(records, gap):
     videos = list(records.videos())
     labels = LabelLists.from_lists(video.classes for video in videos)
     digest = dataset_sha256([video.id for video in videos], labels)
-    return ValidationMetadata(gap=gap, k=3, videos=len(videos), dataset_sha256=digest, repeats=1)
+    return ValidationMetadata(
+        metric="gap", score=gap, k=3, videos=len(videos), dataset_sha256=digest, repeats=1
+    )
 
 
 # An ONNX file
@@ -58,7 +60,7 @@ def test_a_whole_onnx_file_holds_all_that_can_be_checked(onnx_file):
 
     claims = found(onnx_file, max_size=size)
 
-    assert list(claims) == ["content", "bytes", "weights", "parity", "products", "gap"]
+    assert list(claims) == ["content", "bytes", "weights", "parity", "products", "score"]
     assert claims["content"] == ("holds", "the SHA-256 of the content is the one it names")
     assert claims["bytes"] == (
         "holds", f"{size:,} in 1 file ({format_size(size)}) of {format_size(size)}"
@@ -72,7 +74,7 @@ def test_a_whole_onnx_file_holds_all_that_can_be_checked(onnx_file):
         "holds",
         "numbers are used: 0.0 % as stored, 100.0 % converted at opening, 0.0 % in every run",
     )
-    assert claims["gap"] == (
+    assert claims["score"] == (
         "not checked",
         "GAP@20 0.7500 on 1 video is claimed; name those records to measure it",
     )
@@ -242,7 +244,7 @@ def test_a_whole_fused_file_holds_all_that_can_be_checked(dtype, counts, fused):
             f"all {tensors} tensors are the checkpoints', rounded to {dtype}, which changes a "
             f"probability of made-up videos by {fused[dtype].loss.worst_change:.4f} at most",
         ),
-        "gap": (
+        "score": (
             "not checked",
             "GAP@20 0.7500 on 1 video is claimed; name those records to measure it",
         ),
@@ -330,7 +332,7 @@ def test_gap_is_compared_on_the_records_of_the_claim(fused, records, tmp_path):
     def check(claimed, **options):
         path = tmp_path / "f.safetensors"
         rewritten(path, source, validation=claim_of(records, claimed))
-        return found(path, records, **options)["gap"]
+        return found(path, records, **options)["score"]
 
     assert check(gap) == ("holds", f"{text}; {gap:.4f} is claimed")
     assert check(gap + 9e-4)[0] == check(gap - 0.1)[0] == "holds"
@@ -345,7 +347,7 @@ def test_gap_on_other_records_is_told_but_not_compared(fused, workspace, records
     others = Records([workspace.path / "data" / "test"])
     gap = load(path).measure(others, k=3).gap
 
-    assert found(path, others)["gap"] == (
+    assert found(path, others)["score"] == (
         "not checked",
         f"GAP@3 {gap:.4f} on 18 videos; GAP@3 0.9900 on 20 videos, other ones, is claimed",
     )
@@ -355,8 +357,8 @@ def test_gap_of_a_file_that_claims_none_is_told(fused, records, tmp_path):
     path = rewritten(tmp_path / "f.safetensors", fused["bf16"].path, validation=None)
     gap = load(path).measure(records).gap
 
-    assert found(path)["gap"] == ("not checked", "nothing is claimed")
-    assert found(path, records)["gap"] == (
+    assert found(path)["score"] == ("not checked", "nothing is claimed")
+    assert found(path, records)["score"] == (
         "not checked", f"GAP@20 {gap:.4f} on 20 videos; nothing is claimed"
     )  # fmt: skip
 
@@ -368,7 +370,7 @@ def test_an_onnx_file_claims_the_gap_of_its_fused_file(onnx_file, records):
     onnx.save(model, onnx_file)
     gap = load(onnx_file).measure(records, k=3).gap
 
-    assert found(onnx_file, records)["gap"] == (
+    assert found(onnx_file, records)["score"] == (
         "fails", f"GAP@3 {gap:.4f} on 20 videos; 0.9990 is claimed"
     )  # fmt: skip
 

@@ -187,14 +187,15 @@ def write_selection_of(
                 dtype=dtype,
                 coefficient=coefficients[name],
                 bytes=model.bytes_by_dtype[dtype],
-                gap=0.25,
-                gap_without=0.5,
+                score=0.25,
+                score_without=0.5,
                 predictions=FileMetadata(path="none.safetensors", sha256="0" * 64),
                 model=model,
             )
         )
     metadata = SelectionMetadata(
         kit_version="0.0",
+        metric="gap",
         k=20,
         dtypes=("bf16",),
         max_size=2**30,
@@ -208,14 +209,14 @@ def write_selection_of(
             start=(),
             excluded=(),
             evaluations=0,
-            greedy_gap=None,
+            greedy_score=None,
         ),
         dataset_sha256="0" * 64,
         vocabulary_sha256=None,
         labels=None,
         videos=1,
         positives=1,
-        gap=0.75,
+        score=0.75,
         bytes=model.shared_bytes + sum(member.bytes for member in members),
         shared_bytes=model.shared_bytes,
         members=tuple(members),
@@ -224,8 +225,8 @@ def write_selection_of(
             FrontierMetadata(
                 members=names,
                 dtypes=tuple((dtypes or {}).get(name, "bf16") for name in names),
-                gap=gap,
-                confirmed_gap=None,
+                score=gap,
+                confirmed_score=None,
                 bytes=model.shared_bytes
                 + sum(member.bytes for member in members if member.name in names),
             )

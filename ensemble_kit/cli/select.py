@@ -33,7 +33,7 @@ from ensemble_kit.cli.options import (
 from ensemble_kit.errors import EnsembleKitError, SelectionError, SizeLimitError
 from ensemble_kit.files import format_of_limit, parse_size, refuse_overwrite
 from ensemble_kit.store.workspace import REPORT, SELECTION
-from ensemble_kit.wording import counted, printable, printable_line
+from ensemble_kit.wording import counted, metric_name, printable, printable_line
 
 if TYPE_CHECKING:
     from ensemble_kit.store.selection_file import (
@@ -228,15 +228,15 @@ def _rows(selection: "SelectionMetadata") -> Iterator[dict[str, object]]:
 def _table(selection: "SelectionMetadata") -> list[str]:
     """Return the path as aligned lines: names to the left, numbers to the right."""
     has_sizes = any(candidate.bytes for candidate in selection.candidates)
-    header = ["step", "added", f"GAP@{selection.k}", "gain"]
+    header = ["step", "added", selection.metric_name, "gain"]
     header += ["held out"] if selection.confirm else []
     header += ["95 % of gain "] if selection.bootstrap.resamples else []
     rows = [[*header, "bytes", "limit"] if has_sizes else header]
     for number, step in enumerate(selection.path, start=1):
         added = printable_line(selection.label(step.added, step.dtype))
-        row = [str(number), added, f"{step.gap:.4f}", f"{step.gain:+.4f}"]
-        if step.confirmed_gap is not None:
-            row.append(f"{step.confirmed_gap:.4f}")
+        row = [str(number), added, f"{step.score:.4f}", f"{step.gain:+.4f}"]
+        if step.confirmed_score is not None:
+            row.append(f"{step.confirmed_score:.4f}")
         if step.gain_interval is not None:
             mark = " " if step.is_distinguishable else "~"
             row.append("{:+.4f} {:+.4f}".format(*step.gain_interval) + mark)
@@ -258,11 +258,11 @@ def _summary(selection: "SelectionMetadata", output: Path, limit: int) -> Iterat
     yield (
         f"{output}: {len(selection.members)} of "
         f"{counted(len(selection.candidates), 'candidate')}, "
-        f"GAP@{selection.k} {selection.gap:.4f}{_size(selection, limit)}."
+        f"{selection.metric_name} {selection.score:.4f}{_size(selection, limit)}."
     )
     if selection.search.strategy == "given":
         yield selection.rule
-    if selection.search.greedy_gap is not None:
+    if selection.search.greedy_score is not None:
         yield _greedy(selection)
     if selection.left_out:
         left_out = counted(selection.left_out, "video")
@@ -272,15 +272,16 @@ def _summary(selection: "SelectionMetadata", output: Path, limit: int) -> Iterat
         yield f"~ What {', '.join(noisy)} added cannot be told from noise."
     if selection.confirm:
         chosen, held = selection.confirm.chosen_by, selection.confirm.held_out
+        metric = metric_name(selection.metric)
         interval = (
             ", 95 % interval {:.4f} to {:.4f}".format(*held.interval) if held.interval else ""
         )
         yield (
-            f"Chosen on {counted(chosen.videos, 'video')} (GAP {chosen.gap:.4f}), confirmed on "
-            f"{counted(held.videos, 'other')} (GAP {held.gap:.4f}{interval})."
+            f"Chosen on {counted(chosen.videos, 'video')} ({metric} {chosen.score:.4f}), confirmed "
+            f"on {counted(held.videos, 'other')} ({metric} {held.score:.4f}{interval})."
         )
     if selection.optimised:
-        yield _optimised(selection.optimised)
+        yield _optimised(selection.optimised, metric_name(selection.metric))
     if selection.truncation:
         yield _truncation(selection.truncation, is_chosen=selection.search.strategy != "given")
 
@@ -294,10 +295,10 @@ def _greedy(selection: "SelectionMetadata") -> str:
         text = f"No ensemble that fits is better ({number} measured); greedy search would choose "
     if sorted(search.greedy_path or ()) == sorted(chosen):
         return f"{text}the same members."
-    greedy_gap = search.greedy_gap or 0.0
-    distance = f"{selection.path[-1].gap - greedy_gap:.4f} less"
+    greedy_score = search.greedy_score or 0.0
+    distance = f"{selection.path[-1].score - greedy_score:.4f} less"
     names = ", ".join(search.greedy_path or ())
-    return f"{text}{names}, with GAP@{selection.k} {greedy_gap:.4f}, {distance}."
+    return f"{text}{names}, with {selection.metric_name} {greedy_score:.4f}, {distance}."
 
 
 def _size(selection: "SelectionMetadata", limit: int) -> str:
@@ -315,17 +316,17 @@ def _was(number: int) -> str:
     return "was" if number == 1 else "were"
 
 
-def _optimised(optimised: "OptimisedMetadata") -> str:
+def _optimised(optimised: "OptimisedMetadata", metric: str) -> str:
     """Say what optimised coefficients gained, and on the held-out videos too."""
     text = (
-        f"Optimised coefficients changed the GAP from {optimised.uniform_gap:.4f} to "
-        f"{optimised.gap:.4f}"
+        f"Optimised coefficients changed the {metric} from {optimised.uniform_score:.4f} to "
+        f"{optimised.score:.4f}"
     )
-    if optimised.confirmed_gap is None:
+    if optimised.confirmed_score is None:
         return f"{text}."
     return (
-        f"{text}, and on the held-out videos from {optimised.confirmed_uniform_gap:.4f} to "
-        f"{optimised.confirmed_gap:.4f}."
+        f"{text}, and on the held-out videos from {optimised.confirmed_uniform_score:.4f} to "
+        f"{optimised.confirmed_score:.4f}."
     )
 
 
@@ -338,7 +339,7 @@ def _truncation(truncation: "TruncationMetadata", *, is_chosen: bool) -> str:
     }
     return (
         f"{', '.join(truncation.candidates)} left out classes. Whatever their probabilities are, "
-        "the GAP of the members is from {:.4f} to {:.4f}".format(*truncation.gap_bounds)
+        "the GAP of the members is from {:.4f} to {:.4f}".format(*truncation.score_bounds)
         + (f", and {conclusion[truncation.is_decided]}." if is_chosen else ".")
     )
 

@@ -154,7 +154,8 @@ def _describe(
         data_schema=schema,
         selection=origin,
         validation=ValidationMetadata(
-            gap=chosen.gap,
+            metric=chosen.metric,
+            score=chosen.score,
             k=chosen.k,
             videos=chosen.videos,
             dataset_sha256=chosen.dataset_sha256,

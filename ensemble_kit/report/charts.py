@@ -24,7 +24,7 @@ from ensemble_kit.choices import Dtype
 from ensemble_kit.files import format_size
 from ensemble_kit.report.evidence import Agreement
 from ensemble_kit.store.selection_file import CandidateMetadata, FrontierMetadata, SelectionMetadata
-from ensemble_kit.wording import printable
+from ensemble_kit.wording import metric_name, printable
 
 MIB = 2**20
 BLUE, ORANGE, GREY = "#3b82f6", "#d97706", "#8590a2"  # told apart on white and on near-black
@@ -61,8 +61,8 @@ def chart_json(chart: figure) -> str:
 
 
 def path_chart(selection: SelectionMetadata) -> figure:
-    """Draw the GAP after each addition, with its interval."""
-    chart = _figure(x_axis_label="additions", y_axis_label=f"GAP@{selection.k}")
+    """Draw the score after each addition, with its interval."""
+    chart = _figure(x_axis_label="additions", y_axis_label=selection.metric_name)
     steps = selection.path
     bars = [
         (place, *step.interval)
@@ -72,23 +72,23 @@ def path_chart(selection: SelectionMetadata) -> figure:
     if bars:
         at, low, high = (list(values) for values in zip(*bars, strict=True))
         chart.segment(x0=at, x1=at, y0=low, y1=high, line_color=BLUE, line_width=2, line_alpha=0.6)
-    series = [("selection", GREY if selection.confirm else BLUE, [step.gap for step in steps])]
+    series = [("selection", GREY if selection.confirm else BLUE, [step.score for step in steps])]
     if selection.confirm:
-        series.append(("held out", BLUE, [step.confirmed_gap or 0.0 for step in steps]))
+        series.append(("held out", BLUE, [step.confirmed_score or 0.0 for step in steps]))
     marks = []
-    for videos, color, gaps in series:
-        source = _steps_source(selection, videos, gaps)
-        chart.line("place", "gap", source=source, line_color=color, line_width=2)
+    for videos, color, scores in series:
+        source = _steps_source(selection, videos, scores)
+        chart.line("place", "score", source=source, line_color=color, line_width=2)
         scatter = chart.scatter(
-            "place", "gap", source=source, size=9, line_color=color, line_width=2,
+            "place", "score", source=source, size=9, line_color=color, line_width=2,
             fill_color=color, fill_alpha="alpha",
         )  # fmt: skip
         marks.append(scatter)
     _hover(
         chart,
         marks,
-        {"added": "@added", "videos": "@videos", "GAP": "@gap{0.0000}", "interval": "@interval",
-         "gain": "@gain"},
+        {"added": "@added", "videos": "@videos", metric_name(selection.metric): "@score{0.0000}",
+         "interval": "@interval", "gain": "@gain"},
     )  # fmt: skip
     chart.xaxis.ticker = BasicTicker(min_interval=1, num_minor_ticks=0)
     chart.yaxis.formatter = NumeralTickFormatter(format="0.000")
@@ -96,14 +96,14 @@ def path_chart(selection: SelectionMetadata) -> figure:
 
 
 def _steps_source(
-    selection: SelectionMetadata, videos: str, gaps: Sequence[float]
+    selection: SelectionMetadata, videos: str, scores: Sequence[float]
 ) -> ColumnDataSource:
     """Return what the marks of a path show; marks of additions that may be noise are hollow."""
     steps = selection.path
     return ColumnDataSource(
         {
             "place": list(range(1, len(steps) + 1)),
-            "gap": list(gaps),
+            "score": list(scores),
             "added": [printable(selection.label(step.added, step.dtype)) for step in steps],
             "videos": [videos] * len(steps),
             "interval": [_interval(step.interval) for step in steps],
@@ -114,7 +114,7 @@ def _steps_source(
 
 
 def size_chart(selection: SelectionMetadata) -> figure | None:
-    """Draw GAP against bytes: the candidates, the frontier and the limit.
+    """Draw the score against bytes: the candidates, the frontier and the limit.
 
     Returns:
         The chart; None where no candidate's size is known.
@@ -126,35 +126,48 @@ def size_chart(selection: SelectionMetadata) -> figure | None:
     low = min(sizes) / MIB / 1.3
     high = 1.3 * max(selection.max_size, *sizes) / MIB
     chart = _figure(
-        x_axis_label="MiB", y_axis_label=f"GAP@{selection.k}",
+        x_axis_label="MiB", y_axis_label=selection.metric_name,
         x_axis_type="log", x_range=(low, high),
     )  # fmt: skip
     chart.add_layout(
         Span(location=selection.max_size / MIB, dimension="height", line_color=ORANGE,
              line_dash="dashed", line_width=2)
     )  # fmt: skip
+    metric = metric_name(selection.metric)
     is_member = [1.0 if candidate.skipped is None else 0.0 for candidate in sized]
     labels = [selection.label(candidate.name, candidate.dtype) for candidate in sized]
     candidates = _points(sizes, sized, labels, is_member)
     for dtype, ensembles_of_one in selection.frontiers.items():
         alone = _frontier_points(selection, ensembles_of_one)
         color = PRECISION_COLORS[dtype]
-        chart.step("mib", "gap", source=alone, mode="after", line_color=color, line_width=1)
+        chart.step("mib", "score", source=alone, mode="after", line_color=color, line_width=1)
         points = chart.scatter(
-            "mib", "gap", source=alone, size=5, line_color=color, fill_color=color
+            "mib", "score", source=alone, size=5, line_color=color, fill_color=color
         )
-        _hover(chart, [points], {"members": "@name", "GAP": "@gap{0.0000}", "size": "@size"})
+        _hover(
+            chart,
+            [points],
+            {"members": "@name", metric: "@score{0.0000}", "size": "@size"},
+        )
     front = _frontier_points(selection, selection.frontier)
-    chart.step("mib", "gap", source=front, mode="after", line_color=BLUE, line_width=2)
+    chart.step("mib", "score", source=front, mode="after", line_color=BLUE, line_width=2)
     ensembles = chart.scatter(
-        "mib", "gap", source=front, size=7, line_color=BLUE, fill_color=BLUE, marker="diamond"
+        "mib", "score", source=front, size=7, line_color=BLUE, fill_color=BLUE, marker="diamond"
     )
     marks = chart.scatter(
-        "mib", "gap", source=candidates, size=9, line_color=GREY, line_width=2, fill_color=GREY,
+        "mib", "score", source=candidates, size=9, line_color=GREY, line_width=2, fill_color=GREY,
         fill_alpha="alpha",
     )  # fmt: skip
-    _hover(chart, [marks], {"candidate": "@name", "GAP": "@gap{0.0000}", "size": "@size"})
-    _hover(chart, [ensembles], {"members": "@name", "GAP": "@gap{0.0000}", "size": "@size"})
+    _hover(
+        chart,
+        [marks],
+        {"candidate": "@name", metric: "@score{0.0000}", "size": "@size"},
+    )
+    _hover(
+        chart,
+        [ensembles],
+        {"members": "@name", metric: "@score{0.0000}", "size": "@size"},
+    )
     chart.xaxis.ticker = FixedTicker(ticks=_ticks(low, high))
     chart.xaxis.formatter = NumeralTickFormatter(format="0,0.[000]")
     chart.yaxis.formatter = NumeralTickFormatter(format="0.000")
@@ -221,7 +234,7 @@ def _points(
     return ColumnDataSource(
         {
             "mib": [size / MIB for size in sizes],
-            "gap": [each.gap for each in sized],
+            "score": [each.score for each in sized],
             "name": [printable(name) for name in names],
             "size": [format_size(size) for size in sizes],
             "alpha": list(alpha),

@@ -25,7 +25,7 @@ from ensemble_kit.report.evidence import FEWEST_POSITIVES, Evidence, gather
 from ensemble_kit.report.row import Row
 from ensemble_kit.store.dtypes import DTYPES
 from ensemble_kit.store.selection_file import SelectionMetadata, read_selection
-from ensemble_kit.wording import counted, printable
+from ensemble_kit.wording import counted, metric_name, printable
 
 
 def write_report(
@@ -75,7 +75,7 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "counted": counted, "gap": _gap, "signed": _signed, "size": format_size,
+        "counted": counted, "score": _score, "signed": _signed, "size": format_size,
     }  # fmt: skip
     size = size_chart(selection)
     charts = {"path": chart_json(path_chart(selection))}
@@ -95,6 +95,7 @@ def render(
         ],
         kit_version=__version__,
         labels=lambda ensemble: ensemble_labels(selection, ensemble),
+        noun=metric_name(selection.metric),
         rows=rows,
         seconds={row.model: row.seconds_per_video for row in rows if row.form == "averaged"},
         selection=selection,
@@ -108,19 +109,19 @@ def _summary(selection: SelectionMetadata) -> dict[str, Any]:
     confirm = selection.confirm
     part = confirm.held_out if confirm else None
     best = selection.candidates[0]
-    single = best.confirmed_gap if confirm else best.gap
-    gap = part.gap if part else selection.gap
+    single = best.confirmed_score if confirm else best.score
+    score = part.score if part else selection.score
     return {
-        "gap": gap,
+        "score": score,
         "interval": part.interval if part else selection.path[-1].interval,
         "best": selection.label(best.name, best.dtype),
         "single": single,
-        "gain": gap - (single or 0.0),
+        "gain": score - (single or 0.0),
         "videos": part.videos if part else selection.videos,
     }
 
 
-def _gap(value: float | None) -> str:
+def _score(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 

@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_kit._version import __version__
-from ensemble_kit.choices import Dtype, Given, Mixing, Strategy
+from ensemble_kit.choices import Dtype, Given, Metric, Mixing, Strategy
 from ensemble_kit.files import format_size
 from ensemble_kit.predictions.candidates import Candidate, Candidates
-from ensemble_kit.selection.bootstrap import LEVEL, interval, resampled_gaps
-from ensemble_kit.selection.judging import Gaps, Judge
-from ensemble_kit.selection.ranking import Keys
+from ensemble_kit.selection.bootstrap import LEVEL, interval
+from ensemble_kit.selection.judging import Judge, Measure, Scores
 from ensemble_kit.selection.scoring import Scorer, Term
 from ensemble_kit.selection.search import ROUNDING, Ensemble, Rules
 from ensemble_kit.selection.table import NUM_THREADS
@@ -33,17 +32,17 @@ from ensemble_kit.store.selection_file import (
     StepMetadata,
     TruncationMetadata,
 )
-from ensemble_kit.wording import counted
+from ensemble_kit.wording import counted, metric_name
 
 MEANS: Mapping[Mixing, str] = {
     "uniform": "the uniform mean of the members' probabilities",
-    "gap": "the mean of the members' probabilities, each weighted by its own GAP",
+    "gap": "the mean of the members' probabilities, each weighted by its own {metric}",
     "optimised": "the uniform mean of the members' probabilities, whose coefficients were "
     "optimised afterwards",
 }
 RULES: Mapping[Strategy | Given, str] = {
     "greedy": "Greedy, without replacement: start from the best candidate that fits; of those that "
-    "fit in the remaining bytes, add the one with {what}, until none raises the GAP",
+    "fit in the remaining bytes, add the one with {what}, until none raises the {metric}",
     "replacement": "Greedy, with replacement: start from the best candidate that fits; of those "
     "that fit in the remaining bytes or are members already, add the one with {what}, and keep the "
     "best of the first {most} ensembles",
@@ -51,22 +50,26 @@ RULES: Mapping[Strategy | Given, str] = {
     "{width} best ensembles with the same number of members, until the best is no better",
     "exhaustive": "Exhaustive: measure every ensemble that fits",
 }
-GIVEN_RULE = "Members and mixing coefficients were given; nothing was chosen by the GAP."
+GIVEN_RULE = "Members and mixing coefficients were given; nothing was chosen by the {metric}."
 RULE = (
-    "{rule}. Ensembles are compared by the GAP of {mean}; of equal ensembles, the one with fewer "
-    "bytes wins, then the first by name."
+    "{rule}. Ensembles are compared by the {metric} of {mean}; of equal ensembles, the one with "
+    "fewer bytes wins, then the first by name."
 )
 
 
-def rule_text(rules: Rules, mixing: Mixing | Given, *, has_precisions: bool = False) -> str:
+def rule_text(
+    rules: Rules, mixing: Mixing | Given, metric: str, *, has_precisions: bool = False
+) -> str:
     """Return in words how members were chosen."""
     if mixing == "given":
-        return GIVEN_RULE
-    what = "the best GAP" if rules.criterion == "gain" else "the highest gain for each byte"
-    text = RULES[rules.strategy].format(what=what, most=rules.max_members, width=rules.beam_width)
+        return GIVEN_RULE.format(metric=metric)
+    what = f"the best {metric}" if rules.criterion == "gain" else "the highest gain for each byte"
+    text = RULES[rules.strategy].format(
+        what=what, metric=metric, most=rules.max_members, width=rules.beam_width
+    )
     if has_precisions and rules.strategy != "exhaustive":
         text += ". Search so among all candidates, and among those of each precision alone"
-    return RULE.format(rule=text, mean=MEANS[mixing])
+    return RULE.format(rule=text, metric=metric, mean=MEANS[mixing].format(metric=metric))
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +79,7 @@ class Outcome:
     Attributes:
         rules: The rules of the search.
         mixing: How members are mixed.
-        singles: The GAPs of each candidate alone.
+        singles: The scores of each candidate alone.
         measured: Every ensemble that was measured.
         chosen: The ensemble that was chosen.
         members: A term for each member, with the weight that it is mixed with.
@@ -86,7 +89,7 @@ class Outcome:
 
     rules: Rules
     mixing: Mixing | Given
-    singles: tuple[Gaps, ...]
+    singles: tuple[Scores, ...]
     measured: tuple[Ensemble, ...]
     chosen: Ensemble
     members: tuple[Term, ...]
@@ -102,6 +105,8 @@ class Writer:
         judge: What measures them.
         outcome: The result of the search.
         folder: Where the selection will lie; paths are relative to it.
+        metric: What ensembles are compared by.
+        k: The k of GAP@k and mAP@k.
         resamples: How often videos are drawn for intervals.
         seed: The seed of the draws.
     """
@@ -110,6 +115,8 @@ class Writer:
     judge: Judge
     outcome: Outcome
     folder: Path
+    metric: Metric
+    k: int
     resamples: int
     seed: int
 
@@ -119,14 +126,20 @@ class Writer:
         """Return the whole selection; the arguments are those of ``select``."""
         rules, outcome = self.outcome.rules, self.outcome
         files = self._files()
-        gaps = self.judge.gaps(outcome.members)
+        scores = self.judge.scores(outcome.members)
         return SelectionMetadata(
             kit_version=__version__,
-            k=self.judge.chosen_by.k,
+            metric=self.metric,
+            k=self.k,
             dtypes=self.known.dtypes,
             max_size=rules.limit,
             mixing=outcome.mixing,
-            rule=rule_text(rules, outcome.mixing, has_precisions=len(self.known.dtypes) > 1),
+            rule=rule_text(
+                rules,
+                outcome.mixing,
+                metric_name(self.metric),
+                has_precisions=len(self.known.dtypes) > 1,
+            ),
             search=self._search(excluded),
             dataset_sha256=self.known.dataset_sha256,
             vocabulary_sha256=self.known.vocabulary_sha256,
@@ -134,7 +147,7 @@ class Writer:
             videos=len(self.known.ids),
             left_out=self.known.num_left_out,
             positives=self.known.labels.classes.size,
-            gap=gaps.overall,
+            score=scores.overall,
             bytes=outcome.chosen.num_bytes,
             shared_bytes=self.known.shared_bytes,
             members=self._members(files),
@@ -142,9 +155,9 @@ class Writer:
             frontier=self._frontier(outcome.measured),
             frontiers=self._frontiers(),
             candidates=self._candidates(files),
-            confirm=self._confirm(gaps, confirm),
+            confirm=self._confirm(scores, confirm),
             bootstrap=BootstrapMetadata(resamples=self.resamples, level=LEVEL, seed=self.seed),
-            optimised=self._optimised(gaps) if outcome.mixing == "optimised" else None,
+            optimised=self._optimised(scores) if outcome.mixing == "optimised" else None,
             truncation=self._truncation(),
         )
 
@@ -158,23 +171,27 @@ class Writer:
             start=tuple(self.known.candidates[index].name for index in rules.start),
             excluded=excluded,
             evaluations=len(self.outcome.measured),
-            greedy_gap=None if greedy is None else greedy.gap,
+            greedy_score=None if greedy is None else greedy.score,
             greedy_path=None
             if greedy is None
             else tuple(self.known.candidates[index].name for index in greedy.members),
         )
 
-    def _optimised(self, gaps: Gaps) -> OptimisedMetadata:
-        uniform = self.judge.gaps(self.outcome.chosen.terms)
+    def _optimised(self, scores: Scores) -> OptimisedMetadata:
+        uniform = self.judge.scores(self.outcome.chosen.terms)
         return OptimisedMetadata(
-            uniform_gap=uniform.chosen_by,
-            gap=gaps.chosen_by,
-            confirmed_uniform_gap=uniform.held_out,
-            confirmed_gap=gaps.held_out,
+            uniform_score=uniform.chosen_by,
+            score=scores.chosen_by,
+            confirmed_uniform_score=uniform.held_out,
+            confirmed_score=scores.held_out,
         )
 
     def _truncation(self) -> TruncationMetadata | None:
         outcome, scorer = self.outcome, self.judge.chosen_by
+        if not isinstance(
+            scorer, Scorer
+        ):  # by another metric than GAP, truncated files are refused
+            return None
         places = truncated(scorer.table)
         if not places:
             return None
@@ -183,25 +200,25 @@ class Writer:
             decided = is_decided(scorer, outcome.rules, outcome.chosen, outcome.measured)
         return TruncationMetadata(
             candidates=tuple(dict.fromkeys(self.known.candidates[index].name for index in places)),
-            gap_bounds=gap_bounds(scorer, outcome.members),
+            score_bounds=gap_bounds(scorer, outcome.members),
             is_decided=decided,
         )
 
-    def _confirm(self, gaps: Gaps, fraction: float) -> ConfirmMetadata | None:
-        if self.judge.held_out is None or gaps.held_out is None:
+    def _confirm(self, scores: Scores, fraction: float) -> ConfirmMetadata | None:
+        if self.judge.held_out is None or scores.held_out is None:
             return None
         return ConfirmMetadata(
             fraction=fraction,
-            chosen_by=self._part(self.judge.chosen_by, gaps.chosen_by),
-            held_out=self._part(self.judge.held_out, gaps.held_out),
+            chosen_by=self._part(self.judge.chosen_by, scores.chosen_by),
+            held_out=self._part(self.judge.held_out, scores.held_out),
         )
 
-    def _part(self, scorer: Scorer, gap: float) -> PartMetadata:
-        drawn = self._resampled([scorer.pool(self.outcome.members)], scorer)
+    def _part(self, measure: Measure, score: float) -> PartMetadata:
+        drawn = self._resampled([self.outcome.members], measure)
         return PartMetadata(
-            videos=scorer.table.num_videos,
-            positives=scorer.table.num_positives,
-            gap=gap,
+            videos=measure.num_videos,
+            positives=measure.num_positives,
+            score=score,
             interval=interval(drawn[0]) if self.resamples else None,
         )
 
@@ -214,8 +231,10 @@ class Writer:
                 dtype=self.known.candidates[term.candidate].dtype,
                 coefficient=term.weight / total,
                 bytes=self.known.candidates[term.candidate].num_bytes,
-                gap=singles[term.candidate].overall,
-                gap_without=self.judge.gaps([each for each in terms if each is not term]).overall,
+                score=singles[term.candidate].overall,
+                score_without=self.judge.scores(
+                    [each for each in terms if each is not term]
+                ).overall,
                 predictions=files[term.candidate],
                 model=self._model(self.known.candidates[term.candidate]),
             )
@@ -224,8 +243,8 @@ class Writer:
 
     def _path(self) -> tuple[StepMetadata, ...]:
         ensembles = self.outcome.chosen.additions
-        scorer = self.judge.last
-        drawn = self._resampled((scorer.pool(each.terms) for each in ensembles), scorer)
+        measure = self.judge.held_out or self.judge.chosen_by
+        drawn = self._resampled((each.terms for each in ensembles), measure)
         steps: list[StepMetadata] = []
         for index, ensemble in enumerate(ensembles):
             before = steps[-1] if steps else None
@@ -235,13 +254,13 @@ class Writer:
                 StepMetadata(
                     added=self.known.candidates[ensemble.members[-1]].name,
                     dtype=self.known.candidates[ensemble.members[-1]].dtype,
-                    gap=ensemble.gap,
-                    gain=ensemble.gap - (before.gap if before else 0),
+                    score=ensemble.score,
+                    gain=ensemble.score - (before.score if before else 0),
                     bytes=ensemble.num_bytes,
-                    confirmed_gap=confirmed,
+                    confirmed_score=confirmed,
                     confirmed_gain=None
                     if confirmed is None
-                    else confirmed - ((before and before.confirmed_gap) or 0),
+                    else confirmed - ((before and before.confirmed_score) or 0),
                     interval=interval(drawn[index]) if self.resamples else None,
                     gain_interval=gains,
                     is_distinguishable=None if gains is None else gains[0] > 0,
@@ -265,17 +284,17 @@ class Writer:
         frontier: list[FrontierMetadata] = []
         best = 0.0
         candidates = self.known.candidates
-        by_bytes = sorted(measured, key=lambda each: (each.num_bytes, -each.gap, len(each.terms)))
+        by_bytes = sorted(measured, key=lambda each: (each.num_bytes, -each.score, len(each.terms)))
         for ensemble in by_bytes:
-            if frontier and ensemble.gap <= best + ROUNDING:
+            if frontier and ensemble.score <= best + ROUNDING:
                 continue
-            best = ensemble.gap
+            best = ensemble.score
             frontier.append(
                 FrontierMetadata(
                     members=tuple(candidates[index].name for index in ensemble.members),
                     dtypes=tuple(candidates[index].dtype for index in ensemble.members),
-                    gap=ensemble.gap,
-                    confirmed_gap=self._held_out(ensemble.terms),
+                    score=ensemble.score,
+                    confirmed_score=self._held_out(ensemble.terms),
                     bytes=ensemble.num_bytes,
                 )
             )
@@ -284,7 +303,7 @@ class Writer:
     def _candidates(self, files: Sequence[FileMetadata]) -> tuple[CandidateMetadata, ...]:
         candidates, outcome = [], self.outcome
         measured = zip(self.known.candidates, outcome.singles, strict=True)
-        for index, (candidate, gaps) in enumerate(measured):
+        for index, (candidate, scores) in enumerate(measured):
             metadata = candidate.predictions.metadata
             model = metadata.model if metadata else None
             sizes = model.bytes_by_dtype if model is not None else None
@@ -292,8 +311,8 @@ class Writer:
                 CandidateMetadata(
                     name=candidate.name,
                     dtype=candidate.dtype,
-                    gap=gaps.chosen_by,
-                    confirmed_gap=gaps.held_out,
+                    score=scores.chosen_by,
+                    confirmed_score=scores.held_out,
                     bytes=candidate.num_bytes,
                     bytes_by_dtype=sizes,
                     num_values=model.num_values if model is not None and sizes else None,
@@ -302,7 +321,7 @@ class Writer:
                     top_k=metadata.top_k if metadata else None,
                 )
             )
-        return tuple(sorted(candidates, key=lambda each: (-each.gap, each.bytes, each.name)))
+        return tuple(sorted(candidates, key=lambda each: (-each.score, each.bytes, each.name)))
 
     def _files(self) -> list[FileMetadata]:
         """Return where every candidate's predictions lie, and their hashes."""
@@ -315,11 +334,12 @@ class Writer:
         return FileMetadata.of(path, self.folder)
 
     def _held_out(self, terms: Sequence[Term]) -> float | None:
-        return None if self.judge.held_out is None else self.judge.held_out.gap(terms)
+        return None if self.judge.held_out is None else self.judge.held_out.score(terms)
 
-    def _resampled(self, pools: Iterable[Keys], scorer: Scorer) -> NDArray[np.float64]:
-        positives = np.diff(self.known.labels.offsets)[scorer.table.videos]
-        return resampled_gaps(pools, positives, resamples=self.resamples, seed=self.seed)
+    def _resampled(
+        self, mixtures: Iterable[Sequence[Term]], measure: Measure
+    ) -> NDArray[np.float64]:
+        return measure.resampled(mixtures, resamples=self.resamples, seed=self.seed)
 
     def _model(self, member: Candidate) -> ModelMetadata | None:
         """Return the metadata of a member's model, with its path relative to the selection."""
@@ -345,7 +365,7 @@ class Writer:
         if candidate.num_bytes > left:
             size = format_size(candidate.num_bytes)
             return f"It takes {size}, but only {format_size(left)} remain."
-        return "It does not raise the GAP."
+        return f"It does not raise the {metric_name(self.metric)}."
 
 
 def distinct(terms: Sequence[Term]) -> list[Term]:

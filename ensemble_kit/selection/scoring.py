@@ -12,11 +12,11 @@ term adds in place of the bounds.
 
 One block after the other is measured with every term, by one thread for each core, so that a block
 is read once, from memory or from the disk, and what all terms share stays in the core's cache. Of a
-mixture itself nothing but its terms is kept, so that a search may hold many; the scores of the last
-one are kept for each block that lies in memory, for the next one has mostly a term more.
+mixture itself nothing but its terms is kept, and the scores of the last one are kept for each
+block that lies in memory, for the next one has mostly a term more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import reduce
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from ensemble_kit.metrics import top_classes
 from ensemble_kit.predictions.rows import Floats
+from ensemble_kit.selection.bootstrap import resampled_gaps
 from ensemble_kit.selection.ranking import (
     ABSENT,
     HIT,
@@ -165,23 +166,36 @@ class Scorer:
         lists_all = any(table.lists_all[term.candidate] for term in terms)
         return Mixture(tuple(terms), bounds, is_flat, lists_all)
 
-    def added(self, mixture: Mixture, term: Term) -> Mixture:
-        """Return a mixture with one more term."""
-        table, (index, weight) = self.table, term
-        return Mixture(
-            (*mixture.terms, term),
-            mixture.bounds + _weighted(table.bounds[index], weight),
-            mixture.is_flat & table.is_flat[index],
-            mixture.lists_all or bool(table.lists_all[index]),
-        )
-
     def pool(self, terms: Sequence[Term]) -> Keys:
         """Return the keys of each video's k best classes of a mixture; see ``Extension.pool``."""
         return Extension(self, self.mixed(terms[:-1]), terms[-1:]).pool(terms[-1])
 
-    def gap(self, terms: Sequence[Term]) -> float:
+    @property
+    def num_videos(self) -> int:
+        """The number of videos."""
+        return self.table.num_videos
+
+    @property
+    def num_positives(self) -> int:
+        """The number of labels of all the videos."""
+        return self.table.num_positives
+
+    def score(self, terms: Sequence[Term]) -> float:
         """Return the GAP of a mixture; 0 with no terms."""
         return pooled_gap(self.pool(terms), self.table.num_positives) if terms else 0.0
+
+    def scores_with(
+        self, terms: Sequence[Term], added: Sequence[Term], *, offered: Sequence[Term] | None = None
+    ) -> list[float]:
+        """Return the GAPs of a mixture with each of some terms added; see ``Measure``."""
+        return Extension(self, self.mixed(terms), offered or added).gaps(added)
+
+    def resampled(
+        self, mixtures: Iterable[Sequence[Term]], *, resamples: int, seed: int
+    ) -> NDArray[np.float64]:
+        """Return the GAPs of some mixtures on resamples of the videos; see ``Measure``."""
+        pools = map(self.pool, mixtures)
+        return resampled_gaps(pools, self.table.positives, resamples=resamples, seed=seed)
 
     def rows_of(self, video: int) -> Floats:
         """Return all candidates' probabilities of a video, ``(M, C)``.

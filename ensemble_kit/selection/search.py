@@ -1,7 +1,8 @@
 """Which ensembles are measured, and which of them is kept.
 
-Every strategy adds one candidate after the other to ensembles that it has measured. Of equal GAPs
-(nearer than 1e-12) the ensemble with fewer bytes is better, then the first by its members' names.
+Every strategy adds one candidate after the other to ensembles that it has measured. Of equal
+scores (nearer than 1e-12) the ensemble with fewer bytes is better, then the first by its members'
+names.
 """
 
 from collections import Counter
@@ -15,9 +16,10 @@ from ensemble_kit.errors import SelectionError, SizeLimitError
 from ensemble_kit.files import format_size
 from ensemble_kit.predictions.candidates import Candidate
 from ensemble_kit.progress import progress
-from ensemble_kit.selection.scoring import Extension, Mixture, Scorer, Term
+from ensemble_kit.selection.judging import Measure
+from ensemble_kit.selection.scoring import Term
 
-ROUNDING = 1e-12  # GAPs nearer than this are equal: float64 sums of the same fractions differ less
+ROUNDING = 1e-12  # scores nearer are equal: float64 sums of the same fractions differ less
 MAX_ENSEMBLES = 20_000  # the most that an exhaustive search measures, in some minutes
 
 
@@ -45,13 +47,13 @@ class Ensemble:
 
     Attributes:
         terms: A term for each addition; a candidate that was added twice has two.
-        gap: The GAP of the members' weighted mean.
+        score: The score of the members' weighted mean.
         num_bytes: The bytes that all members take.
         parent: The ensemble that the last addition was made to; None where there are no members.
     """
 
     terms: tuple[Term, ...]
-    gap: float
+    score: float
     num_bytes: int
     parent: "Ensemble | None"
 
@@ -91,7 +93,7 @@ class Search:
     """Measures ensembles, each of them once.
 
     Attributes:
-        scorer: What measures the ensembles.
+        measure: What measures the ensembles.
         candidates: The candidates.
         weights: What each candidate's probabilities are multiplied by in the sum.
         rules: What may be chosen.
@@ -100,7 +102,7 @@ class Search:
         measured: Every ensemble that was measured, by its key.
     """
 
-    scorer: Scorer
+    measure: Measure
     candidates: Sequence[Candidate]
     weights: Sequence[float]
     rules: Rules
@@ -114,13 +116,13 @@ class Search:
         return tuple(Term(index, weight) for index, weight in enumerate(self.weights))
 
     def know(self, singles: Sequence[float]) -> None:
-        """Enter the GAPs of the candidates alone, which have been measured already."""
+        """Enter the scores of the candidates alone, which have been measured already."""
         nothing = self._nothing()
-        for index, (candidate, gap) in enumerate(zip(self.candidates, singles, strict=True)):
+        for index, (candidate, score) in enumerate(zip(self.candidates, singles, strict=True)):
             num_bytes = nothing.num_bytes + candidate.num_bytes
             if num_bytes <= self.rules.limit:
                 term = Term(index, self.weights[index])
-                self.measured[(index,)] = Ensemble((term,), gap, num_bytes, nothing)
+                self.measured[(index,)] = Ensemble((term,), score, num_bytes, nothing)
 
     def run(self) -> Ensemble:
         """Return the ensemble that the strategy chooses.
@@ -137,8 +139,8 @@ class Search:
         width = self.rules.beam_width if self.rules.strategy == "beam" else 1
         best = self._beam(start, width)
         for other in self._of_one_precision(start, width):
-            is_equal = abs(other.gap - best.gap) <= ROUNDING
-            if self._order(other) < self._order(best) if is_equal else other.gap > best.gap:
+            is_equal = abs(other.score - best.score) <= ROUNDING
+            if self._order(other) < self._order(best) if is_equal else other.score > best.score:
                 best = other
         return best
 
@@ -174,7 +176,7 @@ class Search:
                     f"The members {given} ({names}) do not fit in {format_size(self.rules.limit)}.",
                     hint="Raise --max-size, or name fewer.",
                 )
-            (ensemble,) = self._extended(ensemble, self.scorer.mixed(ensemble.terms), [index])
+            (ensemble,) = self._extended(ensemble, [index])
         return ensemble
 
     def _refuse_limit(self) -> None:
@@ -202,39 +204,36 @@ class Search:
         With replacement, the search goes on to the last addition that is allowed: an addition that
         does not help by itself may prepare one that does.
         """
-        best, level = start, [(start, self.scorer.mixed(start.terms))]
+        best, level = start, [start]
         goes_on = self.rules.strategy == "replacement"
         while level:
-            mixtures: dict[Ensemble, Mixture] = {}  # that each longer ensemble was made from
-            for ensemble, mixture in level:
-                for longer in self._extended(ensemble, mixture, self._choices(ensemble)):
-                    mixtures.setdefault(longer, mixture)
-            chosen = self._best(mixtures, width)
-            if chosen and (not best.terms or chosen[0].gap > best.gap + ROUNDING):
-                best = chosen[0]
+            longer = dict.fromkeys(
+                each
+                for ensemble in level
+                for each in self._extended(ensemble, self._choices(ensemble))
+            )
+            level = self._best(longer, width)
+            if level and (not best.terms or level[0].score > best.score + ROUNDING):
+                best = level[0]
             elif not goes_on:
                 break
-            level = [
-                (ensemble, self.scorer.added(mixtures[ensemble], ensemble.terms[-1]))
-                for ensemble in chosen
-            ]
         return best
 
     def _exhausted(self, start: Ensemble) -> Ensemble:
         """Measure every ensemble that fits."""
         number = self._refuse_number(start)
-        waiting = [(start, self.scorer.mixed(start.terms))]
+        waiting = [start]
         ensembles = [start] if start.terms else []
         with progress("measure ensembles", number) as shown:
             while waiting:
-                ensemble, mixture = waiting.pop()
+                ensemble = waiting.pop()
                 last = max(set(ensemble.members) - set(self.rules.start), default=-1)
                 later = [index for index in self._choices(ensemble) if index > last]
-                extended = self._extended(ensemble, mixture, later)
+                extended = self._extended(ensemble, later)
                 ensembles += extended
                 shown.update(len(ensembles), "ensembles")
                 waiting += [
-                    (longer, self.scorer.added(mixture, longer.terms[-1]))
+                    longer
                     for longer in extended
                     if any(index > longer.members[-1] for index in self._choices(longer))
                 ]
@@ -251,17 +250,17 @@ class Search:
         while left:
             given = [index for index in self.rules.start if index in left][:1]
             terms = [left[index] for index in given or left]
-            extension = Extension(self.scorer, self.scorer.mixed(ordered.terms), terms)
+            scores = self.measure.scores_with(ordered.terms, terms)
             longer = [
                 Ensemble(
                     (*ordered.terms, term),
-                    gap,
+                    score,
                     ordered.num_bytes + self.candidates[term.candidate].num_bytes,
                     ordered,
                 )
-                for term, gap in zip(terms, extension.gaps(terms), strict=True)
+                for term, score in zip(terms, scores, strict=True)
             ]
-            ordered = min(longer, key=lambda each: (-each.gap, self._order(each)))
+            ordered = min(longer, key=lambda each: (-each.score, self._order(each)))
             del left[ordered.terms[-1].candidate]
         return ordered
 
@@ -301,9 +300,7 @@ class Search:
         is_allowed = self.dtypes is None or candidate.dtype in self.dtypes
         return is_allowed and candidate.name not in names and candidate.num_bytes <= left
 
-    def _extended(
-        self, ensemble: Ensemble, mixture: Mixture, choices: Sequence[int]
-    ) -> list[Ensemble]:
+    def _extended(self, ensemble: Ensemble, choices: Sequence[int]) -> list[Ensemble]:
         """Return an ensemble with each of some candidates added, all of them measured."""
         extended = []
         for index in choices:
@@ -315,9 +312,9 @@ class Search:
         new = [longer for longer in extended if longer.key not in self.measured]
         if new:
             terms = [longer.terms[-1] for longer in new]
-            extension = Extension(self.scorer, mixture, self.terms)
-            for longer, gap in zip(new, extension.gaps(terms), strict=True):
-                self.measured[longer.key] = replace(longer, gap=gap)
+            scores = self.measure.scores_with(ensemble.terms, terms, offered=self.terms)
+            for longer, score in zip(new, scores, strict=True):
+                self.measured[longer.key] = replace(longer, score=score)
         return [self.measured[longer.key] for longer in extended]
 
     def _best(self, ensembles: Iterable[Ensemble], count: int) -> list[Ensemble]:
@@ -336,7 +333,7 @@ class Search:
         return chosen
 
     def _worth(self, ensemble: Ensemble) -> float:
-        """Return what ensembles are compared by: the GAP, or the last gain for each byte added.
+        """Return what ensembles are compared by: the score, or the last gain for each byte added.
 
         A gain for each byte is scaled by the limit: without that it would be as small as the
         differences that ``_best`` takes for rounding. An addition that gains nothing is worth what
@@ -344,8 +341,8 @@ class Search:
         """
         before = ensemble.parent
         if self.rules.criterion == "gain" or before is None or not before.terms:
-            return ensemble.gap
-        gain, added = ensemble.gap - before.gap, ensemble.num_bytes - before.num_bytes
+            return ensemble.score
+        gain, added = ensemble.score - before.score, ensemble.num_bytes - before.num_bytes
         if gain <= ROUNDING:
             return min(gain, 0.0)
         return gain * self.rules.limit / added if added else inf

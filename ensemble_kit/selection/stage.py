@@ -17,6 +17,7 @@ from ensemble_kit.choices import (
     DTYPES_OF_AUTO,
     ENOUGH_VIDEOS,
     MAX_SIZE,
+    METRIC,
     MIXING,
     MOST_EXACT,
     RESAMPLES,
@@ -33,7 +34,7 @@ from ensemble_kit.errors import SelectionError
 from ensemble_kit.files import each_path, refuse_overwrite, require_suffix
 from ensemble_kit.predictions.candidates import Candidates, read_candidates, refuse_unknown
 from ensemble_kit.predictions.videos import held_out
-from ensemble_kit.selection.judging import Judge
+from ensemble_kit.selection.judging import GapJudge, Judge
 from ensemble_kit.selection.mixing import given_weights, optimised, search_weights
 from ensemble_kit.selection.outcome import Outcome, Writer, distinct
 from ensemble_kit.selection.scoring import Term, pool_size
@@ -215,9 +216,9 @@ def select(
     with closing(storage):
         judge = _judge(known, _parts(known, confirm), top_k, storage)
         outcome = _search(judge, known, mixing if coefficients is None else coefficients, rules)
-        selection = Writer(known, judge, outcome, output.parent, resamples, seed).selection(
-            confirm=confirm, labels_path=labels_path, excluded=tuple(exclude)
-        )
+        selection = Writer(
+            known, judge, outcome, output.parent, METRIC, top_k, resamples, seed
+        ).selection(confirm=confirm, labels_path=labels_path, excluded=tuple(exclude))
     if not keep_same or read_selection(output) != selection:
         write_selection(output, selection, force=force)
     return selection
@@ -341,13 +342,13 @@ def _parts(known: Candidates, confirm: float) -> list[NDArray[np.bool_]]:
 
 def _judge(
     known: Candidates, parts: Sequence[NDArray[np.bool_]], top_k: int, storage: Storage
-) -> Judge:
+) -> GapJudge:
     """Read the candidates, and return what measures them within the memory of a storage."""
     num_pools = len(known.candidates) + POOLS_OF_RANKING * NUM_THREADS
     wanted = num_pools * pool_size(len(known.ids), top_k)
     pool_bytes = min(wanted, storage.memory // POOL_SHARE)
     storage.reserve(pool_bytes)
-    return Judge.of(
+    return GapJudge.of(
         read_tables(known, parts, k=top_k, storage=storage),
         top_k,
         pool_bytes=pool_bytes * len(known.candidates) // num_pools,
@@ -367,17 +368,19 @@ def _search(
     """
     with ThreadPoolExecutor(NUM_THREADS) as threads:
         singles = list(
-            threads.map(lambda index: judge.gaps([Term(index, 1.0)]), range(len(known.candidates)))
+            threads.map(
+                lambda index: judge.scores([Term(index, 1.0)]), range(len(known.candidates))
+            )
         )
     room = rules.limit - known.shared_bytes
     fits = [candidate.num_bytes <= room for candidate in known.candidates]
-    gaps = [single.chosen_by for single in singles]
+    scores = [single.chosen_by for single in singles]
     if isinstance(mixing, str):
-        weights = search_weights(mixing, gaps, fits)
+        weights = search_weights(mixing, scores, fits)
     else:  # the weight of one that is no member changes nothing, but may not be 0
         weights = [mixing.get(candidate.name, 1.0) for candidate in known.candidates]
     search = Search(judge.chosen_by, known.candidates, weights, rules, known.shared_bytes)
-    search.know(gaps)
+    search.know(scores)
     chosen = search.run()
     greedy = None
     if rules.strategy not in ("greedy", "given"):
@@ -386,7 +389,7 @@ def _search(
         chosen = search.in_order_of_gain(chosen)
     members = distinct(chosen.terms)
     if mixing == "optimised":
-        members = optimised(judge.chosen_by, members, chosen.gap)
+        members = optimised(judge.chosen_by, members, chosen.score)
     measured = tuple(search.measured.values())
     kind = mixing if isinstance(mixing, str) else "given"
     return Outcome(rules, kind, tuple(singles), measured, chosen, tuple(members), greedy)

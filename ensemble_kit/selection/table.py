@@ -125,7 +125,7 @@ class Table:
         is_whole: ``(N,)``, bool; whether all C classes of the video are in the table.
         has_gaps: Whether there are classes beside these C, which no file and no label names.
         lists_all: ``(M,)``, bool; whether a candidate lists every class of every video.
-        num_positives: The number of labels of all the videos.
+        positives: ``(N,)``, the number of labels of each video.
         num_classes: C.
     """
 
@@ -137,13 +137,18 @@ class Table:
     is_whole: NDArray[np.bool_]
     has_gaps: bool
     lists_all: NDArray[np.bool_]
-    num_positives: int
+    positives: NDArray[np.int64]
     num_classes: int
 
     @property
     def num_videos(self) -> int:
         """The number of videos, N."""
         return len(self.videos)
+
+    @property
+    def num_positives(self) -> int:
+        """The number of labels of all the videos."""
+        return int(self.positives.sum())
 
     def left_out_bounds(self, candidate: int) -> NDArray[np.float64]:
         """Return what no class that a candidate's file leaves out can exceed, ``(N,)``."""
@@ -385,7 +390,7 @@ class _Builder:
             counts == self.known.num_classes,
             self.known.has_gaps,
             np.array([not candidate.predictions.is_sparse for candidate in candidates]),
-            int(np.diff(self.known.labels.offsets)[self.videos].sum()),
+            np.diff(self.known.labels.offsets)[self.videos],
             self.known.num_classes,
         )
 

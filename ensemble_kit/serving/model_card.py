@@ -126,7 +126,9 @@ def _result(validation: ValidationMetadata) -> dict[str, Any]:
     return {
         "task": {"type": "video-classification"},
         "dataset": {"name": "validation", "type": f"sha256:{validation.dataset_sha256}"},
-        "metrics": [{"type": "gap", "name": f"GAP@{validation.k}", "value": validation.gap}],
+        "metrics": [
+            {"type": validation.metric, "name": validation.metric_name, "value": validation.score}
+        ],
     }
 
 
@@ -150,8 +152,8 @@ def _facts(path: Path, metadata: OnnxMetadata) -> str:
         times = f"{validation.repeats} draw{'s' if validation.repeats > 1 else ''} a video"
         rows += [
             (
-                f"GAP@{validation.k} on validation",
-                f"{validation.gap:.4f} on {counted(validation.videos, 'video')}, {times}: of the "
+                f"{validation.metric_name} on validation",
+                f"{validation.score:.4f} on {counted(validation.videos, 'video')}, {times}: of the "
                 "members' weighted mean, measured when they were selected",
             ),
             ("validation videos and labels", f"SHA-256 `{validation.dataset_sha256}`"),

@@ -11,7 +11,9 @@ lies, unless the path from there to its checkpoint is longer than that.
 
 import json
 from collections.abc import Mapping
+from typing import get_args
 
+from ensemble_kit.choices import Metric
 from ensemble_kit.data.schema import MAX_CLASSES, Schema
 from ensemble_kit.store.provenance import (
     NO_HASH,
@@ -27,6 +29,7 @@ ALIGNMENT = 8  # safetensors begins the first tensor at a multiple of it
 PATH_ROOM = 256
 VERSION_ROOM = 32
 LONGEST_FLOAT = 2.2250738585072014e-308
+LONGEST_METRIC: Metric = max(get_args(Metric), key=len)
 LONGEST_COUNT = 2**53
 NO_FILE = FileMetadata(path="", sha256=NO_HASH)
 
@@ -70,7 +73,8 @@ def shared_bytes(schema: Schema, selection: FileMetadata | None = None) -> int:
         data_schema=schema,
         selection=NO_FILE,
         validation=ValidationMetadata(
-            gap=LONGEST_FLOAT,
+            metric=LONGEST_METRIC,
+            score=LONGEST_FLOAT,
             k=MAX_CLASSES,
             videos=LONGEST_COUNT,
             dataset_sha256=NO_FILE.sha256,

@@ -22,11 +22,13 @@ from ensemble_kit.choices import (
     FrameForm,
     InputType,
     Layout,
+    Metric,
 )
 from ensemble_kit.data.schema import MAX_CLASSES, Names, Schema
 from ensemble_kit.files import sha256_of
 from ensemble_kit.store.dtypes import BLOCK_DTYPES, finest_first
 from ensemble_kit.store.workspace import RUN_NAME
+from ensemble_kit.wording import metric_name
 
 ModelKind = Literal["checkpoint", "foreign", "fused", "onnx"]
 FUSIBLE: tuple[ModelKind, ...] = ("checkpoint", "foreign")  # what can be a member
@@ -312,21 +314,28 @@ def has_blocks(members: Iterable[MemberMetadata]) -> bool:
 
 
 class ValidationMetadata(Metadata):
-    """The GAP that a selection measured for the members of a fused file.
+    """What a selection measured for the members of a fused file.
 
     Attributes:
-        gap: GAP@k of their weighted mean.
-        k: The k of GAP@k.
+        metric: What selection chose them by.
+        score: The metric of their weighted mean.
+        k: The k of GAP@k and mAP@k.
         videos: The number of videos that it was measured on.
         dataset_sha256: The hash of their ids and labels in order.
         repeats: Draws whose probabilities were averaged, the most of any member.
     """
 
-    gap: float
+    metric: Metric
+    score: float
     k: TopK
     videos: Count
     dataset_sha256: Sha256
     repeats: Repeats
+
+    @property
+    def metric_name(self) -> str:
+        """What people call the metric, such as ``GAP@20``."""
+        return metric_name(self.metric, self.k)
 
 
 class FusedMetadata(Metadata):

@@ -1,6 +1,7 @@
 """Selection files: what ``select`` writes and ``fuse`` and ``report`` read.
 
-Every GAP is on the selection videos, those that members were chosen on, unless it says otherwise.
+Every score is by the selection's metric, and on the selection videos, those that members were
+chosen on, unless it says otherwise.
 """
 
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from ensemble_kit.choices import Criterion, Dtype, Given, Mixing, Strategy
+from ensemble_kit.choices import Criterion, Dtype, Given, Metric, Mixing, Strategy
 from ensemble_kit.errors import SelectionError
 from ensemble_kit.files import written_aside
 from ensemble_kit.store.provenance import (
@@ -20,6 +21,7 @@ from ensemble_kit.store.provenance import (
     TopK,
 )
 from ensemble_kit.validation import complaints
+from ensemble_kit.wording import metric_name
 
 Interval = tuple[float, float]
 
@@ -32,8 +34,8 @@ class SelectedMetadata(Metadata):
         dtype: The precision that it was chosen in; None where no model of the kit made it.
         coefficient: What its probabilities are multiplied by; the coefficients sum to 1.
         bytes: What it will take in the fused file; 0 where its size is not known.
-        gap: The GAP of the member alone, on all videos.
-        gap_without: The GAP of the other members, on all videos; 0 where there is no other.
+        score: The score of the member alone, on all videos.
+        score_without: The score of the other members, on all videos; 0 where there is no other.
         predictions: The predictions that it was selected by.
         model: The model that made them, its path relative to the selection; None for a CSV file.
     """
@@ -42,8 +44,8 @@ class SelectedMetadata(Metadata):
     dtype: Dtype | None
     coefficient: float
     bytes: int
-    gap: float
-    gap_without: float
+    score: float
+    score_without: float
     predictions: FileMetadata
     model: ModelMetadata | None
 
@@ -67,23 +69,23 @@ class StepMetadata(Metadata):
     Attributes:
         added: The member's name; with replacement it may be added more than once.
         dtype: Its precision, as in ``SelectedMetadata``.
-        gap: The GAP of the ensemble.
-        gain: What the addition changed; for the first step, its GAP.
+        score: The score of the ensemble.
+        gain: What the addition changed; for the first step, its score.
         bytes: What the ensemble takes, with what its members share.
-        confirmed_gap: The GAP on the held-out videos; None where none were held out.
+        confirmed_score: The score on the held-out videos; None where none were held out.
         confirmed_gain: The gain on the held-out videos; None where none were held out.
-        interval: A bootstrap interval of the GAP, on the held-out videos if there are any, else on
-            the selection videos; None without resamples.
+        interval: A bootstrap interval of the score, on the held-out videos if there are any, else
+            on the selection videos; None without resamples.
         gain_interval: A bootstrap interval of the gain, on the same videos.
         is_distinguishable: Whether the gain's interval lies above 0; None without an interval.
     """
 
     added: str
     dtype: Dtype | None
-    gap: float
+    score: float
     gain: float
     bytes: int
-    confirmed_gap: float | None
+    confirmed_score: float | None
     confirmed_gain: float | None
     interval: Interval | None
     gain_interval: Interval | None
@@ -96,15 +98,15 @@ class FrontierMetadata(Metadata):
     Attributes:
         members: Their names; with replacement a name may be there more than once.
         dtypes: The precision of each, as in ``SelectedMetadata``.
-        gap: The GAP of the ensemble.
-        confirmed_gap: The GAP on the held-out videos; None where none were held out.
+        score: The score of the ensemble.
+        confirmed_score: The score on the held-out videos; None where none were held out.
         bytes: What the ensemble takes, with what its members share.
     """
 
     members: tuple[str, ...]
     dtypes: tuple[Dtype | None, ...]
-    gap: float
-    confirmed_gap: float | None
+    score: float
+    confirmed_score: float | None
     bytes: int
 
 
@@ -113,8 +115,8 @@ class CandidateMetadata(Metadata):
 
     Attributes:
         dtype: The precision that it stands in, as in ``SelectedMetadata``.
-        gap: The GAP of the candidate alone.
-        confirmed_gap: The GAP on the held-out videos; None where none were held out.
+        score: The score of the candidate alone.
+        confirmed_score: The score on the held-out videos; None where none were held out.
         bytes: What it would take in the fused file; 0 where its size is not known.
         bytes_by_dtype: What it would take in each precision; None where no model of the kit made
             the predictions.
@@ -127,8 +129,8 @@ class CandidateMetadata(Metadata):
 
     name: str
     dtype: Dtype | None
-    gap: float
-    confirmed_gap: float | None
+    score: float
+    confirmed_score: float | None
     bytes: int
     bytes_by_dtype: dict[str, int] | None
     num_values: int | None
@@ -143,13 +145,13 @@ class PartMetadata(Metadata):
     Attributes:
         videos: The number of videos.
         positives: The number of their labels.
-        gap: The GAP of the members' weighted mean on them.
-        interval: A bootstrap interval of that GAP; None without resamples.
+        score: The score of the members' weighted mean on them.
+        interval: A bootstrap interval of that score; None without resamples.
     """
 
     videos: int
     positives: int
-    gap: float
+    score: float
     interval: Interval | None
 
 
@@ -181,9 +183,10 @@ class SearchMetadata(Metadata):
         start: The members that the search started with, by name.
         excluded: The candidates that were left out, by name.
         evaluations: How many ensembles were measured.
-        greedy_gap: The GAP that ``greedy`` reaches; None where ``greedy`` is the strategy, or where
-            nothing was chosen.
-        greedy_path: The members that ``greedy`` would choose, in order; None as for ``greedy_gap``.
+        greedy_score: The score that ``greedy`` reaches; None where ``greedy`` is the strategy, or
+            where nothing was chosen.
+        greedy_path: The members that ``greedy`` would choose, in order; None as for
+            ``greedy_score``.
     """
 
     strategy: Strategy | Given
@@ -193,7 +196,7 @@ class SearchMetadata(Metadata):
     start: tuple[str, ...]
     excluded: tuple[str, ...]
     evaluations: int
-    greedy_gap: float | None
+    greedy_score: float | None
     greedy_path: tuple[str, ...] | None = None
 
 
@@ -201,17 +204,17 @@ class OptimisedMetadata(Metadata):
     """What optimised mixing coefficients gained over the uniform mean of the same members.
 
     Attributes:
-        uniform_gap: The GAP of the uniform mean.
-        gap: The GAP of the optimised mean.
-        confirmed_uniform_gap: ``uniform_gap`` on the held-out videos; None where none were held
+        uniform_score: The score of the uniform mean.
+        score: The score of the optimised mean.
+        confirmed_uniform_score: ``uniform_score`` on the held-out videos; None where none were held
             out.
-        confirmed_gap: ``gap`` on the held-out videos; None where none were held out.
+        confirmed_score: ``score`` on the held-out videos; None where none were held out.
     """
 
-    uniform_gap: float
-    gap: float
-    confirmed_uniform_gap: float | None
-    confirmed_gap: float | None
+    uniform_score: float
+    score: float
+    confirmed_uniform_score: float | None
+    confirmed_score: float | None
 
 
 class BootstrapMetadata(Metadata):
@@ -233,15 +236,15 @@ class TruncationMetadata(Metadata):
 
     Attributes:
         candidates: The names of the candidates whose files keep only some classes of each video.
-        gap_bounds: Between these the GAP of the members lies, whatever the left-out probabilities
-            are.
+        score_bounds: Between these the score of the members lies, whatever the left-out
+            probabilities are.
         is_decided: Whether the same members would be chosen, whatever the left-out probabilities
             are; None where bounds cannot say: for a beam search, where members are mixed in
             proportion to their own GAPs, and where more than 1,000 ensembles were measured.
     """
 
     candidates: tuple[str, ...]
-    gap_bounds: Interval
+    score_bounds: Interval
     is_decided: bool | None
 
 
@@ -249,11 +252,12 @@ class SelectionMetadata(Metadata):
     """A selection: what ``selection.json`` holds.
 
     Attributes:
-        k: The k of every GAP@k in it.
+        metric: What members were chosen by; see ``select``. Every score in the file is by it.
+        k: The k of GAP@k and mAP@k, and how many classes a fused file lists for a video.
         dtypes: The precisions that candidates stand in, finest first.
         max_size: Maximum size of the fused file, in bytes.
         mixing: How the members' probabilities are mixed: ``uniform`` is their mean, ``gap`` weights
-            each by its own GAP, ``optimised`` by coefficients that were optimised, ``given`` by
+            each by its own score, ``optimised`` by coefficients that were optimised, ``given`` by
             coefficients that ``select`` was given.
         rule: How members were chosen, in words.
         search: How members were chosen, in numbers.
@@ -263,7 +267,7 @@ class SelectionMetadata(Metadata):
         videos: The number of all videos.
         positives: The number of their labels.
         left_out: The number of videos that not every file has.
-        gap: The GAP of the members' weighted mean, on all videos.
+        score: The score of the members' weighted mean, on all videos.
         bytes: What the fused file takes: its members, and what they share.
         shared_bytes: What they share; 0 where no candidate can be fused.
         members: The members, in the order in which they were added.
@@ -280,6 +284,7 @@ class SelectionMetadata(Metadata):
 
     kind: Literal["selection"] = "selection"
     kit_version: str
+    metric: Metric
     k: TopK
     dtypes: tuple[Dtype, ...]
     max_size: int
@@ -292,7 +297,7 @@ class SelectionMetadata(Metadata):
     videos: Count
     left_out: Count = 0
     positives: Count
-    gap: float
+    score: float
     bytes: Count
     shared_bytes: Count
     members: Annotated[tuple[SelectedMetadata, ...], Field(min_length=1)]
@@ -311,6 +316,11 @@ class SelectionMetadata(Metadata):
         if len(set(names)) < len(names):
             raise ValueError(f"two members share a name: {', '.join(names)}")
         return self
+
+    @property
+    def metric_name(self) -> str:
+        """What people call the metric, such as ``GAP@20``."""
+        return metric_name(self.metric, self.k)
 
     @property
     def precisions(self) -> str:

@@ -57,7 +57,7 @@ def refuse_size(
         names = map(selection.label, fit.members, fit.dtypes)
         problem += (
             f" Of what selection measured, {' + '.join(names)} would fit and score best: "
-            f"GAP@{selection.k} {fit.gap:.4f} in {format_size(fit.bytes, like=max_size)}."
+            f"{selection.metric_name} {fit.score:.4f} in {format_size(fit.bytes, like=max_size)}."
         )
         hints.append(f"select again with --max-size {room}")
     hint = ", ".join([*(hints or ["train smaller members"]), "or raise --max-size here."])
@@ -85,9 +85,9 @@ class _Advice:
     def least_missed(self) -> str:
         """Say without which member the ensemble loses the least, of those that make it fit."""
         fitting = [each for each in self._members if self._fits_without(each)]
-        member = max(fitting or self._members, key=lambda each: each.gap_without)
-        gap, k = member.gap_without, self._selection.k
-        loss = f"GAP@{k} {gap:.4f}, {self._selection.gap - gap:.4f} less"
+        member = max(fitting or self._members, key=lambda each: each.score_without)
+        score, metric = member.score_without, self._selection.metric_name
+        loss = f"{metric} {score:.4f}, {self._selection.score - score:.4f} less"
         if not fitting:
             return f"Without {member.name} it would lose the least ({loss}), but not fit."
         return f"Without {member.name} it would fit and lose the least: {loss}."
@@ -113,4 +113,4 @@ def _size(member: SelectedMetadata, dtype: Dtype) -> int | None:
 def best_that_fits(selection: SelectionMetadata, room: int) -> FrontierMetadata | None:
     """Return the best ensemble of a selection's frontier that fits; None where nothing does."""
     fits = [each for each in selection.frontier if each.bytes <= room]
-    return max(fits, key=lambda each: each.gap, default=None)
+    return max(fits, key=lambda each: each.score, default=None)

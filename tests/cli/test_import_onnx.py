@@ -126,7 +126,7 @@ def test_one_onnx_file_of_own_and_foreign_members_computes_what_the_originals_do
         "weights": "holds",
         "parity": "holds",
         "products": "holds",
-        "gap": "not checked",
+        "score": "not checked",
     }
     card = (ensemble / "README.md").read_text()
     assert "| `pixels` | frames of rgb, dequantised |\n| `lengths` | `num_frames` |" in card

@@ -88,4 +88,4 @@ def test_the_validation_score_of_the_selection_is_the_ensembles(type_in, own_wor
 
     selection = read_selection(own_workspace.path / "ensemble" / "selection.json")
     assert len(selection.members) > 1
-    assert found["gap"] == pytest.approx(selection.gap, abs=1e-5)
+    assert found["gap"] == pytest.approx(selection.score, abs=1e-5)

@@ -97,8 +97,8 @@ def test_members_may_be_mixed_by_their_own_gaps(runner, workspace):
     assert printed["mixing"] == "gap"
     gru, vlad = printed["members"]
     assert (gru["name"], vlad["name"]) == ("gru", "vlad")
-    assert gru["coefficient"] == pytest.approx(gru["gap"] / (gru["gap"] + vlad["gap"]))
-    assert gru["gap"] > vlad["gap"]
+    assert gru["coefficient"] == pytest.approx(gru["score"] / (gru["score"] + vlad["score"]))
+    assert gru["score"] > vlad["score"]
 
 
 def test_what_is_held_out_is_shown_beside_what_is_chosen_by(runner, workspace):
@@ -180,7 +180,7 @@ def test_the_search_is_an_option(runner, workspace):
         "start": ["vlad"],
         "excluded": ["poor"],
         "evaluations": 8,  # of each number up to 4
-        "greedy_gap": 1.0,
+        "greedy_score": 1.0,
         "greedy_path": ["vlad", "gru"],
     }
     assert printed["bootstrap"] == {"resamples": 5, "level": 0.95, "seed": 3}
@@ -223,7 +223,7 @@ def test_greedys_distance_from_the_best_is_said(runner, workspace):
     )
 
     assert exact.exit_code == 0, exact.output
-    gap = read_selection(workspace / "ensemble" / "selection.json").path[-1].gap
+    gap = read_selection(workspace / "ensemble" / "selection.json").path[-1].score
     assert exact.stdout.splitlines()[-1] == (
         "No ensemble that fits is better (4 ensembles measured); greedy search would choose gru, "
         f"with GAP@20 0.9167, {gap - 0.9166666:.4f} less."

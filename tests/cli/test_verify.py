@@ -7,7 +7,7 @@ import pytest
 from ensemble_kit.cli import main
 from ensemble_kit.verification import Claim
 
-CLAIMS = [Claim("content", "holds", "it is whole"), Claim("gap", "not checked", "no records")]
+CLAIMS = [Claim("content", "holds", "it is whole"), Claim("score", "not checked", "no records")]
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_a_file_that_holds_its_claims_ends_well(runner, asked):
     assert result.exit_code == 0, result.output
     assert asked == [("e.onnx", None, {"fused": None, "max_size": 2**30, "max_gap_loss": 0.001})]
     assert result.stdout == (
-        "content   holds        it is whole\ngap       not checked  no records\n"
+        "content   holds        it is whole\nscore     not checked  no records\n"
     )
 
 
@@ -51,7 +51,7 @@ def test_all_of_it_is_an_option(runner, asked, workspace):
         "holds": True,
         "claims": [
             {"name": "content", "verdict": "holds", "finding": "it is whole"},
-            {"name": "gap", "verdict": "not checked", "finding": "no records"},
+            {"name": "score", "verdict": "not checked", "finding": "no records"},
         ],
     }
 
@@ -64,7 +64,7 @@ def test_a_real_file_that_fails_says_so_in_a_line_each_and_exits_with_1(runner, 
 
     lines = result.stdout.splitlines()
     assert [line.split("  ")[0] for line in lines] == [
-        "content", "bytes", "weights", "parity", "products", "gap"
+        "content", "bytes", "weights", "parity", "products", "score"
     ]  # fmt: skip
     assert lines[1] == (
         f"bytes     fails        {exported.num_bytes:,} in 1 file "

@@ -395,7 +395,8 @@ def test_the_metadata_says_what_the_file_is_and_where_it_comes_from(exported, fu
     assert metadata["weights_file"] == "null"
     assert metadata["fused_sha256"] == sha256_of(fused["bf16"].path)
     assert json.loads(metadata["validation"]) == {
-        "gap": 0.75, "k": 20, "videos": 1, "dataset_sha256": "0" * 64, "repeats": 1
+        "metric": "gap", "score": 0.75, "k": 20, "videos": 1,
+        "dataset_sha256": "0" * 64, "repeats": 1,
     }  # fmt: skip
     members = json.loads(metadata["members"])
     assert [(m["name"], m["coefficient"]) for m in members] == list(COEFFICIENTS.items())
@@ -442,8 +443,8 @@ def test_a_file_over_the_limit_is_refused_with_what_would_fit(
     best = FrontierMetadata(
         members=(smallest.name,),
         dtypes=("bf16",),
-        gap=0.25,
-        confirmed_gap=None,
+        score=0.25,
+        confirmed_score=None,
         bytes=smallest.bytes,
     )
     fault = (

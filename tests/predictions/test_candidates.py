@@ -133,7 +133,7 @@ def test_videos_that_a_file_lacks_are_left_out_if_asked_for(tmp_path):
 
     assert (selection.videos, selection.left_out) == (3, 2)
     kept = {name: [one[index] for index in (1, 2, 3)] for name, one in rows.items()}
-    assert {one.name: one.gap for one in selection.candidates} == pytest.approx(
+    assert {one.name: one.score for one in selection.candidates} == pytest.approx(
         {name: float(gap_loops(one, POSITIVES[1:], 20)) for name, one in kept.items()}
     )
     labels_path = write_labels(tmp_path / "y.csv", VIDEOS[2:], POSITIVES[2:])
@@ -178,7 +178,7 @@ def test_numpys_files_are_candidates_beside_the_kits(tmp_path):
     selection = select(paths, output=tmp_path / "first.json", resamples=0)
 
     assert {member.name for member in selection.members} == {"own", "other"}
-    assert {one.name: one.gap for one in selection.candidates} == pytest.approx(
+    assert {one.name: one.score for one in selection.candidates} == pytest.approx(
         {
             "own": float(gap_loops(right_for("a", "b")[::-1], POSITIVES[::-1], 20)),
             "other": float(gap_loops(rows.tolist(), POSITIVES[::-1], 20)),

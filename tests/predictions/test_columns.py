@@ -72,8 +72,8 @@ def test_one_large_class_takes_no_column_for_each_smaller_one(files, monkeypatch
 def test_a_selection_does_not_depend_on_the_numbers_of_the_classes(selections):
     close, far = selections["close"], selections["far"]
 
-    assert (far.gap, far.members[0].coefficient) == (close.gap, close.members[0].coefficient)
-    assert [candidate.gap for candidate in far.candidates] == [c.gap for c in close.candidates]
+    assert (far.score, far.members[0].coefficient) == (close.score, close.members[0].coefficient)
+    assert [candidate.score for candidate in far.candidates] == [c.score for c in close.candidates]
     assert far.dataset_sha256 != close.dataset_sha256  # of the labels as the files have them
 
 
@@ -85,8 +85,8 @@ def test_classes_between_those_that_are_named_may_be_what_a_file_left_out(tmp_pa
 
     selection = select(path, output=tmp_path / "s.json", labels_path=labels, top_k=3, resamples=0)
 
-    assert selection.gap == 1 / 2
-    assert selection.truncation.gap_bounds == (lowest, 1 / 2)  # three of 0.5 may rank first
+    assert selection.score == 1 / 2
+    assert selection.truncation.score_bounds == (lowest, 1 / 2)  # three of 0.5 may rank first
 
 
 def test_a_mixture_has_the_classes_of_its_files(selections, files):

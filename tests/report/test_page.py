@@ -85,8 +85,8 @@ def test_the_path_has_every_step_with_its_intervals(chosen, standard):
                        "interval of the gain", "size"]  # fmt: skip
     assert len(rows) == 1 + len(chosen.selection.path) == 4
     for row, step in zip(rows[1:], chosen.selection.path, strict=True):
-        assert row[1:4] == [step.added, f"{step.gap:.4f}", f"{step.gain:+.4f}"]
-        assert row[4] == f"{step.confirmed_gap:.4f}"
+        assert row[1:4] == [step.added, f"{step.score:.4f}", f"{step.gain:+.4f}"]
+        assert row[4] == f"{step.confirmed_score:.4f}"
         low, high = step.gain_interval
         assert row[6].startswith(f"{low:+.4f} to {high:+.4f}")
         assert row[6].endswith("noise?") == (not step.is_distinguishable)
@@ -98,12 +98,12 @@ def test_the_top_says_what_was_held_out_and_the_size(chosen, standard):
     held_out, best = chosen.selection.confirm.held_out, chosen.selection.candidates[0]
     low, high = held_out.interval
     assert (
-        f"{held_out.gap:.4f}GAP@20 on {held_out.videos} held-out videos, "
+        f"{held_out.score:.4f}GAP@20 on {held_out.videos} held-out videos, "
         f"95% interval {low:.4f} to {high:.4f}"
     ) in words
-    gain = held_out.gap - best.confirmed_gap
+    gain = held_out.score - best.confirmed_score
     assert (
-        f"{gain:+.4f}above the best single candidate, {best.name} ({best.confirmed_gap:.4f})"
+        f"{gain:+.4f}above the best single candidate, {best.name} ({best.confirmed_score:.4f})"
     ) in words
     assert "13.4 MiBin bf16, 73.7% of the limit of 18.1 MiB" in words
     assert "3 of 4 candidates" in words
@@ -136,7 +136,7 @@ def test_a_candidate_has_its_gaps_parameters_bytes_in_each_type_and_why_it_is_no
 def test_the_frontier_is_a_table_too(chosen, standard):
     rows = standard.rows("size")[1:]
 
-    assert [row[1] for row in rows] == [f"{one.gap:.4f}" for one in chosen.selection.frontier]
+    assert [row[1] for row in rows] == [f"{one.score:.4f}" for one in chosen.selection.frontier]
     assert rows[-1][3] == ", ".join(chosen.selection.frontier[-1].members)
 
 
@@ -229,7 +229,7 @@ def test_a_selection_by_all_videos_without_intervals_says_that_it_is_optimistic(
 
     found = page_of(chosen)
 
-    assert re.search(rf"{chosen.selection.gap:.4f}GAP@20 on 90 videos ?\+", found.words())
+    assert re.search(rf"{chosen.selection.score:.4f}GAP@20 on 90 videos ?\+", found.words())
     assert (
         "Members were chosen on the same 90 videos that the figures are measured on, so the "
         "figures are optimistic."
@@ -250,8 +250,8 @@ def test_other_ways_of_searching_and_mixing_are_told(tmp_path, without_bokeh):
     assert "beam of width 3 by gain" in words
     assert "at most 2 members; started from bag; without mean; greedy reaches" in words
     assert (
-        f"Optimising the coefficients changed the GAP from {found.uniform_gap:.4f} to "
-        f"{found.gap:.4f}, and on the held-out videos"
+        f"Optimising the coefficients changed the GAP from {found.uniform_score:.4f} to "
+        f"{found.score:.4f}, and on the held-out videos"
     ) in words
     assert "mixed by optimised coefficients" in words
 
@@ -360,7 +360,7 @@ def test_truncated_predictions_are_named_with_what_they_leave_open(
 ):
     first = chosen.selection.candidates[0]
     truncation = TruncationMetadata(
-        candidates=(first.name,), gap_bounds=(0.25, 0.75), is_decided=is_decided
+        candidates=(first.name,), score_bounds=(0.25, 0.75), is_decided=is_decided
     )
     selection = chosen.selection.model_copy(
         update={

@@ -14,12 +14,12 @@ def test_optimised_coefficients_are_never_worse_and_sum_alike(case):
     search = case.search("greedy")
     chosen = search.run()
 
-    terms = optimised(search.scorer, chosen.terms, chosen.gap)
+    terms = optimised(search.measure, chosen.terms, chosen.score)
 
     assert [term.candidate for term in terms] == list(chosen.members)
     assert sum(term.weight for term in terms) == pytest.approx(len(terms))
     assert all(term.weight > 0 for term in terms)
-    assert search.scorer.gap(terms) >= chosen.gap - 1e-12
+    assert search.measure.score(terms) >= chosen.score - 1e-12
 
 
 def test_coefficients_stay_where_no_step_raises_the_gap():
@@ -29,18 +29,18 @@ def test_coefficients_stay_where_no_step_raises_the_gap():
         [[0.875, 0.75, 0.75], [0.625, 0.75, 0.5], [0.875, 0.875, 0.25]],
         [[0.75, 0.125, 0.125], [0.5, 0.875, 0.875], [0.5, 0.0, 0.875]],
     ]
-    scorer = SearchCase(rows, [{0}, {2}, {2}], [1, 1, 1], 3).search("greedy").scorer
+    scorer = SearchCase(rows, [{0}, {2}, {2}], [1, 1, 1], 3).search("greedy").measure
     terms = [Term(0, 1.0), Term(1, 1.0), Term(2, 1.0)]
 
-    assert optimised(scorer, terms, scorer.gap(terms)) == terms
+    assert optimised(scorer, terms, scorer.score(terms)) == terms
 
 
 def test_coefficients_move_to_where_both_videos_are_right():
     case = SearchCase(FIRST_COUNTS_MORE, [{0}, {1}], [1, 1], 2)
-    scorer = case.search("greedy").scorer
+    scorer = case.search("greedy").measure
     terms = [Term(0, 1.0), Term(1, 1.0)]
 
-    first, second = optimised(scorer, terms, scorer.gap(terms))
+    first, second = optimised(scorer, terms, scorer.score(terms))
 
     assert first.weight > 1 > second.weight
-    assert scorer.gap([first, second]) > scorer.gap(terms)
+    assert scorer.score([first, second]) > scorer.score(terms)

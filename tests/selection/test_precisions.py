@@ -82,7 +82,7 @@ def test_the_best_of_all_precisions_is_chosen_under_each_limit(rows, files, tmp_
         )
 
         assert selection.search.strategy == "exhaustive"
-        assert selection.path[-1].gap == pytest.approx(best, abs=1e-12)
+        assert selection.path[-1].score == pytest.approx(best, abs=1e-12)
         assert {(each.name, each.dtype) for each in selection.members} == set(members)
         assert selection.bytes <= limit
         seen.add(frozenset(members))
@@ -94,7 +94,7 @@ def test_the_frontier_names_the_precision_at_each_point(rows, files, tmp_path):
 
     for point in selection.frontier:
         known = {size: gap for gap, size, _ in sorted(every_ensemble(rows, point.bytes))}
-        assert point.gap == pytest.approx(max(known.values()), abs=1e-12)
+        assert point.score == pytest.approx(max(known.values()), abs=1e-12)
         sizes = zip(point.members, point.dtypes, strict=True)
         counted = (bytes_by_dtype(SIZES[name])[dtype] for name, dtype in sizes)
         assert point.bytes == SHARED + sum(counted)
@@ -102,8 +102,8 @@ def test_the_frontier_names_the_precision_at_each_point(rows, files, tmp_path):
     for dtype, frontier in selection.frontiers.items():
         assert frontier
         assert {each for point in frontier for each in point.dtypes} == {dtype}
-        of_all = [point.gap for point in selection.frontier if point.bytes <= frontier[-1].bytes]
-        assert max(of_all) >= frontier[-1].gap
+        of_all = [point.score for point in selection.frontier if point.bytes <= frontier[-1].bytes]
+        assert max(of_all) >= frontier[-1].score
 
 
 @pytest.mark.parametrize("strategy", ["greedy", "beam", "replacement"])
@@ -115,7 +115,7 @@ def test_other_strategies_are_never_worse_than_with_one_precision(strategy, file
         assert len(set(names)) == len(names)
         for dtype, alone in (("bf16", files[0::3]), ("int8", files[1::3]), ("int4", files[2::3])):
             one = select(alone, dtype=dtype, max_size=limit, **options)
-            assert free.path[-1].gap >= one.path[-1].gap - 1e-12
+            assert free.path[-1].score >= one.path[-1].score - 1e-12
 
 
 def test_a_list_needs_each_candidate_in_each_precision(files, tmp_path):

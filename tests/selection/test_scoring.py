@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from reference import gap_loops, mixed_loops
 
 from ensemble_kit.selection import scoring
-from ensemble_kit.selection.judging import Judge
+from ensemble_kit.selection.judging import GapJudge
 from ensemble_kit.selection.scoring import Extension, Scorer, Term
 from ensemble_kit.selection.storage import Storage
 from ensemble_kit.selection.table import read_tables
@@ -49,7 +49,7 @@ def test_many_blocks_measure_what_one_does():
 
     assert (len(whole.blocks), len(parted.blocks)) == (1, 6)
     for terms in ([Term(0, 1.0)], [Term(2, 0.5), Term(1, 3.0)], [Term(i, 1.0) for i in range(3)]):
-        assert again.gap(terms) == once.gap(terms)
+        assert again.score(terms) == once.score(terms)
 
 
 @settings(max_examples=60, deadline=None)
@@ -79,7 +79,7 @@ def test_blocks_of_any_size_in_memory_or_on_disk_have_the_same_gaps(tmp_path_fac
         for term in terms:
             expected = Extension(once, mixtures[0], terms).gaps(terms)
             assert Extension(again, mixtures[1], terms).gaps(terms) == expected
-            mixtures = once.added(mixtures[0], term), again.added(mixtures[1], term)
+            mixtures = [each.mixed((*mixtures[0].terms, term)) for each in (once, again)]
 
 
 @pytest.mark.parametrize("together", [2, 128])
@@ -107,7 +107,7 @@ def test_the_gap_is_that_of_all_probabilities_however_few_are_kept(case):
     (table,) = read_tables(known, [np.ones(len(positives), bool)], k=k, depth=depth)
     scorer = Scorer(table, k)
 
-    assert scorer.gap(terms) == pytest.approx(dense_gap(rows, positives, terms, k), abs=1e-12)
+    assert scorer.score(terms) == pytest.approx(dense_gap(rows, positives, terms, k), abs=1e-12)
 
     mixture = scorer.mixed([])
     for term in terms:  # as a search adds them
@@ -115,7 +115,7 @@ def test_the_gap_is_that_of_all_probabilities_however_few_are_kept(case):
         for other in terms:
             expected = dense_gap(rows, positives, [*mixture.terms, other], k)
             assert extension.gap(other) == pytest.approx(expected, abs=1e-12)
-        mixture = scorer.added(mixture, term)
+        mixture = scorer.mixed((*mixture.terms, term))
 
 
 @settings(max_examples=50, deadline=None)
@@ -127,7 +127,7 @@ def test_parts_are_measured_apart_and_together(case, data):
     assume(is_in.any() and not is_in.all())
 
     tables = read_tables(known, [is_in, ~is_in], k=k, depth=depth)
-    gaps = Judge.of(tables, k).gaps(terms)
+    gaps = GapJudge.of(tables, k).scores(terms)
 
     for part, found in ((is_in, gaps.chosen_by), (~is_in, gaps.held_out)):
         of_part = [[row for row, inside in zip(one, part, strict=True) if inside] for one in rows]

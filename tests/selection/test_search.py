@@ -36,13 +36,13 @@ def test_a_beam_keeps_the_best_ensembles_of_each_number_of_members(case, width):
     chosen = search.run()
 
     assert chosen.members == beam_loops(case, width)
-    assert chosen.gap == pytest.approx(float(case.gap(chosen.members)), abs=1e-12)
+    assert chosen.score == pytest.approx(float(case.gap(chosen.members)), abs=1e-12)
     assert [one.members for one in chosen.additions] == [
         chosen.members[:size] for size in range(1, len(chosen.terms) + 1)
     ]
     for key, one in search.measured.items():
         assert key == tuple(sorted(one.members))
-        assert one.gap == pytest.approx(float(case.gap(key)), abs=1e-12)
+        assert one.score == pytest.approx(float(case.gap(key)), abs=1e-12)
         assert one.num_bytes == case.num_bytes(key) <= case.limit
 
 

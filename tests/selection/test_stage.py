@@ -76,7 +76,7 @@ def test_the_path_is_that_of_the_loops(tmp_path_factory, case, mixing):
         strategy="greedy",
     )
 
-    gaps = {one.name: one.gap for one in selection.candidates}
+    gaps = {one.name: one.score for one in selection.candidates}
     assert gaps == pytest.approx(
         {name: float(gap_loops(rows, positives, k)) for name, rows in candidates.items()}, abs=1e-12
     )
@@ -85,7 +85,7 @@ def test_the_path_is_that_of_the_loops(tmp_path_factory, case, mixing):
         weights = dict.fromkeys(gaps, Fraction(1))
     expected = greedy_loops(candidates, weights, sizes, positives, k, limit)
     assert [step.added for step in selection.path] == [name for name, _ in expected]
-    assert [step.gap for step in selection.path] == pytest.approx(
+    assert [step.score for step in selection.path] == pytest.approx(
         [float(gap) for _, gap in expected], abs=1e-12
     )
     members = [name for name, _ in expected]
@@ -98,8 +98,8 @@ def test_the_path_is_that_of_the_loops(tmp_path_factory, case, mixing):
             [candidates[name] for name in others], [weights[name] for name in others]
         )
         without = gap_loops(mixed, positives, k) if others else 0
-        assert member.gap_without == pytest.approx(float(without), abs=1e-12)
-        assert member.gap == gaps[member.name]
+        assert member.score_without == pytest.approx(float(without), abs=1e-12)
+        assert member.score == gaps[member.name]
         assert member.coefficient == pytest.approx(float(weights[member.name]) / total, abs=1e-12)
 
 
@@ -123,12 +123,12 @@ def test_given_coefficients_have_the_gap_of_the_loops(tmp_path_factory, case, da
     )
 
     mixed = mixed_loops([candidates[name] for name in members], shares)
-    assert selection.gap == pytest.approx(float(gap_loops(mixed, positives, k)), abs=1e-12)
+    assert selection.score == pytest.approx(float(gap_loops(mixed, positives, k)), abs=1e-12)
     assert [one.name for one in selection.members] == members
     assert [one.coefficient for one in selection.members] == shares
     assert [step.added for step in selection.path] == members
     assert (selection.mixing, selection.search.strategy) == ("given", "given")
-    assert selection.search.greedy_gap is None
+    assert selection.search.greedy_score is None
     reasons = {one.name: one.skipped for one in selection.candidates}
     assert {reasons[name] for name in members} == {None}
     assert {reasons[name] for name in candidates.keys() - set(members)} <= {
@@ -215,7 +215,7 @@ def test_the_gap_of_one_member_is_what_evaluate_prints(tmp_path):
 
     selection = select([path], output=tmp_path / "s.json", top_k=3)
 
-    assert selection.gap == evaluate_predictions(read_predictions(path), None, k=3).gap
+    assert selection.score == evaluate_predictions(read_predictions(path), None, k=3).gap
 
 
 def test_copies_of_a_member_are_never_added(tmp_path):
@@ -295,7 +295,7 @@ def test_the_file_holds_all_of_it_with_paths_from_its_own_folder(tmp_path):
         path="../runs/gru/validation.safetensors", sha256=sha256_of(runs["gru"])
     )
     assert first.model.file.path == "../runs/gru/validation/averaged.safetensors"
-    assert second.gap == first.gap_without < selection.gap
+    assert second.score == first.score_without < selection.score
     labels = LabelLists.from_lists(map(sorted, POSITIVES))
     written = json.loads(output.read_text(encoding="utf-8"))
     intervals = [
@@ -306,7 +306,7 @@ def test_the_file_holds_all_of_it_with_paths_from_its_own_folder(tmp_path):
     assert [decided for *_, decided in intervals] == [gain[0] > 0 for _, gain, _ in intervals]
     candidate = {
         "dtype": "bf16",
-        "confirmed_gap": None,
+        "confirmed_score": None,
         "bytes": 100,
         "bytes_by_dtype": {"fp32": 200, "fp16": 100, "bf16": 100, "int8": 50, "int4": 25},
         "num_values": 50,
@@ -316,6 +316,7 @@ def test_the_file_holds_all_of_it_with_paths_from_its_own_folder(tmp_path):
     assert written == {
         "kind": "selection",
         "kit_version": selection.kit_version,
+        "metric": "gap",
         "k": 4,
         "dtypes": ["bf16"],
         "max_size": MAX_SIZE,
@@ -332,7 +333,7 @@ def test_the_file_holds_all_of_it_with_paths_from_its_own_folder(tmp_path):
             "start": [],
             "excluded": [],
             "evaluations": 3,
-            "greedy_gap": None,
+            "greedy_score": None,
             "greedy_path": None,
         },
         "dataset_sha256": dataset_sha256(VIDEOS, labels),
@@ -341,7 +342,7 @@ def test_the_file_holds_all_of_it_with_paths_from_its_own_folder(tmp_path):
         "videos": 4,
         "left_out": 0,
         "positives": 6,
-        "gap": selection.gap,
+        "score": selection.score,
         "bytes": 200,
         "shared_bytes": 0,
         "members": [member.model_dump() for member in selection.members],
@@ -349,32 +350,32 @@ def test_the_file_holds_all_of_it_with_paths_from_its_own_folder(tmp_path):
             {
                 "added": name,
                 "dtype": "bf16",
-                "gap": gap,
+                "score": gap,
                 "gain": gain,
                 "bytes": size,
-                "confirmed_gap": None,
+                "confirmed_score": None,
                 "confirmed_gain": None,
             }
             for name, gap, gain, size in (
-                ("gru", first.gap, first.gap, 100),
-                ("vlad", selection.gap, selection.gap - first.gap, 200),
+                ("gru", first.score, first.score, 100),
+                ("vlad", selection.score, selection.score - first.score, 200),
             )
         ],
         "frontier": [
             {
                 "members": names,
                 "dtypes": ["bf16"] * len(names),
-                "gap": gap,
-                "confirmed_gap": None,
+                "score": gap,
+                "confirmed_score": None,
                 "bytes": 100 * len(names),
             }
-            for names, gap in ((["gru"], first.gap), (["gru", "vlad"], selection.gap))
+            for names, gap in ((["gru"], first.score), (["gru", "vlad"], selection.score))
         ],
         "frontiers": {},
         "candidates": [
             {
                 "name": member.name,
-                "gap": member.gap,
+                "score": member.score,
                 "predictions": member.predictions.model_dump(),
                 **candidate,
             }
@@ -444,13 +445,13 @@ def test_the_videos_held_out_confirm_the_choice(tmp_path):
         labels = [one for one, is_in in zip(positives, part, strict=True) if is_in]
         assert measured.videos == len(labels)
         assert measured.positives == sum(map(len, labels))
-        assert measured.gap == pytest.approx(float(gap_loops(mixed[part].tolist(), labels, 3)))
-        assert measured.interval[0] < measured.gap < measured.interval[1]
-    assert selection.gap == pytest.approx(float(gap_loops(mixed.tolist(), positives, 3)))
+        assert measured.score == pytest.approx(float(gap_loops(mixed[part].tolist(), labels, 3)))
+        assert measured.interval[0] < measured.score < measured.interval[1]
+    assert selection.score == pytest.approx(float(gap_loops(mixed.tolist(), positives, 3)))
     last = selection.path[-1]
-    assert (last.gap, last.confirmed_gap) == (
-        selection.confirm.chosen_by.gap,
-        selection.confirm.held_out.gap,
+    assert (last.score, last.confirmed_score) == (
+        selection.confirm.chosen_by.score,
+        selection.confirm.held_out.score,
     )
     assert last.interval == selection.confirm.held_out.interval
     everything = select(paths, output=tmp_path / "all.json", top_k=3, confirm=0)
@@ -478,7 +479,7 @@ def test_scores_that_float32_would_make_equal_keep_their_order(tmp_path):
 
     gaps = {name: float(gap_loops(rows.tolist(), positives, 3)) for name, rows in expected.items()}
     assert gaps["weak"] < 0.4 < gaps["strong"] == 1
-    assert {one.name: one.gap for one in selection.candidates} == pytest.approx(gaps, abs=1e-12)
+    assert {one.name: one.score for one in selection.candidates} == pytest.approx(gaps, abs=1e-12)
     assert [member.name for member in selection.members] == ["strong"]
     for path in paths:
         gap = evaluate_predictions(read_predictions(path), labels_path, k=3).gap
@@ -604,9 +605,9 @@ def test_the_frontier_holds_what_fewer_bytes_would_buy(tmp_path):
         (("abc",), 600),
         (("abc", "d"), 800),
     ]
-    gaps = [one.gap for one in selection.frontier]
+    gaps = [one.score for one in selection.frontier]
     assert gaps == sorted(set(gaps))
-    singles = {one.name: one.gap for one in selection.candidates}
+    singles = {one.name: one.score for one in selection.candidates}
     assert gaps[:3] == [singles["c"], singles["d"], singles["abc"]]
     assert selection.path[0].interval is None
 
@@ -625,8 +626,8 @@ def test_of_few_candidates_every_ensemble_is_measured(tmp_path):
     assert exact.search.evaluations == 4  # three alone, and one pair that fits
     assert [step.added for step in greedy.path] == ["abd"]  # nothing fits beside it
     assert {member.name for member in exact.members} == {"ab", "cd"}
-    assert exact.gap == exact.path[-1].gap > greedy.gap
-    assert (exact.search.greedy_gap, exact.search.greedy_path) == (greedy.gap, ("abd",))
+    assert exact.score == exact.path[-1].score > greedy.score
+    assert (exact.search.greedy_score, exact.search.greedy_path) == (greedy.score, ("abd",))
 
 
 def test_of_many_candidates_the_choice_is_greedy(tmp_path):
@@ -651,15 +652,15 @@ def test_members_of_the_exact_best_are_listed_from_the_best_on(tmp_path):
         name: select(
             paths, output=tmp_path / "p.json", resamples=0, start=[added[0], name], max_members=2,
             force=True,
-        ).path[-1].gap
+        ).path[-1].score
         for name in added[1:]
     }  # fmt: skip
     assert added[0] == selection.candidates[0].name
-    assert (added[1], selection.path[1].gap) == max(pairs.items(), key=lambda pair: pair[1])
+    assert (added[1], selection.path[1].score) == max(pairs.items(), key=lambda pair: pair[1])
     assert set(added) == {"ab", "c", "d"}
     started = select(paths, output=tmp_path / "t.json", resamples=0, start=["c", "d"])
     assert [step.added for step in started.path] == ["c", "d", "ab"]
-    assert started.gap == pytest.approx(selection.gap, abs=1e-12)
+    assert started.score == pytest.approx(selection.score, abs=1e-12)
 
 
 def test_optimised_coefficients_are_reported_with_what_they_brought(tmp_path):
@@ -676,9 +677,9 @@ def test_optimised_coefficients_are_reported_with_what_they_brought(tmp_path):
     x, y = selection.members
     assert x.coefficient > 0.5 > y.coefficient
     assert x.coefficient + y.coefficient == pytest.approx(1)
-    assert selection.path[-1].gap == selection.optimised.uniform_gap < selection.optimised.gap
-    assert selection.gap == selection.optimised.gap == 1
-    assert selection.optimised.confirmed_gap is None
+    assert selection.path[-1].score == selection.optimised.uniform_score < selection.optimised.score
+    assert selection.score == selection.optimised.score == 1
+    assert selection.optimised.confirmed_score is None
 
 
 def test_what_files_of_the_best_classes_could_change_is_told(tmp_path):
@@ -701,8 +702,8 @@ def test_what_files_of_the_best_classes_could_change_is_told(tmp_path):
     selection = select(paths, output=tmp_path / "s.json", resamples=0, top_k=2)
 
     assert selection.truncation.candidates == ("y",)
-    low, high = selection.truncation.gap_bounds
-    assert low <= selection.gap <= high
+    low, high = selection.truncation.score_bounds
+    assert low <= selection.score <= high
     assert {one.name: one.top_k for one in selection.candidates} == {"x": None, "y": 2}
     by_gap = select(paths, output=tmp_path / "g.json", mixing="gap", resamples=0, top_k=2)
     assert by_gap.truncation.is_decided is None

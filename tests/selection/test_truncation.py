@@ -75,7 +75,7 @@ def test_the_gap_of_all_classes_lies_between_the_bounds_of_those_kept(case):
 
     whole = gap_loops(mixed_loops(rows, [one.weight for one in terms]), positives, K)
     assert low - 1e-12 <= float(whole) <= high + 1e-12
-    assert low - 1e-12 <= scorer.gap(terms) <= high + 1e-12
+    assert low - 1e-12 <= scorer.score(terms) <= high + 1e-12
 
 
 TIED = [  # what was left out of the first may make a score of the second no better than a miss's
@@ -98,9 +98,9 @@ def test_what_is_decided_is_what_all_classes_decide(case):
 
     search, chosen = found(known)
     measured = list(search.measured.values())
-    if is_decided(search.scorer, GREEDY, chosen, measured):
+    if is_decided(search.measure, GREEDY, chosen, measured):
         assert found(whole)[1].members == chosen.members
-    assert is_decided(search.scorer, replace(GREEDY, strategy="beam"), chosen, measured) is None
+    assert is_decided(search.measure, replace(GREEDY, strategy="beam"), chosen, measured) is None
 
 
 def test_classes_that_cannot_reach_the_top_decide_nothing():

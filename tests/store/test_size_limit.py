@@ -15,14 +15,14 @@ FRONTIER = {"b": 0.3, "c": 0.4, "ab": 0.5, "abc": 0.6}
 def selection_of(members="abc", *, are_sizes_known=True, has_several=False):
     """Return what of a selection is read, with members by their letters."""
     return SimpleNamespace(
-        k=20,
-        gap=0.6,
+        metric_name="GAP@20",
+        score=0.6,
         shared_bytes=SHARED,
         label=lambda name, dtype: f"{name} ({dtype})" if has_several else name,
         members=[
             SimpleNamespace(
                 name=name,
-                gap_without=WITHOUT[name],
+                score_without=WITHOUT[name],
                 model=SimpleNamespace(
                     bytes_by_dtype=dict(
                         zip(("fp32", "fp16", "bf16", "int8", "int4"),
@@ -39,11 +39,11 @@ def selection_of(members="abc", *, are_sizes_known=True, has_several=False):
             FrontierMetadata(
                 members=tuple(letters),
                 dtypes=("bf16",) * len(letters),
-                gap=gap,
-                confirmed_gap=None,
+                score=score,
+                confirmed_score=None,
                 bytes=SHARED + sum(SIZES[name][0] for name in set(letters)),
             )
-            for letters, gap in FRONTIER.items()
+            for letters, score in FRONTIER.items()
         ],
     )  # fmt: skip
 
