@@ -218,8 +218,8 @@ def _rows(selection: "SelectionMetadata") -> Iterator[dict[str, object]]:
     for number, step in enumerate(selection.path, start=1):
         low, high = step.gain_interval or (None, None)
         yield {
-            "step": number, "added": step.added, "dtype": step.dtype, "gap": step.gap,
-            "gain": step.gain, "confirmed_gap": step.confirmed_gap,
+            "step": number, "added": step.added, "dtype": step.dtype, "score": step.score,
+            "gain": step.gain, "confirmed_score": step.confirmed_score,
             "confirmed_gain": step.confirmed_gain, "gain_low": low, "gain_high": high,
             "bytes": step.bytes,
         }  # fmt: skip

@@ -69,7 +69,7 @@ def test_a_selection_has_a_row_for_each_step(both, chosen, tmp_path):
 
     for row, step in zip(rows, selection["path"], strict=True):
         low, high = step["gain_interval"] or (None, None)
-        names = ("added", "dtype", "gap", "gain", "confirmed_gap", "confirmed_gain", "bytes")
+        names = ("added", "dtype", "score", "gain", "confirmed_score", "confirmed_gain", "bytes")
         assert {key: row[key] for key in names} == as_text({key: step[key] for key in names})
         assert (row["gain_low"], row["gain_high"]) == (str(low), str(high))
 
