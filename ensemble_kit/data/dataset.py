@@ -11,12 +11,17 @@ from os.path import isfile
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ensemble_kit.choices import CACHE_BYTES, AnyPath
+from ensemble_kit.data.balance import by_shard, turns_of
 from ensemble_kit.data.batch import Batch, Memory, collate
 from ensemble_kit.data.decode import Decoder, Video
 from ensemble_kit.data.frame_choice import FrameChoice
 from ensemble_kit.data.kinds import find_schema
-from ensemble_kit.data.order import BatchPlan, RecordIndex, batch_plans
+from ensemble_kit.data.labels import LabelLists
+from ensemble_kit.data.order import BatchPlan, RecordIndex, Shares, batch_plans
 from ensemble_kit.data.reading import Source, read
 from ensemble_kit.data.reading_processes import read_in_processes
 from ensemble_kit.data.remote import (
@@ -258,13 +263,14 @@ class Records:
         rank: int = 0,
         num_ranks: int = 1,
         epochs: int | None = None,
+        balance: float | None = None,
     ) -> Iterator[Batch]:
         """Return batches in the order of training, from batch ``start`` on.
 
         The order is that of ``training_order``: the same for the same files and seed, whatever the
         number of workers and ranks. Batches run on from one epoch into the next, so that all are
-        full and every record comes once an epoch. Where bad records are skipped, a batch is
-        shorter by those it had, and may be empty.
+        full, and every record comes once an epoch unless ``balance`` says otherwise. Where bad
+        records are skipped, a batch is shorter by those it had, and may be empty.
 
         Args:
             batch_size: How many videos all ranks together take at a time.
@@ -276,6 +282,8 @@ class Records:
                 ``numpy.array_split`` gives it.
             num_ranks: Processes that train together.
             epochs: Stop after this many, with a batch that may be short; None never stops.
+            balance: The power in [0, 1] of a record's rarity by which it comes more often, see
+                ``balance``; all records are read once for their labels. None is 0.
 
         Raises:
             RecordError: As ``videos``, or no record is good, the ranks outnumber the videos of a
@@ -303,8 +311,21 @@ class Records:
             epochs=epochs,
             rank=rank,
             num_ranks=num_ranks,
+            shares=self._shares(balance) if balance else None,
         )
         return self._read(plans, source, workers)
+
+    def _shares(self, balance: float) -> Shares:
+        """Return the turns of each file's records in an epoch; bad ones count as unlabelled."""
+        counts = [len(shard.starts) for shard in self._index.shards(range(len(self.paths)))]
+        if not any(counts):
+            raise self._no_record()
+        starts = dict(zip(self.paths, np.cumsum([0, *counts]).tolist(), strict=False))
+        classes: list[Sequence[int] | NDArray[np.int64]] = [()] * sum(counts)
+        for path, number, video in self.placed_videos():
+            classes[starts[path] + number - 1] = video.classes
+        labels = LabelLists.from_lists(classes)
+        return by_shard(turns_of(labels, self.schema.num_classes, balance), counts)
 
     def _read(self, plans: Iterator[BatchPlan], source: Source, workers: int) -> Iterator[Batch]:
         reading = read_in_processes(source, plans, workers) if workers else read(source, plans)

@@ -10,15 +10,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice, zip_longest
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from ensemble_kit.data.balance import UNIT, repeated
 from ensemble_kit.data.tfrecord import BadRecord, Shard, locate_records
 
 SHUFFLE_BYTES = 512 << 20  # about 1,500 videos of 300 frames of 1,152 bytes, or all of AudioSet
 FILES_AHEAD = 8  # looked through by threads before their turn
 PLACE_BYTES = 1 << 10  # counted beside a record's own bytes, so that tiny ones stay few as well
+
+Shares: TypeAlias = Sequence[Sequence[int]]  # of each file's records: turns in an epoch
 
 
 class Place(NamedTuple):
@@ -146,6 +149,7 @@ def batch_plans(
     epochs: int | None = None,
     rank: int = 0,
     num_ranks: int = 1,
+    shares: Shares | None = None,
     shuffle_bytes: int = SHUFFLE_BYTES,
 ) -> Iterator[BatchPlan]:
     """Yield what to read for each batch, from batch ``start`` on.
@@ -155,7 +159,12 @@ def batch_plans(
     every batch, as ``numpy.array_split`` splits it: joined, the shares are the batch.
     """
     turns = training_order(
-        index, seed=seed, start=start * batch_size, epochs=epochs, shuffle_bytes=shuffle_bytes
+        index,
+        seed=seed,
+        start=start * batch_size,
+        epochs=epochs,
+        shares=shares,
+        shuffle_bytes=shuffle_bytes,
     )
     while batch := list(islice(turns, batch_size)):
         share, larger = divmod(len(batch), num_ranks)
@@ -169,18 +178,33 @@ def training_order(
     seed: int,
     start: int = 0,
     epochs: int | None = None,
+    shares: Shares | None = None,
     shuffle_bytes: int = SHUFFLE_BYTES,
 ) -> Iterator[Turn]:
     """Yield the records in the order of training, epoch after epoch, from turn ``start`` on.
 
     It ends after ``epochs`` of them, or at an epoch without a record. ``shuffled`` says what
     ``shuffle_bytes`` does.
+
+    Args:
+        index: The records.
+        seed: Of the order.
+        start: The first turn.
+        epochs: How many epochs; None never ends.
+        shares: How many turns each record has in an epoch, see ``balance``; None is one each.
+        shuffle_bytes: See ``shuffled``.
     """
     first, skipped = divmod(start, max(1, index.count())) if start else (0, 0)
     for epoch in count(first) if epochs is None else range(first, epochs):
         random = np.random.default_rng((seed, epoch))
         shards = random.permutation(index.num_shards).tolist()
-        places = shuffled(index.places(shards), random, max_bytes=shuffle_bytes)
+        found = index.places(shards)
+        if shares is not None:
+            found = repeated(
+                ((place, shares[place.shard][place.number - 1]) for place in found),
+                start=int(random.integers(UNIT)),
+            )
+        places = shuffled(found, random, max_bytes=shuffle_bytes)
         position = -1
         for position, place in enumerate(places):
             if position >= skipped:

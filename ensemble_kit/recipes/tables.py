@@ -10,6 +10,7 @@ from ensemble_kit.recipes.own_parts import OrOwn
 Count: TypeAlias = Annotated[int, Field(ge=1, le=10**12)]  # of steps, of examples
 Size: TypeAlias = Annotated[int, Field(ge=1, le=10**6)]  # of anything that takes memory
 Layers: TypeAlias = Annotated[int, Field(ge=1, le=100)]
+Factor: TypeAlias = Annotated[float, Field(gt=0)]
 PerModality: TypeAlias = Size | Annotated[dict[str, Size], Field(min_length=1)]
 ModalityFusion: TypeAlias = Literal["late", "early"]
 
@@ -319,12 +320,27 @@ class MixtureOfExpertsTable(Table):
     remove_diagonal: bool | None = None
 
 
+class LearningRateFactorsTable(Table):
+    """What the learning rate of a part's weights is multiplied by; 1 where it is left out.
+
+    ``hidden`` is the projection and its gating, ``head`` the head and its probability gating.
+    """
+
+    input: Factor | None = None
+    pooling: Factor | None = None
+    fusion: Factor | None = None
+    hidden: Factor | None = None
+    head: Factor | None = None
+
+
 class TrainingTable(Table):
     """The schedule: what is true of the recipe on every machine.
 
     Left out, ``schedule`` is the papers' staircase and ``clip`` each variable by itself, and
     ``clip_norm`` and ``batch_norm_momentum`` are those of all five systems. A cosine falls to 0
-    with ``max_steps`` and has no stairs.
+    with ``max_steps`` and has no stairs. No system's code has the last four: ``balance`` is the
+    power of a record's rarity by which it comes more often (``data/balance``), ``mixup`` and
+    ``label_smoothing`` are ``training/mixing``'s.
     """
 
     batch_size: Size
@@ -340,6 +356,10 @@ class TrainingTable(Table):
     schedule: Literal["staircase", "cosine"] | None = None
     warmup_examples: Count | None = None
     clip: Literal["each", "global"] | None = None
+    balance: Annotated[float, Field(gt=0, le=1)] | None = None
+    mixup: Annotated[float, Field(gt=0)] | None = None
+    label_smoothing: Annotated[float, Field(gt=0, lt=1)] | None = None
+    learning_rate_factors: LearningRateFactorsTable | None = None
 
 
 class ReportedTable(Table):

@@ -13,6 +13,7 @@ from ensemble_kit.data.dataset import Batch
 from ensemble_kit.layers.precision import at_least_float32
 from ensemble_kit.networks.building import TrainedModel
 from ensemble_kit.training.loss import cross_entropy
+from ensemble_kit.training.mixing import mixed_up, smoothed
 from ensemble_kit.training.plan import RunPlan
 from ensemble_kit.training.processes import Processes
 
@@ -24,7 +25,8 @@ class Part(NamedTuple):
         frames: ``(B, T, D)`` for each modality.
         num_frames: ``(B,)``, int64.
         frame_weights: ``(B, T)``, float32, or None.
-        targets: ``(B, C)``: the labels, bool, or mixed with a teacher's probabilities, float32.
+        targets: ``(B, C)``: the labels, bool; float32 where they are mixed with a teacher's
+            probabilities, with another video's, or smoothed.
     """
 
     frames: dict[str, Tensor]
@@ -74,7 +76,7 @@ class Differentiator:
         if self._teacher is not None:
             targets = self._teacher.mixed(batch.ids, targets)
         parts = parts_of(batch, targets, num_parts, self._plan.device)
-        for number, part in enumerate(parts, start=1):
+        for number, part in enumerate(map(self._mixed, parts), start=1):
             share = each * len(part.targets)
             with self._in_step(is_last=number == num_parts):
                 probabilities = self._probabilities(part)
@@ -87,6 +89,15 @@ class Differentiator:
             total = torch.zeros_like(loss)
         own = float(torch.stack(losses).sum())
         return sum(self._processes.gather_number(own)) / self._processes.count
+
+    def _mixed(self, part: Part) -> Part:
+        """Return a part with what the recipe does to targets and frames."""
+        schedule, targets, frames = self._plan.recipe.training, part.targets, part.frames
+        if schedule.label_smoothing is not None:
+            targets = smoothed(targets.float(), schedule.label_smoothing)
+        if schedule.mixup is not None:
+            frames, targets = mixed_up(frames, part.num_frames, targets.float(), schedule.mixup)
+        return part._replace(frames=frames, targets=targets)
 
     def _probabilities(self, part: Part) -> Tensor:
         is_rounded = self._plan.precision == "bf16"

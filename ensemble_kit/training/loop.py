@@ -149,6 +149,7 @@ class Trainer:
             workers=self.plan.workers,
             rank=self.processes.rank,
             num_ranks=self.processes.count,
+            balance=self.schedule.balance,
         )
 
     def _is_checkpoint_due(self) -> bool:

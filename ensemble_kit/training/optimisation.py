@@ -1,17 +1,30 @@
 """The papers' optimisation: a staircase of learning rates, gradients clipped one by one, Adam.
 
-Recipes may choose alternatives: a warm-up, a cosine schedule, one norm for all gradients.
+Recipes may choose alternatives: a warm-up, a cosine schedule, one norm for all gradients, a rate
+for each part.
 """
 
 from collections.abc import Container, Iterator, Mapping, Sequence
+from itertools import groupby
 from math import cos, pi
 
 import torch
 from torch import Tensor, nn
 
+from ensemble_kit.errors import RecipeError
 from ensemble_kit.recipes.tables import TrainingTable
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+# A recipe's table of the weights under each attribute of a sub-model.
+TABLES = {
+    "input_batch_norm": "input",
+    "poolings": "pooling",
+    "fusion": "fusion",
+    "hidden": "hidden",
+    "gating": "hidden",
+    "head": "head",
+    "probability_gating": "head",
+}
 
 
 def learning_rate_at(schedule: TrainingTable, examples: int) -> float:
@@ -48,19 +61,50 @@ def clip_together(gradients: Sequence[Tensor], limit: float) -> None:
     torch._foreach_mul_(list(gradients), limit / norm.clamp_min(limit))
 
 
+def rate_factors(model: nn.Module, schedule: TrainingTable) -> dict[str, float]:
+    """Return what each parameter's learning rate is multiplied by, by the parameter's name.
+
+    Raises:
+        RecipeError: There is a factor for a part of which the model has no weights.
+    """
+    factors = {}
+    if schedule.learning_rate_factors is not None:
+        factors = schedule.learning_rate_factors.model_dump(exclude_none=True)
+    tables = {name: TABLES.get(name.partition(".")[0]) for name, _ in model.named_parameters()}
+    missing = sorted(set(factors) - set(tables.values()))
+    if missing:
+        trained = sorted({table for table in tables.values() if table is not None})
+        raise RecipeError(
+            f"training.learning_rate_factors names {', '.join(missing)}, of which the model has no "
+            "weights.",
+            hint=f"Name one of: {', '.join(trained)}." if trained else "Leave the factors out.",
+        )
+    return {name: factors.get(table, 1.0) for name, table in tables.items()}
+
+
 class Optimiser:
     """Adam on a model's parameters, under a schedule.
 
     Args:
         model: The model that is trained.
         schedule: The recipe's table ``training``.
+
+    Raises:
+        RecipeError: See ``rate_factors``.
     """
 
     def __init__(self, model: nn.Module, schedule: TrainingTable) -> None:
         self._schedule = schedule
-        self._parameters = dict(model.named_parameters())
+        factors = rate_factors(model, schedule)
+        # Adam numbers its parameters group by group.
+        named = sorted(model.named_parameters(), key=lambda each: factors[each[0]])
+        self._parameters = dict(named)
+        groups = [
+            {"params": [parameter for _, parameter in group], "factor": factor}
+            for factor, group in groupby(named, key=lambda each: factors[each[0]])
+        ]
         self._adam = torch.optim.Adam(
-            self._parameters.values(), lr=schedule.learning_rate, betas=(0.9, 0.999), eps=1e-8
+            groups, lr=schedule.learning_rate, betas=(0.9, 0.999), eps=1e-8
         )
 
     def clear(self) -> None:
@@ -68,14 +112,14 @@ class Optimiser:
         self._adam.zero_grad(set_to_none=True)
 
     def step(self, examples: int) -> float:
-        """Clip the gradients, take one step, and return its learning rate.
+        """Clip the gradients, take one step, and return its learning rate before any factor.
 
         Args:
             examples: How many videos the run has seen before this step.
         """
         rate = learning_rate_at(self._schedule, examples)
         for group in self._adam.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
         clip = clip_together if self._schedule.clip == "global" else clip_each
         clip(gradients, self._schedule.clip_norm)

@@ -31,6 +31,7 @@ from ensemble_kit.store.provenance import TrainingStateMetadata
 from ensemble_kit.store.tensor_files import open_tensors
 from ensemble_kit.store.trackers import require_trackers
 from ensemble_kit.store.workspace import RunFolder, check_run_name
+from ensemble_kit.training.optimisation import rate_factors
 from ensemble_kit.training.teacher import Teacher
 
 
@@ -129,7 +130,8 @@ class RunPlan:
             )
         self.open_teacher()  # a teacher that cannot be used is refused here too
         with torch.device("meta"):  # the parts meet their widths, and no memory is taken
-            build_model(self.recipe, self.training.schema)
+            model = build_model(self.recipe, self.training.schema)
+        rate_factors(model, self.recipe.training)
 
     def _refuse_out_of_range(self) -> None:
         for name, value, low, high in (

@@ -1,3 +1,5 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 from example_bytes import frame_record
@@ -282,3 +284,27 @@ def test_records_without_a_labels_key_can_be_tagged_but_not_learnt_from(folder):
     assert all(video.classes.size == 0 for video in tagged)
     with pytest.raises(RecordError, match="'classes'"):
         list(Records([folder], schema=other).videos())
+
+
+def test_a_video_of_a_rare_class_comes_more_often_where_records_are_balanced(
+    workers, schema, tmp_path
+):
+    classes = [[0]] * 4 + [[0, 1]]  # the last one's rarest class has one video of five
+    for number, own in enumerate(classes):
+        write_records(
+            tmp_path / f"{number}.tfrecord",
+            [frame_record(f"v{number}", own, **ONE_FRAME)],
+            force=False,
+        )
+    write_records(tmp_path / "5.tfrecord", [frame_record("bad", [9], **ONE_FRAME)], force=False)
+    records = Records([tmp_path], schema=schema, skip_bad_records=True)
+
+    def counts(balance):
+        batches = records.training_batches(4, seed=0, epochs=90, balance=balance)
+        return Counter(ids_of(batches))
+
+    # Of six records five have a class 0, whose rarity is 6 / 5; the bad one counts as 1.
+    shares = np.array([6 / 5] * 4 + [6]) * 6 / (4 * 6 / 5 + 6 + 1)
+    found = [counts(1.0)[f"v{number}"] / 90 for number in range(5)]
+    assert found == pytest.approx(shares, abs=0.1)
+    assert set(counts(None).values()) == {90}

@@ -1,3 +1,4 @@
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 from threading import Barrier
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble_kit.data import order
+from ensemble_kit.data.balance import UNIT, by_shard
 from ensemble_kit.data.order import (
     PLACE_BYTES,
     Place,
@@ -92,6 +94,34 @@ def test_batches_from_any_start_on_are_those_of_the_whole_order(counts, batch_si
         rest = list(islice(batch_plans(index, batch_size, seed=1, start=start), 3))
 
     assert rest == whole[start:]
+
+
+@settings(deadline=None, max_examples=30)
+@given(SHARDS.filter(any), st.integers(1, 8), st.integers(0, 12), st.data())
+def test_balanced_epochs_keep_their_length_and_any_start_their_order(
+    counts, batch_size, start, data
+):
+    num_records = sum(counts)
+    cuts = data.draw(
+        st.lists(st.integers(0, num_records), min_size=num_records - 1, max_size=num_records - 1)
+    )
+    turns = np.diff([0, *sorted(cuts), num_records])  # of each record in an epoch, whole ones
+    shares = by_shard(turns * UNIT, counts)
+    index, locate, _ = index_of(counts)
+    with patch.object(order, "locate_records", locate):
+        whole = list(islice(batch_plans(index, batch_size, seed=1, shares=shares), start + 3))
+        rest = list(islice(batch_plans(index, batch_size, seed=1, start=start, shares=shares), 3))
+        epoch = list(training_order(index, seed=1, epochs=1, shares=shares))
+
+    assert rest == whole[start:]
+    assert [turn.position for turn in epoch] == list(range(num_records))
+    found = Counter((turn.place.shard, turn.place.number) for turn in epoch)
+    expected = {
+        (shard, number): own // UNIT
+        for shard, each in enumerate(shares)
+        for number, own in enumerate(each, 1)
+    }
+    assert found == Counter(expected)
 
 
 def test_seeds_and_epochs_have_orders_of_their_own():

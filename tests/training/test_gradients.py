@@ -46,6 +46,16 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole(pooling, parts, recor
         torch.testing.assert_close(summed[name], gradient)
 
 
+@pytest.mark.parametrize("option", ["mixup=0.5", "label_smoothing=0.1"])
+def test_a_recipe_may_mix_and_smooth_what_is_learnt(option, records, tmp_path):
+    plain, _ = gradients_of(records, tmp_path, tiny_recipe(pooling="soft_bof"))
+    recipe = tiny_recipe(pooling="soft_bof", overrides=[f"training.{option}"])
+    loss, gradients = gradients_of(records, tmp_path, recipe)
+
+    assert loss != pytest.approx(plain)
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_bfloat16_rounds_products_and_neither_statistics_nor_probabilities(pooling, records):
     recipe = tiny_recipe(pooling=pooling, probability_gating=True)

@@ -2,12 +2,19 @@ from math import cos, pi
 
 import pytest
 import torch
-from builders import tiny_recipe
+from builders import tiny_recipe, tiny_schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import clip_loops
 
-from ensemble_kit.training.optimisation import clip_each, clip_together, learning_rate_at
+from ensemble_kit.errors import RecipeError
+from ensemble_kit.networks.sub_model import SubModel
+from ensemble_kit.training.optimisation import (
+    Optimiser,
+    clip_each,
+    clip_together,
+    learning_rate_at,
+)
 
 
 @settings(max_examples=50, deadline=None)
@@ -72,3 +79,58 @@ def test_gradients_can_be_clipped_by_the_norm_of_all(gradients, limit):
 
     joint = clip_loops([value for gradient in gradients for value in gradient], limit)
     torch.testing.assert_close(torch.cat(tensors).tolist(), joint)
+
+
+FACTORS = "training.learning_rate_factors={pooling = 0.25, head = 4.0}"
+
+
+def stepped(optimiser, model, steps):
+    for step in steps:
+        optimiser.clear()
+        torch.manual_seed(step)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimiser.step(0)
+
+
+def optimised(overrides):
+    recipe = tiny_recipe(probability_gating=True, overrides=overrides)
+    torch.manual_seed(0)
+    model = SubModel(recipe, tiny_schema())
+    return model, Optimiser(model, recipe.training)
+
+
+def test_a_part_has_its_own_multiple_of_the_learning_rate():
+    moved = []
+    for overrides in ([], [FACTORS]):
+        model, optimiser = optimised(overrides)
+        before = {name: each.detach().clone() for name, each in model.named_parameters()}
+        stepped(optimiser, model, [1])
+        moved.append({n: each.detach() - before[n] for n, each in model.named_parameters()})
+
+    plain, scaled = moved
+    for name, change in plain.items():
+        part = name.partition(".")[0]
+        factor = {"poolings": 0.25, "head": 4.0, "probability_gating": 4.0}.get(part, 1.0)
+        torch.testing.assert_close(scaled[name], factor * change, rtol=1e-3, atol=1e-7)
+
+
+def test_moments_of_parts_with_their_own_rates_are_saved_by_name():
+    whole, optimiser = optimised([FACTORS])
+    stepped(optimiser, whole, [1, 2, 3])
+
+    model, first = optimised([FACTORS])
+    stepped(first, model, [1, 2])
+    second = Optimiser(model, tiny_recipe(overrides=[FACTORS]).training)
+    second.restore(dict(first.tensors()))
+    stepped(second, model, [3])
+
+    for name, expected in whole.state_dict().items():
+        assert torch.equal(model.state_dict()[name], expected), name
+
+
+def test_a_factor_of_a_part_without_weights_is_refused():
+    with pytest.raises(RecipeError, match="fusion, of which the model has no weights") as caught:
+        optimised(["training.learning_rate_factors.fusion=2.0"])
+
+    assert caught.value.hint == "Name one of: head, hidden, input, pooling."

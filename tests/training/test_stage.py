@@ -24,6 +24,12 @@ from ensemble_kit.training import gradients, loop
 from ensemble_kit.training.state import seed_step
 
 TESTS = Path(__file__).resolve().parents[1]
+OPTIONS = [
+    "training.balance=0.5",
+    "training.mixup=0.5",
+    "training.label_smoothing=0.1",
+    "training.learning_rate_factors.pooling=0.5",
+]
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +65,13 @@ def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_path):
     assert int(said[1]) >= 12
 
 
+@pytest.mark.parametrize(
+    ("pooling", "overrides"), [("gru", []), ("soft_bof", OPTIONS)], ids=["papers", "options"]
+)
 def test_an_interrupted_run_ends_with_the_checkpoints_of_one_that_was_not(
-    folder, records, monkeypatch, tmp_path
+    pooling, overrides, folder, records, monkeypatch, tmp_path
 ):
-    recipe = tiny_recipe(max_steps=5, pooling="gru")
+    recipe = tiny_recipe(max_steps=5, pooling=pooling, overrides=overrides)
     whole = train_tiny(tmp_path / "whole" / "tiny", records, recipe, is_validated=True)
     with monkeypatch.context() as patched:
         interrupt_after(patched, 3)
