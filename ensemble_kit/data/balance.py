@@ -43,7 +43,7 @@ def turns_of(labels: LabelLists, num_classes: int, balance: float) -> NDArray[np
     rows = np.repeat(np.arange(count), np.diff(labels.offsets))
     np.maximum.at(rarity, rows, count / num_positives[labels.classes])
     shares = rarity**balance
-    turns = np.floor(shares * (count * UNIT / shares.sum())).astype(np.int64)
+    turns: NDArray[np.int64] = np.floor(shares * (count * UNIT / shares.sum())).astype(np.int64)
     turns[np.argmax(turns)] += count * UNIT - turns.sum()  # what rounding left
     return turns
 

@@ -70,10 +70,10 @@ def rate_factors(model: nn.Module, schedule: TrainingTable) -> dict[str, float]:
     factors = {}
     if schedule.learning_rate_factors is not None:
         factors = schedule.learning_rate_factors.model_dump(exclude_none=True)
-    tables = {name: TABLES.get(name.partition(".")[0]) for name, _ in model.named_parameters()}
+    tables = {name: TABLES.get(name.partition(".")[0], "") for name, _ in model.named_parameters()}
     missing = sorted(set(factors) - set(tables.values()))
     if missing:
-        trained = sorted({table for table in tables.values() if table is not None})
+        trained = sorted(set(filter(None, tables.values())))
         raise RecipeError(
             f"training.learning_rate_factors names {', '.join(missing)}, of which the model has no "
             "weights.",
