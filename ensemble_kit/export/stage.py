@@ -43,7 +43,7 @@ from ensemble_kit.serving.onnx_file import (
     write_onnx,
 )
 from ensemble_kit.serving.triton import refuse_repository, write_repository
-from ensemble_kit.store.blocks import SCALE
+from ensemble_kit.store.blocks import SCALE, SCALE_TYPE
 from ensemble_kit.store.dtypes import types_of_onnx_weights
 from ensemble_kit.store.provenance import (
     FileMetadata,
@@ -326,8 +326,9 @@ def _check_weights(path: Path, metadata: OnnxMetadata, output: Path) -> None:
         dtype = dtypes.get(f"{tensor.name.partition('.')[0]}.")
         if dtype is None:
             continue
-        is_scale = tensor.name.endswith(SCALE)
-        wanted = types_of_onnx_weights("fp16" if is_scale else dtype, metadata.opset)
+        wanted = [SCALE_TYPE.onnx]
+        if not tensor.name.endswith(SCALE):
+            wanted = types_of_onnx_weights(dtype, metadata.opset)
         if tensor.type_name not in wanted:
             raise ExportError(
                 f"{output}: {tensor.name} is stored as {tensor.type_name}, not "

@@ -16,16 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ensemble_kit.choices import BLOCK_OPSET, Dtype
+from ensemble_kit.choices import BLOCK_OPSET
 from ensemble_kit.export.blocks import BlockMatrix
 from ensemble_kit.layers.recurrent import ONNX_KINDS, Cell, arranged_for_onnx
 from ensemble_kit.networks.weights import read_blocks
 from ensemble_kit.serving.onnx_file import Weight
-from ensemble_kit.store.blocks import FORMATS, SCALE, BlockFormat, pack
-from ensemble_kit.store.dtypes import BY_NAME
+from ensemble_kit.store.blocks import FORMATS, SCALE, SCALE_TYPE, BlockFormat, pack
+from ensemble_kit.store.dtypes import BLOCKS_BY_SAFETENSORS, BY_NAME
 from ensemble_kit.store.tensor_files import TensorFile
 
-SCALE_TYPE = BY_NAME["fp16"].onnx_number
 ARRANGED = ".onnx."  # in the names of a recurrent stack's weights that are in ONNX's order
 
 
@@ -74,7 +73,7 @@ class _BlockSource(NamedTuple):
     def of(cls, source: _Source, shape: tuple[int, ...], opset: int) -> "_BlockSource":
         """Describe a matrix from its entries in the fused file."""
         file, name = source.file, source.names[0]
-        dtype: Dtype = "int8" if file.specs[name].dtype == "I8" else "int4"
+        dtype = BLOCKS_BY_SAFETENSORS[file.specs[name].dtype]
         block_format = FORMATS[dtype]
         scales = file.specs[name + SCALE].shape
         is_transposed = scales == block_format.scales_shape(shape, 0)
@@ -95,7 +94,7 @@ class _BlockSource(NamedTuple):
         data_type = BY_NAME[self.type_name].onnx_number
         return (
             Weight(name, data_type, shape, partial(self._read, False)),
-            Weight(name + SCALE, SCALE_TYPE, scales_shape, partial(self._read, True)),
+            Weight(name + SCALE, SCALE_TYPE.onnx_number, scales_shape, partial(self._read, True)),
         )
 
     def _read(self, is_scales: bool) -> NDArray[np.uint8]:

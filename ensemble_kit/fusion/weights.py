@@ -11,7 +11,6 @@ from ensemble_kit.networks.loading import member_prefix
 from ensemble_kit.networks.storage import Stored, is_finite, relative_error, round_to
 from ensemble_kit.networks.weights import not_finite
 from ensemble_kit.store.blocks import FORMATS, SCALE
-from ensemble_kit.store.dtypes import BLOCK_DTYPES
 from ensemble_kit.store.fused_size import member_bytes, member_room
 from ensemble_kit.store.tensor_files import TensorSpec
 
@@ -64,8 +63,7 @@ class FusedWeights:
     def _round(self, full: str) -> Stored:
         member, name = self._sources[full]
         tensor, dtype = member.file.tensor(name), member.metadata.dtype
-        # what does not fit into blocks is in bf16
-        stored = round_to(tensor, "bf16" if dtype in BLOCK_DTYPES else dtype)
+        stored = round_to(tensor, dtype)  # without an output axis: no blocks
         if tensor.is_floating_point() and not is_finite(stored.values):
             if not is_finite(tensor):
                 raise not_finite(member.file.path, name)

@@ -11,7 +11,7 @@ from ensemble_kit.networks.loading import member_file_metadata, member_prefix
 from ensemble_kit.networks.products import product_axes
 from ensemble_kit.networks.storage import round_to
 from ensemble_kit.networks.weights import count_stored, stored_specs
-from ensemble_kit.store.dtypes import DTYPES, FLOATING
+from ensemble_kit.store.dtypes import BY_NAME, DTYPES, FLOATING
 from ensemble_kit.store.fused_size import NO_FILE, member_bytes, shared_bytes
 from ensemble_kit.store.provenance import (
     CheckpointMetadata,
@@ -83,7 +83,9 @@ class RoundedTensors:
 
     def __init__(self, member: Member) -> None:
         self.specs = {
-            name: spec._replace(dtype="F32") if spec.dtype in FLOATING else spec
+            name: spec._replace(dtype=BY_NAME["fp32"].safetensors)
+            if spec.dtype in FLOATING
+            else spec
             for name, spec in member.file.specs.items()
         }
         self._member = member

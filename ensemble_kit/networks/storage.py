@@ -14,7 +14,7 @@ from torch import Tensor
 from ensemble_kit.choices import Dtype
 from ensemble_kit.networks.blocks import fits_blocks, restore_blocks, round_to_blocks
 from ensemble_kit.store.blocks import FORMATS, SCALE, BlockFormat, pack
-from ensemble_kit.store.dtypes import BY_NAME, StorageType
+from ensemble_kit.store.dtypes import StorageType, types_of_weights
 
 CHUNK_VALUES = 2**22
 
@@ -66,11 +66,13 @@ def round_to(tensor: Tensor, dtype: Dtype, *, output_axis: int | None = None) ->
     if not tensor.is_floating_point():
         return Stored(tensor)
     block_format = FORMATS.get(dtype)
-    if block_format is None:
-        return Stored(tensor.to(torch_type(BY_NAME[dtype])))
-    if output_axis is not None and fits_blocks(tensor, output_axis, block_format):
+    if (
+        block_format is not None
+        and output_axis is not None
+        and fits_blocks(tensor, output_axis, block_format)
+    ):
         return Stored(*round_to_blocks(tensor, output_axis, block_format), block_format)
-    return Stored(tensor.bfloat16())
+    return Stored(tensor.to(torch_type(types_of_weights(dtype)[-1])))
 
 
 def is_finite(tensor: Tensor) -> bool:

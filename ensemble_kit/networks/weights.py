@@ -12,8 +12,8 @@ from ensemble_kit.errors import CheckpointError
 from ensemble_kit.networks.blocks import fits_blocks
 from ensemble_kit.networks.foreign import WEIGHTS, ForeignModel
 from ensemble_kit.networks.storage import Stored, is_finite
-from ensemble_kit.store.blocks import FORMATS, SCALE, unpack
-from ensemble_kit.store.dtypes import BY_NAME, FLOATING
+from ensemble_kit.store.blocks import FORMATS, SCALE, SCALE_TYPE, unpack
+from ensemble_kit.store.dtypes import BLOCKS_BY_SAFETENSORS, FLOATING, types_of_weights
 from ensemble_kit.store.tensor_files import TensorFile, TensorSpec
 
 
@@ -63,7 +63,7 @@ def read_weight(file: Tensors, name: str, shape: tuple[int, ...], *, path: Path)
     Raises:
         CheckpointError: It is missing, has another shape, or holds NaN or infinity.
     """
-    if name + SCALE in file.specs:
+    if name in file.specs and name + SCALE in file.specs:
         return read_blocks(file, name, shape, path=path).restored()
     _require_shape(file, name, [shape], path)
     tensor = file.tensor(name)
@@ -81,17 +81,18 @@ def read_blocks(file: Tensors, name: str, shape: tuple[int, ...], *, path: Path)
         CheckpointError: Its tensors are not those of a matrix of that shape, or a scale is
             negative, NaN or infinity.
     """
-    block_format = FORMATS["int8" if file.specs[name].dtype == "I8" else "int4"]
+    type_name, scale_type = (file.specs[each].dtype for each in (name, name + SCALE))
+    if type_name not in BLOCKS_BY_SAFETENSORS or scale_type != SCALE_TYPE.safetensors:
+        raise CheckpointError(
+            f"{path}: tensor {name} is stored as {type_name} with scales in {scale_type}; blocks "
+            f"have {' or '.join(BLOCKS_BY_SAFETENSORS)} with {SCALE_TYPE.safetensors}.",
+            hint="Write the file again with this version of ensemble-kit.",
+        )
+    block_format = FORMATS[BLOCKS_BY_SAFETENSORS[type_name]]
     _require_shape(file, name, [block_format.packed_shape(shape)], path)
     shapes = [block_format.scales_shape(shape, axis) for axis in (1, 0)] if len(shape) == 2 else []
     _require_shape(file, name + SCALE, shapes, path)
     packed, scales = file.tensor(name), file.tensor(name + SCALE)
-    if scales.dtype != torch.float16 or packed.dtype not in {torch.int8, torch.uint8}:
-        raise CheckpointError(
-            f"{path}: tensor {name} is stored as {file.specs[name].dtype} with scales in "
-            f"{file.specs[name + SCALE].dtype}; blocks have I8 or U8 with F16.",
-            hint="Write the file again with this version of ensemble-kit.",
-        )
     if not bool(((scales >= 0) & scales.isfinite()).all()):
         raise CheckpointError(
             f"{path}: tensor {name + SCALE} holds a scale that is negative, NaN or infinity.",
@@ -143,11 +144,16 @@ def _stored_spec(
     spec, block_format = file.specs[name], FORMATS.get(dtype)
     if spec.dtype not in FLOATING:
         return {"": spec}
-    if block_format is None:
-        return {"": spec._replace(dtype=BY_NAME[dtype].safetensors)}
-    if output_axis is None or not fits_blocks(file.tensor(name), output_axis, block_format):
-        return {"": spec._replace(dtype="BF16")}
+    types = types_of_weights(dtype)
+    if (
+        block_format is None
+        or output_axis is None
+        or not fits_blocks(file.tensor(name), output_axis, block_format)
+    ):
+        return {"": spec._replace(dtype=types[-1].safetensors)}
     return {
-        "": TensorSpec(BY_NAME[dtype].safetensors, block_format.packed_shape(spec.shape)),
-        SCALE: TensorSpec("F16", block_format.scales_shape(spec.shape, output_axis)),
+        "": TensorSpec(types[0].safetensors, block_format.packed_shape(spec.shape)),
+        SCALE: TensorSpec(
+            SCALE_TYPE.safetensors, block_format.scales_shape(spec.shape, output_axis)
+        ),
     }

@@ -31,7 +31,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_kit.choices import Dtype
+from ensemble_kit.store.dtypes import BY_NAME
+
 SCALE = ".block_scale"  # suffix of the tensor that holds a matrix's scales
+SCALE_TYPE = BY_NAME["fp16"]
 
 
 class BlockFormat(NamedTuple):
@@ -58,7 +62,7 @@ class BlockFormat(NamedTuple):
         return shape if self.per_byte == 1 else (-(-prod(shape) // self.per_byte),)
 
 
-FORMATS: Mapping[str, BlockFormat] = {
+FORMATS: Mapping[Dtype, BlockFormat] = {
     "int8": BlockFormat(size=128, largest=127, per_byte=1),
     "int4": BlockFormat(size=32, largest=7, per_byte=2),
 }

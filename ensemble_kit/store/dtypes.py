@@ -62,6 +62,9 @@ BY_ONNX: Mapping[int, StorageType] = MappingProxyType({t.onnx_number: t for t in
 FLOATING = frozenset(t.safetensors for t in STORAGE_TYPES if t.is_floating)
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)  # finest first
 BLOCK_DTYPES: frozenset[Dtype] = frozenset({"int8", "int4"})  # matrices in blocks, the rest in bf16
+BLOCKS_BY_SAFETENSORS: Mapping[str, Dtype] = MappingProxyType(
+    {BY_NAME[dtype].safetensors: dtype for dtype in DTYPES if dtype in BLOCK_DTYPES}
+)
 
 
 def finest_first(dtypes: Iterable[str | None]) -> tuple[Dtype, ...]:
@@ -71,7 +74,7 @@ def finest_first(dtypes: Iterable[str | None]) -> tuple[Dtype, ...]:
 
 
 def types_of_weights(dtype: Dtype) -> tuple[StorageType, ...]:
-    """Return the types that weights are stored in; blocks have bf16 beside."""
+    """Return the types that weights are stored in, last what is used outside of blocks."""
     names = (dtype, "bf16") if dtype in BLOCK_DTYPES else (dtype,)
     return tuple(BY_NAME[name] for name in names)
 

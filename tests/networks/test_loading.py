@@ -301,8 +301,12 @@ SCALES = "member_one.hidden.weight.block_scale"
             ),
             "tensor member_one.hidden.weight has shape (7,); the model needs shape (2880,).",
         ),
+        (
+            lambda tensors: tensors.pop("member_one.hidden.weight"),
+            "tensor member_one.hidden.weight is missing; the model needs shape (72, 80).",
+        ),
     ],
-    ids=["NaN", "negative", "blocks", "type", "numbers"],
+    ids=["NaN", "negative", "blocks", "type", "numbers", "no matrix"],
 )
 def test_a_fused_file_with_damaged_blocks_is_refused(path, change, problem):
     recipe = tiny_recipe(pooling="netvlad", overrides=["hidden.size=80", "pooling.num_clusters=9"])
