@@ -15,6 +15,7 @@ from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import CheckpointError, EnsembleKitError, PredictionsError
 from ensemble_kit.export.parity import TOLERANCE, compare, shares_as_shipped
+from ensemble_kit.export.shares import counts_of
 from ensemble_kit.files import format_size, sha256_of
 from ensemble_kit.fusion.proof import prove
 from ensemble_kit.fusion.weights import FusedWeights
@@ -22,8 +23,16 @@ from ensemble_kit.networks.fused_member import Member
 from ensemble_kit.networks.loading import load, member_prefix
 from ensemble_kit.networks.products import product_axes
 from ensemble_kit.predictions.videos import dataset_sha256
-from ensemble_kit.serving.metadata import read_metadata
-from ensemble_kit.serving.onnx_file import is_whole, needed_files, read_tensors, values_path
+from ensemble_kit.serving.metadata import metadata_of
+from ensemble_kit.serving.onnx_file import (
+    StoredTensor,
+    is_whole,
+    needed_files,
+    read_properties,
+    read_tensors,
+    values_path,
+)
+from ensemble_kit.serving.session import without_prefix
 from ensemble_kit.store.blocks import SCALE
 from ensemble_kit.store.dtypes import FLOATING, types_of_onnx_weights, types_of_weights
 from ensemble_kit.store.provenance import (
@@ -96,13 +105,14 @@ def verify(
 def _verify_onnx(
     path: Path, records: Records | None, fused: Path | None, max_size: int, max_gap_loss: float
 ) -> Iterator[Claim]:
-    metadata = read_metadata(path)
-    files = needed_files(path)
-    yield _content(path, metadata)
-    yield _bytes(files, max_size)
-    yield _onnx_types(path, metadata)
-    yield _tried("parity", lambda: _onnx_parity(path, metadata, fused))
-    yield _tried("products", lambda: _products(path, metadata))
+    properties, tensors = read_properties(path), read_tensors(path)
+    metadata = metadata_of(without_prefix(properties), path)
+    counts = counts_of(tensors, metadata)
+    yield _content(path, properties, metadata)
+    yield _bytes(needed_files(path, tensors), max_size)
+    yield _onnx_types(tensors, metadata)
+    yield _tried("parity", lambda: _onnx_parity(path, metadata, counts, fused))
+    yield _tried("products", lambda: _products(path, metadata, counts))
     yield _tried("score", lambda: _score(path, metadata.validation, None, records, max_gap_loss))
 
 
@@ -134,9 +144,9 @@ def _verdict(holds: bool) -> Verdict:
     return "holds" if holds else "fails"
 
 
-def _content(path: Path, metadata: OnnxMetadata) -> Claim:
+def _content(path: Path, properties: Mapping[str, str], metadata: OnnxMetadata) -> Claim:
     beside = metadata.weights_file
-    holds = is_whole(path)
+    holds = is_whole(path, properties)
     what = "the content"
     if holds and beside is not None:
         holds, what = _hash_beside(path, beside) == beside.sha256, beside.path
@@ -160,9 +170,9 @@ def _bytes(files: Sequence[Path], max_size: int) -> Claim:
     return Claim("bytes", _verdict(size <= max_size), finding)
 
 
-def _onnx_types(path: Path, metadata: OnnxMetadata) -> Claim:
+def _onnx_types(tensors: Sequence[StoredTensor], metadata: OnnxMetadata) -> Claim:
     dtypes = _dtypes(metadata.members)
-    types = {tensor.name: tensor.type_name for tensor in read_tensors(path)}
+    types = {tensor.name: tensor.type_name for tensor in tensors}
     wanted = {
         name: {*types_of_onnx_weights(dtypes[_prefix(name)], metadata.opset)}
         for name in types
@@ -266,7 +276,9 @@ def _fused_parity(file: TensorFile, metadata: FusedMetadata) -> Claim:
     return Claim("parity", "holds", finding)
 
 
-def _onnx_parity(path: Path, metadata: OnnxMetadata, fused: Path | None) -> Claim:
+def _onnx_parity(
+    path: Path, metadata: OnnxMetadata, counts: Mapping[str, int], fused: Path | None
+) -> Claim:
     found = _find_fused(path, metadata, fused)
     if found is None:
         finding = f"no fused file with SHA-256 {metadata.fused_sha256[:12]}... is beside it"
@@ -276,7 +288,7 @@ def _onnx_parity(path: Path, metadata: OnnxMetadata, fused: Path | None) -> Clai
     if metadata.draw_source == "random" and metadata.draws:
         return Claim("parity", "not checked", "its draws are fresh in each run")
     with open_tensors(found) as file:
-        parity = compare(path, metadata, file)
+        parity = compare(path, metadata, counts, file)
     worst, shipped = parity.exact, parity.shipped
     finding = (
         f"probabilities differ by {worst.size:.2g} from {found.name}; the tolerance is "
@@ -287,9 +299,9 @@ def _onnx_parity(path: Path, metadata: OnnxMetadata, fused: Path | None) -> Clai
     return Claim("parity", _verdict(worst.is_allowed), finding)
 
 
-def _products(path: Path, metadata: OnnxMetadata) -> Claim:
+def _products(path: Path, metadata: OnnxMetadata, counts: Mapping[str, int]) -> Claim:
     """Look at how ONNX Runtime uses the numbers; only mapped files may convert in every run."""
-    shares = shares_as_shipped(path, metadata)
+    shares = shares_as_shipped(path, metadata, counts)
     holds = shares.converted_in_every_run == 0 or metadata.weights_file is not None
     return Claim("products", _verdict(holds), f"numbers are used: {shares}")
 

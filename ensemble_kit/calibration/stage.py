@@ -32,9 +32,9 @@ from ensemble_kit.predictions.labels import labels_of
 from ensemble_kit.predictions.rows import Floats as AnyFloats
 from ensemble_kit.predictions.videos import held_out, taken
 from ensemble_kit.serving.calibration import PROPERTY, Calibration, Floats
-from ensemble_kit.serving.metadata import read_metadata
+from ensemble_kit.serving.metadata import metadata_of
 from ensemble_kit.serving.onnx_file import copy_with_property, read_properties
-from ensemble_kit.serving.session import METADATA_PREFIX
+from ensemble_kit.serving.session import METADATA_PREFIX, without_prefix
 from ensemble_kit.store.provenance import OnnxMetadata
 from ensemble_kit.wording import counted
 
@@ -89,7 +89,8 @@ def calibrate(
     model, output = Path(model), Path(output)
     require_suffix(output, ".onnx")
     refuse_overwrite(output, force=force)
-    metadata = read_metadata(model)
+    properties = read_properties(model)
+    metadata = metadata_of(without_prefix(properties), model)
     beside = metadata.weights_file
     if beside is not None and output.resolve().parent != model.resolve().parent:
         raise OutputError(
@@ -98,7 +99,7 @@ def calibrate(
         )
     found = read_predictions(Path(predictions))
     current = sha256_of(model)
-    exported = _exported_sha256(model) or current
+    exported = _exported_sha256(properties) or current
     _check(found, model, metadata, {metadata.fused_sha256, exported, current})
     labels = labels_of(found, None if labels_path is None else Path(labels_path))
     halves = _halves(found, labels)
@@ -116,13 +117,14 @@ def calibrate(
         {"exported_sha256": exported, "videos": len(found.ids), "log_loss": losses, **measured},
     )
     with written_aside(output, force=force) as aside:
-        copy_with_property(model, aside, METADATA_PREFIX + PROPERTY, calibration.to_json())
+        key, text = METADATA_PREFIX + PROPERTY, calibration.to_json()
+        copy_with_property(model, aside, key, text, properties)
     return CalibratedFile(output, calibration)
 
 
-def _exported_sha256(model: Path) -> str | None:
+def _exported_sha256(properties: Mapping[str, str]) -> str | None:
     """Return the hash that a model had before it was calibrated; None if it was not."""
-    text = read_properties(model).get(METADATA_PREFIX + PROPERTY)
+    text = properties.get(METADATA_PREFIX + PROPERTY)
     try:
         return str(json.loads(text)["measured"]["exported_sha256"]) if text else None
     except (KeyError, TypeError, ValueError, RecursionError):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ensemble_kit.data.schema import Schema
 from ensemble_kit.draws import draws_name
-from ensemble_kit.export.shares import counts_of, shares_of_run, shares_of_types
+from ensemble_kit.export.shares import shares_of_run, shares_of_types
 from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.networks.ensemble import example_frames, longest_proof
 from ensemble_kit.networks.loading import load_fused_member
@@ -59,7 +59,9 @@ class Parity(NamedTuple):
     shares: SharesMetadata
 
 
-def compare(path: Path, metadata: OnnxMetadata, file: TensorFile) -> Parity:
+def compare(
+    path: Path, metadata: OnnxMetadata, counts: Mapping[str, int], file: TensorFile
+) -> Parity:
     """Compare ONNX Runtime with PyTorch on batches of several sizes and lengths.
 
     Only one of the two is in memory at a time.
@@ -67,6 +69,7 @@ def compare(path: Path, metadata: OnnxMetadata, file: TensorFile) -> Parity:
     Args:
         path: The ONNX file. If it draws in the graph, its draws must be among its outputs.
         metadata: The file's metadata.
+        counts: The number of values in each of its weights, from ``counts_of``.
         file: The fused file that it was exported from; one member at a time is loaded.
 
     Raises:
@@ -80,10 +83,10 @@ def compare(path: Path, metadata: OnnxMetadata, file: TensorFile) -> Parity:
     runs = [_run(ensemble, metadata, *batch) for batch in batches]
     del ensemble
     if metadata.is_packed:
-        shipped, shares = _run_as_shipped(path, metadata, batches)
+        shipped, shares = _run_as_shipped(path, metadata, counts, batches)
         runs += shipped
     else:
-        shares = shares_as_shipped(path, metadata)
+        shares = shares_as_shipped(path, metadata, counts)
     times = len(runs) // len(batches)
     expected = _expected(file, batches * times, [draws for _, draws in runs])
     differences = [
@@ -100,13 +103,19 @@ def _batch(schema: Schema, videos: int, length: int) -> Frames:
     return frames, num_frames
 
 
-def shares_as_shipped(path: Path, metadata: OnnxMetadata) -> SharesMetadata:
+def shares_as_shipped(
+    path: Path, metadata: OnnxMetadata, counts: Mapping[str, int]
+) -> SharesMetadata:
     """Return how the stored numbers are used when a file is run.
+
+    Args:
+        path: The ONNX file.
+        metadata: The file's metadata.
+        counts: See ``compare``.
 
     Raises:
         ProviderError: ONNX Runtime cannot open the file.
     """
-    counts = counts_of(path, metadata)
     if not has_blocks(metadata.members):
         return shares_of_types(metadata, counts)
     batch = example_frames(served_schema(metadata), *SHORT[0])
@@ -122,10 +131,9 @@ def _largest(differences: Sequence[Difference]) -> Difference:
 
 
 def _run_as_shipped(
-    path: Path, metadata: OnnxMetadata, batches: Sequence[Frames]
+    path: Path, metadata: OnnxMetadata, counts: Mapping[str, int], batches: Sequence[Frames]
 ) -> tuple[list[Run], SharesMetadata]:
     """Run a file with the default settings of ``OnnxEnsemble``."""
-    counts = counts_of(path, metadata)
     with tempfile.TemporaryDirectory() as folder:
         ensemble = OnnxEnsemble(path, keep_memory=False, profile=Path(folder) / "run")
         runs = [_run(ensemble, metadata, *batch) for batch in batches]

@@ -1,13 +1,13 @@
 """How ONNX Runtime uses the numbers of an exported file, read from the profile of a run."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from ensemble_kit.networks.loading import member_prefix
-from ensemble_kit.serving.onnx_file import read_tensors
+from ensemble_kit.serving.onnx_file import StoredTensor
 from ensemble_kit.store.blocks import SCALE
 from ensemble_kit.store.provenance import OnnxMetadata, SharesMetadata, has_blocks
 
@@ -19,15 +19,19 @@ CONVERSIONS = frozenset(
 )  # fmt: skip
 
 
-def counts_of(path: Path, metadata: OnnxMetadata) -> dict[str, int]:
+def counts_of(tensors: Iterable[StoredTensor], metadata: OnnxMetadata) -> dict[str, int]:
     """Return the number of values in each weight of a file, by the weight's name.
 
     Before operator set 21, a matrix of an odd number of values in ``int4`` counts as one more.
+
+    Args:
+        tensors: What the file stores, from ``read_tensors``.
+        metadata: What it says of itself.
     """
     prefixes = tuple(member_prefix(member.name) for member in metadata.members)
     return {
         tensor.name: prod(tensor.shape) * (2 if tensor.type_name == BYTES else 1)
-        for tensor in read_tensors(path)
+        for tensor in tensors
         if tensor.name.startswith(prefixes) and not tensor.name.endswith(SCALE)
     }
 

@@ -2,7 +2,7 @@
 
 import glob
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +29,7 @@ from ensemble_kit.data.schema import check_fits
 from ensemble_kit.errors import ExportError, ProviderError
 from ensemble_kit.export.graph import Graph, build_graph, top_k_of
 from ensemble_kit.export.parity import TOLERANCE, compare
+from ensemble_kit.export.shares import counts_of
 from ensemble_kit.files import refuse_overwrite, require_suffix, sha256_of, written_aside
 from ensemble_kit.networks.loading import member_prefix
 from ensemble_kit.networks.onnx_model import OnnxModel
@@ -36,6 +37,7 @@ from ensemble_kit.networks.running import measure
 from ensemble_kit.serving.metadata import proof_property, properties_of
 from ensemble_kit.serving.model_card import write_card
 from ensemble_kit.serving.onnx_file import (
+    StoredTensor,
     Weight,
     add_properties,
     read_tensors,
@@ -204,8 +206,9 @@ def export_onnx(
         fits = partial(limit.refuse, aside, output)
         written = _write(aside, shown, references, metadata)
         fits(metadata)
-        _check_weights(aside, metadata, output)
-        proof = _prove(aside, metadata, file, output)
+        tensors = read_tensors(aside)
+        _check_weights(tensors, metadata, output)
+        proof = _prove(aside, metadata, counts_of(tensors, metadata), file, output)
         if shown is not graph:
             written = _write(aside, graph, references, metadata)
             fits(metadata)
@@ -319,10 +322,10 @@ def _check_graph(graph: Graph, output: Path) -> None:
         ) from error
 
 
-def _check_weights(path: Path, metadata: OnnxMetadata, output: Path) -> None:
+def _check_weights(tensors: Sequence[StoredTensor], metadata: OnnxMetadata, output: Path) -> None:
     """Check the type of every stored weight: a Cast computed too early would double the file."""
     dtypes = {member_prefix(member.name): member.dtype for member in metadata.members}
-    for tensor in read_tensors(path):
+    for tensor in tensors:
         dtype = dtypes.get(f"{tensor.name.partition('.')[0]}.")
         if dtype is None:
             continue
@@ -337,10 +340,12 @@ def _check_weights(path: Path, metadata: OnnxMetadata, output: Path) -> None:
             )
 
 
-def _prove(path: Path, metadata: OnnxMetadata, file: TensorFile, output: Path) -> ProofMetadata:
+def _prove(
+    path: Path, metadata: OnnxMetadata, counts: Mapping[str, int], file: TensorFile, output: Path
+) -> ProofMetadata:
     """Compare the file with PyTorch, and return the measurements."""
     try:
-        parity = compare(path, metadata, file)
+        parity = compare(path, metadata, counts, file)
     except ProviderError as error:
         reason = str(error.__cause__ or error.problem).rstrip(".")
         raise ExportError(

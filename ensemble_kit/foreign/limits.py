@@ -23,7 +23,7 @@ from ensemble_kit.files import format_size
 from ensemble_kit.foreign.conversion import ForeignFile, convert
 from ensemble_kit.foreign.plan import ImportPlan
 from ensemble_kit.interrupts import QUIET_START
-from ensemble_kit.serving.onnx_file import needed_files
+from ensemble_kit.serving.onnx_file import needed_files, read_tensors
 
 SECONDS, BYTES_PER_SECOND = 60, 10**7
 PATIENCE = 10  # times the limit of processor time, on the clock
@@ -43,7 +43,7 @@ def convert_in_child(plan: ImportPlan, *, seconds: int = SECONDS) -> ForeignFile
         ForeignModelError: The child needed more, or crashed.
         EnsembleKitError: Any error of ``convert``.
     """
-    size = sum(file.stat().st_size for file in needed_files(plan.model))
+    size = sum(file.stat().st_size for file in needed_files(plan.model, read_tensors(plan.model)))
     seconds += size // BYTES_PER_SECOND
     memory = MEMORY + size * MEMORY_PER_BYTE
     watched, held = os.pipe()

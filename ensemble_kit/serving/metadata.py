@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from ensemble_kit.errors import ExportError
 from ensemble_kit.serving.onnx_file import read_properties
-from ensemble_kit.serving.session import METADATA_PREFIX, no_metadata
+from ensemble_kit.serving.session import METADATA_PREFIX, no_metadata, without_prefix
 from ensemble_kit.store.provenance import OnnxMetadata, ProofMetadata
 from ensemble_kit.validation import complaints
 
@@ -36,8 +36,7 @@ def read_metadata(path: Path) -> OnnxMetadata:
         ExportError: It is no whole ONNX file, or its properties are damaged.
         ProviderError: Another tool wrote it.
     """
-    properties = read_properties(path).items()
-    return metadata_of({key.removeprefix(METADATA_PREFIX): text for key, text in properties}, path)
+    return metadata_of(without_prefix(read_properties(path)), path)
 
 
 def metadata_of(properties: Mapping[str, str], path: Path) -> OnnxMetadata:

@@ -18,7 +18,7 @@ so the property may come last.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 from os.path import isfile
@@ -156,7 +156,9 @@ def add_properties(path: Path, properties: Mapping[str, str], digest: "hashlib._
         file.write(added + _property(CONTENT_SHA256, digest.hexdigest()))
 
 
-def copy_with_property(path: Path, aside: Path, key: str, text: str) -> None:
+def copy_with_property(
+    path: Path, aside: Path, key: str, text: str, before: Mapping[str, str]
+) -> None:
     """Write a model again with one more property, which replaces an earlier one of that key.
 
     Args:
@@ -164,11 +166,11 @@ def copy_with_property(path: Path, aside: Path, key: str, text: str) -> None:
         aside: The file to write.
         key: Of the property; no other property was added after it.
         text: Its value.
+        before: What ``read_properties`` returned.
 
     Raises:
         ExportError: The file is no whole ONNX file, or its bytes are not those that were written.
     """
-    before = read_properties(path)
     last = _property(CONTENT_SHA256, before.get(CONTENT_SHA256, ""))
     old = _property(key, before[key]) if key in before else b""
     left = path.stat().st_size - len(last) - len(old)
@@ -248,13 +250,14 @@ def read_tensors(path: Path) -> list[StoredTensor]:
         ]
 
 
-def needed_files(path: Path) -> list[Path]:
+def needed_files(path: Path, tensors: Iterable[StoredTensor]) -> list[Path]:
     """Return the files that are needed to run a model: its own, then those that hold values.
 
-    Raises:
-        ExportError: As ``read_tensors``.
+    Args:
+        path: The model.
+        tensors: What ``read_tensors`` returned.
     """
-    locations = {tensor.location: None for tensor in read_tensors(path)}
+    locations = {tensor.location: None for tensor in tensors}
     return [path, *(values_path(path, name) for name in locations if name is not None)]
 
 
@@ -282,13 +285,14 @@ def read_properties(path: Path) -> dict[str, str]:
         )
 
 
-def is_whole(path: Path) -> bool:
+def is_whole(path: Path, properties: Mapping[str, str]) -> bool:
     """Return whether a file has the bytes that were written.
 
-    Raises:
-        ExportError: Its fields do not even add up.
+    Args:
+        path: The file.
+        properties: What ``read_properties`` returned.
     """
-    claimed = read_properties(path).get(CONTENT_SHA256, "")
+    claimed = properties.get(CONTENT_SHA256, "")
     last = _property(CONTENT_SHA256, claimed)
     left = path.stat().st_size - len(last)
     digest = hashlib.sha256()

@@ -5,7 +5,6 @@ It needs neither torch nor records: a server needs this module, what it imports,
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,6 @@ from ensemble_kit.serving.batches import BATCH_BYTES, batches, padded
 from ensemble_kit.serving.calibration import PROPERTY, Calibration
 from ensemble_kit.serving.inputs import check_modalities, checked_feed, run_session
 from ensemble_kit.serving.mapping import FOLDER, mapped_model
-from ensemble_kit.serving.onnx_file import read_properties
 from ensemble_kit.serving.opening import open_session
 from ensemble_kit.serving.windows import windows
 from ensemble_kit.store.blocks import FORMATS
@@ -108,28 +106,17 @@ class OnnxEnsemble:
         is_exact: bool = False,
         profile: Path | None = None,
     ) -> None:
-        properties = _properties(Path(path))
+        model, properties = _mapped(Path(path))
         if low_memory is None:
             low_memory = properties.get("weights_file", "null") != "null"
         has_blocks = _has_blocks(properties)
         is_packed = has_blocks and properties.get("opset") != str(OPSET)
-        self.computes = "packed" if is_packed and computes != "float32" else "float32"
-        options = onnxruntime.SessionOptions()
-        if self.computes == "packed":
-            options.add_session_config_entry(ACCURACY_LEVEL, EXACT if is_exact else FAST)
-        else:
-            options.add_session_config_entry(NO_PACKED_PRODUCTS, "1")
-        options.enable_cpu_mem_arena = keep_memory
-        if profile is not None:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(profile)
-        # ONNX Runtime would keep a plan of memory for each shape of batch: after three shapes, that
-        # took half the file's size more and was no faster.
-        options.enable_mem_pattern = False
+        self.computes: Computes = "packed" if is_packed and computes != "float32" else "float32"
+        options = _options(self.computes, is_exact, keep_memory, profile)
         self._name = str(path)
-        self.session = _open(Path(path), device, options, has_blocks or not low_memory)
+        self.session = _open(Path(path), model, device, options, has_blocks or not low_memory)
         self.provider: str = self.session.get_providers()[0]
-        self.metadata = _without_prefix(self.session.get_modelmeta().custom_metadata_map)
+        self.metadata = without_prefix(self.session.get_modelmeta().custom_metadata_map)
         if "data_schema" not in self.metadata:
             raise no_metadata(path)
         self.inputs = tuple(value.name for value in self.session.get_inputs())
@@ -357,8 +344,40 @@ def _one_batch(
     return frames, num_frames
 
 
+def _options(
+    computes: Computes, is_exact: bool, keep_memory: bool, profile: Path | None
+) -> onnxruntime.SessionOptions:
+    """Return a session's settings; see ``OnnxEnsemble`` for the arguments."""
+    options = onnxruntime.SessionOptions()
+    if computes == "packed":
+        options.add_session_config_entry(ACCURACY_LEVEL, EXACT if is_exact else FAST)
+    else:
+        options.add_session_config_entry(NO_PACKED_PRODUCTS, "1")
+    options.enable_cpu_mem_arena = keep_memory
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    # ONNX Runtime would keep a plan of memory for each shape of batch: after three shapes, that
+    # took half the file's size more and was no faster.
+    options.enable_mem_pattern = False
+    return options
+
+
+def _mapped(path: Path) -> tuple[bytes | None, dict[str, str]]:
+    """Return a file's model with its weights mapped, and its metadata as text."""
+    try:
+        model = mapped_model(path.resolve())  # ONNX Runtime follows no link out of its folder
+    except ExportError:
+        return None, {}  # ONNX Runtime will put the problem in its own words
+    return model.content, without_prefix(model.properties)
+
+
 def _open(
-    path: Path, device: Device, options: onnxruntime.SessionOptions, is_folding: bool
+    path: Path,
+    model: bytes | None,
+    device: Device,
+    options: onnxruntime.SessionOptions,
+    is_folding: bool,
 ) -> onnxruntime.InferenceSession:
     """Open a file with its weights mapped, or as ONNX Runtime opens any where that fails."""
     open_model = partial(
@@ -369,16 +388,14 @@ def _open(
         options=options,
         is_folding=is_folding,
     )
-    real = path.resolve()  # ONNX Runtime follows no link out of a model's folder
-    options.add_session_config_entry(FOLDER, str(real.parent))
-    try:
-        return open_model(mapped_model(real))
-    except ExportError:
-        pass  # which ONNX Runtime will put in its own words
-    except ProviderError as error:
-        if error.__cause__ is None:  # opened, but not on the device
-            raise
-        # before 1.21 ONNX Runtime does not know the setting
+    if model is not None:
+        options.add_session_config_entry(FOLDER, str(path.resolve().parent))
+        try:
+            return open_model(model)
+        except ProviderError as error:
+            if error.__cause__ is None:  # opened, but not on the device
+                raise
+            # before 1.21 ONNX Runtime does not know the setting
     return open_model(path)
 
 
@@ -390,14 +407,8 @@ def _has_blocks(properties: Mapping[str, str]) -> bool:
         return False  # damaged; what reads the metadata strictly says so
 
 
-def _properties(path: Path) -> dict[str, str]:
-    """Return a file's metadata as text, without opening a session."""
-    with suppress(ExportError):  # ONNX Runtime reports the problem when the session is opened
-        return _without_prefix(read_properties(path))
-    return {}
-
-
-def _without_prefix(properties: Mapping[str, str]) -> dict[str, str]:
+def without_prefix(properties: Mapping[str, str]) -> dict[str, str]:
+    """Return the kit's own properties of a model, by their names without its prefix."""
     return {
         key.removeprefix(METADATA_PREFIX): value
         for key, value in properties.items()

@@ -43,6 +43,10 @@ def fused_of(folder, **recipes):
     return fuse(selection, folder / "fused.safetensors", dtype="bf16").path
 
 
+def files_of(path):
+    return needed_files(path, read_tensors(path))
+
+
 @pytest.fixture(scope="module")
 def fused_pair(tmp_path_factory):
     """Two members that draw frames at random, one of them in order."""
@@ -225,7 +229,7 @@ def test_the_weights_lie_beside_the_file_and_count(with_inputs, fused_pair):
     path = with_inputs.path
     beside = path.with_name(f"input.onnx.{sha256_of(fused_pair)[:12]}.data")
 
-    assert needed_files(path) == [path, beside]
+    assert files_of(path) == [path, beside]
     assert with_inputs.num_bytes == path.stat().st_size + beside.stat().st_size
     weights = [each for each in read_tensors(path) if each.name.startswith("member_")]
     assert len(weights) > 20
@@ -236,7 +240,7 @@ def test_the_weights_lie_beside_the_file_and_count(with_inputs, fused_pair):
 
 
 def test_a_changed_byte_of_the_weights_is_seen(with_inputs, fused_pair, tmp_path):
-    path, beside = (Path(shutil.copy(each, tmp_path)) for each in needed_files(with_inputs.path))
+    path, beside = (Path(shutil.copy(each, tmp_path)) for each in files_of(with_inputs.path))
     whole = {claim.name: claim.verdict for claim in verify(path, fused=fused_pair)}
     content = bytearray(beside.read_bytes())
     content[0] ^= 1
@@ -293,11 +297,11 @@ def test_a_replaced_file_takes_its_weights_with_it(again, tmp_path):
 
     mapped = again(low_memory=True, force=True)
 
-    files = needed_files(mapped.path)
+    files = files_of(mapped.path)
     assert sorted(tmp_path.iterdir()) == sorted([*files, other, tmp_path / "README.md"])
     again(force=True)
     assert sorted(tmp_path.iterdir()) == sorted([mapped.path, other, tmp_path / "README.md"])
-    assert needed_files(mapped.path) == [mapped.path]
+    assert files_of(mapped.path) == [mapped.path]
 
 
 def test_of_a_failed_export_no_weights_are_left(again, tmp_path):
@@ -326,31 +330,38 @@ def test_weights_too_large_for_one_file_may_lie_beside_it(exported, with_inputs,
     assert kept > mapped  # with the weights beside it
 
 
-def test_an_export_reads_back_no_metadata_and_hashes_each_file_once(again, tmp_path, monkeypatch):
-    hashed = []
+def test_an_export_reads_its_tensors_once_no_metadata_and_hashes_each_file_once(
+    again, tmp_path, monkeypatch
+):
+    hashed, read = [], []
 
     def note_hash(path):
         hashed.append(path.name)
         return sha256_of(path)
+
+    def note_read(path):
+        read.append(path.suffix)
+        return read_tensors(path)
 
     def refuse(path):
         pytest.fail(f"the metadata of {path} is in hand")
 
     for module in ("export.stage", "serving.model_card"):
         monkeypatch.setattr(f"ensemble_kit.{module}.sha256_of", note_hash)
-    for function in ("read_properties", "needed_files"):
-        monkeypatch.setattr(f"ensemble_kit.serving.onnx_file.{function}", refuse)
-    monkeypatch.setattr("ensemble_kit.serving.metadata.read_properties", refuse)
+    for module in ("onnx_file", "metadata"):
+        monkeypatch.setattr(f"ensemble_kit.serving.{module}.read_properties", refuse)
+    monkeypatch.setattr("ensemble_kit.export.stage.read_tensors", note_read)
 
     again(triton=tmp_path / "models")
 
     assert hashed.count("e.onnx") == 1
+    assert len(read) == 1
 
 
 def test_a_repository_has_the_weights_too_and_is_refused_before_any_work(again, tmp_path):
     again(low_memory=True, triton=tmp_path / "models")
 
-    beside = needed_files(tmp_path / "e.onnx")[1]
+    beside = files_of(tmp_path / "e.onnx")[1]
     version = tmp_path / "models" / "e" / "1"
     assert sorted(each.name for each in version.iterdir()) == sorted(["model.onnx", beside.name])
     assert OnnxEnsemble(version / "model.onnx").inputs[0] == "rgb"
@@ -367,5 +378,5 @@ def test_a_repository_has_the_weights_too_and_is_refused_before_any_work(again, 
 def test_the_card_names_both_files(with_inputs):
     card = with_inputs.path.with_name("README.md").read_text()
 
-    for path in needed_files(with_inputs.path):
+    for path in files_of(with_inputs.path):
         assert f"`{path.name}`" in card

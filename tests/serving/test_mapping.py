@@ -8,7 +8,7 @@ import pytest
 from ensemble_kit.networks.ensemble import example_frames
 from ensemble_kit.runtime import OnnxEnsemble
 from ensemble_kit.serving.mapping import MIN_BYTES, mapped_model
-from ensemble_kit.serving.onnx_file import needed_files, read_tensors
+from ensemble_kit.serving.onnx_file import needed_files, read_properties, read_tensors
 
 
 @pytest.fixture
@@ -46,8 +46,9 @@ def test_the_model_refers_to_the_bytes_of_its_own_file(exported):
     content = exported.path.read_bytes()
     stored = {each.name: each.num_bytes for each in read_tensors(exported.path)}
 
-    model = mapped_model(exported.path)
+    model, properties = mapped_model(exported.path)
 
+    assert properties == read_properties(exported.path)
     proto = onnx.load_from_string(model)
     whole = {each.name: each for each in onnx.load(exported.path).graph.initializer}
     outside = [each for each in proto.graph.initializer if each.external_data]
@@ -99,7 +100,7 @@ def test_nothing_changes_where_weights_lie_beside_already(exported, tmp_path):
     path = tmp_path / "beside.onnx"
     onnx.save(model, path, save_as_external_data=True, location="weights", size_threshold=64)
 
-    mapped = onnx.load_from_string(mapped_model(path))
+    mapped = onnx.load_from_string(mapped_model(path).content)
 
-    assert needed_files(path)[1:] == [tmp_path / "weights"]
+    assert needed_files(path, read_tensors(path))[1:] == [tmp_path / "weights"]
     assert mapped == onnx.load(path, load_external_data=False)
