@@ -4,6 +4,7 @@ What runs a model is imported inside the functions that do: evaluating a CSV fil
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -37,7 +38,7 @@ from ensemble_kit.store.provenance import (
     FileMetadata,
     ModelMetadata,
 )
-from ensemble_kit.store.tensor_files import open_tensors
+from ensemble_kit.store.tensor_files import TensorFile, open_tensors
 
 if TYPE_CHECKING:
     from ensemble_kit.networks.loading import LoadedModel
@@ -65,19 +66,17 @@ class KeptPredictions:
         self._classes.extend(np.split(batch.labels.classes, batch.labels.offsets[1:-1]))
         self._rows.append(probabilities)
 
-    def write(self, output: Path, *, model: Path, force: bool = False) -> None:
+    def write(self, output: Path, *, model: TensorFile, force: bool = False) -> None:
         """Write them as the predictions of a checkpoint, as ``predict`` does.
 
         Args:
             output: A ``.safetensors`` file.
-            model: The checkpoint, whose one fixed draw of frames the probabilities come from.
+            model: The open checkpoint, whose one fixed draw of frames the probabilities come from.
             force: Whether an existing file may be replaced.
         """
         from ensemble_kit.networks.fused_member import model_metadata
 
-        with open_tensors(model) as file:
-            metadata = file.metadata_as(CheckpointMetadata)
-            described = model_metadata(file, output.parent, repeats=1)
+        metadata = model.metadata_as(CheckpointMetadata)
         write_predictions(
             output,
             ids=self._ids,
@@ -85,24 +84,9 @@ class KeptPredictions:
             labels=LabelLists.from_lists(self._classes),
             rows=self._rows,
             name=metadata.name,
-            model=described,
+            model=model_metadata(model, output.parent, repeats=1),
             force=force,
         )
-
-
-def describe_model(loaded: "LoadedModel", folder: Path) -> ModelMetadata:
-    """Describe a loaded model for the metadata of predictions in a folder."""
-    from ensemble_kit.networks.fused_member import model_metadata
-
-    if loaded.kind in FUSIBLE:
-        with open_tensors(loaded.path) as file:
-            return model_metadata(file, folder, repeats=loaded.repeats, dtype=loaded.dtype)
-    return ModelMetadata(
-        file=FileMetadata.of(loaded.path, folder),
-        kind=loaded.kind,
-        num_values=loaded.num_values,
-        repeats=loaded.repeats,
-    )
 
 
 def predict(
@@ -143,20 +127,23 @@ def predict(
     model, output = Path(model), Path(output)
     require_suffix(output)
     refuse_overwrite(output, force=force)
-    loaded = load_in(dtype, model, repeats=repeats, device=device)
-    check_fits(loaded.schema, records.schema, path=model)
-    written = (
-        csv_written(output, top_k=top_k or TOP_K, force=force)
-        if output.suffix.lower() == ".csv"
-        else predictions_written(
+    written: AbstractContextManager[PredictionsWriter]
+    if output.suffix.lower() == ".csv":
+        loaded = load_in(dtype, model, repeats=repeats, device=device)
+        check_fits(loaded.schema, records.schema, path=model)
+        written = csv_written(output, top_k=top_k or TOP_K, force=force)
+    else:
+        loaded, described = load_for(
+            records, model, output.parent, dtype=dtype, repeats=repeats, device=device
+        )
+        written = predictions_written(
             output,
             label_names=loaded.schema.names,
             name=loaded.name,
-            model=describe_model(loaded, output.parent),
+            model=described,
             top_k=top_k,
             force=force,
         )
-    )
     with written as writer, progress(f"predict {loaded.name}", 0) as shown:
         num_videos = 0
         for batch in add_predictions(loaded, records, writer, batch_size=batch_size):
@@ -172,6 +159,42 @@ def load_in(dtype: Dtype | None, model: Path, *, repeats: int | None, device: st
 
     rounded = None if dtype is None else RoundedTo(dtype)
     return load(model, repeats=repeats, device=device, rounded=rounded)
+
+
+def load_for(
+    records: Records,
+    model: Path,
+    folder: Path,
+    *,
+    dtype: Dtype | None,
+    repeats: int | None,
+    device: str,
+) -> tuple["LoadedModel", ModelMetadata]:
+    """Open a model for some records, and describe it for the metadata of predictions in a folder.
+
+    Raises:
+        PredictionsError: The records do not have the model's modalities or vocabulary.
+    """
+    from ensemble_kit.networks.fused_member import RoundedTo, model_metadata
+    from ensemble_kit.networks.loading import load_opened
+
+    if model.suffix.lower() == ".onnx":
+        loaded = load_in(dtype, model, repeats=repeats, device=device)
+        check_fits(loaded.schema, records.schema, path=model)
+        return loaded, _described(loaded, FileMetadata.of(model, folder))
+    rounded = None if dtype is None else RoundedTo(dtype)
+    with open_tensors(model) as file:
+        loaded = load_opened(file, repeats=repeats, device=device, rounded=rounded)
+        check_fits(loaded.schema, records.schema, path=model)
+        if loaded.kind in FUSIBLE:
+            return loaded, model_metadata(file, folder, repeats=loaded.repeats, dtype=dtype)
+        return loaded, _described(loaded, FileMetadata.of(model, folder, sha256=file.sha256()))
+
+
+def _described(loaded: "LoadedModel", file: FileMetadata) -> ModelMetadata:
+    return ModelMetadata(
+        file=file, kind=loaded.kind, num_values=loaded.num_values, repeats=loaded.repeats
+    )
 
 
 def add_predictions(

@@ -81,15 +81,12 @@ def train(
     winner = None if exists(run.averaged) else _settle(plan, trained)
     with open_tensors(run.averaged) as file:
         averaged = _describe(file.metadata_as(CheckpointMetadata))
+        if winner is not None and winner.predictions is not None and not exists(run.validation):
+            winner.predictions.write(run.validation, model=file)
     if plan.validation is None:
         return FinishedRun(trained, averaged, None)
-    if not exists(run.validation):
-        if winner is not None and winner.predictions is not None:
-            winner.predictions.write(run.validation, model=run.averaged)
-        else:
-            predict(run.averaged, plan.validation, run.validation, device=plan.device)
-    for dtype in predict_dtypes:
-        path = run.validation_in(dtype)
+    for dtype in (None, *predict_dtypes):
+        path = run.validation if dtype is None else run.validation_in(dtype)
         if not exists(path):
             predict(run.averaged, plan.validation, path, dtype=dtype, device=plan.device)
     if winner is not None:

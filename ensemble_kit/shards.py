@@ -15,9 +15,8 @@ from typing import NamedTuple
 from ensemble_kit.choices import BATCH_SIZE, DEVICE, AnyPath, Dtype
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.remote import ahead, is_url, origin_of
-from ensemble_kit.data.schema import check_fits
 from ensemble_kit.errors import InputError, OutputError
-from ensemble_kit.inference import add_predictions, describe_model, load_in
+from ensemble_kit.inference import add_predictions, load_for
 from ensemble_kit.predictions.file import read_predictions
 from ensemble_kit.predictions.folder import SUFFIX, differing, list_files
 from ensemble_kit.predictions.writing import predictions_written
@@ -168,9 +167,7 @@ def predict_shards(
     list_files(folder, [shard.output.name for shard in everything])
     if not shards:
         return PredictedShards(folder, 0, 0)
-    loaded = load_in(dtype, model, repeats=repeats, device=device)
-    check_fits(loaded.schema, records.schema, path=model)
-    by = describe_model(loaded, folder)
+    loaded, by = load_for(records, model, folder, dtype=dtype, repeats=repeats, device=device)
     kept = None if top_k is None or top_k >= loaded.schema.num_classes else top_k
     for shard in [] if force else shards:
         _refuse_other(shard, records, by, kept)

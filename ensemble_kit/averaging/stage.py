@@ -5,11 +5,13 @@ are validation records it is compared with each single checkpoint, as arXiv:2203
 does.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 from ensemble_kit.averaging.average import Average, Observer
 from ensemble_kit.choices import BATCH_NORM_RULE, DEVICE, METHOD, AnyPath, BatchNormRule, Method
@@ -17,6 +19,7 @@ from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import check_fits
 from ensemble_kit.errors import AveragingError, CheckpointError, RecordError
 from ensemble_kit.files import each_path, refuse_overwrite, require_suffix
+from ensemble_kit.networks.building import TrainedModel
 from ensemble_kit.networks.loading import load
 from ensemble_kit.networks.running import require_device
 from ensemble_kit.progress import progress
@@ -142,67 +145,70 @@ def average_checkpoints(
     refuse_overwrite(output, force=force)
     require_suffix(output, ".safetensors")
     require_device(device)
-    named = dict.fromkeys(map(Path, each_path(paths)))
     with ExitStack() as stack:
-        opened = [stack.enter_context(open_tensors(path)) for path in named]
-        files = sorted(opened, key=_step)
-        _refuse_mixture(files)
+        files = _open(paths, stack)
         moving, singles = _split(files, method, batch_norm)
         sources = moving or singles
         training = _training_records(training, sources[-1], batch_norm)
         validation = _validation_records(validation, sources[-1], method)
-
-        def average_of(
-            sources: Sequence[TensorFile], rule: BatchNormSource = batch_norm
-        ) -> Average:
-            newest = singles[-1] if moving and singles else sources[-1]
-            return Average(sources, rule, newest, training, device)
-
-        gaps: dict[Path, float] = {}
-        steps: tuple[GreedyStep, ...] = ()
-        average = average_of(sources)
-        if validation is not None:
+        average = Average(sources, batch_norm, (singles or moving)[-1], training, device)
+        if validation is None:
+            measured = _Measured(average, average.model() if average.is_estimated else None)
+        else:
             gaps = _gaps_alone(singles, known_gaps or {}, validation, device)
             if method == "greedy":
-                steps = _try_greedily(singles, gaps, average_of, validation, observe)
-                added = {step.path for step in steps if step.is_added}
-                sources = [file for file in singles if file.path in added]
-                average = average_of(sources, "trained" if len(sources) == 1 else batch_norm)
-        is_run = validation is not None or average.is_estimated
-        model = average.model() if is_run else None
-        gap = None
-        if steps:
-            gap = max(step.gap for step in steps if step.is_added)
-        elif validation is not None and model is not None:
-            gap = average.gap(model, validation, observe)
-        outcome = _outcome(output, method, average, gap, gaps, steps)
+                measured = _try_greedily(average, gaps, validation, observe)
+            else:
+                model = average.model()
+                gap = average.gap(model, validation, observe)
+                measured = _Measured(average, model, gap, gaps)
+        outcome = measured.outcome(output, method)
         if outcome.is_better is False and not even_if_worse:
             return replace(outcome, path=None)
-        average.write(output, model, gap=gap, force=force)
+        measured.average.write(output, measured.model, gap=measured.gap, force=force)
     return outcome
 
 
-def _outcome(
-    output: Path,
-    method: Method,
-    average: Average,
-    gap: float | None,
-    gaps: Mapping[Path, float],
-    steps: tuple[GreedyStep, ...],
-) -> AveragedRun:
-    best = max(sorted(gaps), key=gaps.__getitem__, default=None)  # the earliest of equal ones
-    best_gap = None if best is None else gaps[best]
-    return AveragedRun(
-        path=output,
-        method=method,
-        batch_norm=average.batch_norm,
-        used=tuple(file.path for file in average.sources),
-        gap=gap,
-        best=best,
-        best_gap=best_gap,
-        is_better=None if gap is None or best_gap is None else gap >= best_gap,
-        steps=steps,
-    )
+class _Measured(NamedTuple):
+    """An average, and what it has been compared with.
+
+    Attributes:
+        average: The average.
+        model: Its model, where it has been built.
+        gap: Its validation GAP@20; None where nothing was compared.
+        gaps: That of every single checkpoint.
+        steps: What greedy averaging tried.
+    """
+
+    average: Average
+    model: TrainedModel | None
+    gap: float | None = None
+    gaps: Mapping[Path, float] = MappingProxyType({})
+    steps: tuple[GreedyStep, ...] = ()
+
+    def outcome(self, output: Path, method: Method) -> AveragedRun:
+        """Return the outcome of writing it."""
+        best = max(sorted(self.gaps), key=self.gaps.__getitem__, default=None)  # earliest of equals
+        best_gap = None if best is None else self.gaps[best]
+        return AveragedRun(
+            path=output,
+            method=method,
+            batch_norm=self.average.batch_norm,
+            used=tuple(file.path for file in self.average.sources),
+            gap=self.gap,
+            best=best,
+            best_gap=best_gap,
+            is_better=None if self.gap is None or best_gap is None else self.gap >= best_gap,
+            steps=self.steps,
+        )
+
+
+def _open(paths: AnyPath | Sequence[AnyPath], stack: ExitStack) -> list[TensorFile]:
+    """Open checkpoints, sorted by step; refuse what cannot be averaged."""
+    named = dict.fromkeys(map(Path, each_path(paths)))
+    files = sorted((stack.enter_context(open_tensors(path)) for path in named), key=_step)
+    _refuse_mixture(files)
+    return files
 
 
 def _gaps_alone(
@@ -219,30 +225,32 @@ def _gaps_alone(
 
 
 def _try_greedily(
-    files: Sequence[TensorFile],
-    gaps: Mapping[Path, float],
-    average_of: Callable[[Sequence[TensorFile]], Average],
-    validation: Records,
-    observe: Observer | None,
-) -> tuple[GreedyStep, ...]:
+    whole: Average, gaps: Mapping[Path, float], validation: Records, observe: Observer | None
+) -> _Measured:
     """Add checkpoints to the best one, from the best GAP down, if they raise the mean's GAP.
 
-    ``files`` are sorted by step, so those of equal GAP are tried by step too.
+    Args:
+        whole: The mean of all, whose sources are sorted by step: those of equal GAP are tried so.
+        gaps: The GAP of each checkpoint alone.
+        validation: The records to measure on.
+        observe: See ``average_checkpoints``.
     """
-    first, *others = sorted(files, key=lambda file: -gaps[file.path])
+    first, *others = sorted(whole.sources, key=lambda file: -gaps[file.path])
     chosen, best = [first], gaps[first.path]
     steps = [GreedyStep(first.path, best, is_added=True)]
     with progress("greedy", len(others)) as shown:
         for done, file in enumerate(others, start=1):
             trial = sorted([*chosen, file], key=_step)
-            average = average_of(trial)
+            average = replace(whole, sources=trial, newest=trial[-1])
             gap = average.gap(average.model(), validation, observe)
             is_added = gap > best
             steps.append(GreedyStep(file.path, gap, is_added))
             if is_added:
                 chosen, best = trial, gap
             shown.update(done, f"{file.path.name}  GAP {gap:.4f}")
-    return tuple(steps)
+    rule = whole.batch_norm if len(chosen) > 1 else "trained"
+    average = replace(whole, sources=chosen, newest=chosen[-1], batch_norm=rule)
+    return _Measured(average, average.model(), best, gaps, tuple(steps))
 
 
 def _training_records(

@@ -30,7 +30,7 @@ from ensemble_kit.store.provenance import (
 )
 from ensemble_kit.store.selection_file import SelectionMetadata, read_selection
 from ensemble_kit.store.size_limit import refuse_size
-from ensemble_kit.store.tensor_files import open_tensors, stream_tensors
+from ensemble_kit.store.tensor_files import TensorFile, open_tensors, stream_tensors
 from ensemble_kit.store.workspace import RUN_NAME
 from ensemble_kit.wording import counted
 
@@ -130,8 +130,8 @@ def fuse(
             _require_size(aside, num_bytes, output)
             with open_tensors(aside) as file:
                 loss = prove(file, members, metadata, name=output)
-            if records is not None:
-                loss = _measure(aside, members, metadata, records, max_gap_loss, output)
+                if records is not None:
+                    loss = _measure(file, members, metadata, records, max_gap_loss, output)
     return FusedFile(
         output,
         num_bytes,
@@ -228,7 +228,7 @@ def _common_schema(members: list[Member]) -> Schema:
 
 
 def _measure(
-    aside: Path,
+    file: TensorFile,
     members: Sequence[Member],
     metadata: FusedMetadata,
     records: Records,
@@ -241,8 +241,7 @@ def _measure(
         FusionError: It falls by more than ``max_gap_loss``.
     """
     k = metadata.top_k
-    with open_tensors(aside) as file:
-        loss = loss_on(records, [forms_of(member, file, metadata) for member in members], k=k)
+    loss = loss_on(records, [forms_of(member, file, metadata) for member in members], k=k)
     assert loss.gap_before is not None
     assert loss.gap_after is not None
     if loss.gap_before - loss.gap_after > max_gap_loss:

@@ -67,7 +67,6 @@ class LoadedModel:
         schema: Its modalities and classes.
         repeats: R, the number of draws whose probabilities are averaged; 1 where nothing is drawn.
         num_values: How many numbers the file stores, parameters and statistics; 0 for an ONNX file.
-        dtype: The precision that its weights are rounded to; None where they are as in the file.
     """
 
     def __init__(
@@ -78,7 +77,6 @@ class LoadedModel:
         schema: Schema,
         repeats: int,
         num_values: int,
-        dtype: Dtype | None,
         run: Callable[[Batch], np.ndarray[Any, Any]],
     ) -> None:
         self.path = path
@@ -87,7 +85,6 @@ class LoadedModel:
         self.schema = schema
         self.repeats = repeats
         self.num_values = num_values
-        self.dtype = dtype
         self._run = run
 
     def probabilities(self, batch: Batch) -> np.ndarray[Any, Any]:
@@ -130,38 +127,44 @@ def load(
         ProviderError: There is no such device, or ONNX Runtime cannot open the file on it.
     """
     path = Path(path)
-    LOGGER.info("load %s", path)
     if path.suffix.lower() == ".onnx":
+        LOGGER.info("load %s", path)
         _refuse_rounding(path, "ONNX", rounded)
         return _load_onnx(path, repeats, device)
-    require_device(device)
     with open_tensors(path) as file:
-        if file.kind == "fused":
-            _refuse_rounding(path, "fused", rounded)
-            fused = file.metadata_as(FusedMetadata)
-            ensemble = load_fused(file, repeats=repeats or 1).to(device)
-            return LoadedModel(
-                path,
-                "fused",
-                path.stem,
-                fused.data_schema,
-                ensemble.repeats,
-                sum(member.num_values for member in fused.members),
-                None,
-                runner(ensemble, None, device),
-            )
-        metadata = member_file_metadata(file)
-        tensors = None if rounded is None else rounded.tensors(file)
-        model: MemberModel = load_member(file, tensors).to(device)
+        return load_opened(file, repeats=repeats, device=device, rounded=rounded)
+
+
+def load_opened(
+    file: TensorFile, *, repeats: int | None, device: str, rounded: Rounding | None
+) -> LoadedModel:
+    """Build the model of an open checkpoint, foreign model or fused file; see ``load``."""
+    LOGGER.info("load %s", file.path)
+    require_device(device)
+    if file.kind == "fused":
+        _refuse_rounding(file.path, "fused", rounded)
+        fused = file.metadata_as(FusedMetadata)
+        ensemble = load_fused(file, repeats=repeats or 1).to(device)
+        return LoadedModel(
+            file.path,
+            "fused",
+            file.path.stem,
+            fused.data_schema,
+            ensemble.repeats,
+            sum(member.num_values for member in fused.members),
+            runner(ensemble, None, device),
+        )
+    metadata = member_file_metadata(file)
+    tensors = None if rounded is None else rounded.tensors(file)
+    model: MemberModel = load_member(file, tensors).to(device)
     draws = model.draws_for(metadata.name, repeats=repeats or 1)
     return LoadedModel(
-        path,
+        file.path,
         metadata.kind,
         metadata.name,
         metadata.data_schema,
         1 if draws is None else draws.shape[0],
         count_stored(file),
-        None if rounded is None else rounded.dtype,
         runner(model, draws, device),
     )
 
@@ -285,4 +288,4 @@ def _load_onnx(path: Path, repeats: int | None, device: str) -> LoadedModel:
         raise CheckpointError(f"{path} does not exist.", hint="Name a file that exists.")
     onnx_model = OnnxModel(path, repeats=repeats, device=device)
     schema, repeats = onnx_model.schema, onnx_model.repeats
-    return LoadedModel(path, "onnx", path.stem, schema, repeats, 0, None, onnx_model.probabilities)
+    return LoadedModel(path, "onnx", path.stem, schema, repeats, 0, onnx_model.probabilities)
