@@ -1,5 +1,6 @@
 """ensemble-kit predict."""
 
+import json
 import os
 import shutil
 import sys
@@ -150,6 +151,7 @@ def predict(
         list_files(Path(output), [shard.output.name for shard in everything])
         shards = [shard for shard in everything if part is None or part.has(shard.name)]
         words = words_of(click.get_current_context(), leave_out={*NAMES, "share"})
+        printed: list[str] = []
         run_side_by_side(
             _jobs(model, shared_out(shards, jobs or len(shards) or 1), words),
             folders=[Path(output)],
@@ -157,7 +159,10 @@ def predict(
             on=on,
             cpus_each=cpus_each,
             gpus_each=gpus_each,
+            on_printed=printed.append if as_json else None,
         )
+        if as_json:
+            echo_json({"path": Path(output), **_sums(printed)})
         return
     options: dict[str, Any] = {
         "repeats": repeats,
@@ -232,6 +237,15 @@ def _named_source(text: str) -> tuple[str | None, Path]:
     if equals and not os.path.exists(text):
         return name, EXISTING_FILE_OR_FOLDER.convert(path, None, None)
     return None, EXISTING_FILE_OR_FOLDER.convert(text, None, None)
+
+
+def _sums(printed: Sequence[str]) -> dict[str, int]:
+    """Return the sums of what jobs have printed as JSON."""
+    facts = [json.loads(text) for text in printed]
+    return {
+        name: sum(each[name] for each in facts)
+        for name in ("skipped", "predicted", "already_there")
+    }
 
 
 def _jobs(model: Path, parts: Sequence[Sequence["Shard"]], words: Sequence[str]) -> list["Job"]:

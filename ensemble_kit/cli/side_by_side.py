@@ -48,6 +48,7 @@ def run_side_by_side(
     on: str | None,
     cpus_each: int,
     gpus_each: float,
+    on_printed: Callable[[str], None] | None = None,
 ) -> None:
     """Run jobs, print how each one ends, and leave with a code that says how all of them did.
 
@@ -58,6 +59,7 @@ def run_side_by_side(
         on: A Ray cluster's address; None runs processes of this machine.
         cpus_each: CPUs of a job on a cluster.
         gpus_each: GPUs of a job on a cluster.
+        on_printed: Called with what each job has printed; None prints it.
 
     Raises:
         JobError: A job has failed, or the cluster cannot run it.
@@ -65,7 +67,7 @@ def run_side_by_side(
     from ensemble_kit.engines.jobs import require_finished, run_jobs
     from ensemble_kit.engines.processes import start_process, threads_each
 
-    run = partial(run_jobs, jobs, on_end=_echo_end)
+    run = partial(run_jobs, jobs, on_end=partial(_echo_end, on_printed or _echo_printed))
     if on is None:
         at_once = at_once or 1
         ends = run(partial(start_process, threads=threads_each(at_once)), at_once=at_once)
@@ -85,7 +87,11 @@ def run_side_by_side(
         raise click.exceptions.Exit(INTERRUPTED)
 
 
-def _echo_end(end: "JobEnd") -> None:
-    click.echo(end.printed, nl=False)
+def _echo_printed(text: str) -> None:
+    click.echo(text, nl=False)
+
+
+def _echo_end(on_printed: Callable[[str], None], end: "JobEnd") -> None:
+    on_printed(end.printed)
     if end.state == "failed":
         click.echo(f"{end.job.name}: failed: {end.problem}", err=True)

@@ -104,14 +104,13 @@ def test_a_folder_teaches_what_the_merged_file_teaches(runner, data, tmp_path):
     assert all((weights[0][name] == tensor).all() for name, tensor in weights[1].items())
 
 
-def test_jobs_predict_their_parts(runner, data, tmp_path):
-    result = predict(runner, data, f"{tmp_path}/out/", "--jobs", "2")
+def test_jobs_predict_their_parts_and_print_one_object(runner, data, tmp_path):
+    result = predict(runner, data, f"{tmp_path}/out/", "--jobs", "2", "--json")
 
     assert result.exit_code == 0, result.stderr
-    assert sorted(result.stdout.splitlines()) == [
-        f"{tmp_path}/out: 1 file predicted, 0 already there",
-        f"{tmp_path}/out: 2 files predicted, 0 already there",
-    ]
+    assert json.loads(result.stdout) == {
+        "path": f"{tmp_path}/out", "skipped": 0, "predicted": 3, "already_there": 0
+    }  # fmt: skip
 
 
 def test_all_files_are_listed_before_the_jobs_start(runner, data, tmp_path, monkeypatch):
