@@ -4,8 +4,8 @@ import fnmatch
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from os.path import exists, isdir
 from pathlib import Path
@@ -161,14 +161,18 @@ class RunFolder:
     def locked(self) -> Iterator["RunLock"]:
         """Keep this run from being trained by two processes; the folder is made if it is missing.
 
-        Where the system or the disk knows no locks, nothing keeps another process away.
+        Where the system or the disk knows no locks, nothing keeps another process away. What is
+        made for the lock is removed again if nothing else was written meanwhile, as where a recipe
+        is refused.
 
         Raises:
             OutputError: The folder cannot be made.
             TrainingError: Another process has locked it.
         """
+        made = [folder for folder in (self.path, *self.path.parents) if not exists(folder)]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            before = set(os.listdir(self.path))
             file = self.lock.open("a")
         except OSError as error:
             raise OutputError(
@@ -183,7 +187,19 @@ class RunFolder:
                     f"{self.path} is being trained by another process.",
                     hint="Wait until that one ends, or give this run another --name.",
                 ) from error
-            yield RunLock(self, file)
+            lock = RunLock(self, file)
+            try:
+                yield lock
+            finally:
+                if lock.is_there() and set(os.listdir(self.path)) - before == {self.lock.name}:
+                    self._forget_lock(made)
+
+    def _forget_lock(self, made: Sequence[Path]) -> None:
+        """Remove the lock, and the folders that were made for it."""
+        with suppress(OSError):  # another process writes into one of them
+            self.lock.unlink()
+            for folder in made:
+                folder.rmdir()
 
     def _outputs(self) -> list[Path]:
         outputs = (self.state, self.checkpoints, self.metrics, self.tensorboard, self.wandb,
@@ -204,16 +220,19 @@ class RunLock:
     run: RunFolder
     file: TextIO
 
+    def is_there(self) -> bool:
+        """Return whether the folder is still the one that was locked."""
+        try:
+            return os.path.samestat(os.fstat(self.file.fileno()), self.run.lock.stat())
+        except OSError:
+            return False
+
     def require_folder(self) -> None:
         """Raise ``TrainingError`` if the folder is no longer the one that was locked.
 
         Writing would make the folder again, without the checkpoints and the log that it held.
         """
-        try:
-            is_same = os.path.samestat(os.fstat(self.file.fileno()), self.run.lock.stat())
-        except OSError:
-            is_same = False
-        if not is_same:
+        if not self.is_there():
             raise TrainingError(
                 f"{self.run.path} was removed or replaced while it was being trained.",
                 hint="Give the same command again, and leave the folder in place until it ends.",

@@ -280,6 +280,22 @@ def test_a_bad_recipe_is_refused_before_a_good_one_is_trained(runner, own_worksp
     assert not (own_workspace.path / "elsewhere").exists()
 
 
+def test_a_recipe_past_the_memory_is_refused_and_leaves_nothing(
+    runner, own_workspace, monkeypatch
+):
+    monkeypatch.setattr(os, "sysconf", lambda _: 2**15)  # pages, and bytes of a page: 1 GiB
+    options = ["--set", "head.num_experts=1_000_000", "-o", "elsewhere/runs"]
+
+    result = runner.invoke(main, ["train", "recipes/bag.toml", *TRAINING, *options])
+
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "Error: Recipe bag takes at least 1.2 GiB of memory in training; this machine has 1.0 GiB."
+        "\nUse smaller sizes, or train on a machine with more memory.\n"
+    )
+    assert not (own_workspace.path / "elsewhere").exists()
+
+
 @pytest.mark.parametrize("name", ["a b", "../x", "a/b", ".", "..", "", "-x", "/tmp/x"])
 def test_a_name_that_no_folder_should_have_is_refused(name, runner, own_workspace):
     before = sorted(own_workspace.path.rglob("*"))

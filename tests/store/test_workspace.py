@@ -46,6 +46,31 @@ def test_any_output_of_a_run_keeps_another_from_it(run, name):
     assert list(run.path.iterdir()) == []
 
 
+def test_a_lock_under_which_nothing_was_written_leaves_nothing(tmp_path):
+    run = RunFolder(tmp_path / "runs" / "gru")
+
+    with pytest.raises(ValueError, match="refused"), run.locked():
+        assert run.is_locked()
+        raise ValueError("refused")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_leaves_what_was_there_or_has_been_written(tmp_path):
+    kept, begun = (RunFolder(tmp_path / name) for name in ("kept", "begun"))
+    kept.path.mkdir()
+    (kept.path / "notes.txt").touch()
+
+    with kept.locked():
+        pass
+    with begun.locked():
+        begun.metrics.touch()
+
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        "begun", "begun/.lock", "begun/metrics.jsonl", "kept", "kept/notes.txt"
+    ]  # fmt: skip
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "runs").touch()
 
