@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import md5
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ import torch
 import torch._dynamo
 from builders import tiny_recipe_text
 from foreign_models import WIDTH, parsed_model
+from web_site import Site
 
 import ensemble_kit
 from ensemble_kit.cli import demo
@@ -65,6 +67,8 @@ class Case:
 
 
 CHOSEN = ("train", "select")
+EXPORTED = (*CHOSEN, "fuse", "export-onnx")
+EVERYTHING = (".",)  # of a command that writes nothing
 CASES = {
     "train": Case(f"train mean.toml rnn.toml {RECORDS}", (), ("runs",)),
     "train --jobs": Case(f"train mean.toml rnn.toml {RECORDS} --jobs 2", (), ("runs",), True),
@@ -83,6 +87,15 @@ CASES = {
         "predict runs/rnn/averaged.safetensors data/test/*.tfrecord -o test/ --jobs 2",
         ("train",), ("test",), True,
     ),
+    "predict --window": Case(
+        "predict runs/rnn/averaged.safetensors data/test/*.tfrecord --window 3 -o windows.jsonl",
+        ("train",), ("windows.jsonl",),
+    ),
+    "predict --predictions": Case(
+        "predict ensemble/selection.json --predictions runs/mean/validation.safetensors "
+        "runs/rnn/validation.safetensors -o mixed.csv",
+        CHOSEN, ("mixed.csv",),
+    ),
     "predictions merge": Case(
         "predictions merge test/ -o all.csv", ("train", "predict a folder"), ("all.csv",)
     ),
@@ -93,6 +106,20 @@ CASES = {
         "export-onnx --repeats 2 --low-memory --triton models", (*CHOSEN, "fuse"),
         ("ensemble", "models"),
     ),
+    "predict an export": Case(
+        "predict ensemble/ensemble.onnx data/validate/*.tfrecord -o p.safetensors",
+        EXPORTED, ("p.safetensors",),
+    ),
+    "calibrate": Case(
+        "calibrate ensemble/ensemble.onnx p.safetensors -o ensemble/calibrated.onnx",
+        (*EXPORTED, "predict an export"), ("ensemble",),
+    ),
+    "evaluate": Case(
+        "evaluate runs/rnn/averaged.safetensors data/test/*.tfrecord --rankings",
+        ("train",), EVERYTHING,
+    ),
+    "verify": Case("verify ensemble/ensemble.onnx data/validate/*.tfrecord", EXPORTED, EVERYTHING),
+    "runs": Case("runs", ("train",), EVERYTHING),
     "import-onnx": Case(
         "import-onnx foreign.onnx data/test/*.tfrecord --input rgb=x", (), ("runs",), True
     ),
@@ -102,6 +129,15 @@ CASES = {
     "data convert": Case(
         "data convert features --labels labels.csv --quantise -o own", (), ("own",)
     ),
+    "data check": Case("data check data/train/*.tfrecord", (), EVERYTHING),
+    "data info": Case("data info data/train/*.tfrecord", (), EVERYTHING),
+    "data download": Case(
+        "data download youtube8m --partition 2/frame/train -o fetched", (), ("fetched",)
+    ),
+    "recipes new": Case("recipes new own.toml", (), ("own.toml",)),
+    "recipes copy": Case("recipes copy willow/gru copied.toml", (), ("copied.toml",)),
+    "recipes check": Case("recipes check mean.toml rnn.toml", (), EVERYTHING),
+    "recipes list": Case("recipes list --ensembles", (), EVERYTHING),
     "demo": Case("demo", (), ("demo/runs", "demo/ensemble/fused.safetensors")),
 }  # fmt: skip
 
@@ -130,6 +166,20 @@ def prepare(folder: Path) -> None:
     labels = "".join(f"v{number},{number % 6}\n" for number in range(40))
     (folder / "labels.csv").write_text("VideoId,Labels\n" + labels)
     assert Run(folder, f"data synthesize data {SYNTHETIC}").end() == 0
+
+
+def youtube8m() -> Site:
+    """Return a server of two files that a part of YouTube-8M could consist of."""
+    files = {f"train{end}.tfrecord": random.Random(end).randbytes(2**20) for end in ("aa", "09")}
+    plan = {"files": {name: md5(content).hexdigest() for name, content in files.items()}}
+    classes = "".join(f"{number},class {number}\n" for number in range(3862))
+    return Site(
+        {
+            "/2/download_plans/frame_train.json": json.dumps(plan).encode(),
+            "/2/vocabulary.csv": f"Index,Name\n{classes}".encode(),
+            **{f"/2/frame/train/{name}": content for name, content in files.items()},
+        }
+    )
 
 
 @dataclass(frozen=True)
@@ -314,6 +364,7 @@ def main(folder: Path, seed: int, number: int, names: list[str]) -> None:
                 importlib.import_module(module.name)
     demo.COMMANDS = tuple(line + SMALL if " train " in line else line for line in demo.COMMANDS)
     prepare(folder / "start")
+    os.environ["ENSEMBLE_KIT_DATA_DOWNLOAD_YOUTUBE8M_BASE_URL"] = youtube8m().url
     total = 0
     for name in names or list(CASES):
         case, draw, faults = CASES[name], random.Random(f"{seed}/{name}"), Faults()

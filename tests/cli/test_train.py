@@ -280,9 +280,7 @@ def test_a_bad_recipe_is_refused_before_a_good_one_is_trained(runner, own_worksp
     assert not (own_workspace.path / "elsewhere").exists()
 
 
-def test_a_recipe_past_the_memory_is_refused_and_leaves_nothing(
-    runner, own_workspace, monkeypatch
-):
+def test_a_recipe_past_the_memory_is_refused_and_leaves_nothing(runner, own_workspace, monkeypatch):
     monkeypatch.setattr(os, "sysconf", lambda _: 2**15)  # pages, and bytes of a page: 1 GiB
     options = ["--set", "head.num_experts=1_000_000", "-o", "elsewhere/runs"]
 
