@@ -47,21 +47,30 @@ def _end(*_: object) -> NoReturn:
 
 
 @contextmanager
-def signals_interrupt() -> Iterator[None]:
+def signals_interrupt(*expected: type[Exception]) -> Iterator[None]:
     """Let Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 raise ``KeyboardInterrupt`` in the block.
 
     While a module is imported they end the process at once instead, without a traceback: an
     exception in the middle of an import may be turned into another one by an extension module, and
-    nothing that is worth keeping has begun.
+    nothing that is worth keeping has begun. Elsewhere too: an error that follows a signal is taken
+    for what a library has made of it, unless it is one of those ``expected``.
     """
-    with handled(_interrupt):
-        yield
+    is_interrupted = False
 
+    def interrupt(_: int, frame: FrameType | None) -> None:
+        nonlocal is_interrupted
+        if _is_importing(frame):
+            _end()
+        is_interrupted = True
+        raise KeyboardInterrupt
 
-def _interrupt(_: int, frame: FrameType | None) -> None:
-    if _is_importing(frame):
-        _end()
-    raise KeyboardInterrupt
+    with handled(interrupt):
+        try:
+            yield
+        except Exception as error:
+            if not is_interrupted or isinstance(error, expected):
+                raise
+            raise KeyboardInterrupt from error
 
 
 def _is_importing(frame: FrameType | None) -> bool:

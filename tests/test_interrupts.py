@@ -29,6 +29,24 @@ def test_each_signal_raises_what_ctrl_c_raises(number):
     assert signal.getsignal(number) == before
 
 
+def test_another_error_that_a_library_makes_of_a_signal_is_one_too():
+    def library():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ValueError("could not determine the shape") from None
+
+    with pytest.raises(KeyboardInterrupt), signals_interrupt():
+        library()
+    with pytest.raises(ValueError, match="the shape"), signals_interrupt(ValueError):
+        library()
+
+
+def test_an_error_without_a_signal_stays_what_it_is():
+    with pytest.raises(ValueError, match="bad"), signals_interrupt():
+        raise ValueError("bad")
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_waits_until_the_block_has_ended(number):
     reached = []

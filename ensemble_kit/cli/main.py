@@ -47,6 +47,8 @@ NO_MEMORY = (
     "failed to map segment", "annot allocate memory", "can't allocate memory", "bad_alloc",
     "not enough memory", "out of memory",
 )  # fmt: skip
+# What a command may end in after a signal has reached it too
+EXPECTED = (EnsembleKitError, click.ClickException, click.exceptions.Exit, click.Abort)
 
 
 class KitGroup(SuggestingGroup):
@@ -79,7 +81,7 @@ class KitGroup(SuggestingGroup):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; an error that the user can fix becomes ``Error: …`` and exit code 1."""
         try:
-            with signals_interrupt():
+            with signals_interrupt(*EXPECTED):
                 return super().invoke(ctx)
         except click.NoSuchOption as error:
             raise _explained(error) from error

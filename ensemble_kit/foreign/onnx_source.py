@@ -25,7 +25,7 @@ from onnxscript import version_converter
 from torch import Tensor
 
 from ensemble_kit.errors import ForeignModelError
-from ensemble_kit.foreign.outputs import expose_tensors, keep_output
+from ensemble_kit.foreign.outputs import CLASSICAL, expose_tensors, keep_output
 from ensemble_kit.networks.foreign_session import MAX_REASON
 from ensemble_kit.networks.storage import torch_type
 from ensemble_kit.serving.onnx_file import read_tensors, values_path
@@ -34,7 +34,6 @@ from ensemble_kit.store.dtypes import BY_ONNX, STORAGE_TYPES
 WEIGHT_TYPES = frozenset(
     ir.DataType(each.onnx_number) for each in STORAGE_TYPES if each.is_floating
 )
-CLASSICAL = "ai.onnx.ml"  # ONNX's own operators for trees, linear models and the like
 ONNX_DOMAINS = frozenset({"", "ai.onnx", CLASSICAL})
 # Operators and the first of their inputs that are constants of arithmetic rather than weights.
 CONSTANT_INPUTS = {

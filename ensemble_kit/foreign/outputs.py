@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
+from onnx.shape_inference import infer_shapes
 
 from ensemble_kit.errors import ForeignModelError
 from ensemble_kit.store.dtypes import STORAGE_TYPES
 
+CLASSICAL = "ai.onnx.ml"  # ONNX's own operators for trees, linear models and the like
 FLOATS = frozenset(ir.DataType(each.onnx_number) for each in STORAGE_TYPES if each.is_floating)
 
 
@@ -17,8 +20,10 @@ def expose_tensors(model: onnx.ModelProto) -> bool:
     """Make every output of a model a tensor, and every dimension of unknown size free.
 
     scikit-learn's converter ends a classifier with ZipMap, which turns each row of probabilities
-    into a dictionary. Its output becomes the tensor that ZipMap reads, under the same name. Other
-    outputs that are not tensors are left out. Paddle writes -1 for the size of a free dimension.
+    into a dictionary. Its output becomes the tensor that ZipMap reads, under the same name. Where a
+    classifier of C labels gives each label's probabilities of no and of yes, its output becomes
+    those of yes, ``(B, C)``. Other outputs that are not tensors are left out. Paddle writes -1 for
+    the size of a free dimension.
 
     Returns:
         Whether anything was changed.
@@ -31,8 +36,9 @@ def expose_tensors(model: onnx.ModelProto) -> bool:
             del node.attribute[:]
             for value in graph.output:
                 if value.name in node.output:
-                    value.type.CopyFrom(onnx.TypeProto())
-                    value.type.tensor_type.elem_type = TensorProto.FLOAT
+                    _make_tensor(value)
+    if any(node.domain == CLASSICAL for node in graph.node):
+        _take_yes(model)
     kept = [value for value in graph.output if value.type.WhichOneof("value") == "tensor_type"]
     if len(kept) < len(graph.output):
         del graph.output[:]
@@ -42,6 +48,48 @@ def expose_tensors(model: onnx.ModelProto) -> bool:
             if size.HasField("dim_value") and size.dim_value < 1:
                 size.ClearField("dim_value")
     return bool(graph.ByteSize() != before)
+
+
+def _make_tensor(value: onnx.ValueInfoProto) -> None:
+    value.type.CopyFrom(onnx.TypeProto())
+    value.type.tensor_type.elem_type = TensorProto.FLOAT
+
+
+def _take_yes(model: onnx.ModelProto) -> None:
+    """Make outputs of each label's probabilities of no and of yes those of yes, ``(B, C)``.
+
+    Of several labels, scikit-learn's forests, trees and neighbours give ``(C, B, 2)``, and its
+    ``MultiOutputClassifier`` a sequence of C matrices ``(B, 2)``. Their classes are sorted, so that
+    the second of two is that of the positives.
+    """
+    graph, known = model.graph, infer_shapes(model).graph
+    sizes = {
+        value.name: [size.dim_value for size in value.type.tensor_type.shape.dim]
+        for value in (*known.value_info, *known.output)
+    }
+    sequences = {node.output[0]: node for node in graph.node if node.op_type == "SequenceConstruct"}
+    for value in graph.output:
+        both, yes, columns = (f"{value.name}/{part}" for part in ("both", "yes", "columns"))
+        sequence = sequences.get(value.name)
+        if sequence and all(sizes.get(name) == [0, 2] for name in sequence.input):
+            numbers = np.arange(1, 2 * len(sequence.input), 2)
+            sequence.op_type = "Concat"  # (B, 2 * C)
+            sequence.attribute.append(helper.make_attribute("axis", 1))
+            added = [helper.make_node("Gather", [both, columns], [value.name], axis=1)]
+        elif sizes.get(value.name, [])[1:] == [0, 2] and sizes[value.name][0]:
+            numbers = np.array(1)
+            added = [
+                helper.make_node("Gather", [both, columns], [yes], axis=2),
+                helper.make_node("Transpose", [yes], [value.name], perm=[1, 0]),
+            ]
+        else:
+            continue
+        for node in graph.node:
+            for names in (node.input, node.output):
+                names[:] = [both if name == value.name else name for name in names]
+        graph.initializer.append(numpy_helper.from_array(numbers, columns))
+        graph.node.extend(added)
+        _make_tensor(value)
 
 
 def keep_output(model: ir.Model, wanted: str | None, path: Path) -> str:
