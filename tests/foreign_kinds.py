@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 from builders import tiny_frames, tiny_schema
 from foreign_models import dequantised, parsed_model, run_original
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from ensemble_kit.data.dataset import Batch
 from ensemble_kit.data.labels import LabelLists
@@ -105,6 +105,56 @@ def classical_model(path, *, has_zipmap, kind="linear"):
     graph = helper.make_graph(nodes, "g", base.graph.input, [label, probabilities])
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    return path
+
+
+def labelwise_model(path, form, *, columns=2):
+    """Write what scikit-learn's converter writes for several labels: each label's no and yes.
+
+    Args:
+        path: The file.
+        form: ``tensor`` for one ``(C, B, 2)``, ``zipmap`` for that in a ZipMap, or ``sequence`` of
+            C matrices ``(B, 2)``.
+        columns: How many classes each label has.
+    """
+    model = onnx.load(classical_model(path, has_zipmap=False))
+    parts = [f"part{index}" for index in range(CLASSES)]
+    constants = [numpy_helper.from_array(np.float32(1), "one_")]
+    nodes = []
+    for index, part in enumerate(parts):
+        constants.append(numpy_helper.from_array(np.array([index]), f"{part}_index"))
+        nodes += [
+            helper.make_node("Gather", ["raw", f"{part}_index"], [f"{part}_yes"], axis=1),
+            helper.make_node("Sub", ["one_", f"{part}_yes"], [f"{part}_no"]),
+            helper.make_node(
+                "Concat", [f"{part}_no"] * (columns - 1) + [f"{part}_yes"], [part], axis=1
+            ),
+        ]
+    output = helper.make_tensor_value_info("out", TensorProto.FLOAT, [CLASSES, "b", columns])
+    if form == "sequence":
+        nodes.append(helper.make_node("SequenceConstruct", parts, ["out"]))
+        matrix = helper.make_tensor_type_proto(TensorProto.FLOAT, None)
+        output = helper.make_value_info("out", helper.make_sequence_type_proto(matrix))
+    else:
+        constants.append(numpy_helper.from_array(np.array([0]), "axis"))
+        nodes += [helper.make_node("Unsqueeze", [part, "axis"], [f"{part}_3d"]) for part in parts]
+        joined = "out" if form == "tensor" else "joined"
+        nodes.append(helper.make_node("Concat", [f"{part}_3d" for part in parts], [joined], axis=0))
+    if form == "zipmap":
+        nodes.append(
+            helper.make_node(
+                "ZipMap", ["joined"], ["out"], domain="ai.onnx.ml", classlabels_int64s=[0, 1]
+            )
+        )
+        rows = helper.make_map_type_proto(
+            TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, None)
+        )
+        output = helper.make_value_info("out", helper.make_sequence_type_proto(rows))
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(constants)
+    del model.graph.output[1:]
+    model.graph.output.append(output)
+    onnx.save(model, path)
     return path
 
 

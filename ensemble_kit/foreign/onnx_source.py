@@ -106,6 +106,7 @@ def read_foreign(path: Path, *, output: str | None, opset: int) -> Foreign:
     data = path.read_bytes()
     with _quiet():
         proto = onnx.ModelProto.FromString(data)
+        names = [value.name for value in proto.graph.output]
         is_changed = expose_tensors(proto)
         folder = _follow_links(proto, path)
         model = ir.from_proto(proto)
@@ -113,7 +114,7 @@ def read_foreign(path: Path, *, output: str | None, opset: int) -> Foreign:
         _allow_hard_links(model, folder)
         passes.InlinePass()(model)
         passes.RemoveInitializersFromInputsPass()(model)
-        kept = keep_output(model, output, path)
+        kept = keep_output(model, output, path, names)
         _refuse_operators(model, path)
         _raise_opset(model, opset, path)
         passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=2)(model)

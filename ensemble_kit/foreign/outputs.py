@@ -1,5 +1,6 @@
 """The outputs of foreign models: which there are, and the one with a number for each class."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -92,13 +93,14 @@ def _take_yes(model: onnx.ModelProto) -> None:
         _make_tensor(value)
 
 
-def keep_output(model: ir.Model, wanted: str | None, path: Path) -> str:
+def keep_output(model: ir.Model, wanted: str | None, path: Path, names: Collection[str]) -> str:
     """Reduce a graph to one output, and what leads to it, and return the output's name.
 
     Args:
         model: The model; changed in place.
         wanted: The output; None where there is only one.
         path: The file that errors name.
+        names: All outputs of the file, those that are no tensors too.
 
     Raises:
         ForeignModelError: There is no such output, or several, or it does not hold fractions.
@@ -114,6 +116,11 @@ def keep_output(model: ir.Model, wanted: str | None, path: Path) -> str:
         raise ForeignModelError(
             f"{path} has {len(outputs)} outputs: {listed}.",
             hint="Say with --probabilities which of them has a number for each class.",
+        )
+    if wanted in names and wanted not in outputs:
+        raise ForeignModelError(
+            f"{path}: its output {wanted} is a list or a dictionary, not a tensor.",
+            hint="Export the model with an output that has a number for each class of a video.",
         )
     if wanted is not None and wanted not in outputs:
         raise ForeignModelError(

@@ -16,6 +16,7 @@ from foreign_kinds import (
     WIDTH,
     batch_of,
     classical_model,
+    labelwise_model,
     originals,
     weights,
 )
@@ -393,6 +394,25 @@ def test_a_linear_classifier_is_a_member(has_zipmap, tmp_path, bring, message_of
         f"Use --probabilities with another output: {output}."
     )
     assert_mean(bring(path, probabilities=output), rng)
+
+
+@pytest.mark.parametrize("form", ["tensor", "zipmap", "sequence"])
+def test_a_classifier_of_several_labels_is_a_member_of_their_positives(form, tmp_path, bring, rng):
+    path = labelwise_model(tmp_path / "m.onnx", form)
+
+    assert_mean(bring(path, probabilities="out"), rng)
+
+
+def test_labels_of_more_than_two_classes_are_refused(tmp_path, message_of):
+    shaped = labelwise_model(tmp_path / "m.onnx", "tensor", columns=3)
+    assert message_of(shaped, probabilities="out").startswith(
+        f"{shaped}: its output out has shape (3, 1, 3) for 1 video of 1 frame and 3 classes; "
+    )
+    sequence = labelwise_model(tmp_path / "m.onnx", "sequence", columns=3)
+    assert message_of(sequence, probabilities="out") == (
+        f"{sequence}: its output out is a list or a dictionary, not a tensor.\n"
+        "Export the model with an output that has a number for each class of a video."
+    )
 
 
 def test_trees_are_a_member_whose_numbers_stay_as_they_are(tmp_path, bring, rng):
