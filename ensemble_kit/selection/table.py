@@ -372,6 +372,8 @@ class _Builder:
         self.waiting: list[_Piece] = []
 
     def add(self, piece: _Piece) -> None:
+        if not piece.counts.size:  # none of its videos is in this part
+            return
         self.waiting.append(piece)
         if sum(len(waiting.counts) for waiting in self.waiting) >= self.block_videos:
             self._join()

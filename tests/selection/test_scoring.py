@@ -118,6 +118,17 @@ def test_the_gap_is_that_of_all_probabilities_however_few_are_kept(case):
         mixture = scorer.mixed((*mixture.terms, term))
 
 
+def test_a_part_without_the_last_videos_read_is_measured():
+    rows, positives = [[[0.5, 0.25, 0.0], [0.25, 0.5, 0.0], [0.5, 0.0, 0.0]]], [{0}, {1}, {1}]
+    is_in = np.array([True, True, False])
+
+    tables = read_tables(
+        candidates_of(rows, positives), [is_in, ~is_in], k=1, read_values=3, block_videos=1
+    )
+
+    assert GapJudge.of(tables, 1).scores([Term(0, 1.0)]) == (1.0, 0.0, pytest.approx(2 / 3))
+
+
 @settings(max_examples=50, deadline=None)
 @given(cases(), st.data())
 def test_parts_are_measured_apart_and_together(case, data):
