@@ -126,7 +126,9 @@ class MetricsAccumulator:
             gap=pooled_average_precision(scores, hits, num_positives),
             hit_at_1=self._hits / max(self._videos, 1),
             perr=float(precisions.sum()) / max(self._videos, 1),
-            map=_mean(_average_precisions(scores, hits, classes, self._positives), self._positives),
+            map=mean_over_classes(
+                average_precisions(scores, hits, classes, self._positives), self._positives
+            ),
             videos=self._videos,
             positives=num_positives,
             classes_with_positives=int(np.count_nonzero(self._positives)),
@@ -139,7 +141,7 @@ class MetricsAccumulator:
             Average precisions ``(C,)``, 0 for a class without a positive, and positives ``(C,)``.
             ``map`` is the mean over the classes with a positive.
         """
-        return _average_precisions(*self._pooled(), self._positives), self._positives.copy()
+        return average_precisions(*self._pooled(), self._positives), self._positives.copy()
 
     def _pooled(self) -> tuple[Floats, NDArray[np.bool_], NDArray[np.int32]]:
         if not self._pool:
@@ -300,13 +302,21 @@ def average_precision(ranks: NDArray[np.int64], num_positives: int) -> float:
     return float((np.arange(1, ranks.size + 1) / ranks).sum()) / num_positives
 
 
-def _average_precisions(
+def average_precisions(
     scores: Floats,
     hits: NDArray[np.bool_],
     classes: NDArray[np.int32],
     positives: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """Return each class's average precision, ``(C,)``; 0 for a class without a positive."""
+    """Return each class's average precision, ``(C,)``; 0 for a class without a positive.
+
+    Args:
+        scores: ``(P,)``, of pairs of a video and a class, in the order of the videos, which is also
+            the order of equal scores.
+        hits: ``(P,)``, whether a pair is a positive.
+        classes: ``(P,)``, the class of each pair.
+        positives: ``(C,)``, how many videos have each class, pooled or not.
+    """
     order = np.lexsort((-scores, classes))  # stable, so ties stay in video order
     sorted_classes = classes[order]
     places = np.flatnonzero(hits[order])
@@ -317,7 +327,7 @@ def _average_precisions(
     return sums / np.maximum(positives, 1)
 
 
-def _mean(precisions: NDArray[np.float64], positives: NDArray[np.int64]) -> float:
+def mean_over_classes(precisions: NDArray[np.float64], positives: NDArray[np.int64]) -> float:
     """Return the mean over the classes with a positive; 0 where there is none."""
     return float(precisions[positives > 0].mean()) if positives.any() else 0.0
 

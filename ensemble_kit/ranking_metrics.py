@@ -67,8 +67,8 @@ def measure_rankings(blocks: Blocks, num_classes: int) -> RankingMetrics:
     for scores, ranks, ties in zip(positives, at_least, equal, strict=True):
         if not scores.size:
             continue
-        hits = scores.size - np.searchsorted(scores, scores, side="left")  # at least as high
-        precisions.append((hits / ranks).mean())
+        hits = _hits_at_least(scores)
+        precisions.append(shared_average_precision(scores, ranks))
         num_negatives = num_videos - scores.size
         if num_negatives:
             equal_hits = np.searchsorted(scores, scores, side="right") - (scores.size - hits)
@@ -78,6 +78,21 @@ def measure_rankings(blocks: Blocks, num_classes: int) -> RankingMetrics:
     return RankingMetrics(
         macro_map=_mean(precisions), auc=auc, d_prime=_d_prime(auc), lwlrap=lwlrap
     )
+
+
+def shared_average_precision(positives: Floats, at_least: NDArray[np.int64]) -> float:
+    """Return a class's average precision, where equal scores share the worst of their places.
+
+    Args:
+        positives: ``(P,)``, the scores of the videos that have the class, ascending; P is not 0.
+        at_least: ``(P,)``, how many videos score at least that.
+    """
+    return float((_hits_at_least(positives) / at_least).mean())
+
+
+def _hits_at_least(positives: Floats) -> NDArray[np.int64]:
+    """Return how many positives score at least what each does, of ascending scores."""
+    return positives.size - np.searchsorted(positives, positives, side="left")
 
 
 def _positives(blocks: Blocks, num_classes: int) -> tuple[list[Floats], int, float]:

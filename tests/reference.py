@@ -81,6 +81,20 @@ def map_loops(scores: Scores, positives: Positives, k: int) -> Fraction:
     return sum(precisions, Fraction(0)) / len(precisions) if precisions else Fraction(0)
 
 
+def macro_map_loops(scores: Scores, positives: Positives) -> Fraction:
+    """The mean over classes with a positive of the precision down to each, ties counted in it."""
+    precisions = []
+    for wanted in set().union(*positives):
+        own = [row[wanted] for row, one in zip(scores, positives, strict=True) if wanted in one]
+        column = [row[wanted] for row in scores]
+        terms = [
+            Fraction(sum(other >= score for other in own), sum(any_ >= score for any_ in column))
+            for score in own
+        ]
+        precisions.append(sum(terms, Fraction(0)) / len(terms))
+    return sum(precisions, Fraction(0)) / len(precisions) if precisions else Fraction(0)
+
+
 # Selection: WILLOW's greedy rule (arXiv:1706.06905) under a limit in bytes. A mixture is ranked, so
 # its scores need no division by the sum of the weights; floats as weights round in members' order.
 

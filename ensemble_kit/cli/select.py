@@ -12,11 +12,13 @@ from ensemble_kit.choices import (
     DTYPE,
     ENOUGH_VIDEOS,
     MAX_SIZE,
+    METRIC,
     MIXING,
     MOST_EXACT,
     RESAMPLES,
     TOP_K,
     Criterion,
+    Metric,
     Mixing,
     Strategy,
 )
@@ -63,11 +65,20 @@ if TYPE_CHECKING:
     "best is chosen for each; or auto, those that predictions were measured in.",
 )
 @click.option(
+    "--metric",
+    type=one_of(Metric),
+    default=METRIC,
+    show_default=True,
+    help="What members are chosen by: GAP, the challenge's mAP over each video's best classes, or "
+    "macro-map, AudioSet's mAP over whole rankings.",
+)
+@click.option(
     "--mixing",
     type=one_of(Mixing),
     default=MIXING,
     show_default=True,
-    help="Mixing coefficients: equal, proportional to each member's GAP, or optimised.",
+    help="Mixing coefficients: equal, proportional to each member's own score by the metric, or "
+    "optimised.",
 )
 @click.option(
     "--weight",
@@ -123,7 +134,7 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     default=TOP_K,
     show_default=True,
-    help="Number of classes of each video that GAP counts.",
+    help="Number of classes of each video that GAP and the challenge's mAP count.",
 )
 @click.option(
     "--size",
@@ -160,17 +171,18 @@ def select(
     as_csv: bool,
     **options: Any,
 ) -> None:
-    """Choose the members of an ensemble by validation GAP, under a size limit.
+    """Choose the members of an ensemble by validation GAP or mAP, under a size limit.
 
     PREDICTIONS are runs/*/validation.safetensors unless named; they may also be CSV files in the
-    challenge's format, .npy or .npz. Each step shows the GAP on the videos that members are chosen
-    on, the GAP on the held-out videos, and a 95 % interval of the gain.
+    challenge's format, .npy or .npz. Each step shows the score on the videos that members are
+    chosen on, the score on the held-out videos, and a 95 % interval of the gain.
 
     \b
     Examples:
         ensemble-kit select
         ensemble-kit select --max-size 500MB --mixing gap --report
         ensemble-kit select --max-size 100MB --dtype auto
+        ensemble-kit select --metric macro-map
         ensemble-kit select --strategy beam --beam-width 4 --start nonlocal-gru --max-members 6
         ensemble-kit select --criterion gain-per-byte --exclude poor --confirm 0.3
         ensemble-kit select --weight gru=0.4 --weight vlad=0.6

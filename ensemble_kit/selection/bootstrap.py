@@ -9,7 +9,7 @@ of a new table.
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,11 +51,9 @@ def resampled_gaps(
         seed: The seed of the draws.
     """
     rankings = [_ranking(pool) for pool in pools]
-    num_videos = len(positives)
 
     def resample(index: int) -> list[float]:
-        drawn = np.random.default_rng([seed, index]).integers(num_videos, size=num_videos)
-        counts = np.bincount(drawn, minlength=num_videos).astype(np.int32)
+        counts = _drawn(len(positives), index, seed)
         num_positives = int(counts @ positives)
         return [ranking.gap(counts, num_positives) for ranking in rankings]
 
@@ -65,6 +63,27 @@ def resampled_gaps(
             rows.append(row)
             shown.update(len(rows), "resamples")
     return np.array(rows).reshape(resamples, len(rankings)).T
+
+
+def drawn_counts(num_videos: int, *, resamples: int, seed: int) -> NDArray[np.integer[Any]]:
+    """Return how often each video was drawn, ``(N, resamples)``, in as few bytes as that takes.
+
+    The draws are those of ``resampled_gaps``.
+    """
+    counts = np.zeros((num_videos, resamples), np.uint8)
+    for index in range(resamples):
+        drawn = _drawn(num_videos, index, seed)
+        counts = counts.astype(
+            np.promote_types(counts.dtype, np.min_scalar_type(drawn.max())), copy=False
+        )
+        counts[:, index] = drawn
+    return counts
+
+
+def _drawn(num_videos: int, index: int, seed: int) -> NDArray[np.int32]:
+    """Return how often each video was drawn in one resample, ``(N,)``."""
+    drawn = np.random.default_rng([seed, index]).integers(num_videos, size=num_videos)
+    return np.bincount(drawn, minlength=num_videos).astype(np.int32)
 
 
 def interval(values: NDArray[np.float64]) -> Interval:

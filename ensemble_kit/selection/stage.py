@@ -27,6 +27,7 @@ from ensemble_kit.choices import (
     Criterion,
     Dtype,
     Given,
+    Metric,
     Mixing,
     Strategy,
 )
@@ -34,6 +35,8 @@ from ensemble_kit.errors import SelectionError
 from ensemble_kit.files import each_path, refuse_overwrite, require_suffix
 from ensemble_kit.predictions.candidates import Candidates, read_candidates, refuse_unknown
 from ensemble_kit.predictions.videos import held_out
+from ensemble_kit.selection.class_scoring import ClassJudge
+from ensemble_kit.selection.class_table import read_class_table
 from ensemble_kit.selection.judging import GapJudge, Judge
 from ensemble_kit.selection.mixing import given_weights, optimised, search_weights
 from ensemble_kit.selection.outcome import Outcome, Writer, distinct
@@ -41,10 +44,11 @@ from ensemble_kit.selection.scoring import Term, pool_size
 from ensemble_kit.selection.search import Rules, Search, num_ensembles
 from ensemble_kit.selection.storage import Storage, default_memory, storage_folder
 from ensemble_kit.selection.table import NUM_THREADS, read_tables
+from ensemble_kit.selection.top_class_scoring import TopClassJudge
 from ensemble_kit.store.dtypes import BLOCK_DTYPES, finest_first
 from ensemble_kit.store.selection_file import SelectionMetadata, read_selection, write_selection
 from ensemble_kit.store.workspace import RUNS, validation_name
-from ensemble_kit.wording import counted
+from ensemble_kit.wording import counted, metric_name
 
 POOL_SHARE = 4  # of the memory, at most a quarter is for the pools of mixtures measured together
 POOLS_OF_RANKING = 6  # pools that take as much as what a thread needs to rank one
@@ -88,6 +92,7 @@ def select(
     output: AnyPath,
     max_size: int | None = None,
     dtype: Dtype | Auto | Sequence[Dtype] = DTYPE,
+    metric: Metric = METRIC,
     mixing: Mixing = MIXING,
     coefficients: Mapping[str, float] | None = None,
     strategy: Strategy | None = None,
@@ -138,7 +143,12 @@ def select(
         dtype: The precision that members will be stored in, or several, in each of which every
             candidate must have been measured; ``auto`` takes bf16, int8 and int4 as far as
             candidates were.
-        mixing: ``uniform``, ``gap`` or ``optimised``.
+        metric: What ensembles are compared by: ``gap``, GAP@k; ``map``, the challenge's mAP@k,
+            which is the ``map`` of ``evaluate``; or ``macro-map``, AudioSet's mAP, which is its
+            ``macro_map``. Both are means over the classes that some video has; see
+            ``metrics.mean_average_precision`` and ``ranking_metrics.RankingMetrics``.
+        mixing: ``uniform``, ``gap`` or ``optimised``; ``gap`` weights by the members' own scores,
+            whatever the metric.
         coefficients: The mixing coefficient of each member by name, in place of a search; above 0,
             with a sum of 1, 0.01 more or less, and scaled to that. Only ``mixing``, ``strategy``,
             ``criterion``, ``max_members``, ``start`` and ``confirm`` do not go with them.
@@ -202,6 +212,7 @@ def select(
         exclude=exclude,
         intersect=intersect,
     )
+    _refuse_truncated(known, metric)
     rules = _rules(
         known,
         strategy=strategy or _usual_strategy(known, criterion) if coefficients is None else "given",
@@ -214,10 +225,10 @@ def select(
     confirm = _usual_share(known) if confirm is None else confirm
     storage = Storage(default_memory() if memory is None else memory, storage_folder(output))
     with closing(storage):
-        judge = _judge(known, _parts(known, confirm), top_k, storage)
+        judge = _judge(known, _parts(known, confirm), metric, top_k, storage)
         outcome = _search(judge, known, mixing if coefficients is None else coefficients, rules)
         selection = Writer(
-            known, judge, outcome, output.parent, METRIC, top_k, resamples, seed
+            known, judge, outcome, output.parent, metric, top_k, resamples, seed
         ).selection(confirm=confirm, labels_path=labels_path, excluded=tuple(exclude))
     if not keep_same or read_selection(output) != selection:
         write_selection(output, selection, force=force)
@@ -340,19 +351,38 @@ def _parts(known: Candidates, confirm: float) -> list[NDArray[np.bool_]]:
     return [~is_held_out, is_held_out]
 
 
+def _refuse_truncated(known: Candidates, metric: Metric) -> None:
+    """Raise if a candidate leaves out classes, but the metric needs the ranking of each class."""
+    for candidate in known.candidates:
+        if metric != "gap" and candidate.predictions.is_sparse:
+            raise SelectionError(
+                f"{candidate.predictions.path} lists only some classes of each video, but "
+                f"{metric_name(metric)} needs all.",
+                hint="Predict again without --top-k into a .safetensors file, or select with "
+                "--metric gap.",
+            )
+
+
 def _judge(
-    known: Candidates, parts: Sequence[NDArray[np.bool_]], top_k: int, storage: Storage
-) -> GapJudge:
+    known: Candidates,
+    parts: Sequence[NDArray[np.bool_]],
+    metric: Metric,
+    top_k: int,
+    storage: Storage,
+) -> Judge:
     """Read the candidates, and return what measures them within the memory of a storage."""
+    if metric == "macro-map":
+        return ClassJudge(read_class_table(known, parts, storage=storage))
     num_pools = len(known.candidates) + POOLS_OF_RANKING * NUM_THREADS
     wanted = num_pools * pool_size(len(known.ids), top_k)
     pool_bytes = min(wanted, storage.memory // POOL_SHARE)
     storage.reserve(pool_bytes)
-    return GapJudge.of(
+    judge = GapJudge.of(
         read_tables(known, parts, k=top_k, storage=storage),
         top_k,
         pool_bytes=pool_bytes * len(known.candidates) // num_pools,
     )
+    return judge if metric == "gap" else TopClassJudge.of(judge)
 
 
 def _search(

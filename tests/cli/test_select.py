@@ -101,6 +101,16 @@ def test_members_may_be_mixed_by_their_own_gaps(runner, workspace):
     assert gru["score"] > vlad["score"]
 
 
+def test_members_may_be_chosen_by_macro_map(runner, workspace):
+    result = runner.invoke(main, ["select", "--metric", "macro-map", "--resamples", "0"])
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("step  added  macro mAP     gain")
+    assert "candidates, macro mAP 1.0000, " in result.stdout
+    selection = read_selection(workspace / "ensemble" / "selection.json")
+    assert (selection.metric, selection.score) == ("macro-map", 1)
+
+
 def test_what_is_held_out_is_shown_beside_what_is_chosen_by(runner, workspace):
     result = runner.invoke(main, ["select", "--confirm", "0.5", "--resamples", "0"])
 

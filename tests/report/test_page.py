@@ -238,6 +238,17 @@ def test_a_selection_by_all_videos_without_intervals_says_that_it_is_optimistic(
     assert "Bootstrapnone" in found.words("choice").replace(" none", "none")
 
 
+def test_the_metric_that_members_were_chosen_by_is_named_everywhere(tmp_path, without_bokeh):
+    chosen = write_chosen(tmp_path, metric="macro-map")
+
+    page = page_of(chosen)
+
+    held_out = chosen.selection.confirm.held_out
+    assert f"{held_out.score:.4f}macro mAP on {held_out.videos} held-out videos" in page.words()
+    assert "where the macro mAP is optimistic" in page.words()
+    assert "GAP" not in page.words()
+
+
 def test_other_ways_of_searching_and_mixing_are_told(tmp_path, without_bokeh):
     chosen = write_chosen(
         tmp_path, strategy="beam", beam_width=3, mixing="optimised", start=["bag"],

@@ -2,7 +2,7 @@
 
 import json
 from fractions import Fraction
-from itertools import permutations
+from itertools import combinations, permutations
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from candidate_files import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import gap_loops, greedy_loops, mixed_loops
+from reference import gap_loops, greedy_loops, macro_map_loops, map_loops, mixed_loops
 
 from ensemble_kit.choices import MAX_SIZE
 from ensemble_kit.data.labels import LabelLists
@@ -707,3 +707,58 @@ def test_what_files_of_the_best_classes_could_change_is_told(tmp_path):
     assert {one.name: one.top_k for one in selection.candidates} == {"x": None, "y": 2}
     by_gap = select(paths, output=tmp_path / "g.json", mixing="gap", resamples=0, top_k=2)
     assert by_gap.truncation.is_decided is None
+
+
+METRICS = {"map": lambda scores: map_loops(scores, POSITIVES, 1),
+           "macro-map": lambda scores: macro_map_loops(scores, POSITIVES)}  # fmt: skip
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_members_may_be_chosen_by_mean_average_precision(tmp_path, metric):
+    generator = np.random.default_rng(3)
+    rows = {name: (generator.integers(0, 9, (4, 5)) / 8).tolist() for name in "pqrs"}
+    paths = [write_own(tmp_path / name, each) for name, each in rows.items()]
+
+    chosen = select(
+        paths, output=tmp_path / "s.json", metric=metric, top_k=1, max_size=300, confirm=0.4
+    )
+    of_all = select(paths, output=tmp_path / "all.json", metric=metric, top_k=1, max_size=300)
+
+    scores = {
+        names: float(METRICS[metric](mixed_loops([rows[name] for name in names], [1] * len(names))))
+        for size in range(1, 4)
+        for names in combinations("pqrs", size)
+    }
+    members = tuple(sorted(member.name for member in of_all.members))
+    assert of_all.score == pytest.approx(max(scores.values()), abs=1e-12)
+    assert scores[members] == pytest.approx(of_all.score, abs=1e-12)
+    assert {one.name: one.score for one in of_all.candidates} == pytest.approx(
+        {name: scores[name,] for name in rows}, abs=1e-12
+    )
+    assert (of_all.metric, of_all.metric_name) == (
+        metric, {"map": "mAP@1", "macro-map": "macro mAP"}[metric]
+    )  # fmt: skip
+    assert of_all.metric_name.split("@")[0] in of_all.rule
+    assert "GAP" not in of_all.rule
+    low, high = of_all.path[-1].interval
+    assert low <= high
+    assert chosen.score == pytest.approx(
+        scores[tuple(sorted(member.name for member in chosen.members))], abs=1e-12
+    )
+    assert chosen.confirm.held_out.videos + chosen.confirm.chosen_by.videos == 4
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_files_that_leave_out_classes_are_refused_by_another_metric_than_gap(tmp_path, metric):
+    path = write_csv(tmp_path / "p.csv", [[MISSING, 0.5, 0.25, 0.5, 0.5]] * 4)
+    labels = write_labels(tmp_path / "labels.csv")
+
+    with pytest.raises(SelectionError) as caught:
+        select([path], output=tmp_path / "s.json", metric=metric, labels_path=labels)
+
+    name = {"map": "mAP", "macro-map": "macro mAP"}[metric]
+    assert str(caught.value) == (
+        f"{path} lists only some classes of each video, but {name} needs all.\n"
+        "Predict again without --top-k into a .safetensors file, or select with --metric gap."
+    )
+    assert not (tmp_path / "s.json").exists()
