@@ -5,8 +5,8 @@ the classes that some video has is taken of the average precision of the videos 
 equal scores in the order of the videos. Which classes are a video's best is proved as for GAP, see
 ``scoring``; candidates that leave out classes are refused before.
 
-A pool of GAP forgets which classes its scores are of, which is why this ranks each mixture anew for
-itself, and takes some ten times as long.
+A pool of GAP forgets which classes its scores are of, so here each mixture is ranked whole, which
+takes some twenty times as long.
 """
 
 from collections.abc import Iterable, Sequence
