@@ -1,5 +1,6 @@
 """Files written aside and renamed, hashes, sizes."""
 
+import filecmp
 import hashlib
 import logging
 import os
@@ -94,7 +95,7 @@ def require_suffix(path: Path, suffix: str) -> None:
 
 
 @contextmanager
-def written_aside(path: Path, *, force: bool) -> Iterator[Path]:
+def written_aside(path: Path, *, force: bool, keep_same: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; move it there when the block ends without an error.
 
     The file is flushed to the disk before it is renamed, and its folder after that, so ``path``
@@ -108,11 +109,13 @@ def written_aside(path: Path, *, force: bool) -> Iterator[Path]:
     Args:
         path: The file to write; missing folders are made.
         force: Whether an existing file may be replaced.
+        keep_same: Whether an existing file may be one of the same bytes, as a command leaves it
+            that is stopped between this file and its next.
 
     Raises:
         OutputError: ``path`` may not be written, or the disk refuses the file.
     """
-    refuse_overwrite(path, force=force)
+    refuse_overwrite(path, force=force or keep_same)
     target = Path(os.path.realpath(path)) if path.is_symlink() else path
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +128,8 @@ def written_aside(path: Path, *, force: bool) -> Iterator[Path]:
         with aside.open("rb+") as file:
             os.fsync(file.fileno())
         aside.chmod(0o666 & ~_umask())  # mkstemp's 0600 would hide the file from the team
-        refuse_overwrite(path, force=force)
+        is_same = keep_same and exists(target) and filecmp.cmp(aside, target, shallow=False)
+        refuse_overwrite(path, force=force or is_same)
         aside.replace(target)
         _flush_folder(target.parent)
         LOGGER.info("wrote %s, %s bytes", path, f"{target.stat().st_size:,}")
@@ -135,6 +139,23 @@ def written_aside(path: Path, *, force: bool) -> Iterator[Path]:
         with suppress(FileNotFoundError):
             aside.unlink()
         os.close(handle)
+
+
+@contextmanager
+def removed_on_failure(*paths: Path) -> Iterator[None]:
+    """Remove files that a block has made, and folders for them alone, if it ends in an error."""
+    files = [path for path in paths if not os.path.lexists(path)]
+    parents = {parent for path in files for parent in path.absolute().parents}
+    folders = [folder for folder in parents if not exists(folder)]
+    try:
+        yield
+    except BaseException:
+        for path in files:
+            path.unlink(missing_ok=True)
+        for folder in sorted(folders, key=lambda each: len(each.parts), reverse=True):
+            with suppress(OSError):  # something else is in it
+                folder.rmdir()
+        raise
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 import glob
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from os.path import exists, isfile
@@ -26,16 +26,22 @@ from ensemble_kit.choices import (
 )
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import check_fits
-from ensemble_kit.errors import ExportError, ProviderError
+from ensemble_kit.errors import EnsembleKitError, ExportError, ProviderError
 from ensemble_kit.export.graph import Graph, build_graph, top_k_of
 from ensemble_kit.export.parity import TOLERANCE, compare
 from ensemble_kit.export.shares import counts_of
-from ensemble_kit.files import refuse_overwrite, require_suffix, sha256_of, written_aside
+from ensemble_kit.files import (
+    refuse_overwrite,
+    removed_on_failure,
+    require_suffix,
+    sha256_of,
+    written_aside,
+)
 from ensemble_kit.networks.loading import member_prefix
 from ensemble_kit.networks.onnx_model import OnnxModel
 from ensemble_kit.networks.running import measure
-from ensemble_kit.serving.metadata import proof_property, properties_of
-from ensemble_kit.serving.model_card import write_card
+from ensemble_kit.serving.metadata import proof_property, properties_of, read_metadata
+from ensemble_kit.serving.model_card import CARD, write_card
 from ensemble_kit.serving.onnx_file import (
     StoredTensor,
     Weight,
@@ -44,7 +50,7 @@ from ensemble_kit.serving.onnx_file import (
     write_beside,
     write_onnx,
 )
-from ensemble_kit.serving.triton import refuse_repository, write_repository
+from ensemble_kit.serving.triton import lacks_repository, refuse_repository, write_repository
 from ensemble_kit.store.blocks import SCALE, SCALE_TYPE
 from ensemble_kit.store.dtypes import types_of_onnx_weights
 from ensemble_kit.store.provenance import (
@@ -178,51 +184,73 @@ def export_onnx(
     """
     fused, output = Path(fused), Path(output)
     triton = None if triton is None else Path(triton)
-    refuse_overwrite(output, force=force)
+    # this command may have been stopped between the model and what comes after it
+    is_unfinished = not force and _is_unfinished(output, triton)
+    refuse_overwrite(output, force=force or is_unfinished)
     require_suffix(output, ".onnx")
     if triton is not None:
-        refuse_repository(output, triton, force=force)
+        refuse_repository(output, triton, force=force, keep_same=is_unfinished)
     with ExitStack() as stack:
         file = stack.enter_context(open_tensors(fused))
-        aside = stack.enter_context(written_aside(output, force=force))
-        fused_metadata = file.metadata_as(FusedMetadata)
-        types = _input_types(fused_metadata, input_type)
-        graph = build_graph(
-            file,
-            fused_metadata,
-            repeats=repeats,
-            draw_source=draw_source,
-            input_types=[*types.values()],
-            opset=opset,
-        )
-        _check_graph(graph, output)
-        metadata = _describe(fused_metadata, file.sha256(), graph, repeats, draw_source, types)
-        references = None
-        if low_memory:
-            beside = _written_beside(output, metadata, graph.weights)
-            references, metadata = stack.enter_context(beside)
-        limit = _Limit(max_size, fused.stat().st_size, _selection_of(fused, fused_metadata))
-        shown = graph.showing_draws() if draw_source == "random" else graph
-        fits = partial(limit.refuse, aside, output)
-        written = _write(aside, shown, references, metadata)
-        fits(metadata)
-        tensors = read_tensors(aside)
-        _check_weights(tensors, metadata, output)
-        proof = _prove(aside, metadata, counts_of(tensors, metadata), file, output)
-        if shown is not graph:
-            written = _write(aside, graph, references, metadata)
+        fused_metadata, fused_sha256 = file.metadata_as(FusedMetadata), file.sha256()
+        beside = _path_beside(output, fused_sha256)
+        stack.enter_context(removed_on_failure(output, beside))
+        with written_aside(output, force=force, keep_same=is_unfinished) as aside:
+            types = _input_types(fused_metadata, input_type)
+            graph = build_graph(
+                file,
+                fused_metadata,
+                repeats=repeats,
+                draw_source=draw_source,
+                input_types=[*types.values()],
+                opset=opset,
+            )
+            _check_graph(graph, output)
+            metadata = _describe(fused_metadata, fused_sha256, graph, repeats, draw_source, types)
+            if is_unfinished and not _is_alike(read_metadata(output), metadata):
+                refuse_overwrite(output, force=False)  # before the work
+            references = None
+            if low_memory:
+                references, metadata = _write_beside(beside, metadata, graph.weights)
+            limit = _Limit(max_size, fused.stat().st_size, _selection_of(fused, fused_metadata))
+            shown = graph.showing_draws() if draw_source == "random" else graph
+            fits = partial(limit.refuse, aside, output)
+            written = _write(aside, shown, references, metadata)
             fits(metadata)
-        if records is not None and metadata.is_packed:
-            gap = _measure(aside, records, fused_metadata.top_k, max_gap_loss, output)
-            proof = proof.model_copy(update={"gap": gap})
-        add_properties(aside, proof_property(proof), written)
-        metadata = metadata.model_copy(update={"proof": proof})
-        num_bytes = fits(metadata)
+            tensors = read_tensors(aside)
+            _check_weights(tensors, metadata, output)
+            proof = _prove(aside, metadata, counts_of(tensors, metadata), file, output)
+            if shown is not graph:
+                written = _write(aside, graph, references, metadata)
+                fits(metadata)
+            if records is not None and metadata.is_packed:
+                gap = _measure(aside, records, fused_metadata.top_k, max_gap_loss, output)
+                proof = proof.model_copy(update={"gap": gap})
+            add_properties(aside, proof_property(proof), written)
+            metadata = metadata.model_copy(update={"proof": proof})
+            num_bytes = fits(metadata)
+        if triton is not None:
+            write_repository(output, metadata, triton, force=force, keep_same=is_unfinished)
+        card = write_card(output, metadata, force=force)
     _drop_stale(output, metadata)
-    if triton is not None:
-        write_repository(output, metadata, triton, force=force)
-    card = write_card(output, metadata, force=force)
     return ExportedFile(output, num_bytes, max_size, repeats, proof, card)
+
+
+def _is_unfinished(output: Path, triton: Path | None) -> bool:
+    """Return whether an export is there that lacks a file which is written after its model."""
+    lacks_card = not exists(output.with_name(CARD))
+    if not lacks_card and (triton is None or not lacks_repository(output, triton)):
+        return False
+    try:
+        return isfile(output) and read_metadata(output) is not None
+    except EnsembleKitError:  # another tool wrote it, or it is damaged
+        return False
+
+
+def _is_alike(held: OnnxMetadata, metadata: OnnxMetadata) -> bool:
+    """Return whether a file may be what an export of this description has left."""
+    unknown = {"proof": None, "weights_file": None}
+    return held.model_copy(update=unknown) == metadata.model_copy(update=unknown)
 
 
 def _selection_of(fused: Path, metadata: FusedMetadata) -> SelectionMetadata | None:
@@ -269,27 +297,23 @@ def _input_types(fused: FusedMetadata, asked: InputType | None) -> dict[str, Inp
     }
 
 
-@contextmanager
-def _written_beside(
-    output: Path, metadata: OnnxMetadata, weights: Sequence[Weight]
-) -> Iterator[tuple[list[bytes], OnnxMetadata]]:
-    """Write weights into a second file, which is removed again if the block fails.
+def _path_beside(output: Path, fused_sha256: str) -> Path:
+    """Return a name for a file of weights that no other export's have, unless they are the same."""
+    return output.with_name(f"{output.name}.{fused_sha256[:12]}.data")
 
-    Yields:
+
+def _write_beside(
+    path: Path, metadata: OnnxMetadata, weights: Sequence[Weight]
+) -> tuple[list[bytes], OnnxMetadata]:
+    """Write weights into a second file.
+
+    Returns:
         The references to them for the model's file, and its metadata, which names the second file.
     """
-    # a name that no other export's weights have, unless they are the same
-    path = output.with_name(f"{output.name}.{metadata.fused_sha256[:12]}.data")
-    was_there = exists(path)
     with written_aside(path, force=True) as aside:
         references = write_beside(aside, weights, location=path.name)
     weights_file = FileMetadata(path=path.name, sha256=sha256_of(path))
-    try:
-        yield references, metadata.model_copy(update={"weights_file": weights_file})
-    except BaseException:
-        if not was_there:
-            path.unlink()
-        raise
+    return references, metadata.model_copy(update={"weights_file": weights_file})
 
 
 def _drop_stale(output: Path, metadata: OnnxMetadata) -> None:

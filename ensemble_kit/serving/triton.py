@@ -6,11 +6,11 @@ The fields are those of ``model_config.proto`` in triton-inference-server/common
 import json
 import shutil
 import tempfile
-from os.path import isdir
+from os.path import exists, isdir
 from pathlib import Path
 
 from ensemble_kit.errors import OutputError
-from ensemble_kit.files import refuse_overwrite, written_aside
+from ensemble_kit.files import refuse_overwrite, removed_on_failure, written_aside
 from ensemble_kit.serving.signature import Port, inputs_of, outputs_of
 from ensemble_kit.store.dtypes import BY_NUMPY
 from ensemble_kit.store.provenance import OnnxMetadata
@@ -20,13 +20,24 @@ VERSION, CONFIG, LABELS = "1", "config.pbtxt", "labels.txt"
 MAX_BATCH_SIZE = 32
 
 
-def refuse_repository(path: Path, folder: Path, *, force: bool) -> None:
+def lacks_repository(path: Path, folder: Path) -> bool:
+    """Return whether no model of that name is there whole: its configuration is written last."""
+    return not exists(folder / path.stem / CONFIG)
+
+
+def refuse_repository(path: Path, folder: Path, *, force: bool, keep_same: bool = False) -> None:
     """Raise ``OutputError`` if a model of that name is there and may not be replaced.
 
     Or if nothing can be written there: it is asked before the export, which would be left without.
+
+    Args:
+        path: The ONNX file.
+        folder: The repository.
+        force: Whether files that exist may be replaced.
+        keep_same: Whether a part of the model may be there, as ``written_aside`` has it.
     """
     home = folder / path.stem
-    for name in (CONFIG, LABELS, f"{VERSION}/{MODEL}"):
+    for name in (CONFIG,) if keep_same else (CONFIG, LABELS, f"{VERSION}/{MODEL}"):
         refuse_overwrite(home / name, force=force)
     above = next(each for each in (home, *home.absolute().parents) if isdir(each))
     try:
@@ -38,14 +49,19 @@ def refuse_repository(path: Path, folder: Path, *, force: bool) -> None:
         ) from error
 
 
-def write_repository(path: Path, metadata: OnnxMetadata, folder: Path, *, force: bool) -> Path:
+def write_repository(
+    path: Path, metadata: OnnxMetadata, folder: Path, *, force: bool, keep_same: bool = False
+) -> Path:
     """Lay out a model repository: ``<stem>/config.pbtxt``, ``labels.txt`` and ``1/model.onnx``.
+
+    Where one of the files cannot be written, those that were not there before are removed again.
 
     Args:
         path: The ONNX file; it is copied.
         metadata: What the file says of itself, which its export has in hand.
         folder: The repository.
         force: Whether files that exist may be replaced.
+        keep_same: Whether a part of the model may be there, as ``written_aside`` has it.
 
     Returns:
         The configuration's path.
@@ -53,18 +69,23 @@ def write_repository(path: Path, metadata: OnnxMetadata, folder: Path, *, force:
     Raises:
         OutputError: A file exists and ``force`` is False, or the disk refuses one.
     """
-    refuse_repository(path, folder, force=force)
+    refuse_repository(path, folder, force=force, keep_same=keep_same)
     home = folder / path.stem
-    for source in metadata.files(path):
-        name = MODEL if source == path else source.name
-        with written_aside(home / VERSION / name, force=force) as aside:
-            shutil.copyfile(source, aside)
-    for name, text in (
-        (LABELS, "".join(f"{' '.join(label.split())}\n" for label in metadata.label_names)),
-        (CONFIG, repository_config(metadata, name=path.stem)),
-    ):
-        with written_aside(home / name, force=force) as aside:
-            aside.write_text(text, encoding="utf-8", newline="\n")
+    copies = {
+        home / VERSION / (MODEL if source == path else source.name): source
+        for source in metadata.files(path)
+    }
+    texts = {
+        home / LABELS: "".join(f"{' '.join(label.split())}\n" for label in metadata.label_names),
+        home / CONFIG: repository_config(metadata, name=path.stem),
+    }
+    with removed_on_failure(*copies, *texts):
+        for target, source in copies.items():
+            with written_aside(target, force=force, keep_same=keep_same) as aside:
+                shutil.copyfile(source, aside)
+        for target, text in texts.items():
+            with written_aside(target, force=force, keep_same=keep_same) as aside:
+                aside.write_text(text, encoding="utf-8", newline="\n")
     return home / CONFIG
 
 

@@ -1,5 +1,6 @@
 """What export's options change: where draws come from, the type of frames, where weights lie."""
 
+import errno
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -373,6 +374,51 @@ def test_a_repository_has_the_weights_too_and_is_refused_before_any_work(again, 
         "Name another output, or replace it with --force."
     )
     assert not (tmp_path / "e.onnx").exists()
+
+
+def test_a_disk_that_fills_while_the_repository_is_written_leaves_nothing(
+    again, tmp_path, monkeypatch
+):
+    def fill(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", fill)
+    with pytest.raises(OutputError) as caught:
+        again(low_memory=True, triton=tmp_path / "models")
+
+    assert str(caught.value) == (
+        f"{tmp_path}/models/e/1/model.onnx cannot be written: No space left on device.\n"
+        "Free some space or name another folder; nothing was left half-written."
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("lacking", ["README.md", "models/e/config.pbtxt", "models/e"])
+def test_an_export_that_was_killed_between_its_files_goes_on(again, lacking, tmp_path):
+    again(triton=tmp_path / "models")
+    whole = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for path in (tmp_path / lacking, tmp_path / "README.md"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    triton = None if lacking == "README.md" else tmp_path / "models"
+
+    again(triton=triton)
+
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == whole
+
+
+def test_another_export_that_lacks_a_file_is_not_replaced(again, tmp_path):
+    path = again().path
+    before = path.read_bytes()
+
+    for options in ({"input_type": "float32"}, {"low_memory": True}):
+        with pytest.raises(OutputError, match=r"e\.onnx exists already\."):
+            again(triton=tmp_path / "models", **options)
+    path.write_bytes(OLD)
+    with pytest.raises(OutputError, match=r"e\.onnx exists already\."):
+        again(triton=tmp_path / "models")
+
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["README.md", "e.onnx"]
+    assert path.read_bytes() == OLD != before
 
 
 def test_the_card_names_both_files(with_inputs):
