@@ -16,6 +16,7 @@ EnsembleKitError
 ├── ExportError        an ONNX file that fails one of its proofs
 ├── ForeignModelError  an ONNX file made elsewhere that cannot be a member
 ├── VerificationError  a file that does not hold what it claims of itself
+├── HubError           a file on the Hugging Face Hub that cannot be had, or put there
 └── ProviderError      a file cannot be run, or not on the device that was asked for
 """
 
@@ -137,6 +138,10 @@ class ForeignModelError(EnsembleKitError):
 
 class VerificationError(EnsembleKitError):
     """A file does not hold what it claims of itself."""
+
+
+class HubError(EnsembleKitError):
+    """A file on the Hugging Face Hub that cannot be had, or put there."""
 
 
 class ProviderError(EnsembleKitError):

@@ -49,7 +49,7 @@ def progress(
             of the time that is left.
         seconds_between: How long after a plain line the next may follow; the last is always shown.
     """
-    if _is_quiet.get():
+    if is_quiet():
         yield _Nothing()
     elif sys.stderr.isatty():
         from rich.console import Console
@@ -72,6 +72,11 @@ def progress(
             yield _Bar(bars, bars.add_task(label, total=total or None, completed=done, message=""))
     else:
         yield _Lines(label, total, done, seconds_between)
+
+
+def is_quiet() -> bool:
+    """Return whether nothing is shown."""
+    return _is_quiet.get()
 
 
 @contextmanager

@@ -38,6 +38,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "export-onnx": "export_onnx",
         "calibrate": "calibrate",
         "verify": "verify",
+        "push": "push",
         "report": "report",
     }
 )

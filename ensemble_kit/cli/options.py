@@ -77,6 +77,14 @@ class Existing(click.ParamType[Path]):
         return path
 
 
+class ExistingOrOnHub(Existing):
+    """A file that must exist, or the name of one on the Hugging Face Hub as it was written."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path, or raise ``InputError``."""
+        return Path(value) if str(value).startswith("hf:") else super().convert(value, param, ctx)
+
+
 def complete_recipes(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
     """Return the names of shipped recipes that a shell may complete a word to."""
     from ensemble_kit.recipes.reading import recipe_names
@@ -85,6 +93,7 @@ def complete_recipes(_: click.Context, __: click.Parameter, begun: str) -> list[
 
 
 EXISTING_FILE = Existing()
+EXISTING_FILE_OR_ON_HUB = ExistingOrOnHub()
 EXISTING_FILE_OR_FOLDER = Existing(or_folder=True)
 FILE = click.Path(dir_okay=False, path_type=Path)
 STDOUT = "-"  # as an output

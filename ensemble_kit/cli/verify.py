@@ -9,6 +9,7 @@ import click
 
 from ensemble_kit.cli.options import (
     EXISTING_FILE,
+    EXISTING_FILE_OR_ON_HUB,
     echo_csv,
     echo_skipped,
     max_gap_loss_option,
@@ -20,7 +21,7 @@ from ensemble_kit.errors import VerificationError
 
 
 @click.command()
-@click.argument("file", type=EXISTING_FILE)
+@click.argument("file", type=EXISTING_FILE_OR_ON_HUB)
 @click.argument("data", nargs=-1)
 @click.option(
     "--fused",
@@ -43,6 +44,8 @@ def verify(
 ) -> None:
     """Recompute what FILE, a fused or an ONNX file, claims of itself.
 
+    FILE may be on the Hugging Face Hub: hf:user/name, or hf:user/name@revision.
+
     The claims are the hash of its content, its size, the types of its weights, the hashes of the
     files that it was made from, that it computes what they do, and its GAP on DATA, the validation
     records. Claims about files that are missing are not checked. Exits with 1 if a claim fails.
@@ -53,8 +56,13 @@ def verify(
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.data.dataset import Records
     from ensemble_kit.files import parse_size
+    from ensemble_kit.serving.hub import fetch, is_reference
     from ensemble_kit.verification import verify as verify_file
 
+    name = str(file)
+    if is_reference(name):
+        file, reference = fetch(name)
+        name = str(reference)
     if fused is not None and file.suffix.lower() != ".onnx":
         raise click.UsageError("--fused belongs to an ONNX file.")
     records = Records(data, **reading) if data else None
@@ -66,7 +74,7 @@ def verify(
     failed = [claim.name for claim in claims if claim.verdict == "fails"]
     if as_json:
         found = {
-            "file": str(file),
+            "file": name,
             "holds": not failed,
             "claims": [asdict(each) for each in claims],
         }
@@ -78,6 +86,6 @@ def verify(
             click.echo(f"{claim.name:<8}  {claim.verdict:<11}  {claim.finding}")
     if failed:
         raise VerificationError(
-            f"{file} does not hold {len(failed)} of its {len(claims)} claims: {', '.join(failed)}.",
+            f"{name} does not hold {len(failed)} of its {len(claims)} claims: {', '.join(failed)}.",
             hint="Make the file again, or copy it again from where it is whole.",
         )

@@ -17,6 +17,7 @@ from ensemble_kit.draws import draw_numbers, draws_name
 from ensemble_kit.errors import ExportError, ProviderError
 from ensemble_kit.serving.batches import BATCH_BYTES, batches, padded
 from ensemble_kit.serving.calibration import PROPERTY, Calibration
+from ensemble_kit.serving.hub import fetch, is_reference
 from ensemble_kit.serving.inputs import check_modalities, checked_feed, run_session
 from ensemble_kit.serving.mapping import FOLDER, mapped_model
 from ensemble_kit.serving.opening import open_session
@@ -62,7 +63,8 @@ class OnnxEnsemble:
     """An exported ensemble in an ONNX Runtime session.
 
     Args:
-        path: The ``.onnx`` file.
+        path: The ``.onnx`` file, or its name on the Hugging Face Hub: ``hf:user/name``, with
+            ``@revision`` to pin it (see ``serving.hub``).
         device: ``cpu`` or ``cuda``. ONNX Runtime silently falls back to the CPU where CUDA's
             libraries are missing; this class raises an error instead.
         low_memory: Whether weights stay in memory as they are stored, mapped from the second file
@@ -89,8 +91,10 @@ class OnnxEnsemble:
         metadata: The file's metadata as text: members, label names, hashes, repeats.
         inputs: The names of all inputs.
         session: The session of ONNX Runtime.
+        source: ``path``; of a file on the Hub, with the commit that it is of.
 
     Raises:
+        HubError: The file cannot be had from the Hub.
         ProviderError: The file cannot be opened, was not exported by ensemble-kit, or would not run
             on the device that was asked for.
     """
@@ -106,6 +110,10 @@ class OnnxEnsemble:
         is_exact: bool = False,
         profile: Path | None = None,
     ) -> None:
+        self.source = str(path)
+        if is_reference(path):
+            path, reference = fetch(str(path))
+            self.source = str(reference)
         model, properties = _mapped(Path(path))
         if low_memory is None:
             low_memory = properties.get("weights_file", "null") != "null"
@@ -113,7 +121,6 @@ class OnnxEnsemble:
         is_packed = has_blocks and properties.get("opset") != str(OPSET)
         self.computes: Computes = "packed" if is_packed and computes != "float32" else "float32"
         options = _options(self.computes, is_exact, keep_memory, profile)
-        self._name = str(path)
         self.session = _open(Path(path), model, device, options, has_blocks or not low_memory)
         self.provider: str = self.session.get_providers()[0]
         self.metadata = without_prefix(self.session.get_modelmeta().custom_metadata_map)
@@ -185,7 +192,7 @@ class OnnxEnsemble:
         calibration = self.calibration
         if calibration is None:
             raise ValueError(
-                f"{self._name} was not calibrated; `ensemble-kit calibrate` writes one that is"
+                f"{self.source} was not calibrated; `ensemble-kit calibrate` writes one that is"
             )
         thresholds = calibration.thresholds_for(min_precision)
         probabilities = self.run(frames, num_frames, repeats=repeats).probabilities
@@ -253,7 +260,7 @@ class OnnxEnsemble:
             return Calibration.from_json(text, len(json.loads(self.metadata["label_names"])))
         except ValueError as error:
             raise ProviderError(
-                f"{self._name}: {error}.",
+                f"{self.source}: {error}.",
                 hint="Calibrate the exported file again with `ensemble-kit calibrate`.",
             ) from error
 
@@ -304,7 +311,7 @@ class OnnxEnsemble:
         batch, counts = _one_batch(ports, frames, num_frames)
         drawn = self._drawn(np.size(counts), repeats, draws)
         feed = checked_feed(ports, batch, counts, drawn, first=first)
-        return Tags(*run_session(self.session, OUTPUTS, feed, name=self._name))
+        return Tags(*run_session(self.session, OUTPUTS, feed, name=self.source))
 
     def _drawn(
         self,
