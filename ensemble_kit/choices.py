@@ -50,6 +50,8 @@ MIRROR: Mirror = "us"
 MIXING: Mixing = "uniform"
 PRECISION: Precision = "fp32"
 
+ON_HUB = "hf:"  # how the names of files on the Hugging Face Hub begin
+
 AUDIOSET_SPLITS = ("bal_train", "unbal_train", "eval")
 BATCH_SIZE = 128  # videos at a time where a model only runs; it changes no result
 BLOCK_OPSET: Opset = 21  # the first of ONNX's operator sets with matrices in blocks

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args
 import click
 from click.core import ParameterSource
 
-from ensemble_kit.choices import CACHE_BYTES, DEVICE, MAX_GAP_LOSS, MAX_SIZE, Device, Dtype
+from ensemble_kit.choices import CACHE_BYTES, DEVICE, MAX_GAP_LOSS, MAX_SIZE, ON_HUB, Device, Dtype
 from ensemble_kit.errors import InputError
 from ensemble_kit.files import parse_size
 from ensemble_kit.wording import printable_line
@@ -82,7 +82,7 @@ class ExistingOrOnHub(Existing):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Return the path, or raise ``InputError``."""
-        return Path(value) if str(value).startswith("hf:") else super().convert(value, param, ctx)
+        return Path(value) if str(value).startswith(ON_HUB) else super().convert(value, param, ctx)
 
 
 def complete_recipes(_: click.Context, __: click.Parameter, begun: str) -> list[str]:

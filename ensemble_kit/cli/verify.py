@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ensemble_kit.choices import ON_HUB
 from ensemble_kit.cli.options import (
     EXISTING_FILE,
     EXISTING_FILE_OR_ON_HUB,
@@ -56,11 +57,11 @@ def verify(
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.data.dataset import Records
     from ensemble_kit.files import parse_size
-    from ensemble_kit.serving.hub import fetch, is_reference
+    from ensemble_kit.serving.hub import fetch
     from ensemble_kit.verification import verify as verify_file
 
     name = str(file)
-    if is_reference(name):
+    if name.startswith(ON_HUB):
         file, reference = fetch(name)
         name = str(reference)
     if fused is not None and file.suffix.lower() != ".onnx":

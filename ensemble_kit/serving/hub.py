@@ -13,7 +13,7 @@ from os.path import exists, isfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ensemble_kit.choices import AnyPath
+from ensemble_kit.choices import ON_HUB
 from ensemble_kit.errors import EnsembleKitError, HubError
 from ensemble_kit.files import sha256_of, written_aside
 from ensemble_kit.progress import is_quiet
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-SCHEME = "hf:"
 LISTING = "ensemble-kit.json"  # of a commit's files, beside those that were fetched
 COMMIT = re.compile("[0-9a-f]{40}")
 REFERENCE = re.compile(
@@ -48,7 +47,7 @@ class Reference(NamedTuple):
     def __str__(self) -> str:
         """Return the reference as it is written."""
         file = f"/{self.file}" if self.file else ""
-        return f"{SCHEME}{self.repo}{file}{f'@{self.revision}' if self.revision else ''}"
+        return f"{ON_HUB}{self.repo}{file}{f'@{self.revision}' if self.revision else ''}"
 
 
 class FetchedFile(NamedTuple):
@@ -61,11 +60,6 @@ class FetchedFile(NamedTuple):
 
     path: Path
     reference: Reference
-
-
-def is_reference(path: AnyPath) -> bool:
-    """Return whether a path is the name of a file on the Hub."""
-    return str(path).startswith(SCHEME)
 
 
 def parse_reference(text: str) -> Reference:

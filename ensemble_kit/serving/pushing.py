@@ -23,6 +23,8 @@ from ensemble_kit.texts import read_text
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelCard
 
+CORRECT = "Correct the card, or remove it: then one is made."
+
 
 def push(
     to: str,
@@ -81,7 +83,7 @@ def push(
 
 
 def checked_card(card: "ModelCard", metadata: OnnxMetadata, *, name: str) -> "ModelCard":
-    """Return a card of which the Hub can read the licence, and the GAP of the file it belongs to.
+    """Return a card of which the Hub can read the licence, and the score of the file it belongs to.
 
     Raises:
         HubError: It names no licence, or other results than the file's.
@@ -93,12 +95,13 @@ def checked_card(card: "ModelCard", metadata: OnnxMetadata, *, name: str) -> "Mo
         )
     results = {each.metric_name: each.metric_value for each in card.data.eval_results or ()}
     validation = metadata.validation
-    gap = f"GAP@{validation.k}" if validation else ""
-    if validation is not None and results.get(gap, validation.gap) != validation.gap:
-        raise HubError(
-            f"The model card of {name} says {gap} {results[gap]}; the file says {validation.gap}.",
-            hint="Correct the card, or remove it: then one is made.",
-        )
+    if validation is not None:
+        metric, score = validation.metric_name, validation.score
+        if results.get(metric, score) != score:
+            raise HubError(
+                f"The model card of {name} says {metric} {results[metric]}; the file says {score}.",
+                hint=CORRECT,
+            )
     return card
 
 
@@ -109,9 +112,8 @@ def _card(
     from huggingface_hub import ModelCard
 
     beside = path.with_name(CARD)
-    hint = "Correct the card, or remove it: then one is made."
     is_there = isfile(beside)
-    text = read_text(beside, HubError, hint=hint) if is_there else model_card(path, metadata)
+    text = read_text(beside, HubError, hint=CORRECT) if is_there else model_card(path, metadata)
     with errors_named(beside):
         card = ModelCard(text)
     if license_name is not None:

@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime
 
-from ensemble_kit.choices import DEVICE, OPSET, AnyPath, Computes, Device
+from ensemble_kit.choices import DEVICE, ON_HUB, OPSET, AnyPath, Computes, Device
 from ensemble_kit.draws import draw_numbers, draws_name
 from ensemble_kit.errors import ExportError, ProviderError
 from ensemble_kit.serving.batches import BATCH_BYTES, batches, padded
 from ensemble_kit.serving.calibration import PROPERTY, Calibration
-from ensemble_kit.serving.hub import fetch, is_reference
 from ensemble_kit.serving.inputs import check_modalities, checked_feed, run_session
 from ensemble_kit.serving.mapping import FOLDER, mapped_model
 from ensemble_kit.serving.opening import open_session
@@ -111,7 +110,9 @@ class OnnxEnsemble:
         profile: Path | None = None,
     ) -> None:
         self.source = str(path)
-        if is_reference(path):
+        if self.source.startswith(ON_HUB):
+            from ensemble_kit.serving.hub import fetch  # which a file on disk does without
+
             path, reference = fetch(str(path))
             self.source = str(reference)
         model, properties = _mapped(Path(path))

@@ -51,6 +51,7 @@ UNNAMED = {
         [],
         "ensemble/fused.safetensors does not exist.\nName a file that exists.",
     ),
+    "push": (["hf:ada/tags"], "ensemble/ensemble.onnx does not exist.\nName a file that exists."),
     "train": (
         ["no/such", *RECORDS],
         "There is no recipe 'no/such'.\n"
