@@ -45,18 +45,21 @@ def open_text(path: Path, *, newline: str | None = None) -> io.TextIOWrapper:
     return io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline)
 
 
-def expanded(file: BinaryIO, num_bytes: int) -> io.BufferedReader:
+def expanded(
+    file: BinaryIO, num_bytes: int, *, always_allowed: int = ALWAYS_ALLOWED
+) -> io.BufferedReader:
     """Return what a gzipped file holds, as a file that is read forwards; closing it closes both.
 
     Args:
         file: The gzipped bytes.
         num_bytes: How many there are.
+        always_allowed: How many bytes it may hold in any case.
 
     Raises:
         OSError: While it is read: the stream is damaged, ends early, or holds more than
-            ``MOST_TIMES`` its bytes and more than ``ALWAYS_ALLOWED``.
+            ``MOST_TIMES`` its bytes and more than ``always_allowed``.
     """
-    return io.BufferedReader(_Expanded(file, max(ALWAYS_ALLOWED, MOST_TIMES * num_bytes)))
+    return io.BufferedReader(_Expanded(file, max(always_allowed, MOST_TIMES * num_bytes)))
 
 
 class _Expanded(io.RawIOBase):

@@ -42,7 +42,7 @@ from ensemble_kit.selection.ranking import (
 from ensemble_kit.selection.table import NUM_THREADS, READ_VALUES, Block, Table
 
 POOL_BYTES = 2**29  # of pools that are made together, where no bound of the memory says how many
-SORTED = 128  # numbers of a row that are sorted together; many more take several times as long
+SORTED_TOGETHER = 128  # numbers of a row; sorting many more takes several times as long
 KEPT_BYTES = 2**27  # of unproved videos' rows that a scorer keeps, and an extension of sums
 
 
@@ -116,6 +116,7 @@ class Scorer:
         k: How many classes of each video are pooled.
         pool_bytes: Maximum bytes of the pools that are made together.
         read_values: About how many probabilities of a candidate to read together.
+        sorted_together: Numbers of a row that are sorted together.
     """
 
     def __init__(
@@ -125,10 +126,12 @@ class Scorer:
         *,
         pool_bytes: int = POOL_BYTES,
         read_values: int = READ_VALUES,
+        sorted_together: int = SORTED_TOGETHER,
     ) -> None:
         self.table = table
         self.k = k
         self.read_values = read_values
+        self.sorted_together = sorted_together
         self.num_together = max(1, pool_bytes // pool_size(table.num_videos, k))
         self._sums: dict[int, _Sums] = {}
         self._spreads: dict[int, _Spread] = {}
@@ -250,10 +253,10 @@ class Extension:
         _, low, high = self.scorer.spread(block, self.terms)
         least = sums + low
         least[-1] = -np.inf
-        floors = self._kth_best(least[_padded(block.offsets, len(sums) - 1)])
+        floors = self._kth_best(least[self._padded(block.offsets, len(sums) - 1)])
         is_live = (sums + high)[:-1] >= np.repeat(floors, np.diff(block.offsets))
         live = np.append(np.flatnonzero(is_live), len(sums) - 1)
-        pairs = live[_padded(np.searchsorted(live, block.offsets), -1, self.scorer.k + 1)]
+        pairs = live[self._padded(np.searchsorted(live, block.offsets), -1, self.scorer.k + 1)]
         flags = key_flags(block.is_hit.take(pairs))
         flags[pairs == len(sums) - 1] = ABSENT
         return _Live(pairs, sums[pairs], flags)
@@ -261,7 +264,7 @@ class Extension:
     def _kth_best(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return what the k-th best score of each row is at least."""
         k = self.scorer.k
-        parts = _num_parts(scores.shape[1])
+        parts = self._num_parts(scores.shape[1])
         if scores.shape[1] // parts >= k:  # of groups of scores, each the best
             scores = scores.reshape(len(scores), parts, -1).max(axis=1)
         place = scores.shape[1] - k
@@ -269,6 +272,21 @@ class Extension:
             return np.full(len(scores), -np.inf)
         scores.partition(place, axis=1)
         return scores[:, place]
+
+    def _padded(self, starts: NDArray[np.int64], padding: int, width: int = 1) -> NDArray[np.int64]:
+        """Return the places ``starts[i]`` to ``starts[i + 1] - 1`` as rows, padded to one width.
+
+        It is ``width`` at least, and a multiple of the parts that it is sorted in.
+        """
+        counts = np.diff(starts)[:, None]
+        width = max(int(counts.max()), width)
+        parts = self._num_parts(width)
+        columns = np.arange(-(-width // parts) * parts)
+        return np.where(columns < counts, starts[:-1, None] + columns, padding)
+
+    def _num_parts(self, width: int) -> int:
+        """Return how many parts rows of a width are sorted in."""
+        return -(-width // self.scorer.sorted_together)
 
     def gaps(self, terms: Sequence[Term]) -> list[float]:
         """Return the GAPs with each of some terms added."""
@@ -318,7 +336,7 @@ class Extension:
         """Return the keys of the k best pairs of each of a block's videos."""
         k = self.scorer.k
         keys = live.keys(block, term)
-        parts = _num_parts(keys.shape[1])
+        parts = self._num_parts(keys.shape[1])
         if parts > 1:
             keys = keys.reshape(len(keys) * parts, -1)
             keys.sort(axis=1)
@@ -454,23 +472,6 @@ def summed(
 def pool_size(num_videos: int, k: int) -> int:
     """Return the bytes of a pool."""
     return max(1, num_videos * k * np.dtype(np.uint64).itemsize)
-
-
-def _num_parts(width: int) -> int:
-    """Return how many parts rows of a width are sorted in."""
-    return -(-width // SORTED)
-
-
-def _padded(starts: NDArray[np.int64], padding: int, width: int = 1) -> NDArray[np.int64]:
-    """Return the places ``starts[i]`` to ``starts[i + 1] - 1`` as rows, padded to one width.
-
-    It is ``width`` at least, and a multiple of the parts that it is sorted in.
-    """
-    counts = np.diff(starts)[:, None]
-    width = max(int(counts.max()), width)
-    parts = _num_parts(width)
-    columns = np.arange(-(-width // parts) * parts)
-    return np.where(columns < counts, starts[:-1, None] + columns, padding)
 
 
 def _weighted(values: Floats, weight: float) -> Floats:

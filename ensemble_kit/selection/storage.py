@@ -149,14 +149,18 @@ def storage_folder(output: Path) -> Path:
     return Path(named) if named and isdir(named) else output.parent
 
 
-def default_memory() -> int:
-    """Return half of the memory of this machine, or of the container that this runs in."""
+def default_memory(cgroup_limit: Path = CGROUP_LIMIT) -> int:
+    """Return half of the memory of this machine, or of the container that this runs in.
+
+    Args:
+        cgroup_limit: The file that says what the container may have, if there is one.
+    """
     try:
         machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows
         machine = UNKNOWN_MEMORY
     try:
-        allowed = CGROUP_LIMIT.read_text().strip()
+        allowed = cgroup_limit.read_text().strip()
     except OSError:
         allowed = "max"
     return (min(machine, int(allowed)) if allowed.isdigit() else machine) // SHARE

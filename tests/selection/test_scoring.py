@@ -9,7 +9,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from reference import gap_loops, mixed_loops
 
-from ensemble_kit.selection import scoring
 from ensemble_kit.selection.judging import GapJudge
 from ensemble_kit.selection.scoring import Extension, Scorer, Term
 from ensemble_kit.selection.storage import Storage
@@ -61,8 +60,7 @@ def test_blocks_of_any_size_in_memory_or_on_disk_have_the_same_gaps(tmp_path_fac
     (whole,) = read_tables(known, is_in, k=k, depth=depth)
     memory = data.draw(st.sampled_from([0, 1000, 3000]))
     storage = Storage(memory, tmp_path_factory.getbasetemp())
-    with closing(storage), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "SORTED", data.draw(st.sampled_from([2, 5, 128])))
+    with closing(storage):
         (parted,) = read_tables(
             known,
             is_in,
@@ -72,7 +70,13 @@ def test_blocks_of_any_size_in_memory_or_on_disk_have_the_same_gaps(tmp_path_fac
             read_values=data.draw(st.integers(1, 30)),
             block_videos=data.draw(st.integers(1, 3)),
         )
-        once, again = Scorer(whole, k), Scorer(parted, k, pool_bytes=data.draw(st.integers(1, 999)))
+        once = Scorer(whole, k)
+        again = Scorer(
+            parted,
+            k,
+            pool_bytes=data.draw(st.integers(1, 999)),
+            sorted_together=data.draw(st.sampled_from([2, 5, 128])),
+        )
 
         assert memory or all(block.is_stored for block in parted.blocks)
         mixtures = once.mixed([]), again.mixed([])
@@ -83,12 +87,11 @@ def test_blocks_of_any_size_in_memory_or_on_disk_have_the_same_gaps(tmp_path_fac
 
 
 @pytest.mark.parametrize("together", [2, 128])
-def test_a_tie_at_the_cut_is_settled_in_rows_that_are_sorted_in_parts(monkeypatch, together):
-    monkeypatch.setattr(scoring, "SORTED", together)
+def test_a_tie_at_the_cut_is_settled_in_rows_that_are_sorted_in_parts(together):
     rows = [[[0.5, 0.5, 0.1, 0.2, 0.3]], [[0.0, 0.0, 0.4, 0.5, 0.6]]]
     for label, expected in ((1, 0.0), (0, 1.0)):  # of equal scores the lower class ranks first
         (table,) = read_tables(candidates_of(rows, [{label}]), [np.ones(1, bool)], k=1, depth=9)
-        scorer = Scorer(table, 1)
+        scorer = Scorer(table, 1, sorted_together=together)
         extension = Extension(scorer, scorer.mixed([]), [Term(0, 1.0), Term(1, 1.0)])
 
         assert extension.gap(Term(0, 1.0)) == expected

@@ -120,10 +120,9 @@ def test_a_folder_for_temporary_files_is_taken_where_one_is_named(tmp_path, monk
         assert storage_folder(output) == folder
 
 
-def test_half_of_the_memory_of_the_machine_or_the_container_is_the_bound(tmp_path, monkeypatch):
+def test_half_of_the_memory_of_the_machine_or_the_container_is_the_bound(tmp_path):
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(storage, "CGROUP_LIMIT", limit)
-    whole = default_memory()
+    whole = default_memory(tmp_path / "none")
     for text, expected in (("max\n", whole), ("4096\n", 2048), (f"{8 * whole}\n", whole)):
         limit.write_text(text)
-        assert default_memory() == expected
+        assert default_memory(limit) == expected
