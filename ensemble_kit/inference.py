@@ -210,7 +210,7 @@ def evaluate_predictions(
     predictions: Predictions,
     labels_path: Path | None,
     *,
-    k: int = 20,
+    k: int = TOP_K,
     block_values: int = BLOCK_VALUES,
 ) -> Metrics:
     """Return the metrics of a predictions file, which is read some videos at a time.
@@ -269,7 +269,7 @@ def rank_model(
     *,
     repeats: int | None = None,
     device: str = DEVICE,
-    k: int = 20,
+    k: int = TOP_K,
 ) -> tuple[Metrics, RankingMetrics]:
     """Return all metrics of a model on some records, run once.
 
@@ -288,7 +288,7 @@ def evaluate_model(
     model: AnyPath,
     records: Records,
     *,
-    k: int = 20,
+    k: int = TOP_K,
     repeats: int | None = None,
     device: str = DEVICE,
 ) -> Metrics:

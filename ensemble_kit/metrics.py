@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_kit.choices import TOP_K
 from ensemble_kit.data.labels import LabelLists
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
@@ -70,7 +71,9 @@ class MetricsAccumulator:
         ValueError: ``num_classes`` or ``k`` is less than 1.
     """
 
-    def __init__(self, *, num_classes: int, k: int = 20, block_values: int = BLOCK_VALUES) -> None:
+    def __init__(
+        self, *, num_classes: int, k: int = TOP_K, block_values: int = BLOCK_VALUES
+    ) -> None:
         if num_classes < 1 or k < 1:
             raise ValueError(f"num_classes and k must be at least 1, not {num_classes} and {k}")
         self.num_classes = num_classes
@@ -150,7 +153,7 @@ class MetricsAccumulator:
         return scores, hits, classes
 
 
-def measure(probabilities: Floats, labels: Labels, *, k: int = 20) -> Metrics:
+def measure(probabilities: Floats, labels: Labels, *, k: int = TOP_K) -> Metrics:
     """Return all four metrics of ``(N, C)`` scores; see ``MetricsAccumulator.add``."""
     probabilities = np.asarray(probabilities)
     if probabilities.ndim != 2:
@@ -160,7 +163,7 @@ def measure(probabilities: Floats, labels: Labels, *, k: int = 20) -> Metrics:
     return accumulator.result()
 
 
-def global_average_precision(probabilities: Floats, labels: Labels, *, k: int = 20) -> float:
+def global_average_precision(probabilities: Floats, labels: Labels, *, k: int = TOP_K) -> float:
     """Return GAP@k, a fraction.
 
     The k best classes of every video are pooled and sorted by score. With ``P(i)`` the share of
@@ -201,7 +204,7 @@ def precision_at_equal_recall_rate(probabilities: Floats, labels: Labels) -> flo
     return measure(probabilities, labels, k=1).perr
 
 
-def mean_average_precision(probabilities: Floats, labels: Labels, *, k: int = 20) -> float:
+def mean_average_precision(probabilities: Floats, labels: Labels, *, k: int = TOP_K) -> float:
     """Return mAP: the mean of the classes' average precisions, over classes with a positive.
 
     A class's average precision ranks the videos that have it among their k best classes, by score,

@@ -22,7 +22,13 @@ from ensemble_kit.calibration.thresholds import (
     precision_thresholds,
     tagged,
 )
-from ensemble_kit.choices import CALIBRATION_METHOD, TOP_K, AnyPath, CalibrationMethod
+from ensemble_kit.choices import (
+    CALIBRATION_METHOD,
+    HELD_OUT_SHARE,
+    TOP_K,
+    AnyPath,
+    CalibrationMethod,
+)
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.errors import CalibrationError, OutputError
 from ensemble_kit.files import refuse_overwrite, require_suffix, sha256_of, written_aside
@@ -157,7 +163,7 @@ def _check(
 
 def _halves(predictions: Predictions, labels: LabelLists) -> list[NDArray[np.int64]]:
     """Return the videos to fit on, and those to measure on."""
-    is_held_out = held_out(predictions.ids, 0.5)
+    is_held_out = held_out(predictions.ids, HELD_OUT_SHARE)
     halves = [np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)]
     has_labels = np.diff(labels.offsets) > 0
     for videos, purpose in zip(halves, ("fit on", "measure on"), strict=True):

@@ -18,6 +18,7 @@ from ensemble_kit.cli.options import (
     one_of,
     records_options,
 )
+from ensemble_kit.store.workspace import RunFolder
 
 if TYPE_CHECKING:
     from ensemble_kit.averaging.stage import AveragedRun
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
     type=EXISTING_FILE_OR_FOLDER,
 )  # fmt: skip
 @click.option(
-    "-o", "--output", type=FILE, help="File to write [default: RUN/averaged.safetensors]."
+    "-o",
+    "--output",
+    type=FILE,
+    help=f"File to write  [default: {RunFolder(Path('RUN')).averaged}].",
 )
 @click.option(
     "--method",
@@ -95,7 +99,6 @@ def average(
     from ensemble_kit.averaging.stage import average_checkpoints
     from ensemble_kit.data.dataset import Records
     from ensemble_kit.pipeline import average_run
-    from ensemble_kit.store.workspace import RunFolder
 
     is_run = len(run) == 1 and isdir(run[0])
     if not is_run and any(isdir(path) for path in run):

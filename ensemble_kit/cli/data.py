@@ -3,17 +3,20 @@
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from ensemble_kit.choices import (
     LEVEL,
+    SEED,
     SYNTHETIC_CLASSES,
     SYNTHETIC_FRAMES,
     SYNTHETIC_LABEL_SKEW,
     SYNTHETIC_SHARDS,
+    SYNTHETIC_VIDEOS,
     SYNTHETIC_WIDTHS,
     Level,
 )
@@ -31,6 +34,7 @@ from ensemble_kit.cli.options import (
 )
 from ensemble_kit.wording import counted, printable, printable_line
 
+F = TypeVar("F", bound=Callable[..., Any])
 NUM_CLASSES_SHOWN = 5
 
 
@@ -172,21 +176,19 @@ def check(patterns: tuple[str, ...], as_json: bool, **reading: Any) -> None:
     echo_skipped(records)
 
 
+def split_options(command: F) -> F:
+    """Add an option for the number of videos of each split."""
+    for split, count in reversed([*SYNTHETIC_VIDEOS.items()]):
+        command = click.option(
+            f"--{split}", default=count, show_default=True, type=click.IntRange(min=0),
+            help=f"Videos in {split}.",
+        )(command)  # fmt: skip
+    return command
+
+
 @data.command()
 @click.argument("folder", type=FOLDER)
-@click.option(
-    "--train", default=2000, show_default=True, type=click.IntRange(min=0), help="Videos in train."
-)
-@click.option(
-    "--validate",
-    default=500,
-    show_default=True,
-    type=click.IntRange(min=0),
-    help="Videos in validate.",
-)
-@click.option(
-    "--test", default=500, show_default=True, type=click.IntRange(min=0), help="Videos in test."
-)  # fmt: skip
+@split_options
 @click.option(
     "--modality", "modalities", type=Pair(), multiple=True,
     default=tuple(f"{name}={width}" for name, width in SYNTHETIC_WIDTHS.items()),
@@ -212,14 +214,11 @@ def check(patterns: tuple[str, ...], as_json: bool, **reading: Any) -> None:
     type=click.IntRange(min=1),
     help="Files for each split.",
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@click.option("--seed", default=SEED, show_default=True, type=click.IntRange(min=0))
 @force_option
 @json_option
 def synthesize(
     folder: Path,
-    train: int,
-    validate: int,
-    test: int,
     modalities: tuple[tuple[str, int], ...],
     classes: int,
     label_skew: float,
@@ -229,6 +228,7 @@ def synthesize(
     seed: int,
     force: bool,
     as_json: bool,
+    **splits: int,
 ) -> None:
     """Write synthetic records to FOLDER.
 
@@ -241,7 +241,6 @@ def synthesize(
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.data.synthetic import synthesize as write
 
-    splits = {"train": train, "validate": validate, "test": test}
     write(
         folder,
         num_videos={split: count for split, count in splits.items() if count},

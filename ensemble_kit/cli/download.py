@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ensemble_kit.choices import DOWNLOAD_JOBS, MIRROR, Mirror
+from ensemble_kit.choices import DOWNLOAD_JOBS, DOWNLOAD_PART, MIRROR, Mirror
 from ensemble_kit.cli.options import FOLDER, SuggestingGroup, echo_json, json_option, one_of
 from ensemble_kit.wording import counted
 
@@ -42,7 +42,11 @@ def download() -> None:
 @download.command()
 @click.option("--partition", required=True, help="Version, level and split, as 2/frame/train.")
 @click.option(
-    "--shard", type=Part(), default="1,1", show_default=True, help="Part M of N of the files."
+    "--shard",
+    type=Part(),
+    default="{},{}".format(*DOWNLOAD_PART),
+    show_default=True,
+    help="Part M of N of the files.",
 )
 @mirror_option
 @output_option

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ensemble_kit.choices import (
+    BLOCK_DTYPES,
     BLOCK_OPSET,
     DRAW_SOURCE,
     OPSET,
@@ -58,14 +59,17 @@ if TYPE_CHECKING:
 @click.option(
     "--opset",
     type=click.IntRange(OPSET, BLOCK_OPSET),
-    help="ONNX's operator set, for older runtimes  [default: 20; 21 for int8 and int4].",
+    help="ONNX's operator set, for older runtimes  "
+    f"[default: {OPSET}; {BLOCK_OPSET} for {' and '.join(BLOCK_DTYPES)}].",
 )
 @click.option(
     "--low-memory", is_flag=True, help="Write weights into a second file, to be mapped as it is."
 )
 @click.option("--triton", type=FOLDER, help="Lay out a model repository of NVIDIA Triton here.")
 @click.option(
-    "--data", multiple=True, help="Validation records to measure GAP on, of int8 and int4."
+    "--data",
+    multiple=True,
+    help=f"Validation records to measure GAP on, of {' and '.join(BLOCK_DTYPES)}.",
 )
 @max_gap_loss_option("Maximum GAP that computing from packed numbers may lose on --data.")
 @max_size_option

@@ -15,13 +15,17 @@ from ensemble_kit.cli.options import (
     one_of,
     records_options,
 )
+from ensemble_kit.store.workspace import RUNS, RunFolder, check_run_name, run_name
 
 
 @click.command("import-onnx")
 @click.argument("model", type=EXISTING_FILE)
 @click.argument("data", nargs=-1, required=True)
 @click.option(
-    "-o", "--output", type=FILE, help="File to write  [default: runs/NAME/foreign.safetensors]."
+    "-o",
+    "--output",
+    type=FILE,
+    help=f"File to write  [default: {RunFolder(RUNS / 'NAME').foreign}].",
 )
 @click.option("--name", help="Its name in selections  [default: the file's name].")
 @click.option(
@@ -81,7 +85,6 @@ def import_onnx(
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.data.dataset import Records
     from ensemble_kit.foreign.stage import import_onnx as import_model
-    from ensemble_kit.store.workspace import RUNS, RunFolder, check_run_name, run_name
 
     mapped = _mapped(inputs)
     name = name or run_name(model.stem)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ensemble_kit.choices import BATCH_SIZE, Dtype
+from ensemble_kit.choices import BATCH_SIZE, TOP_K, Dtype
 from ensemble_kit.cli.options import (
     EXISTING_FILE,
     EXISTING_FILE_OR_FOLDER,
@@ -71,7 +71,7 @@ BLEND_TAKES = {"model", "data", "output", "is_blend", "top_k", "force", "as_json
 @click.option(
     "--top-k",
     type=click.IntRange(min=1),
-    help="Classes of each video to keep.  [default: all, 20 in a .csv]",
+    help=f"Classes of each video to keep.  [default: all, {TOP_K} in a .csv]",
 )
 @click.option(
     "--dtype",

@@ -3,10 +3,11 @@
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from ensemble_kit.choices import PUBLISHED_NAME, Published
 from ensemble_kit.cli.options import (
     EXISTING_FILE,
     FILE,
@@ -46,7 +47,7 @@ def recipes() -> None:
 def list_recipes(
     paper: str | None, part: str | None, ensembles: bool, as_json: bool, as_csv: bool
 ) -> None:
-    """List the shipped recipes: sizes for youtube8m-2018, and what their papers report.
+    """List the shipped recipes: sizes for YouTube-8M of 2018, and what their papers report.
 
     \b
     Example:
@@ -57,7 +58,7 @@ def list_recipes(
     from ensemble_kit.networks.catalogue import list_ensembles
     from ensemble_kit.networks.catalogue import list_recipes as list_entries
 
-    schema = PUBLISHED["youtube8m-2018"]
+    schema = PUBLISHED[PUBLISHED_NAME]
     if ensembles:
         if part is not None:
             raise click.UsageError("--part selects recipes; leave it or --ensembles out.")
@@ -175,9 +176,9 @@ def _as_json(entry: "Entry") -> dict[str, Any]:
 @click.option(
     "--schema",
     type=click.Path(dir_okay=False),
-    default="youtube8m-2018",
+    default=PUBLISHED_NAME,
     show_default=True,
-    help="youtube8m-2018, youtube8m-2017, audioset, or a schema.toml.",
+    help=f"{', '.join(get_args(Published))}, or a schema.toml.",
 )
 @json_option
 def show(recipe: str, overrides: tuple[str, ...], schema: str, as_json: bool) -> None:

@@ -7,15 +7,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ensemble_kit.choices import (
+    AUTO,
     BEAM_WIDTH,
+    CONFIDENCE,
     CRITERION,
     DTYPE,
+    DTYPES_OF_AUTO,
     ENOUGH_VIDEOS,
+    HELD_OUT_SHARE,
     MAX_SIZE,
     METRIC,
     MIXING,
     MOST_EXACT,
     RESAMPLES,
+    SEED,
     TOP_K,
     Criterion,
     Metric,
@@ -61,8 +66,9 @@ if TYPE_CHECKING:
     default=DTYPE,
     show_default=True,
     metavar="DTYPE",
-    help="Precision that members will be stored in; several, as in bf16,int8,int4, of which the "
-    "best is chosen for each; or auto, those that predictions were measured in.",
+    help="Precision that members will be stored in; several, as in "
+    f"{','.join(DTYPES_OF_AUTO)}, of which the best is chosen for each; or {AUTO}, those that "
+    "predictions were measured in.",
 )
 @click.option(
     "--metric",
@@ -115,17 +121,23 @@ if TYPE_CHECKING:
 @click.option(
     "--confirm",
     type=click.FloatRange(0, 1, max_open=True),
-    help="Share of the videos to hold out and confirm the choice on.  [default: 0.5, or 0 with "
-    f"fewer than {ENOUGH_VIDEOS:,} videos]",
+    help="Share of the videos to hold out and confirm the choice on.  "
+    f"[default: {HELD_OUT_SHARE}, or 0 with fewer than {ENOUGH_VIDEOS:,} videos]",
 )
 @click.option(
     "--resamples",
     type=click.IntRange(min=0),
     default=RESAMPLES,
     show_default=True,
-    help="Number of bootstrap resamples for 95 % intervals; 0 for none.",
+    help=f"Number of bootstrap resamples for {100 * CONFIDENCE:g} % intervals; 0 for none.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the resamples.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=SEED,
+    show_default=True,
+    help="Seed of the resamples.",
+)
 @click.option(
     "--labels", type=EXISTING_FILE, help="CSV file of the videos' labels: VideoId,Labels."
 )
@@ -195,7 +207,7 @@ def select(
     if wants_report:
         refuse_overwrite(page, force=force)  # before the work
     limit = None if max_size is None else parse_size(max_size)
-    precisions: Any = dtype if dtype == "auto" else parse_dtypes(dtype, "--dtype", or_auto=True)
+    precisions: Any = dtype if dtype == AUTO else parse_dtypes(dtype, "--dtype", or_auto=True)
     selection = select_members(
         predictions or find_predictions(precisions),
         dtype=precisions,
@@ -242,7 +254,7 @@ def _table(selection: "SelectionMetadata") -> list[str]:
     has_sizes = any(candidate.bytes for candidate in selection.candidates)
     header = ["step", "added", selection.metric_name, "gain"]
     header += ["held out"] if selection.confirm else []
-    header += ["95 % of gain "] if selection.bootstrap.resamples else []
+    header += [f"{_level(selection)} of gain "] if selection.bootstrap.resamples else []
     rows = [[*header, "bytes", "limit"] if has_sizes else header]
     for number, step in enumerate(selection.path, start=1):
         added = printable_line(selection.label(step.added, step.dtype))
@@ -285,9 +297,9 @@ def _summary(selection: "SelectionMetadata", output: Path, limit: int) -> Iterat
     if selection.confirm:
         chosen, held = selection.confirm.chosen_by, selection.confirm.held_out
         metric = metric_name(selection.metric)
-        interval = (
-            ", 95 % interval {:.4f} to {:.4f}".format(*held.interval) if held.interval else ""
-        )
+        interval = ""
+        if held.interval:
+            interval = ", {} interval {:.4f} to {:.4f}".format(_level(selection), *held.interval)
         yield (
             f"Chosen on {counted(chosen.videos, 'video')} ({metric} {chosen.score:.4f}), confirmed "
             f"on {counted(held.videos, 'other')} ({metric} {held.score:.4f}{interval})."
@@ -296,6 +308,11 @@ def _summary(selection: "SelectionMetadata", output: Path, limit: int) -> Iterat
         yield _optimised(selection.optimised, metric_name(selection.metric))
     if selection.truncation:
         yield _truncation(selection.truncation, is_chosen=selection.search.strategy != "given")
+
+
+def _level(selection: "SelectionMetadata") -> str:
+    """Return the share of resamples within its intervals, as text."""
+    return f"{100 * selection.bootstrap.level:g} %"
 
 
 def _greedy(selection: "SelectionMetadata") -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ensemble_kit.choices import CPUS_EACH, GPUS_EACH
 from ensemble_kit.interrupts import INTERRUPTED
 
 if TYPE_CHECKING:
@@ -20,11 +21,11 @@ def engine_options(command: F) -> F:
     """Add the options that run a command's work as several jobs."""
     for option in (
         click.option(
-            "--gpus-each", type=click.FloatRange(min=0), default=0, show_default=True,
+            "--gpus-each", type=click.FloatRange(min=0), default=GPUS_EACH, show_default=True,
             metavar="N", help="GPUs that a job of a cluster asks for.",
         ),
         click.option(
-            "--cpus-each", type=click.IntRange(min=1), default=1, show_default=True,
+            "--cpus-each", type=click.IntRange(min=1), default=CPUS_EACH, show_default=True,
             metavar="N", help="CPUs that a job of a cluster asks for, and its threads.",
         ),
         click.option(

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ensemble_kit.choices import PRECISION, TEACHER_SHARE, Dtype, Precision, Tracker
+from ensemble_kit.choices import (
+    ACCUMULATE,
+    BLOCK_DTYPES,
+    PRECISION,
+    SEED,
+    TEACHER_SHARE,
+    WORKERS,
+    Dtype,
+    Precision,
+    Tracker,
+)
 from ensemble_kit.cli.options import (
     EXISTING_FILE_OR_FOLDER,
     FOLDER,
@@ -46,11 +56,11 @@ if TYPE_CHECKING:
     help="Set a value of the recipes that have the key, or of one RECIPE.",
 )
 @click.option("--name", metavar="NAME", help="Name of the run, instead of the recipe's.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=SEED, show_default=True)
 @click.option(
     "--workers",
     type=click.IntRange(min=0),
-    default=0,
+    default=WORKERS,
     show_default=True,
     help="Processes that read records ahead, about 50 MB each; 0 reads between steps.",
 )
@@ -75,7 +85,7 @@ if TYPE_CHECKING:
 @click.option(
     "--accumulate",
     type=click.IntRange(min=1),
-    default=1,
+    default=ACCUMULATE,
     show_default=True,
     metavar="N",
     help="Split each batch into N parts to save memory; their gradients are added up.",
@@ -103,8 +113,8 @@ if TYPE_CHECKING:
 @click.option(
     "--predict-dtype",
     metavar="DTYPES",
-    help="Also predict the validation records in these precisions, as in int8,int4, for select "
-    "--dtype auto.",
+    help="Also predict the validation records in these precisions, as in "
+    f"{','.join(BLOCK_DTYPES)}, for select --dtype auto.",
 )
 @click.option(
     "-o", "--output", type=FOLDER, default=RUNS, show_default=True, help="Folder of the runs."

@@ -33,7 +33,14 @@ from pathlib import Path, PurePosixPath
 from string import ascii_lowercase, ascii_uppercase, digits
 from typing import NamedTuple
 
-from ensemble_kit.choices import AUDIOSET_SPLITS, DOWNLOAD_JOBS, AnyPath, Mirror
+from ensemble_kit.choices import (
+    AUDIOSET_SPLITS,
+    DOWNLOAD_JOBS,
+    DOWNLOAD_PART,
+    MIRROR,
+    AnyPath,
+    Mirror,
+)
 from ensemble_kit.data.kinds import KINDS
 from ensemble_kit.data.published import PUBLISHED
 from ensemble_kit.data.schema import Modality, Schema, read_label_names, read_schema, write_schema
@@ -98,8 +105,8 @@ def download_youtube8m(
     folder: AnyPath,
     *,
     partition: str,
-    shard: tuple[int, int] = (1, 1),
-    mirror: Mirror = "us",
+    shard: tuple[int, int] = DOWNLOAD_PART,
+    mirror: Mirror = MIRROR,
     jobs: int = DOWNLOAD_JOBS,
     base_url: str | None = None,
 ) -> Downloaded:
@@ -158,7 +165,7 @@ def download_youtube8m(
 def download_audioset(
     folder: AnyPath,
     *,
-    mirror: Mirror = "us",
+    mirror: Mirror = MIRROR,
     base_url: str | None = None,
 ) -> Downloaded:
     """Bring AudioSet's features to a folder, with ``schema.toml`` and its class labels.

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from ensemble_kit.choices import Published
 from ensemble_kit.data.schema import Modality, Schema, read_schema
 from ensemble_kit.errors import RecordError
 
@@ -24,7 +25,7 @@ def _frame_level(id_key: str, num_classes: int, widths: Mapping[str, tuple[str, 
 
 
 _YOUTUBE8M = {"rgb": ("rgb", 1024), "audio": ("audio", 128)}
-PUBLISHED: Mapping[str, Schema] = MappingProxyType(
+PUBLISHED: Mapping[Published, Schema] = MappingProxyType(
     {
         "youtube8m-2018": _frame_level("id", 3862, _YOUTUBE8M),
         "youtube8m-2017": _frame_level("video_id", 4716, _YOUTUBE8M),
@@ -39,8 +40,9 @@ def named_schema(name: str) -> Schema:
     Raises:
         RecordError: It is neither, or the TOML cannot be read.
     """
-    if name in PUBLISHED:
-        return PUBLISHED[name]
+    for published, schema in PUBLISHED.items():
+        if name == published:
+            return schema
     if not name.endswith(".toml"):
         raise RecordError(
             f"There is no schema {name!r}.",

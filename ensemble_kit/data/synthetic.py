@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 
 from ensemble_kit.choices import (
     LEVEL,
+    SEED,
     SYNTHETIC_CLASSES,
     SYNTHETIC_FRAMES,
     SYNTHETIC_LABEL_SKEW,
     SYNTHETIC_SHARDS,
+    SYNTHETIC_VIDEOS,
     SYNTHETIC_WIDTHS,
     AnyPath,
     Level,
@@ -46,14 +48,14 @@ BURST_SHARE = 8  # a burst lasts an eighth of the frames
 def synthesize(
     folder: AnyPath,
     *,
-    num_videos: Mapping[str, int],
+    num_videos: Mapping[str, int] = SYNTHETIC_VIDEOS,
     modalities: Mapping[str, int] = SYNTHETIC_WIDTHS,
     num_classes: int = SYNTHETIC_CLASSES,
     label_skew: float = SYNTHETIC_LABEL_SKEW,
     frames: tuple[int, int] = SYNTHETIC_FRAMES,
     level: Level = LEVEL,
     num_shards: int = SYNTHETIC_SHARDS,
-    seed: int = 0,
+    seed: int = SEED,
     force: bool = False,
 ) -> Schema:
     """Write ``folder/<split>/<split>NNNN.tfrecord``, ``schema.toml`` and ``label_names.csv``.
@@ -65,7 +67,7 @@ def synthesize(
 
     Args:
         folder: Where to write; made if need be.
-        num_videos: How many videos each split has, such as ``{"train": 2000, "validate": 500}``.
+        num_videos: How many videos each split has, by the split's name.
         modalities: Name and width of each modality; the challenge has rgb 1024 and audio 128.
         num_classes: C.
         label_skew: Class c is drawn in proportion to ``(c + 1) ** -label_skew``; 0 is uniform.

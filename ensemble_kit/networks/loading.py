@@ -15,7 +15,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from safetensors import SafetensorError
 
-from ensemble_kit.choices import AnyPath, Dtype
+from ensemble_kit.choices import TOP_K, AnyPath, Dtype
 from ensemble_kit.data.dataset import Batch, Records
 from ensemble_kit.data.schema import Schema, check_fits
 from ensemble_kit.errors import CheckpointError, ForeignModelError
@@ -95,7 +95,7 @@ class LoadedModel:
         """
         return self._run(batch)
 
-    def measure(self, records: Records, *, k: int = 20) -> Metrics:
+    def measure(self, records: Records, *, k: int = TOP_K) -> Metrics:
         """Return the model's metrics on some records.
 
         Raises:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ensemble_kit.choices import BATCH_SIZE
+from ensemble_kit.choices import BATCH_SIZE, TOP_K
 from ensemble_kit.data.dataset import Batch, Records
 from ensemble_kit.errors import ProviderError
 from ensemble_kit.metrics import Metrics, MetricsAccumulator
@@ -81,7 +81,7 @@ def measure(
     run: Callable[[Batch], np.ndarray[Any, Any]],
     records: Records,
     *,
-    k: int = 20,
+    k: int = TOP_K,
     source: Path | str = "the model",
 ) -> Metrics:
     """Return the metrics of a model on records; equal probabilities keep the records' order.

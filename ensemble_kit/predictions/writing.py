@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_kit._version import __version__
+from ensemble_kit.choices import TOP_K
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.data.schema import vocabulary_sha256
 from ensemble_kit.errors import OutputError
@@ -314,7 +315,7 @@ def write_predictions_csv(
     *,
     ids: Sequence[str],
     rows: Floats | Iterable[Floats],
-    top_k: int = 20,
+    top_k: int = TOP_K,
     force: bool,
 ) -> None:
     """Write the best classes of videos that are all known; see ``csv_written``.

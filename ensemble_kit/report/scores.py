@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from os.path import exists
 from pathlib import Path
 
+from ensemble_kit.choices import TOP_K
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import InputError
 from ensemble_kit.networks.loading import load
@@ -15,7 +16,7 @@ from ensemble_kit.store.tensor_files import open_tensors
 from ensemble_kit.store.workspace import FUSED, RUNS, RunFolder
 
 
-def score_models(workspace: Path, records: Records, *, k: int = 20) -> list[Row]:
+def score_models(workspace: Path, records: Records, *, k: int = TOP_K) -> list[Row]:
     """Run every model of a workspace on the same records.
 
     The models are each run's last checkpoint and averaged checkpoint, and every fused and ONNX file

@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_kit.choices import CONFIDENCE
 from ensemble_kit.progress import progress
 from ensemble_kit.selection.ranking import ONE, Keys
 from ensemble_kit.selection.table import NUM_THREADS
 from ensemble_kit.store.selection_file import Interval
-
-LEVEL = 0.95  # the share of resamples within an interval
 
 
 class _Ranking(NamedTuple):
@@ -88,7 +87,7 @@ def _drawn(num_videos: int, index: int, seed: int) -> NDArray[np.int32]:
 
 def interval(values: NDArray[np.float64]) -> Interval:
     """Return the two values between which the middle 95 % of some values lie."""
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
 

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_kit._version import __version__
-from ensemble_kit.choices import Dtype, Given, Metric, Mixing, Strategy
+from ensemble_kit.choices import CONFIDENCE, Dtype, Given, Metric, Mixing, Strategy
 from ensemble_kit.files import format_size
 from ensemble_kit.predictions.candidates import Candidate, Candidates
-from ensemble_kit.selection.bootstrap import LEVEL, interval
+from ensemble_kit.selection.bootstrap import interval
 from ensemble_kit.selection.judging import Judge, Measure, Scores
 from ensemble_kit.selection.scoring import Scorer, Term
 from ensemble_kit.selection.search import ROUNDING, Ensemble, Rules
@@ -156,7 +156,7 @@ class Writer:
             frontiers=self._frontiers(),
             candidates=self._candidates(files),
             confirm=self._confirm(scores, confirm),
-            bootstrap=BootstrapMetadata(resamples=self.resamples, level=LEVEL, seed=self.seed),
+            bootstrap=BootstrapMetadata(resamples=self.resamples, level=CONFIDENCE, seed=self.seed),
             optimised=self._optimised(scores) if outcome.mixing == "optimised" else None,
             truncation=self._truncation(),
         )

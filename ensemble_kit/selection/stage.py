@@ -12,15 +12,18 @@ from numpy.typing import NDArray
 
 from ensemble_kit.choices import (
     BEAM_WIDTH,
+    BLOCK_DTYPES,
     CRITERION,
     DTYPE,
     DTYPES_OF_AUTO,
     ENOUGH_VIDEOS,
+    HELD_OUT_SHARE,
     MAX_SIZE,
     METRIC,
     MIXING,
     MOST_EXACT,
     RESAMPLES,
+    SEED,
     TOP_K,
     AnyPath,
     Auto,
@@ -45,7 +48,7 @@ from ensemble_kit.selection.search import Rules, Search, num_ensembles
 from ensemble_kit.selection.storage import Storage, default_memory, storage_folder
 from ensemble_kit.selection.table import NUM_THREADS, read_tables
 from ensemble_kit.selection.top_class_scoring import TopClassJudge
-from ensemble_kit.store.dtypes import BLOCK_DTYPES, finest_first
+from ensemble_kit.store.dtypes import finest_first
 from ensemble_kit.store.selection_file import SelectionMetadata, read_selection, write_selection
 from ensemble_kit.store.workspace import RUNS, validation_name
 from ensemble_kit.wording import counted, metric_name
@@ -66,7 +69,7 @@ def find_predictions(dtype: Dtype | Auto | Sequence[Dtype] = DTYPE) -> list[Path
     """
     wanted = wanted_dtypes(dtype)
     names = [validation_name(None), *map(validation_name, wanted)]
-    if BLOCK_DTYPES.issuperset(wanted):
+    if set(wanted) <= set(BLOCK_DTYPES):
         del names[0]  # of weights as they were trained
     paths = [
         folder / name
@@ -103,7 +106,7 @@ def select(
     exclude: Sequence[str] = (),
     confirm: float | None = None,
     resamples: int = RESAMPLES,
-    seed: int = 0,
+    seed: int = SEED,
     labels_path: AnyPath | None = None,
     top_k: int = TOP_K,
     sizes: Mapping[str, int] | None = None,
@@ -244,7 +247,7 @@ def _usual_strategy(known: Candidates, criterion: Criterion) -> Strategy:
 
 def _usual_share(known: Candidates) -> float:
     """Return the share of the videos that is held out where none was named."""
-    return 0.5 if len(known.ids) >= ENOUGH_VIDEOS else 0.0
+    return HELD_OUT_SHARE if len(known.ids) >= ENOUGH_VIDEOS else 0.0
 
 
 def wanted_dtypes(dtype: Dtype | Auto | Sequence[Dtype]) -> tuple[Dtype, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple, get_args
 
-from ensemble_kit.choices import BLOCK_OPSET, Dtype
+from ensemble_kit.choices import BLOCK_DTYPES, BLOCK_OPSET, Dtype
 
 
 class StorageType(NamedTuple):
@@ -61,9 +61,8 @@ BY_NUMPY: Mapping[str, StorageType] = MappingProxyType({t.numpy: t for t in STOR
 BY_ONNX: Mapping[int, StorageType] = MappingProxyType({t.onnx_number: t for t in STORAGE_TYPES})
 FLOATING = frozenset(t.safetensors for t in STORAGE_TYPES if t.is_floating)
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)  # finest first
-BLOCK_DTYPES: frozenset[Dtype] = frozenset({"int8", "int4"})  # matrices in blocks, the rest in bf16
 BLOCKS_BY_SAFETENSORS: Mapping[str, Dtype] = MappingProxyType(
-    {BY_NAME[dtype].safetensors: dtype for dtype in DTYPES if dtype in BLOCK_DTYPES}
+    {BY_NAME[dtype].safetensors: dtype for dtype in BLOCK_DTYPES}
 )
 
 

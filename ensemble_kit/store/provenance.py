@@ -13,6 +13,7 @@ from typing import Annotated, Literal, TypeAlias, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ensemble_kit.choices import (
+    BLOCK_DTYPES,
     BLOCK_OPSET,
     LAYOUT,
     Activation,
@@ -26,7 +27,7 @@ from ensemble_kit.choices import (
 )
 from ensemble_kit.data.schema import MAX_CLASSES, Names, Schema
 from ensemble_kit.files import sha256_of
-from ensemble_kit.store.dtypes import BLOCK_DTYPES, finest_first
+from ensemble_kit.store.dtypes import finest_first
 from ensemble_kit.store.workspace import RUN_NAME
 from ensemble_kit.wording import metric_name
 

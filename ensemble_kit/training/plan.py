@@ -12,9 +12,12 @@ from typing import Any, get_args
 import torch
 
 from ensemble_kit.choices import (
+    ACCUMULATE,
     DEVICE,
     PRECISION,
+    SEED,
     TEACHER_SHARE,
+    WORKERS,
     AnyPath,
     Device,
     Precision,
@@ -100,8 +103,8 @@ class RunPlan:
     training: Records
     validation: Records | None = None
     folder: AnyPath
-    seed: int = 0
-    workers: int = 0
+    seed: int = SEED
+    workers: int = WORKERS
     device: Device = DEVICE
     trackers: Sequence[Tracker] = ()
     ema: float | None = None
@@ -109,7 +112,7 @@ class RunPlan:
     keep: int | None = None
     precision: Precision = PRECISION
     compiled: bool = False
-    accumulate: int = 1
+    accumulate: int = ACCUMULATE
     teacher: AnyPath | None = None
     teacher_share: float = TEACHER_SHARE
 
