@@ -35,6 +35,7 @@ from ensemble_kit.selection.ranking import (
     Keys,
     key_flags,
     pooled_gap,
+    pooled_gaps,
     to_keys,
     to_scores,
     unsettled_rows,
@@ -295,7 +296,9 @@ class Extension:
         with ThreadPoolExecutor(NUM_THREADS) as threads:
             for start in range(0, len(terms), self.scorer.num_together):
                 pools = self._pools(terms[start : start + self.scorer.num_together], threads)
-                gaps += threads.map(lambda pool: pooled_gap(pool, num_positives), pools)
+                parts = np.array_split(pools, NUM_THREADS)
+                for found in threads.map(lambda part: pooled_gaps(part, num_positives), parts):
+                    gaps += found
         return gaps
 
     def gap(self, term: Term) -> float:
