@@ -16,7 +16,7 @@ import click
 
 from ensemble_kit._version import __version__
 from ensemble_kit.cli.options import SuggestingGroup, add_quiet
-from ensemble_kit.errors import EnsembleKitError
+from ensemble_kit.errors import EnsembleKitError, shown
 from ensemble_kit.interrupts import INTERRUPTED, signals_interrupt
 from ensemble_kit.wording import printable_line
 
@@ -86,6 +86,8 @@ class KitGroup(SuggestingGroup):
                 return super().invoke(ctx)
         except click.NoSuchOption as error:
             raise _explained(error) from error
+        except click.UsageError as error:
+            raise _shortened(error) from error
         except EnsembleKitError as error:
             if ctx.params["traceback"]:
                 raise
@@ -105,6 +107,17 @@ def _explained(error: click.NoSuchOption) -> click.UsageError:
         f"./{printable_line(name)}, or -- before the files.",
         error.ctx,
     )
+
+
+def _shortened(error: click.UsageError) -> click.UsageError:
+    """Return the error of words too many with the first of them: a shell may give thousands."""
+    problem, _, words = error.message.partition(" (")
+    if not problem.startswith("Got unexpected extra argument"):
+        return error
+    text = f"{problem} ({shown(words.removesuffix(')'))})."
+    if ".tfrecord" in words:
+        text += " Quote patterns, so that the shell does not spell them out."
+    return click.UsageError(text, error.ctx)
 
 
 def _refusal_of_output(error: Exception) -> str | None:

@@ -125,6 +125,12 @@ def read_recipe_text(name: AnyPath) -> RecipeMetadata:
             )
         text = read_text(path, RecipeError, hint="Name a TOML file that you may read.")
         return RecipeMetadata(name=path.stem, text=text)
+    if name.endswith((".tfrecord", ".tfrecord.gz")):
+        raise RecipeError(
+            f"{shown(name)} is a file of records, not a recipe.",
+            hint="Quote patterns, so that the shell does not spell them out: --train "
+            "'train/*.tfrecord'.",
+        )
     names = recipe_names()
     if name not in names:
         raise RecipeError(

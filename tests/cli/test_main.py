@@ -342,6 +342,34 @@ def test_a_file_that_looks_like_an_option_is_named(name, word, runner, tmp_path,
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["runs", "a", "b"], "Got unexpected extra argument ('b')."),
+        (
+            ["fuse", "s.json", "--data", "v0.tfrecord", *["v1.tfrecord"] * 20],
+            f"Got unexpected extra arguments ('{('v1.tfrecord ' * 20)[:76]}...). Quote patterns, "
+            "so that the shell does not spell them out.",
+        ),
+    ],
+    ids=["few", "many"],
+)
+def test_words_too_many_are_cut_and_patterns_of_records_are_to_be_quoted(words, problem, runner):
+    result = runner.invoke(main, words)
+
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (2, f"Error: {problem}")
+
+
+def test_records_in_place_of_a_recipe_are_a_pattern_that_was_not_quoted(runner):
+    result = runner.invoke(main, ["train", "demo/gru", "--train", "a.tfrecord", "b.tfrecord"])
+
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "Error: 'b.tfrecord' is a file of records, not a recipe.\n"
+        "Quote patterns, so that the shell does not spell them out: --train 'train/*.tfrecord'.\n",
+    )
+
+
 def test_a_quiet_command_shows_no_progress(runner, monkeypatch):
     def work(*_, **__):
         with progress("work", 1) as bar:
