@@ -36,7 +36,7 @@ from ensemble_kit.metrics import MetricsAccumulator
 from ensemble_kit.predictions.file import Predictions, read_predictions
 from ensemble_kit.predictions.labels import labels_of
 from ensemble_kit.predictions.rows import Floats as AnyFloats
-from ensemble_kit.predictions.videos import held_out, taken
+from ensemble_kit.predictions.videos import labelled_parts, taken
 from ensemble_kit.serving.calibration import PROPERTY, Calibration, Floats
 from ensemble_kit.serving.metadata import metadata_of
 from ensemble_kit.serving.onnx_file import copy_with_property, read_properties
@@ -163,17 +163,16 @@ def _check(
 
 def _halves(predictions: Predictions, labels: LabelLists) -> list[NDArray[np.int64]]:
     """Return the videos to fit on, and those to measure on."""
-    is_held_out = held_out(predictions.ids, HELD_OUT_SHARE)
-    halves = [np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)]
-    has_labels = np.diff(labels.offsets) > 0
-    for videos, purpose in zip(halves, ("fit on", "measure on"), strict=True):
-        if not has_labels[videos].any():
-            raise CalibrationError(
-                f"{predictions.path} leaves {counted(len(videos), 'video')} to {purpose}, without "
-                "any label.",
-                hint="Predict more videos.",
-            )
-    return halves
+    parts = labelled_parts(
+        predictions.ids,
+        labels,
+        HELD_OUT_SHARE,
+        purposes=("to fit on", "to measure on"),
+        refusal=lambda problem: CalibrationError(
+            f"{predictions.path} {problem}", hint="Predict more videos."
+        ),
+    )
+    return [np.flatnonzero(part) for part in parts]
 
 
 def _blocks(

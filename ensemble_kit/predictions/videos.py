@@ -2,14 +2,15 @@
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_kit.data.labels import LabelLists
-from ensemble_kit.errors import PredictionsError, shown
+from ensemble_kit.errors import EnsembleKitError, PredictionsError, shown
+from ensemble_kit.wording import counted
 
 
 def dataset_sha256(ids: Sequence[str], labels: LabelLists) -> str:
@@ -179,3 +180,33 @@ def held_out(ids: Sequence[str], fraction: float) -> NDArray[np.bool_]:
         [int.from_bytes(hashlib.sha256(id_.encode()).digest()[:8], "big") < limit for id_ in ids],
         np.bool_,
     )
+
+
+def labelled_parts(
+    ids: Sequence[str],
+    labels: LabelLists,
+    fraction: float,
+    *,
+    purposes: tuple[str, str],
+    refusal: Callable[[str], EnsembleKitError],
+) -> list[NDArray[np.bool_]]:
+    """Return which videos are not held out, and which are; both have labels.
+
+    Args:
+        ids: N video ids.
+        labels: Their labels.
+        fraction: The share that is held out, see ``held_out``.
+        purposes: What each part is for, for the message, such as ``to fit on``.
+        refusal: Makes the error from ``leaves 1 video to fit on, without any label.``.
+
+    Raises:
+        EnsembleKitError: What ``refusal`` makes, where a part has no label.
+    """
+    is_held_out = held_out(ids, fraction)
+    has_labels = np.diff(labels.offsets) > 0
+    parts = [~is_held_out, is_held_out]
+    for part, purpose in zip(parts, purposes, strict=True):
+        if not has_labels[part].any():
+            videos = counted(int(np.count_nonzero(part)), "video")
+            raise refusal(f"leaves {videos} {purpose}, without any label.")
+    return parts

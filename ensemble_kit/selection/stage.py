@@ -37,7 +37,7 @@ from ensemble_kit.choices import (
 from ensemble_kit.errors import SelectionError
 from ensemble_kit.files import each_path, refuse_overwrite, require_suffix
 from ensemble_kit.predictions.candidates import Candidates, read_candidates, refuse_unknown
-from ensemble_kit.predictions.videos import held_out
+from ensemble_kit.predictions.videos import labelled_parts
 from ensemble_kit.selection.class_scoring import ClassJudge
 from ensemble_kit.selection.class_table import read_class_table
 from ensemble_kit.selection.judging import GapJudge, Judge
@@ -341,17 +341,16 @@ def _parts(known: Candidates, confirm: float) -> list[NDArray[np.bool_]]:
     """Return which videos to choose by, and which are held out, if any are."""
     if not confirm:
         return [np.ones(len(known.ids), np.bool_)]
-    is_held_out = held_out(known.ids, confirm)
-    has_labels = np.diff(known.labels.offsets) > 0
-    for part, purpose in ((~is_held_out, "to choose by"), (is_held_out, "to confirm the choice")):
-        if not has_labels[part].any():
-            num_videos = int(np.count_nonzero(part))
-            raise SelectionError(
-                f"--confirm {confirm:g} leaves {counted(num_videos, 'video')} {purpose}, without "
-                "any label.",
-                hint="Predict more videos, or choose by all of them with --confirm 0.",
-            )
-    return [~is_held_out, is_held_out]
+    return labelled_parts(
+        known.ids,
+        known.labels,
+        confirm,
+        purposes=("to choose by", "to confirm the choice"),
+        refusal=lambda problem: SelectionError(
+            f"--confirm {confirm:g} {problem}",
+            hint="Predict more videos, or choose by all of them with --confirm 0.",
+        ),
+    )
 
 
 def _refuse_truncated(known: Candidates, metric: Metric) -> None:
