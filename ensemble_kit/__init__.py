@@ -30,12 +30,14 @@ if TYPE_CHECKING:
     from ensemble_kit.pipeline import train
     from ensemble_kit.recipes.reading import load_recipe
     from ensemble_kit.selection import select
+    from ensemble_kit.serving.triton import TritonConfig
     from ensemble_kit.training.plan import RunPlan
 
 __all__ = [
     "Records",
     "RunPlan",
     "SubModel",
+    "TritonConfig",
     "average_checkpoints",
     "calibrate",
     "convert",
@@ -56,6 +58,7 @@ _HOMES: Mapping[str, str] = MappingProxyType(
         "Records": "data.dataset",
         "RunPlan": "training.plan",
         "SubModel": "networks.sub_model",
+        "TritonConfig": "serving.triton",
         "average_checkpoints": "averaging",
         "calibrate": "calibration",
         "convert": "data.conversion",

@@ -67,6 +67,23 @@ if TYPE_CHECKING:
 )
 @click.option("--triton", type=FOLDER, help="Lay out a model repository of NVIDIA Triton here.")
 @click.option(
+    "--triton-instances",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Copies of the model that Triton runs at a time, on each GPU where there is one.",
+)
+@click.option(
+    "--triton-delay",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Microseconds that a request waits in Triton for others to join its batch.",
+)
+@click.option(
+    "--triton-warm-up", is_flag=True, help="Have Triton run one video when it loads the model."
+)
+@click.option(
     "--data",
     multiple=True,
     help=f"Validation records to measure GAP on, of {' and '.join(BLOCK_DTYPES)}.",
@@ -85,6 +102,9 @@ def export_onnx(
     opset: Any,
     low_memory: bool,
     triton: Path | None,
+    triton_instances: int,
+    triton_delay: int,
+    triton_warm_up: bool,
     data: tuple[str, ...],
     max_gap_loss: float,
     max_size: str,
@@ -113,7 +133,11 @@ def export_onnx(
     from ensemble_kit.data.dataset import Records
     from ensemble_kit.export.stage import export_onnx as export
     from ensemble_kit.files import format_of_limit, parse_size
+    from ensemble_kit.serving.triton import TritonConfig
 
+    config = TritonConfig(triton_instances, triton_delay, triton_warm_up)
+    if triton is None and config != TritonConfig():
+        raise click.UsageError("--triton-... belong to a model repository; name one with --triton.")
     records = Records(data, **reading) if data else None
     exported = export(
         fused,
@@ -124,6 +148,7 @@ def export_onnx(
         opset=opset,
         low_memory=low_memory,
         triton=triton,
+        triton_config=config,
         max_size=parse_size(max_size),
         records=records,
         max_gap_loss=max_gap_loss,

@@ -50,7 +50,12 @@ from ensemble_kit.serving.onnx_file import (
     write_beside,
     write_onnx,
 )
-from ensemble_kit.serving.triton import lacks_repository, refuse_repository, write_repository
+from ensemble_kit.serving.triton import (
+    TritonConfig,
+    lacks_repository,
+    refuse_repository,
+    write_repository,
+)
 from ensemble_kit.store.blocks import SCALE, SCALE_TYPE
 from ensemble_kit.store.dtypes import types_of_onnx_weights
 from ensemble_kit.store.provenance import (
@@ -137,6 +142,7 @@ def export_onnx(
     opset: Opset | None = None,
     low_memory: bool = False,
     triton: AnyPath | None = None,
+    triton_config: TritonConfig = TritonConfig(),  # noqa: B008 - frozen
     max_size: int = MAX_SIZE,
     records: Records | None = None,
     max_gap_loss: float = MAX_GAP_LOSS,
@@ -165,6 +171,7 @@ def export_onnx(
             blocks are stored in as many bytes, and converted to float32 once, at opening.
         low_memory: Whether weights go into a second file beside it, which is memory-mapped.
         triton: The folder in which to write a model repository for NVIDIA Triton.
+        triton_config: How Triton serves it.
         max_size: Maximum size of all files that are needed to run it, in bytes.
         records: Validation records. If the file computes from packed numbers, GAP is measured on
             them as the file is run, and with the same weights in float32.
@@ -230,7 +237,9 @@ def export_onnx(
             metadata = metadata.model_copy(update={"proof": proof})
             num_bytes = fits(metadata)
         if triton is not None:
-            write_repository(output, metadata, triton, force=force, keep_same=is_unfinished)
+            write_repository(
+                output, metadata, triton, triton_config, force=force, keep_same=is_unfinished
+            )
         card = write_card(output, metadata, force=force)
     _drop_stale(output, metadata)
     return ExportedFile(output, num_bytes, max_size, repeats, proof, card)

@@ -6,6 +6,8 @@ The fields are those of ``model_config.proto`` in triton-inference-server/common
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from os.path import exists, isdir
 from pathlib import Path
 
@@ -18,6 +20,34 @@ from ensemble_kit.store.provenance import OnnxMetadata
 MODEL = "model.onnx"  # what Triton looks for in the folder of a version
 VERSION, CONFIG, LABELS = "1", "config.pbtxt", "labels.txt"
 MAX_BATCH_SIZE = 32
+WARM_UP = "warmup/num_frames"  # the one input of the request that may not be zero
+
+
+@dataclass(frozen=True)
+class TritonConfig:
+    """How Triton serves a model, where it is not left to Triton.
+
+    Attributes:
+        instances: Copies of the model that run at a time, on each GPU where there is one.
+        max_delay: Microseconds that a request may wait for others to join its batch.
+        warms_up: Whether Triton runs the model on one made-up video when it loads it, so that the
+            first request is as fast as the others.
+
+    Raises:
+        ValueError: ``instances`` is less than 1, or ``max_delay`` less than 0.
+    """
+
+    instances: int = 1
+    max_delay: int = 0
+    warms_up: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if self.instances < 1 or self.max_delay < 0:
+            raise ValueError(
+                f"instances is {self.instances} and max_delay {self.max_delay}; they must be at "
+                "least 1 and 0"
+            )
 
 
 def lacks_repository(path: Path, folder: Path) -> bool:
@@ -50,7 +80,13 @@ def refuse_repository(path: Path, folder: Path, *, force: bool, keep_same: bool 
 
 
 def write_repository(
-    path: Path, metadata: OnnxMetadata, folder: Path, *, force: bool, keep_same: bool = False
+    path: Path,
+    metadata: OnnxMetadata,
+    folder: Path,
+    config: TritonConfig = TritonConfig(),
+    *,
+    force: bool,
+    keep_same: bool = False,
 ) -> Path:
     """Lay out a model repository: ``<stem>/config.pbtxt``, ``labels.txt`` and ``1/model.onnx``.
 
@@ -60,6 +96,7 @@ def write_repository(
         path: The ONNX file; it is copied.
         metadata: What the file says of itself, which its export has in hand.
         folder: The repository.
+        config: How Triton serves it.
         force: Whether files that exist may be replaced.
         keep_same: Whether a part of the model may be there, as ``written_aside`` has it.
 
@@ -75,21 +112,28 @@ def write_repository(
         home / VERSION / (MODEL if source == path else source.name): source
         for source in metadata.files(path)
     }
-    texts = {
-        home / LABELS: "".join(f"{' '.join(label.split())}\n" for label in metadata.label_names),
-        home / CONFIG: repository_config(metadata, name=path.stem),
-    }
-    with removed_on_failure(*copies, *texts):
+    labels = "".join(f"{' '.join(label.split())}\n" for label in metadata.label_names)
+    contents = {home / LABELS: labels.encode()}
+    if config.warms_up:
+        contents[home / WARM_UP] = _length(metadata).to_bytes(8, "little")
+    text = repository_config(metadata, name=path.stem, config=config)
+    contents[home / CONFIG] = text.encode()  # last: what has it is whole
+    with removed_on_failure(*copies, *contents):
         for target, source in copies.items():
             with written_aside(target, force=force, keep_same=keep_same) as aside:
                 shutil.copyfile(source, aside)
-        for target, text in texts.items():
+        for target, content in contents.items():
             with written_aside(target, force=force, keep_same=keep_same) as aside:
-                aside.write_text(text, encoding="utf-8", newline="\n")
+                aside.write_bytes(content)
     return home / CONFIG
 
 
-def repository_config(metadata: OnnxMetadata, *, name: str) -> str:
+def repository_config(
+    metadata: OnnxMetadata,
+    *,
+    name: str,
+    config: TritonConfig = TritonConfig(),
+) -> str:
     """Return ``config.pbtxt``.
 
     Triton may join requests to a batch, because the output for a video does not depend on the other
@@ -101,9 +145,36 @@ def repository_config(metadata: OnnxMetadata, *, name: str) -> str:
         f"max_batch_size: {MAX_BATCH_SIZE}",
         *(_entry("input", port) for port in inputs_of(metadata)),
         *(_entry("output", port) for port in outputs_of(metadata)),
-        "dynamic_batching { }",
+        f"dynamic_batching {{ max_queue_delay_microseconds: {config.max_delay} }}",
+        f"instance_group [ {{ count: {config.instances} }} ]",
+        *(_warm_up(metadata) if config.warms_up else ()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _warm_up(metadata: OnnxMetadata) -> Iterator[str]:
+    """Describe a request of one video: frames of zeros, as many as the longest may have."""
+    yield "model_warmup {"
+    yield '  name: "one video"'
+    yield "  batch_size: 1"
+    for port in inputs_of(metadata):
+        is_length = port.name == "num_frames"
+        sizes = ", ".join(map(str, port.example)) or "1"
+        data = f'input_data_file: "{Path(WARM_UP).name}"' if is_length else "zero_data: true"
+        yield f'  inputs {{ key: "{port.name}" value {{'
+        yield f"    {_data_type(port)}"
+        yield f"    dims: [ {sizes} ]"
+        yield f"    {data}"
+        yield "  } }"
+    yield "}"
+
+
+def _length(metadata: OnnxMetadata) -> int:
+    return inputs_of(metadata)[0].example[0]
+
+
+def _data_type(port: Port) -> str:
+    return f"data_type: TYPE_{BY_NUMPY[port.value_type].name.upper()}"
 
 
 def _entry(kind: str, port: Port) -> str:
@@ -113,7 +184,7 @@ def _entry(kind: str, port: Port) -> str:
     given to the graph as ``(batch,)``.
     """
     sizes = ", ".join(str(-1 if isinstance(size, str) else size) for size in port.shape)
-    fields = [f'name: "{port.name}"', f"data_type: TYPE_{BY_NUMPY[port.value_type].name.upper()}"]
+    fields = [f'name: "{port.name}"', _data_type(port)]
     fields += [f"dims: [ {sizes} ]"] if port.shape else ["dims: [ 1 ]", "reshape: { shape: [ ] }"]
     if port.name == "probabilities":
         fields.append(f'label_filename: "{LABELS}"')

@@ -9,6 +9,7 @@ from ensemble_kit.cli import main
 from ensemble_kit.export.stage import ExportedFile
 from ensemble_kit.runtime import OnnxEnsemble
 from ensemble_kit.serving.metadata import read_metadata
+from ensemble_kit.serving.triton import TritonConfig
 from ensemble_kit.store.provenance import ProofMetadata, SharesMetadata
 
 SHARES = SharesMetadata(as_stored=975, converted_once=25, converted_in_every_run=0)
@@ -35,7 +36,8 @@ def test_a_workspace_needs_no_argument(runner, asked):
     assert result.exit_code == 0, result.output
     options = {
         "repeats": 10, "draw_source": "fixed", "input_type": None, "low_memory": False,
-        "triton": None, "max_size": 2**30, "force": False, "records": None, "max_gap_loss": 0.001,
+        "triton": None, "triton_config": TritonConfig(),
+        "max_size": 2**30, "force": False, "records": None, "max_gap_loss": 0.001,
         "opset": None,
     }  # fmt: skip
     assert asked == [("ensemble/fused.safetensors", "ensemble/ensemble.onnx", options)]
@@ -50,13 +52,15 @@ def test_a_workspace_needs_no_argument(runner, asked):
 def test_all_of_it_is_an_option(runner, asked):
     words = ["f.safetensors", "-o", "e.onnx", "--repeats", "3", "--max-size", "1GB", "--force"]
     words += ["--draw-source", "input", "--input", "float32", "--low-memory", "--triton", "models"]
+    words += ["--triton-instances", "2", "--triton-delay", "500", "--triton-warm-up"]
     words += ["--max-gap-loss", "0.02", "--opset", "20"]
 
     result = runner.invoke(main, ["export-onnx", *words])
 
     options = {
         "repeats": 3, "draw_source": "input", "input_type": "float32", "low_memory": True,
-        "triton": Path("models"), "max_size": 10**9, "force": True, "records": None,
+        "triton": Path("models"), "triton_config": TritonConfig(2, 500, True),
+        "max_size": 10**9, "force": True, "records": None,
         "max_gap_loss": 0.02, "opset": 20,
     }  # fmt: skip
     assert asked == [("f.safetensors", "e.onnx", options)]
@@ -175,3 +179,13 @@ def test_a_file_that_loses_gap_by_packed_products_is_not_kept(
         "Fuse with another --dtype, or raise --max-gap-loss.\n"
     )
     assert not output.exists()
+
+
+def test_how_triton_serves_it_needs_a_repository(runner, asked):
+    result = runner.invoke(main, ["export-onnx", "f.safetensors", "--triton-delay", "500"])
+
+    assert result.exit_code == 2
+    assert result.stderr.endswith(
+        "Error: --triton-... belong to a model repository; name one with --triton.\n"
+    )
+    assert asked == []

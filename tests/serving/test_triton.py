@@ -1,79 +1,59 @@
+import importlib.util
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+from google.protobuf import text_format
 
 from ensemble_kit.errors import OutputError
 from ensemble_kit.serving.metadata import read_metadata
-from ensemble_kit.serving.triton import refuse_repository, repository_config, write_repository
+from ensemble_kit.serving.triton import (
+    TritonConfig,
+    refuse_repository,
+    repository_config,
+    write_repository,
+)
 
-FIELD = descriptor_pb2.FieldDescriptorProto
-# Of model_config.proto in triton-inference-server/common: the fields that are used, their numbers
-MESSAGES = {
-    "ModelTensorReshape": [("shape", 1, FIELD.TYPE_INT64, True)],
-    "ModelInput": [
-        ("name", 1, FIELD.TYPE_STRING, False),
-        ("data_type", 2, "DataType", False),
-        ("dims", 4, FIELD.TYPE_INT64, True),
-        ("reshape", 5, "ModelTensorReshape", False),
-    ],
-    "ModelOutput": [
-        ("name", 1, FIELD.TYPE_STRING, False),
-        ("data_type", 2, "DataType", False),
-        ("dims", 3, FIELD.TYPE_INT64, True),
-        ("label_filename", 4, FIELD.TYPE_STRING, False),
-    ],
-    "ModelDynamicBatching": [("max_queue_delay_microseconds", 2, FIELD.TYPE_UINT64, False)],
-    "ModelConfig": [
-        ("name", 1, FIELD.TYPE_STRING, False),
-        ("max_batch_size", 4, FIELD.TYPE_INT32, False),
-        ("input", 5, "ModelInput", True),
-        ("output", 6, "ModelOutput", True),
-        ("dynamic_batching", 11, "ModelDynamicBatching", False),
-        ("backend", 17, FIELD.TYPE_STRING, False),
-    ],
-}
-TYPES = {"TYPE_UINT8": (2, np.uint8), "TYPE_INT64": (9, np.int64), "TYPE_FP32": (11, np.float32)}
-NUMPY = dict(TYPES.values())
+TYPES = {"TYPE_UINT8": np.uint8, "TYPE_INT64": np.int64, "TYPE_FP32": np.float32}
 
 
 @pytest.fixture(scope="module")
-def parse():
+def proto():
+    """Triton's own ``model_config.proto``, which its client brings.
+
+    The module is loaded by itself, for its package wants gRPC.
+    """
+    home = pytest.importorskip("tritonclient").__path__[0]
+    path = Path(home) / "grpc" / "model_config_pb2.py"
+    spec = importlib.util.spec_from_file_location("model_config_pb2", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def parse(proto):
     """Read a configuration as Triton does: protobuf's text format, unknown fields refused."""
-    file = descriptor_pb2.FileDescriptorProto(name="m.proto", package="inference", syntax="proto3")
-    types = file.enum_type.add(name="DataType")
-    types.value.add(name="TYPE_INVALID", number=0)
-    for name, (number, _) in TYPES.items():
-        types.value.add(name=name, number=number)
-    for message_name, fields in MESSAGES.items():
-        message = file.message_type.add(name=message_name)
-        for name, number, held, is_repeated in fields:
-            field = message.field.add(name=name, number=number)
-            field.label = FIELD.LABEL_REPEATED if is_repeated else FIELD.LABEL_OPTIONAL
-            if isinstance(held, str):
-                field.type = FIELD.TYPE_ENUM if held == "DataType" else FIELD.TYPE_MESSAGE
-                field.type_name = f".inference.{held}"
-            else:
-                field.type = held
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    kind = message_factory.GetMessageClass(pool.FindMessageTypeByName("inference.ModelConfig"))
-    return lambda text: text_format.Parse(text, kind())
+    return lambda text: text_format.Parse(text, proto.ModelConfig())
 
 
-def request(config, batch_size):
+@pytest.fixture(scope="module")
+def numpy_types(proto):
+    return {proto.DataType.Value(name): kind for name, kind in TYPES.items()}
+
+
+def request(config, batch_size, numpy_types):
     """Make up a batch as Triton would give it to the model: batch first, then reshaped."""
     feed = {}
     for each in config.input:
         dims = each.reshape.shape if each.HasField("reshape") else each.dims
         shape = (batch_size, *(5 if size == -1 else size for size in dims))
-        feed[each.name] = np.ones(shape, NUMPY[each.data_type])
+        feed[each.name] = np.ones(shape, numpy_types[each.data_type])
     return feed
 
 
-def test_the_repository_serves_what_its_configuration_says(exported, parse, tmp_path):
+def test_the_repository_serves_what_its_configuration_says(exported, parse, numpy_types, tmp_path):
     metadata = read_metadata(exported.path)
     path = write_repository(exported.path, metadata, tmp_path / "models", force=False)
 
@@ -94,13 +74,56 @@ def test_the_repository_serves_what_its_configuration_says(exported, parse, tmp_
     )
     assert [each.name for each in config.input] == [each.name for each in session.get_inputs()]
     for batch_size in (1, 3):
-        outputs = session.run(None, request(config, batch_size))
+        outputs = session.run(None, request(config, batch_size, numpy_types))
         for each, values in zip(config.output, outputs, strict=True):
             assert values.shape == (batch_size, *each.dims)
-            assert values.dtype == NUMPY[each.data_type]
+            assert values.dtype == numpy_types[each.data_type]
     assert [each.name for each in config.output if each.label_filename == "labels.txt"] == [
         "probabilities"
     ]
+
+
+def test_how_it_is_served_is_in_the_words_of_tritons_own_proto(exported, parse, tmp_path):
+    config = TritonConfig(instances=3, max_delay=500, warms_up=True)
+    metadata = read_metadata(exported.path)
+
+    path = write_repository(exported.path, metadata, tmp_path, config, force=False)
+
+    found = parse(path.read_text())
+    assert [group.count for group in found.instance_group] == [3]
+    assert found.dynamic_batching.max_queue_delay_microseconds == 500
+    plain = parse(repository_config(metadata, name="e"))
+    assert not plain.model_warmup
+    assert (plain.instance_group[0].count, plain.dynamic_batching) == (1, type(
+        plain.dynamic_batching)())  # fmt: skip
+
+
+def test_the_request_that_warms_up_is_one_that_the_file_takes(
+    exported, parse, numpy_types, tmp_path
+):
+    config = TritonConfig(warms_up=True)
+    metadata = read_metadata(exported.path)
+    path = write_repository(exported.path, metadata, tmp_path, config, force=False)
+
+    (warm_up,) = parse(path.read_text()).model_warmup
+
+    feed = {}
+    for name, each in warm_up.inputs.items():
+        values = np.zeros((warm_up.batch_size, *each.dims), numpy_types[each.data_type])
+        if each.input_data_file:
+            raw = (path.parent / "warmup" / each.input_data_file).read_bytes()
+            values = np.frombuffer(raw, values.dtype).reshape(values.shape)
+        feed[name] = values[:, 0] if name == "num_frames" else values
+    session = onnxruntime.InferenceSession(exported.path, providers=["CPUExecutionProvider"])
+    probabilities, *_ = session.run(None, feed)
+    assert probabilities.shape == (1, 6)
+    assert feed["num_frames"].tolist() == [feed["rgb"].shape[1]]
+
+
+@pytest.mark.parametrize("wrong", [{"instances": 0}, {"max_delay": -1}])
+def test_what_triton_would_refuse_is_refused(wrong):
+    with pytest.raises(ValueError, match="they must be at least 1 and 0"):
+        TritonConfig(**wrong)
 
 
 @pytest.mark.parametrize(("are_free", "repeats"), [(True, -1), (False, 3)])
