@@ -15,6 +15,7 @@ batch is decoded by itself, so that errors are made in one place.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -81,6 +82,38 @@ class _Pattern:
     frames: Sequence[slice]
 
 
+class _Patterns:
+    """The patterns of one length, against which records are compared all at once.
+
+    Writers differ in the order of keys, so that records of a length have a few patterns each.
+    """
+
+    def __init__(self) -> None:
+        self.patterns: list[_Pattern] = []
+        self._places = np.empty(0, np.int64)  # of any pattern
+        self._expected = np.empty((0, 0), np.uint8)  # by pattern and place
+        self._is_free = np.empty((0, 0), np.bool_)  # where a pattern does not have a place
+
+    def add(self, pattern: _Pattern) -> None:
+        """Know one more pattern."""
+        self.patterns.append(pattern)
+        self._places = np.unique(np.concatenate([each.places for each in self.patterns]))
+        shape = len(self.patterns), len(self._places)
+        self._expected, self._is_free = np.zeros(shape, np.uint8), np.ones(shape, np.bool_)
+        for number, each in enumerate(self.patterns):
+            columns = np.searchsorted(self._places, each.places)
+            self._expected[number, columns] = each.expected
+            self._is_free[number, columns] = False
+
+    def find(self, records: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Return the number of the first pattern of each record, ``(n,)``; -1 where it has none."""
+        if not self.patterns:
+            return np.full(len(records), -1)
+        values = records.take(self._places, axis=1)
+        is_same = ((values[:, None] == self._expected) | self._is_free).all(axis=2)
+        return np.where(is_same.any(axis=1), is_same.argmax(axis=1), -1)
+
+
 class AlikeDecoder:
     """Decodes batches of small records.
 
@@ -93,7 +126,7 @@ class AlikeDecoder:
         self._schema = schema
         self._needs_labels = needs_labels
         self._layouts = [Layout(modality, schema.level) for modality in schema.modalities]
-        self._patterns: dict[int, list[_Pattern]] = {}  # by the records' length
+        self._patterns: dict[int, _Patterns] = {}  # by the records' length
         self._num_patterns = 0
         self._num_misses = 0
 
@@ -125,9 +158,11 @@ class AlikeDecoder:
                 alike = records if len(which) == len(records) else records[which]
                 places = rows[which]
                 parts.append(Part(places, self._frames(pattern, alike)))
-                names = np.ascontiguousarray(alike[:, pattern.id])
-                for row, name in zip(places.tolist(), names, strict=True):
-                    ids[row] = name.tobytes().decode(errors="backslashreplace")
+                width = pattern.id.stop - pattern.id.start
+                names = alike[:, pattern.id].tobytes()
+                for number, row in enumerate(places.tolist()):
+                    name = names[number * width : (number + 1) * width]
+                    ids[row] = name.decode(errors="backslashreplace")
                 if pattern.labels is not None:
                     labelled.append(places)
                     packed.append(alike[:, pattern.labels].reshape(-1))
@@ -139,24 +174,21 @@ class AlikeDecoder:
         self, records: NDArray[np.uint8]
     ) -> list[tuple[_Pattern | None, NDArray[np.int64]]]:
         """Return the patterns of some records of one length, and which records have each."""
-        known = self._patterns.setdefault(records.shape[1], [])
-        left = np.arange(len(records))
-        found: list[tuple[_Pattern | None, NDArray[np.int64]]] = []
-        number = 0
-        while left.size:
-            if number == len(known):
-                pattern = self._pattern(records[left[0]])
-                if pattern is None or self._num_patterns == PATTERNS_KEPT:
-                    return [*found, (None, left)]
-                known.append(pattern)
-                self._num_patterns += 1
-            pattern = known[number]
-            number += 1
-            matches = (records[left[:, None], pattern.places] == pattern.expected).all(axis=1)
-            if matches.any():
-                found.append((pattern, left[matches]))
-                left = left[~matches]
-        return found
+        known = self._patterns.setdefault(records.shape[1], _Patterns())
+        numbers = known.find(records)
+        while (unknown := numbers < 0).any():
+            pattern = self._pattern(records[unknown.argmax()])
+            if pattern is None or self._num_patterns == PATTERNS_KEPT:
+                return [(None, np.flatnonzero(unknown))]
+            known.add(pattern)
+            self._num_patterns += 1
+            numbers = known.find(records)
+        if len(known.patterns) == 1:
+            return [(known.patterns[0], np.arange(len(records)))]
+        return [
+            (known.patterns[number], np.flatnonzero(numbers == number))
+            for number in set(numbers.tolist())
+        ]
 
     def _pattern(self, record: NDArray[np.uint8]) -> _Pattern | None:
         """Return the pattern of a record; None where it is not laid out as writers usually do."""
@@ -233,7 +265,8 @@ class AlikeDecoder:
         rows = np.repeat(np.concatenate(labelled), widths)[lasts]
         keys = np.unique(rows * self._schema.num_classes + labels)  # by record, then by class
         rows, labels = np.divmod(keys, self._schema.num_classes)
-        return np.split(labels, np.searchsorted(rows, np.arange(1, size)))
+        bounds = np.searchsorted(rows, np.arange(size + 1)).tolist()
+        return [labels[start:stop] for start, stop in pairwise(bounds)]
 
 
 def _span(record: NDArray[np.uint8], features: Features, key: bytes) -> slice | None:

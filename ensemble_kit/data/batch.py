@@ -186,8 +186,8 @@ class Collator:
         num_frames = np.array(self._num_frames, np.int64)
         self._move(int(num_frames.max(initial=0)))
         for rows in self._rows:
-            for row, count in zip(rows, self._num_frames, strict=False):
-                row[count:] = 0
+            for number in np.flatnonzero(num_frames < self._room).tolist():
+                rows[number, self._num_frames[number] :] = 0
         offsets = np.cumsum([len(classes) for classes in self._classes], dtype=np.int64)
         labels = LabelLists(offsets, np.concatenate(self._classes))
         return Contents(tuple(self._ids), num_frames, labels)
