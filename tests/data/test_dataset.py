@@ -286,9 +286,7 @@ def test_records_without_a_labels_key_can_be_tagged_but_not_learnt_from(folder):
         list(Records([folder], schema=other).videos())
 
 
-def test_a_video_of_a_rare_class_comes_more_often_where_records_are_balanced(
-    workers, schema, tmp_path
-):
+def test_a_video_of_a_rare_class_comes_more_often_where_records_are_balanced(schema, tmp_path):
     classes = [[0]] * 4 + [[0, 1]]  # the last one's rarest class has one video of five
     for number, own in enumerate(classes):
         write_records(
