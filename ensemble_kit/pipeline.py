@@ -232,7 +232,10 @@ def average_run(
             f"{run.path} has no checkpoint from step {from_step} on; its last is {paths[-1].stem}.",
             hint="Give --from-step an earlier step.",
         )
-    is_logged = validation is None or validation.patterns == metadata.validation_files
+    is_logged = validation is None or (
+        validation.patterns == metadata.validation_files
+        and metadata.fold == (validation.part and str(validation.part.fold))
+    )
     return average_checkpoints(
         chosen,
         output,

@@ -21,7 +21,7 @@ from ensemble_kit.predictions.file import read_predictions
 from ensemble_kit.predictions.folder import SUFFIX, differing, list_files
 from ensemble_kit.predictions.writing import predictions_written
 from ensemble_kit.progress import progress
-from ensemble_kit.store.provenance import ModelMetadata, ShardMetadata
+from ensemble_kit.store.provenance import ModelMetadata, ShardMetadata, schema_sha256
 
 
 class Share(NamedTuple):
@@ -193,12 +193,11 @@ def predict_shards(
 
 def _metadata(shard: Shard, records: Records) -> ShardMetadata:
     (fingerprint,) = records.alone(shard.path).fingerprints()
-    schema = records.schema.model_dump_json().encode()
     return ShardMetadata(
         name=shard.name,
         url=shard.place if is_url(shard.place) else None,
         content=fingerprint.content,
-        schema_sha256=hashlib.sha256(schema).hexdigest(),
+        schema_sha256=schema_sha256(records.schema),
         skips_bad_records=records.skips_bad_records,
     )
 

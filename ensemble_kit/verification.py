@@ -330,6 +330,9 @@ def _score(
         if claimed is not None:
             text = f"{_claim_of(claimed)} is claimed; name those records to measure it"
         return Claim("score", "not checked", text)
+    if claimed is not None and claimed.is_refit:
+        text = f"{_claim_of(claimed)} is claimed, of models that had not seen them"
+        return Claim("score", "not checked", text)
     if claimed is not None and claimed.metric == "macro-map":
         text = f"{_claim_of(claimed)} is claimed; `ensemble-kit evaluate --rankings` measures it"
         return Claim("score", "not checked", text)

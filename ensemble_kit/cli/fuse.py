@@ -8,6 +8,7 @@ import click
 from ensemble_kit.choices import Dtype
 from ensemble_kit.cli.options import (
     FILE,
+    FOLDER,
     echo_json,
     echo_skipped,
     force_option,
@@ -33,6 +34,12 @@ from ensemble_kit.wording import counted
 @click.option(
     "--data", multiple=True, help="Validation records to measure GAP on before and after rounding."
 )
+@click.option(
+    "--refit",
+    type=FOLDER,
+    help="Folder of runs that were trained again on all records; of a member that was selected by "
+    "out-of-fold predictions, the run of its name there is fused.",
+)
 @max_gap_loss_option("Maximum GAP that rounding may lose on --data.")
 @max_size_option
 @records_options
@@ -43,6 +50,7 @@ def fuse(
     output: Path,
     dtype: Any,
     data: tuple[str, ...],
+    refit: Path | None,
     max_gap_loss: float,
     max_size: str,
     force: bool,
@@ -56,8 +64,9 @@ def fuse(
     with a scale each, and the rest in bf16.
 
     \b
-    Example:
+    Examples:
         ensemble-kit fuse --dtype int8 --data 'validate/*.tfrecord'
+        ensemble-kit fuse --refit runs
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.data.dataset import Records
     from ensemble_kit.files import format_of_limit, parse_size
@@ -70,6 +79,7 @@ def fuse(
         dtype=dtype,
         max_size=parse_size(max_size),
         records=records,
+        refit=refit,
         max_gap_loss=max_gap_loss,
         force=force,
     )

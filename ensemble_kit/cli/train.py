@@ -49,6 +49,13 @@ if TYPE_CHECKING:
 )
 @click.option("--validation", multiple=True, metavar="GLOB", help="Validation records.")
 @click.option(
+    "--fold",
+    "fold_text",
+    metavar="I/N",
+    help="Hold out the I-th of N folds of the training records, by a hash of their ids, as "
+    "validation records. The run is NAME-fold-I-of-N.",
+)
+@click.option(
     "--set",
     "overrides",
     multiple=True,
@@ -138,6 +145,7 @@ def train(
     ensemble: str | None,
     training: tuple[str, ...],
     validation: tuple[str, ...],
+    fold_text: str | None,
     overrides: tuple[str, ...],
     name: str | None,
     output: Path,
@@ -164,14 +172,16 @@ def train(
     Example:
         ensemble-kit train willow/gated-net-vlad willow/gru \\
             --train 'train/*.tfrecord' --validation 'validate/*.tfrecord' --jobs 2
+        ensemble-kit train willow/gru --train 'train/*.tfrecord' --fold 1/5 -o folds
         torchrun --nproc-per-node 8 -m ensemble_kit train willow/gated-net-vlad --device cuda \\
             --train 'train/*.tfrecord' --validation 'validate/*.tfrecord'
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.data.dataset import Records
+    from ensemble_kit.data.folds import Fold
     from ensemble_kit.engines.jobs import Job
     from ensemble_kit.progress import quietly
     from ensemble_kit.recipes.reading import load_recipes
-    from ensemble_kit.store.workspace import check_run_name, run_name
+    from ensemble_kit.store.workspace import check_run_name, fold_run_name, run_name
     from ensemble_kit.training.plan import RunPlan
     from ensemble_kit.training.processes import num_processes
 
@@ -179,7 +189,10 @@ def train(
         click.get_current_context().with_resource(quietly())
     recipes = _named(recipes, ensemble)
     dtypes = () if predict_dtype is None else parse_dtypes(predict_dtype, "--predict-dtype")
-    if dtypes and not validation:
+    if fold_text is not None and validation:
+        raise click.UsageError("--fold takes validation records from --train; leave one out.")
+    fold = None if fold_text is None else Fold.parse(fold_text)
+    if dtypes and not validation and fold is None:
         raise click.UsageError("--predict-dtype predicts validation records; name --validation.")
     is_side_by_side = jobs is not None or on is not None
     if is_side_by_side and num_processes() > 1:
@@ -196,18 +209,20 @@ def train(
         recipes, loaded = recipes[index - 1 : index], loaded[index - 1 : index]
     if name is not None:
         check_run_name(name)  # before it is joined to a folder, where ../x would lead out of it
-    folders = [output / (name or run_name(recipe.name)) for recipe in loaded]
+    names = [name or run_name(recipe.name) for recipe in loaded]
+    folders = [output / (each if fold is None else fold_run_name(each, fold)) for each in names]
     for folder in folders:
         if folders.count(folder) > 1:
             raise click.UsageError(
                 f"Two recipes would make the run {folder}; train one by itself, with --name."
             )
     records = [Records(patterns, **reading) for patterns in (training, validation) if patterns]
+    parts = records if fold is None else records[0].folds(fold)
     plans = [
         RunPlan(
             recipe=recipe,
-            training=records[0],
-            validation=records[1] if validation else None,
+            training=parts[0],
+            validation=parts[1] if len(parts) > 1 else None,
             folder=folder,
             **options,
         )

@@ -18,6 +18,7 @@ from ensemble_kit.choices import CACHE_BYTES, AnyPath
 from ensemble_kit.data.balance import by_shard, turns_of
 from ensemble_kit.data.batch import Batch, Memory, collate
 from ensemble_kit.data.decode import Decoder, Video
+from ensemble_kit.data.folds import Fold, Part
 from ensemble_kit.data.frame_choice import FrameChoice
 from ensemble_kit.data.kinds import find_schema
 from ensemble_kit.data.labels import LabelLists
@@ -89,6 +90,7 @@ class Records:
         paths: The files, absolute; those at URLs and gzipped ones by their places in the cache,
             which are fetched or expanded when they are read.
         schema: What the records hold.
+        part: Which of them, where ``folds`` has parted them; None for all.
 
     Raises:
         RecordError: A pattern matches nothing, or the schema cannot be read or found.
@@ -123,6 +125,7 @@ class Records:
         self._skip_bad_records = skip_bad_records
         self._needs_labels = needs_labels
         self._skipped: dict[tuple[Path, int], BadRecord] = {}
+        self.part: Part | None = None
         self._index = RecordIndex(self.paths, check_crc=check_crc, on_bad=self._refuse)
         if isinstance(schema, str | os.PathLike):
             schema = read_schema(Path(schema))
@@ -150,15 +153,30 @@ class Records:
 
         Bad records that are skipped in it are counted here as well.
         """
-        records = copy.copy(self)  # which shares what is skipped
-        records.paths, records.patterns = (path,), (str(path),)
-        records._index = RecordIndex(
-            records.paths, check_crc=self._check_crc, on_bad=records._refuse
-        )
+        records = self._copied((path,))
+        records.patterns = (str(path),)
+        return records
+
+    def folds(self, fold: Fold) -> tuple["Records", "Records"]:
+        """Return the records outside of a fold, and those in it, by a hash of their ids.
+
+        Bad records that are skipped in either are counted here as well.
+        """
+        others, own = self._copied(self.paths), self._copied(self.paths)
+        others.part, own.part = Part(fold, is_in=False), Part(fold, is_in=True)
+        return others, own
+
+    def _copied(self, paths: tuple[Path, ...]) -> "Records":
+        """Return the records of some of the files, which share what is skipped."""
+        records = copy.copy(self)
+        records.paths = paths
+        records._index = RecordIndex(paths, check_crc=self._check_crc, on_bad=records._refuse)
         return records
 
     def count(self) -> int:
-        """Return the number of records, from their framing alone."""
+        """Return the number of records, from their framing alone unless they are a part."""
+        if self.part is not None:
+            return sum(1 for _ in self.videos())
         return sum(
             len(locate_records(path, check_crc=False, on_bad=self._refuse).starts)
             for path in ahead(self.paths)
@@ -215,21 +233,25 @@ class Records:
             yield video
 
     def _placed(self, is_wanted: Callable[[int], bool]) -> Iterator[tuple[Path, int, Video]]:
-        """Yield the videos of the records that are wanted, by their index in the order of files."""
+        """Yield the videos of the records that are wanted, by their index among all of the part."""
         decoder = Decoder(self.schema, needs_labels=self._needs_labels)
         indices = count()
         for path in ahead(self.paths):
             for number, record in numbered_records(
                 path, check_crc=self._check_crc, on_bad=self._refuse
             ):
-                if not is_wanted(next(indices)):
+                if self.part is None and not is_wanted(next(indices)):
                     continue
                 try:
                     video = decoder.decode(record, path=path, number=number)
                 except BadRecord as error:
                     self._refuse(error)
                 else:
-                    yield path, number, video
+                    has = self.part is None or (
+                        self.part.has(video.id) and is_wanted(next(indices))
+                    )
+                    if has:
+                        yield path, number, video
 
     def batches(self, batch_size: int, *, rank: int = 0, num_ranks: int = 1) -> Iterator[Batch]:
         """Yield every video once, in the order of the files; the last batch may be short.
@@ -294,6 +316,8 @@ class Records:
                 f"A batch of {batch_size} videos cannot be shared by {num_ranks} processes.",
                 hint=f"Set training.batch_size to {num_ranks} or more, or start fewer processes.",
             )
+        if self.part is not None:
+            self._index.keep(self._kept())
         source = Source(
             paths=self.paths,
             schema=self.schema,
@@ -315,17 +339,33 @@ class Records:
         )
         return self._read(plans, source, workers)
 
+    def _kept(self) -> dict[int, NDArray[np.bool_]]:
+        """Return which records of each file are in the part; bad ones are in none."""
+        shards = {path: shard for shard, path in enumerate(self.paths)}
+        counts = [len(shard.starts) for shard in self._index.shards(range(len(self.paths)))]
+        kept = {shard: np.zeros(count, np.bool_) for shard, count in enumerate(counts)}
+        for path, number, _ in self.placed_videos():
+            kept[shards[path]][number - 1] = True
+        if not any(is_kept.any() for is_kept in kept.values()):
+            raise self._no_record()
+        return kept
+
     def _shares(self, balance: float) -> Shares:
         """Return the turns of each file's records in an epoch; bad ones count as unlabelled."""
         counts = [len(shard.starts) for shard in self._index.shards(range(len(self.paths)))]
         if not any(counts):
             raise self._no_record()
-        starts = dict(zip(self.paths, np.cumsum([0, *counts]).tolist(), strict=False))
-        classes: list[Sequence[int] | NDArray[np.int64]] = [()] * sum(counts)
-        for path, number, video in self.placed_videos():
-            classes[starts[path] + number - 1] = video.classes
-        labels = LabelLists.from_lists(classes)
-        return by_shard(turns_of(labels, self.schema.num_classes, balance), counts)
+        starts = np.cumsum([0, *counts])
+        places = self._index.places(range(len(self.paths)))
+        kept = [starts[place.shard] + place.number - 1 for place in places]
+        firsts = dict(zip(self.paths, starts.tolist(), strict=False))
+        classes = {
+            firsts[path] + number - 1: video.classes for path, number, video in self.placed_videos()
+        }
+        labels = LabelLists.from_lists(classes.get(row, ()) for row in kept)
+        turns = np.zeros(sum(counts), np.int64)
+        turns[kept] = turns_of(labels, self.schema.num_classes, balance)
+        return by_shard(turns, counts)
 
     def _read(self, plans: Iterator[BatchPlan], source: Source, workers: int) -> Iterator[Batch]:
         reading = read_in_processes(source, plans, workers) if workers else read(source, plans)
@@ -364,6 +404,12 @@ class Records:
         raise self._no_record()
 
     def _no_record(self) -> RecordError:
+        if self.part is not None:
+            return RecordError(
+                f"{self.paths[0]}: no record of the {counted(len(self.paths), 'file')} is in "
+                f"{self.part}.",
+                hint="Take fewer folds, or more records.",
+            )
         return RecordError(
             f"{self.paths[0]}: no record of the {len(self.paths)} files can be read.",
             hint="Copy the files again from where they are whole.",

@@ -6,13 +6,14 @@ without the batches before it, and by every process alike.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ensemble_kit.data.balance import UNIT, repeated
 from ensemble_kit.data.tfrecord import BadRecord, Shard, locate_records
@@ -91,6 +92,7 @@ class RecordIndex:
         self._check_crc = check_crc
         self._on_bad = on_bad
         self._found: dict[int, Shard] = {}
+        self._kept: Mapping[int, NDArray[np.bool_]] | None = None
 
     @property
     def num_shards(self) -> int:
@@ -102,8 +104,12 @@ class RecordIndex:
         """Whether every file has been looked through."""
         return len(self._found) == self.num_shards
 
+    def keep(self, kept: Mapping[int, NDArray[np.bool_]]) -> None:
+        """Leave out records from now on: for each file, which of its records are kept."""
+        self._kept = kept
+
     def places(self, shards: Sequence[int]) -> Iterator[Place]:
-        """Yield the place of every record of some files, file after file.
+        """Yield the place of every record of some files that is kept, file after file.
 
         Raises:
             RecordError: A file is missing or empty.
@@ -111,14 +117,17 @@ class RecordIndex:
         for shard, found in self._looked_through(shards):
             places = zip(found.starts.tolist(), found.lengths.tolist(), strict=True)
             for number, place in enumerate(places, 1):
-                yield Place(shard, number, *place)
+                if self._kept is None or self._kept[shard][number - 1]:
+                    yield Place(shard, number, *place)
 
     def shards(self, which: Sequence[int]) -> list[Shard]:
         """Return what the headers of some files say, in the order asked for."""
         return [found for _, found in self._looked_through(which)]
 
     def count(self) -> int:
-        """Return the number of records of all files."""
+        """Return the number of records of all files that are kept."""
+        if self._kept is not None:
+            return sum(int(np.count_nonzero(is_kept)) for is_kept in self._kept.values())
         return sum(len(shard.starts) for shard in self.shards(range(self.num_shards)))
 
     def _looked_through(self, shards: Sequence[int]) -> Iterator[tuple[int, Shard]]:

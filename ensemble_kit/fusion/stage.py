@@ -23,15 +23,19 @@ from ensemble_kit.store.fused_size import shared_bytes
 from ensemble_kit.store.provenance import (
     FUSIBLE,
     NO_HASH,
+    CheckpointMetadata,
     FileMetadata,
+    FoldsMetadata,
     FusedMetadata,
+    ModelMetadata,
     ValidationMetadata,
     dtypes_of,
+    schema_sha256,
 )
 from ensemble_kit.store.selection_file import SelectionMetadata, read_selection
 from ensemble_kit.store.size_limit import refuse_size
 from ensemble_kit.store.tensor_files import TensorFile, open_tensors, stream_tensors
-from ensemble_kit.store.workspace import RUN_NAME
+from ensemble_kit.store.workspace import RUN_NAME, RunFolder
 from ensemble_kit.wording import counted
 
 
@@ -69,6 +73,7 @@ def fuse(
     dtype: Dtype | None = None,
     max_size: int = MAX_SIZE,
     records: Records | None = None,
+    refit: AnyPath | None = None,
     max_gap_loss: float = MAX_GAP_LOSS,
     force: bool = False,
 ) -> FusedFile:
@@ -85,6 +90,9 @@ def fuse(
         dtype: The precision of all members; None takes the one in which each was selected.
         max_size: Maximum file size, in bytes.
         records: Validation records to measure GAP on before and after rounding.
+        refit: The folder of the runs that members which were selected by out-of-fold predictions
+            are fused from: each has the member's name, and was trained on all records with the
+            recipe and the schema of its folds. None where there are no such members.
         max_gap_loss: How far rounding may lower GAP on them.
         force: Whether an existing file may be replaced.
 
@@ -103,7 +111,8 @@ def fuse(
     require_suffix(output, ".safetensors")
     chosen = read_selection(selection)
     with ExitStack() as stack:
-        members = list(_open_members(selection, chosen, dtype, stack, output.parent))
+        runs = None if refit is None else Path(refit)
+        members = list(_open_members(selection, chosen, dtype, runs, stack, output.parent))
         schema = _common_schema(members)
         if records is not None:
             check_fits(schema, records.schema, path=selection)
@@ -160,6 +169,7 @@ def _describe(
             videos=chosen.videos,
             dataset_sha256=chosen.dataset_sha256,
             repeats=max(m.model.repeats for m in chosen.members if m.model is not None),
+            is_refit=any(m.model.folds is not None for m in chosen.members if m.model is not None),
         ),
         top_k=chosen.k,
         content_sha256=NO_HASH,
@@ -167,11 +177,17 @@ def _describe(
 
 
 def _open_members(
-    selection: Path, chosen: SelectionMetadata, dtype: Dtype | None, stack: ExitStack, folder: Path
+    selection: Path,
+    chosen: SelectionMetadata,
+    dtype: Dtype | None,
+    refit: Path | None,
+    stack: ExitStack,
+    folder: Path,
 ) -> Iterator[Member]:
     for member in chosen.members:
-        if member.model is None or member.model.kind not in FUSIBLE:
-            kind = "predictions without a model" if member.model is None else member.model.kind
+        model = member.model
+        if model is None or (model.kind not in FUSIBLE and model.folds is None):
+            kind = "predictions without a model" if model is None else model.kind
             raise FusionError(
                 f"{selection}: member {member.name} is {kind}; only checkpoints and "
                 "foreign models can be fused.",
@@ -182,26 +198,71 @@ def _open_members(
                 f"{selection}: {shown(member.name)} cannot name a member of a graph.",
                 hint="Select again with `ensemble-kit select`.",
             )
-        path = selection.parent / member.model.file.path
-        if not isfile(path):
-            raise FusionError(
-                f"{selection}: the checkpoint of member {member.name}, {path}, does not exist.",
-                hint="Put it back, or predict and select again.",
-            )
-        file = stack.enter_context(open_tensors(path))
-        digest = file.sha256()
-        if digest != member.model.file.sha256:
-            raise FusionError(
-                f"{path} has changed since member {member.name} was selected.",
-                hint="Predict and select again, so that the selection describes what is fused.",
-            )
+        if model.folds is not None:
+            file = _open_refit(selection, member.name, model.folds, refit, stack)
+        else:
+            file = _open_selected(selection, member.name, model, stack)
         yield Member.of(
             file,
-            FileMetadata.of(path, folder, sha256=digest),
+            FileMetadata.of(file.path, folder, sha256=file.sha256()),
             name=member.name,
             dtype=dtype or member.dtype or DTYPE,
             coefficient=member.coefficient,
         )
+
+
+def _open_selected(
+    selection: Path, name: str, model: ModelMetadata, stack: ExitStack
+) -> TensorFile:
+    """Open the very file whose predictions a member was selected by."""
+    path = selection.parent / model.file.path
+    if not isfile(path):
+        raise FusionError(
+            f"{selection}: the checkpoint of member {name}, {path}, does not exist.",
+            hint="Put it back, or predict and select again.",
+        )
+    file = stack.enter_context(open_tensors(path))
+    if file.sha256() != model.file.sha256:
+        raise FusionError(
+            f"{path} has changed since member {name} was selected.",
+            hint="Predict and select again, so that the selection describes what is fused.",
+        )
+    return file
+
+
+def _open_refit(
+    selection: Path, name: str, folds: FoldsMetadata, refit: Path | None, stack: ExitStack
+) -> TensorFile:
+    """Open what a member's recipe has become on all records; its folds' models are not shipped."""
+    if refit is None:
+        raise FusionError(
+            f"{selection}: member {name} was selected by out-of-fold predictions, of "
+            f"{counted(len(folds.checkpoints), 'model')} that have not seen all records.",
+            hint=f"Train {name} again without --fold, and name the folder of its run with --refit.",
+        )
+    path = RunFolder(refit / name).averaged
+    if not isfile(path):
+        raise FusionError(
+            f"{path}, the final member {name}, does not exist.",
+            hint=f"Train {folds.recipe.name} again without --fold, as the run {refit / name}.",
+        )
+    file = stack.enter_context(open_tensors(path))
+    metadata = file.metadata_as(CheckpointMetadata)
+    differences = (
+        ("holds out a fold of the records", metadata.fold is not None),
+        ("has another recipe than its folds", metadata.recipe != folds.recipe),
+        (
+            "has another schema than its folds",
+            schema_sha256(metadata.data_schema) != folds.schema_sha256,
+        ),
+    )
+    for what, differs in differences:
+        if differs:
+            raise FusionError(
+                f"{path} {what}.",
+                hint=f"Train {folds.recipe.name} with the values of its folds, but without --fold.",
+            )
+    return file
 
 
 def _require_size(aside: Path, num_bytes: int, output: Path) -> None:

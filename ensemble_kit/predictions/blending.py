@@ -183,7 +183,9 @@ def _refuse_other_models(
     for member, predictions in zip(selection.members, opened, strict=True):
         model = predictions.metadata.model if predictions.metadata else None
         selected = member.model
-        if model and selected and model.file.sha256 != selected.file.sha256:
+        if selected is None or selected.folds is not None:  # the final member is another model
+            continue
+        if model and model.file.sha256 != selected.file.sha256:
             raise PredictionsError(
                 f"{predictions.path} was predicted by another model than the member "
                 f"{member.name!r} that was selected.",

@@ -235,7 +235,10 @@ def _refuse_unmeasured(
                 f"{predictions.name} is to be selected in {missing[0]}, but {predictions.path} was "
                 f"measured in {measured}.",
                 hint=f"Measure it with `ensemble-kit predict --dtype {missing[0]} {path} DATA -o "
-                "FILE`, and name that file too.",
+                "FILE`, and name that file too."
+                if model.folds is None
+                else f"Train its folds with --predict-dtype {missing[0]}, and merge what they "
+                "predict in it too.",
             )
         if not any(map(model.measures, dtypes)):
             raise SelectionError(
@@ -377,13 +380,16 @@ def _refuse_changed_models(opened: Sequence[Predictions]) -> None:
         model = predictions.metadata.model if predictions.metadata else None
         if model is None:
             continue
-        path = predictions.home / model.file.path
-        if isfile(path) and sha256_of(path) != model.file.sha256:
-            raise SelectionError(
-                f"{path} has changed since it predicted {predictions.path}.",
-                hint=f"Predict again with `ensemble-kit predict {path} DATA -o "
-                f"{predictions.path}`.",
-            )
+        for file in model.files:
+            path = predictions.home / file.path
+            if isfile(path) and sha256_of(path) != file.sha256:
+                again = f"`ensemble-kit predict {path} DATA -o {predictions.path}`"
+                raise SelectionError(
+                    f"{path} has changed since it predicted {predictions.path}.",
+                    hint=f"Predict again with {again}."
+                    if model.folds is None
+                    else "Merge the predictions of its folds again.",
+                )
 
 
 def common_labels(opened: Sequence[Predictions], places: Sequence[NDArray[np.int64]]) -> LabelLists:

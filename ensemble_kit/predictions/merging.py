@@ -12,7 +12,6 @@ from ensemble_kit.predictions.file import BLOCK_VALUES, Predictions, read_predic
 from ensemble_kit.predictions.folder import shard_paths
 from ensemble_kit.predictions.rows import JoinedRows
 from ensemble_kit.predictions.writing import csv_written, predictions_written, require_suffix
-from ensemble_kit.store.provenance import FileMetadata
 
 
 def merge(folder: Path, output: Path, *, top_k: int | None = None, force: bool = False) -> Path:
@@ -40,7 +39,7 @@ def merge(folder: Path, output: Path, *, top_k: int | None = None, force: bool =
     if output.suffix.lower() == ".csv":
         _write_csv(predictions, output, top_k=top_k or TOP_K, force=force)
     else:
-        _write_file(predictions, output, force=force)
+        write_joined(predictions, output, force=force)
     return output
 
 
@@ -57,16 +56,15 @@ def _write_csv(predictions: Predictions, output: Path, *, top_k: int, force: boo
             writer.add(predictions.ids[videos], none, rows)
 
 
-def _write_file(predictions: Predictions, output: Path, *, force: bool) -> None:
+def write_joined(predictions: Predictions, output: Path, *, force: bool) -> None:
+    """Write predictions that lie in several files of the kit, ``JoinedRows``, as one."""
     metadata, source, labels = predictions.metadata, predictions.source, predictions.labels
     assert metadata is not None
     assert labels is not None
     assert isinstance(source, JoinedRows)
     model = metadata.model
-    if model is not None:  # its path is relative to the file that names it
-        path = predictions.home / model.file.path
-        file = FileMetadata.of(path, output.parent, sha256=model.file.sha256)
-        model = model.model_copy(update={"file": file})
+    if model is not None:
+        model = model.at(predictions.home, output.parent)
     step = max(1, BLOCK_VALUES // (metadata.top_k or predictions.num_classes))
     with predictions_written(
         output,

@@ -346,9 +346,7 @@ class Writer:
         metadata = member.predictions.metadata
         if metadata is None or metadata.model is None:
             return None
-        path = member.predictions.home / metadata.model.file.path
-        file = FileMetadata.of(path, self.folder, sha256=metadata.model.file.sha256)
-        return metadata.model.model_copy(update={"file": file})
+        return metadata.model.at(member.predictions.home, self.folder)
 
     def _reason(self, candidate: Candidate) -> str:
         """Say why a candidate is no member."""

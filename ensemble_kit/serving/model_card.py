@@ -154,7 +154,12 @@ def _facts(path: Path, metadata: OnnxMetadata) -> str:
             (
                 f"{validation.metric_name} on validation",
                 f"{validation.score:.4f} on {counted(validation.videos, 'video')}, {times}: of the "
-                "members' weighted mean, measured when they were selected",
+                "members' weighted mean, "
+                + (
+                    "each trained without the videos; the members here were trained on all of them"
+                    if validation.is_refit
+                    else "measured when they were selected"
+                ),
             ),
             ("validation videos and labels", f"SHA-256 `{validation.dataset_sha256}`"),
         ]

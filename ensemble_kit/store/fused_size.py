@@ -79,6 +79,7 @@ def shared_bytes(schema: Schema, selection: FileMetadata | None = None) -> int:
             videos=LONGEST_COUNT,
             dataset_sha256=NO_FILE.sha256,
             repeats=100_000,
+            is_refit=False,  # one letter longer than true
         ),
         top_k=MAX_CLASSES,
         content_sha256=NO_FILE.sha256,

@@ -4,6 +4,7 @@ All paths in metadata are relative to the folder of the file that holds it, and 
 ``/`` on every system, so that a workspace can be moved, and read on another system.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from os.path import relpath
 from pathlib import Path
@@ -25,13 +26,14 @@ from ensemble_kit.choices import (
     Layout,
     Metric,
 )
+from ensemble_kit.data.folds import FOLD
 from ensemble_kit.data.schema import MAX_CLASSES, Names, Schema
 from ensemble_kit.files import sha256_of
 from ensemble_kit.store.dtypes import finest_first
 from ensemble_kit.store.workspace import RUN_NAME
 from ensemble_kit.wording import metric_name
 
-ModelKind = Literal["checkpoint", "foreign", "fused", "onnx"]
+ModelKind = Literal["checkpoint", "foreign", "fused", "onnx", "folds"]
 FUSIBLE: tuple[ModelKind, ...] = ("checkpoint", "foreign")  # what can be a member
 # Where batch-norm statistics come from: training, or the rule of an average.
 BatchNormSource: TypeAlias = Literal["trained", BatchNormRule]
@@ -95,6 +97,8 @@ class CheckpointMetadata(Metadata):
         training_files: The patterns of the records it was trained on, absolute.
         validation_files: The patterns of the records that its run's checkpoints are measured on,
             if any.
+        fold: The fold of the training records that was held out for that, such as ``2/5``, if one
+            was; see ``data.folds``.
         ema_decay: The decay of the exponential moving average over steps that its weights are; None
             where they are those of one step, or a mean of such.
         averaged_from: The checkpoints that were averaged, if any.
@@ -114,6 +118,7 @@ class CheckpointMetadata(Metadata):
     seed: Count
     training_files: tuple[str, ...]
     validation_files: tuple[str, ...] = ()
+    fold: Annotated[str, Field(pattern=f"^{FOLD}$")] | None = None
     ema_decay: float | None = None
     averaged_from: tuple[FileMetadata, ...] = ()
     batch_norm: BatchNormSource = "trained"
@@ -205,12 +210,26 @@ class ForeignMetadata(Metadata):
     onnx: FileMetadata
 
 
+class FoldsMetadata(Metadata):
+    """The models that made out-of-fold predictions, each those of the fold it was not trained on.
+
+    Attributes:
+        checkpoints: Their files, by fold.
+        recipe: The recipe of all of them.
+        schema_sha256: The hash of the schema of all of them, as JSON.
+    """
+
+    checkpoints: Annotated[tuple[FileMetadata, ...], Field(min_length=2)]
+    recipe: RecipeMetadata
+    schema_sha256: Sha256
+
+
 class ModelMetadata(Metadata):
     """The model that made some predictions.
 
     Attributes:
-        file: The model's file, with its hash when it made the predictions.
-        kind: What kind of file it is.
+        file: The model's file, with its hash when it made the predictions; of ``folds`` the first.
+        kind: What kind of file it is; ``folds`` are several checkpoints, and no file.
         num_values: Numbers that ``fuse`` will store for it in its precision: parameters and
             statistics.
         bytes_by_dtype: What a fused file takes for it in each precision, to the byte, beside
@@ -219,6 +238,7 @@ class ModelMetadata(Metadata):
         dtype: The precision that its weights were rounded to before it ran; None where it ran as
             its file stores it.
         repeats: Draws whose probabilities were averaged; 1 where nothing is drawn.
+        folds: The checkpoints of ``folds``; None of every other kind.
     """
 
     file: FileMetadata
@@ -228,6 +248,24 @@ class ModelMetadata(Metadata):
     shared_bytes: Count = 0
     dtype: Dtype | None = None
     repeats: Repeats
+    folds: FoldsMetadata | None = None
+
+    @property
+    def files(self) -> tuple[FileMetadata, ...]:
+        """All files that the predictions were made by."""
+        return (self.file,) if self.folds is None else self.folds.checkpoints
+
+    def at(self, home: Path, folder: Path) -> "ModelMetadata":
+        """Return the metadata with paths relative to ``folder`` in place of ``home``."""
+
+        def moved(file: FileMetadata) -> FileMetadata:
+            return FileMetadata.of(home / file.path, folder, sha256=file.sha256)
+
+        folds = self.folds
+        if folds is not None:
+            checkpoints = tuple(map(moved, folds.checkpoints))
+            folds = folds.model_copy(update={"checkpoints": checkpoints})
+        return self.model_copy(update={"file": moved(self.file), "folds": folds})
 
     def measures(self, dtype: Dtype) -> bool:
         """Return whether its predictions are those of a member that is stored in a precision.
@@ -236,6 +274,12 @@ class ModelMetadata(Metadata):
         than a hundredth.
         """
         return dtype == self.dtype or (self.dtype in (None, "fp32") and dtype not in BLOCK_DTYPES)
+
+
+def schema_sha256(schema: Schema) -> str:
+    """Return the hash of a schema, as JSON."""
+    text: str = schema.model_dump_json()
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class ShardMetadata(Metadata):
@@ -324,6 +368,8 @@ class ValidationMetadata(Metadata):
         videos: The number of videos that it was measured on.
         dataset_sha256: The hash of their ids and labels in order.
         repeats: Draws whose probabilities were averaged, the most of any member.
+        is_refit: Whether some member was trained again on all of these videos since, so that its
+            score on them says nothing; the one here is that of its out-of-fold predictions.
     """
 
     metric: Metric
@@ -332,6 +378,7 @@ class ValidationMetadata(Metadata):
     videos: Count
     dataset_sha256: Sha256
     repeats: Repeats
+    is_refit: bool = False
 
     @property
     def metric_name(self) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ensemble_kit.choices import Dtype
+from ensemble_kit.data.folds import Fold
 from ensemble_kit.errors import CheckpointError, OutputError, TrainingError
 from ensemble_kit.store.dtypes import DTYPES
 
@@ -256,6 +257,11 @@ def _lock(file: TextIO) -> None:
 def run_name(recipe_name: str) -> str:
     """Return the name that a recipe's run has unless it is given one: ``willow-gru``."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", recipe_name)
+
+
+def fold_run_name(name: str, fold: Fold) -> str:
+    """Return the name of the run that holds out a fold: ``willow-gru-fold-2-of-5``."""
+    return f"{name}-fold-{fold.number}-of-{fold.of}"
 
 
 def check_run_name(name: str) -> None:

@@ -209,6 +209,7 @@ class Trainer:
             if not is_finite(tensor):
                 self._write(state="failed")
                 raise self._diverged(f"{name} is no longer finite at step {self.position.step}")
+        part = self.plan.training.part
         metadata = CheckpointMetadata(
             kit_version=__version__,
             name=self.plan.run.name,
@@ -220,6 +221,7 @@ class Trainer:
             seed=self.plan.seed,
             training_files=self.plan.training.patterns,
             validation_files=self.plan.validation.patterns if self.plan.validation else (),
+            fold=None if part is None else str(part.fold),
         )
         path = self.plan.run.checkpoint(self.position.step)
         save_tensors(path, tensors, metadata, force=True)

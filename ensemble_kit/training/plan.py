@@ -269,6 +269,8 @@ class RunPlan:
 
 def _describe(records: Records) -> Iterator[str]:
     yield records.schema.model_dump_json()
+    if records.part is not None:
+        yield str(records.part)
     for path, fingerprint in zip(records.paths, records.fingerprints(), strict=True):
         yield f"{path.name}:{fingerprint.content}"
 

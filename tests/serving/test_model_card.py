@@ -50,6 +50,19 @@ def test_the_front_matter_is_what_hubs_read(card):
     }
 
 
+def test_the_score_of_folds_is_not_taken_for_that_of_the_final_members(exported):
+    metadata = read_metadata(exported.path)
+    validation = metadata.validation.model_copy(update={"is_refit": True, "metric": "macro-map"})
+
+    card = model_card(exported.path, metadata.model_copy(update={"validation": validation}))
+
+    (_, words) = row(card, "macro mAP on validation")
+    assert words.endswith(
+        "of the members' weighted mean, each trained without the videos; the members here were "
+        "trained on all of them"
+    )
+
+
 def test_six_lines_of_python_run_the_file_without_the_kit(card, exported, tmp_path):
     code = card.split("```python\n")[1].split("```")[0]
     lines = code.splitlines()
