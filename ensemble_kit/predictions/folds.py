@@ -35,7 +35,7 @@ TRAIN = "Name the validation.safetensors of each run that `ensemble-kit train --
 
 
 def merge_folds(paths: Sequence[AnyPath], output: AnyPath, *, force: bool = False) -> Path:
-    """Write the predictions of all folds, each of its own videos, as one file.
+    """Write the predictions of all folds as one file; each fold predicts its own videos.
 
     The file is a candidate for selection on the videos of all folds. No single model made it: what
     ``select`` chooses by it, ``fuse`` takes from a run that was trained on all of them.
