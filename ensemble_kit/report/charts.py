@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from math import ceil, floor, log10
 from typing import Any
 
-import numpy as np
 from bokeh.embed import json_item
 from bokeh.models import (
     BasicTicker,
     ColumnDataSource,
-    FactorRange,
+    DataRange1d,
     FixedTicker,
     HoverTool,
     NumeralTickFormatter,
@@ -22,7 +21,8 @@ from bokeh.resources import Resources
 
 from ensemble_kit.choices import Dtype
 from ensemble_kit.files import format_size
-from ensemble_kit.report.evidence import Agreement
+from ensemble_kit.report.curves import Curve
+from ensemble_kit.report.row import ENSEMBLE, Row
 from ensemble_kit.store.selection_file import CandidateMetadata, FrontierMetadata, SelectionMetadata
 from ensemble_kit.wording import metric_name, printable
 
@@ -31,7 +31,8 @@ BLUE, ORANGE, GREY = "#3b82f6", "#d97706", "#8590a2"  # told apart on white and 
 PRECISION_COLORS: Mapping[Dtype, str] = {  # of frontiers of one precision
     "fp32": "#64748b", "fp16": "#0891b2", "bf16": "#7c3aed", "int8": "#059669", "int4": "#db2777",
 }  # fmt: skip
-CELL = 26  # pixels of the matrix for each candidate
+CURVE_COLORS = (BLUE, ORANGE, "#059669", "#db2777", "#7c3aed", "#0891b2", GREY)
+LONGEST_NAME = 28  # characters of a name beside its point
 # Bokeh's variables are set to the page's, which change with the colour scheme.
 STYLE = """
 :host {
@@ -43,10 +44,6 @@ STYLE = """
 }
 .bk-Tooltip { --background-color: var(--surface); --color: var(--text);
   --divider-color: var(--line); font-size: 13px; }
-"""
-MATRIX_STYLE = """
-:host { --bk-grid-line-color: transparent; --bk-axis-line-color: transparent;
-  --bk-major-tick-line-color: transparent; }
 """
 
 
@@ -62,7 +59,11 @@ def chart_json(chart: figure) -> str:
 
 def path_chart(selection: SelectionMetadata) -> figure:
     """Draw the score after each addition, with its interval."""
-    chart = _figure(x_axis_label="additions", y_axis_label=selection.metric_name)
+    chart = _figure(
+        x_axis_label="additions",
+        y_axis_label=selection.metric_name,
+        x_range=DataRange1d(range_padding=0.12),  # so that names at the ends are whole
+    )
     steps = selection.path
     bars = [
         (place, *step.interval)
@@ -84,6 +85,10 @@ def path_chart(selection: SelectionMetadata) -> figure:
             fill_color=color, fill_alpha="alpha",
         )  # fmt: skip
         marks.append(scatter)
+    chart.text(
+        "place", "score", text="short", source=source, text_align="center", y_offset=-12,
+        text_font_size="12px", text_color=GREY,
+    )  # fmt: skip
     _hover(
         chart,
         marks,
@@ -105,6 +110,9 @@ def _steps_source(
             "place": list(range(1, len(steps) + 1)),
             "score": list(scores),
             "added": [printable(selection.label(step.added, step.dtype)) for step in steps],
+            "short": [
+                _shortened(printable(selection.label(step.added, step.dtype))) for step in steps
+            ],
             "videos": [videos] * len(steps),
             "interval": [_interval(step.interval) for step in steps],
             "gain": [_gain(step.confirmed_gain, step.gain) for step in steps],
@@ -123,14 +131,14 @@ def size_chart(selection: SelectionMetadata) -> figure | None:
     if not sized:
         return None
     sizes = [candidate.bytes + selection.shared_bytes for candidate in sized]
-    low = min(sizes) / MIB / 1.3
-    high = 1.3 * max(selection.max_size, *sizes) / MIB
+    low, high = size_range(selection)
+    limit = min(selection.max_size / MIB, high)  # at the edge where it is far beyond
     chart = _figure(
         x_axis_label="MiB", y_axis_label=selection.metric_name,
         x_axis_type="log", x_range=(low, high),
     )  # fmt: skip
     chart.add_layout(
-        Span(location=selection.max_size / MIB, dimension="height", line_color=ORANGE,
+        Span(location=limit, dimension="height", line_color=ORANGE,
              line_dash="dashed", line_width=2)
     )  # fmt: skip
     metric = metric_name(selection.metric)
@@ -140,9 +148,9 @@ def size_chart(selection: SelectionMetadata) -> figure | None:
     for dtype, ensembles_of_one in selection.frontiers.items():
         alone = _frontier_points(selection, ensembles_of_one)
         color = PRECISION_COLORS[dtype]
-        chart.step("mib", "score", source=alone, mode="after", line_color=color, line_width=1)
+        chart.step("x", "score", source=alone, mode="after", line_color=color, line_width=1)
         points = chart.scatter(
-            "mib", "score", source=alone, size=5, line_color=color, fill_color=color
+            "x", "score", source=alone, size=5, line_color=color, fill_color=color
         )
         _hover(
             chart,
@@ -150,14 +158,15 @@ def size_chart(selection: SelectionMetadata) -> figure | None:
             {"members": "@name", metric: "@score{0.0000}", "size": "@size"},
         )
     front = _frontier_points(selection, selection.frontier)
-    chart.step("mib", "score", source=front, mode="after", line_color=BLUE, line_width=2)
+    chart.step("x", "score", source=front, mode="after", line_color=BLUE, line_width=2)
     ensembles = chart.scatter(
-        "mib", "score", source=front, size=7, line_color=BLUE, fill_color=BLUE, marker="diamond"
+        "x", "score", source=front, size=7, line_color=BLUE, fill_color=BLUE, marker="diamond"
     )
     marks = chart.scatter(
-        "mib", "score", source=candidates, size=9, line_color=GREY, line_width=2, fill_color=GREY,
+        "x", "score", source=candidates, size=9, line_color=GREY, line_width=2, fill_color=GREY,
         fill_alpha="alpha",
     )  # fmt: skip
+    _name_points(chart, candidates, low, high)
     _hover(
         chart,
         [marks],
@@ -174,34 +183,83 @@ def size_chart(selection: SelectionMetadata) -> figure | None:
     return chart
 
 
-def agreement_chart(agreement: Agreement) -> figure:
-    """Draw the agreement of candidates as a matrix."""
-    names, shares = [printable(name) for name in agreement.names], agreement.shares
-    numbers = [str(place + 1) for place in range(len(names))]
-    rows, columns = (grid.ravel() for grid in np.indices(shares.shape))
-    low, high = agreement.lowest, agreement.highest
-    strength = np.clip((shares - low) / max(high - low, 1e-9), 0, 1)
-    strength[np.eye(len(names), dtype=bool)] = 0
+def size_range(selection: SelectionMetadata) -> tuple[float, float]:
+    """Return where the axis of sizes begins and ends, in MiB: a little beyond what was measured."""
+    sizes = [each.bytes + selection.shared_bytes for each in selection.candidates if each.bytes]
+    ensembles = [selection.frontier, *selection.frontiers.values()]
+    sizes += [each.bytes for frontier in ensembles for each in frontier if each.bytes]
+    return min(sizes) / MIB / 1.3, 1.3 * max(sizes) / MIB
+
+
+def _name_points(chart: figure, source: ColumnDataSource, low: float, high: float) -> None:
+    """Write the name of each point beside it, on the side where there is room."""
+    places = [(log10(mib) - log10(low)) / (log10(high) - log10(low)) for mib in source.data["x"]]
+    source.data["short"] = [_shortened(name) for name in source.data["name"]]
+    source.data["side"] = ["right" if place > 0.5 else "left" for place in places]
+    source.data["across"] = [-9 if place > 0.5 else 9 for place in places]
+    source.data["down"] = [9 if place % 2 else -9 for place in range(len(places))]
+    chart.text(
+        "x", "score", text="short", source=source, text_align="side", x_offset="across",
+        y_offset="down", text_baseline="middle", text_font_size="12px", text_color=GREY,
+    )  # fmt: skip
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+
+
+def curves_chart(curves: Sequence[Curve]) -> figure:
+    """Draw the validation GAP of each member while it was trained."""
+    chart = _figure(x_axis_label="training steps", y_axis_label="GAP@20 of the checkpoint")
+    for curve, color in zip(curves, curve_colors(curves), strict=True):
+        source = ColumnDataSource(
+            {
+                "step": list(curve.steps),
+                "gap": list(curve.gaps),
+                "name": [printable(curve.name)] * len(curve.steps),
+            }
+        )
+        chart.line("step", "gap", source=source, line_color=color, line_width=2)
+        marks = chart.scatter("step", "gap", source=source, size=6, color=color)
+        _hover(chart, [marks], {"member": "@name", "step": "@step{0,0}", "GAP": "@gap{0.0000}"})
+    chart.xaxis.formatter = NumeralTickFormatter(format="0,0")
+    chart.yaxis.formatter = NumeralTickFormatter(format="0.000")
+    return chart
+
+
+def curve_colors(curves: Sequence[Curve]) -> list[str]:
+    """Return a colour for each curve; more than there are colours begin again."""
+    return [CURVE_COLORS[place % len(CURVE_COLORS)] for place in range(len(curves))]
+
+
+def speed_chart(rows: Sequence[Row]) -> figure:
+    """Draw the GAP of each model against the seconds that a video takes."""
+    timed = [row for row in rows if row.seconds_per_video > 0]
+    seconds = [row.seconds_per_video for row in timed]
+    low, high = min(seconds) / 1.5, 1.5 * max(seconds)
+    chart = _figure(
+        x_axis_label="seconds a video", y_axis_label=f"GAP@{rows[0].k}",
+        x_axis_type="log", x_range=(low, high),
+    )  # fmt: skip
     source = ColumnDataSource(
         {
-            "row": [numbers[place] for place in rows],
-            "column": [numbers[place] for place in columns],
-            "first": [names[place] for place in rows],
-            "second": [names[place] for place in columns],
-            "share": shares.ravel(),
-            "alpha": 0.06 + 0.94 * strength.ravel(),
+            "x": seconds,
+            "score": [row.gap for row in timed],
+            "name": [printable(f"{row.model}, {row.form}") for row in timed],
+            "repeats": [row.repeats for row in timed],
+            "color": [BLUE if row.model == ENSEMBLE else GREY for row in timed],
         }
     )
-    chart = figure(
-        x_range=FactorRange(factors=numbers), y_range=FactorRange(factors=numbers[::-1]),
-        width=CELL * len(names) + 60, height=CELL * len(names) + 30, x_axis_location="above",
-        tools="", toolbar_location=None, stylesheets=[STYLE, MATRIX_STYLE],
-    )  # fmt: skip
-    cells = chart.rect(
-        "column", "row", source=source, width=0.94, height=0.94, line_color=None, fill_color=BLUE,
-        fill_alpha="alpha",
-    )  # fmt: skip
-    _hover(chart, [cells], {"candidate": "@first", "and": "@second", "agreement": "@share{0.0%}"})
+    marks = chart.scatter("x", "score", source=source, size=9, color="color")
+    _name_points(chart, source, low, high)
+    _hover(
+        chart,
+        [marks],
+        {"model": "@name", "repeats": "@repeats", "GAP": "@score{0.0000}", "s a video": "@x"},
+    )
+    chart.xaxis.ticker = FixedTicker(ticks=_ticks(low, high))
+    chart.xaxis.formatter = NumeralTickFormatter(format="0.[00000]")
+    chart.yaxis.formatter = NumeralTickFormatter(format="0.000")
     return chart
 
 
@@ -233,7 +291,7 @@ def _points(
 ) -> ColumnDataSource:
     return ColumnDataSource(
         {
-            "mib": [size / MIB for size in sizes],
+            "x": [size / MIB for size in sizes],
             "score": [each.score for each in sized],
             "name": [printable(name) for name in names],
             "size": [format_size(size) for size in sizes],

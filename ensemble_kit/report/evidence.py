@@ -67,6 +67,12 @@ class Agreement:
         """The share of the two candidates that are most alike."""
         return float(self.shares[~np.eye(len(self.names), dtype=bool)].max())
 
+    @property
+    def strengths(self) -> NDArray[np.float64]:
+        """``(M, M)``, how a share is coloured: 0 the lowest, 1 the highest of two candidates."""
+        spread = max(self.highest - self.lowest, 1e-9)
+        return np.clip((self.shares - self.lowest) / spread, 0, 1)
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -76,6 +82,8 @@ class Evidence:
         agreement: None where fewer than two candidates' predictions could be read.
         changes: The classes that gain most, then those that lose most; None where the predictions
             of some member or of the best candidate could not be read.
+        classes: Every class that some video has as a label, the most frequent first; None as for
+            ``changes``.
         missing: A sentence for each file that could not be read, by the candidate's label.
         num_videos: How many videos agreement and changes were measured on.
     """
@@ -84,6 +92,7 @@ class Evidence:
     changes: tuple[ClassChange, ...] | None
     missing: dict[str, str]
     num_videos: int = 0
+    classes: tuple[ClassChange, ...] | None = None
 
 
 def gather(
@@ -181,8 +190,10 @@ class _Reader:
             named = np.maximum(np.diagonal(self.overlaps), 1)
             shares = self.overlaps / np.minimum(named[:, None], named)
             agreement = Agreement(self.names, shares)
-        changes = self._changes() if self.can_compare else None
-        return Evidence(agreement, changes, missing, num_videos)
+        if not self.can_compare:
+            return Evidence(agreement, None, missing, num_videos)
+        classes = self._classes()
+        return Evidence(agreement, _most_changed(classes), missing, num_videos, classes)
 
     def _add(self, start: int, stop: int) -> None:
         videos = np.arange(start, stop)
@@ -209,7 +220,7 @@ class _Reader:
         ] = 1
         self.overlaps += np.rint(is_named @ is_named.T).astype(np.int64)
 
-    def _changes(self) -> tuple[ClassChange, ...]:
+    def _classes(self) -> tuple[ClassChange, ...]:
         before, positives = self.before.class_average_precisions()
         after, _ = self.after.class_average_precisions()
         names = next(
@@ -217,17 +228,21 @@ class _Reader:
              if candidate.predictions.label_names is not None),
             tuple(f"class {index}" for index in self.known.classes),
         )  # fmt: skip
-        changes = [
+        return tuple(
             ClassChange(
                 names[index], int(positives[index]), float(before[index]), float(after[index])
             )
-            for index in np.flatnonzero(positives >= FEWEST_POSITIVES)
-        ]
-        changes.sort(key=lambda each: each.change)
-        losses = [each for each in changes if each.change < 0]
-        changes.sort(key=lambda each: -each.change)
-        gains = [each for each in changes if each.change > 0]
-        return (*gains[:MOST_CHANGES], *losses[:MOST_CHANGES])
+            for index in np.argsort(-positives, kind="stable")
+            if positives[index]
+        )
+
+
+def _most_changed(classes: Sequence[ClassChange]) -> tuple[ClassChange, ...]:
+    """Return the classes that gain most, then those that lose most."""
+    frequent = [each for each in classes if each.positives >= FEWEST_POSITIVES]
+    gains = sorted((each for each in frequent if each.change > 0), key=lambda each: -each.change)
+    losses = sorted((each for each in frequent if each.change < 0), key=lambda each: each.change)
+    return (*gains[:MOST_CHANGES], *losses[:MOST_CHANGES])
 
 
 def _named(rows: Floats, num_labels: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -23,6 +23,27 @@ for (const button of document.querySelectorAll("th button")) {
   });
 }
 
+// A search box shows the rows of its table whose first column has what was typed.
+for (const box of document.querySelectorAll("[data-filters]")) {
+  const rows = [...document.getElementById(box.dataset.filters).tBodies[0].rows];
+  const count = document.getElementById(`${box.dataset.filters}-count`);
+  box.addEventListener("input", () => {
+    const wanted = box.value.trim().toLocaleLowerCase();
+    for (const row of rows) {
+      row.hidden = !row.children[0].textContent.toLocaleLowerCase().includes(wanted);
+    }
+    count.textContent = wanted ? `${rows.filter((row) => !row.hidden).length} found` : "";
+  });
+}
+
+// What is wider than its place says so.
+const watch = new ResizeObserver((entries) => {
+  for (const { target } of entries) {
+    target.toggleAttribute("data-is-wide", target.scrollWidth > target.clientWidth + 1);
+  }
+});
+for (const place of document.querySelectorAll(".scroll")) watch.observe(place);
+
 // Charts are painted once, in the page's colours at that time.
 const scheme = matchMedia("(prefers-color-scheme: dark)");
 for (const item of document.querySelectorAll("script[data-chart]")) {

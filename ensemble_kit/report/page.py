@@ -1,6 +1,7 @@
 """The HTML page: a template filled with escaped text and numbers, in a single file."""
 
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,22 @@ from ensemble_kit.files import format_size, refuse_overwrite, require_suffix, wr
 from ensemble_kit.report.charts import (
     BLUE,
     GREY,
+    MIB,
     ORANGE,
     PRECISION_COLORS,
-    agreement_chart,
     bokeh_script,
     chart_json,
+    curve_colors,
+    curves_chart,
     ensemble_labels,
     path_chart,
     size_chart,
+    size_range,
+    speed_chart,
 )
+from ensemble_kit.report.curves import Curve, training_curves
 from ensemble_kit.report.evidence import FEWEST_POSITIVES, Evidence, gather
-from ensemble_kit.report.row import Row
+from ensemble_kit.report.row import ENSEMBLE, Row
 from ensemble_kit.store.dtypes import DTYPES
 from ensemble_kit.store.selection_file import SelectionMetadata, read_selection
 from ensemble_kit.wording import counted, metric_name, printable
@@ -56,14 +62,20 @@ def write_report(
     refuse_overwrite(output, force=force)
     selection = read_selection(selection_path)
     evidence = gather(selection, selection_path.parent)
-    text = render(selection, evidence, rows, selection_name=str(selection_path))
+    curves = training_curves(selection, selection_path.parent)
+    text = render(selection, evidence, rows, selection_name=str(selection_path), curves=curves)
     with written_aside(output, force=force) as aside:
         aside.write_text(text, encoding="utf-8")
     return output
 
 
 def render(
-    selection: SelectionMetadata, evidence: Evidence, rows: Sequence[Row], *, selection_name: str
+    selection: SelectionMetadata,
+    evidence: Evidence,
+    rows: Sequence[Row],
+    *,
+    selection_name: str,
+    curves: Sequence[Curve] = (),
 ) -> str:
     """Return the page."""
     environment = Environment(
@@ -78,16 +90,22 @@ def render(
         "counted": counted, "score": _score, "signed": _signed, "size": format_size,
     }  # fmt: skip
     size = size_chart(selection)
-    charts = {"path": chart_json(path_chart(selection))}
+    charts = {"path": chart_json(path_chart(selection))} if len(selection.path) > 1 else {}
     if size is not None:
         charts["size"] = chart_json(size)
-    if evidence.agreement is not None:
-        charts["agreement"] = chart_json(agreement_chart(evidence.agreement))
+    if curves:
+        charts["curves"] = chart_json(curves_chart(curves))
+    if any(row.seconds_per_video > 0 for row in rows):
+        charts["speed"] = chart_json(speed_chart(rows))
     return environment.get_template("page.html").render(
         bokeh=bokeh_script(),
         charts=charts,
+        curves=list(zip(curve_colors(curves), (curve.name for curve in curves), strict=True)),
         colors={"blue": BLUE, "grey": GREY, "orange": ORANGE},
         dtypes=list(DTYPES),
+        is_limit_beyond=size is not None and selection.max_size > size_range(selection)[1] * MIB,
+        tested=_tested(rows),
+        today=date.today(),
         evidence=evidence,
         fewest_positives=FEWEST_POSITIVES,
         frontier_colors=[
@@ -118,6 +136,22 @@ def _summary(selection: SelectionMetadata) -> dict[str, Any]:
         "single": single,
         "gain": score - (single or 0.0),
         "videos": part.videos if part else selection.videos,
+    }
+
+
+def _tested(rows: Sequence[Row]) -> dict[str, Row] | None:
+    """Return the exported ensemble on the records that were given, and the best single model.
+
+    Without an exported one it is a fused one; where several average other numbers of draws, that
+    with the most. None where there is no ensemble among the models, or nothing else.
+    """
+    ensembles = [row for row in rows if row.model == ENSEMBLE]
+    singles = [row for row in rows if row.model != ENSEMBLE]
+    if not ensembles or not singles:
+        return None
+    return {
+        "ensemble": max(ensembles, key=lambda row: (row.form == "onnx", row.repeats)),
+        "single": max(singles, key=lambda row: row.gap),
     }
 
 

@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 
+ENSEMBLE = "ensemble"  # what fused and exported files are called
+
 
 @dataclass(frozen=True)
 class Row:
     """What one model scored on records.
 
     Attributes:
-        model: The run's name, or ``ensemble``.
+        model: The run's name, or ``ENSEMBLE``.
         form: ``last checkpoint``, ``averaged``, ``fused bf16``, ``onnx``, …
         repeats: How many test-time draws were averaged.
         k: How many classes of each video count in GAP.

@@ -10,7 +10,7 @@ from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import InputError
 from ensemble_kit.networks.loading import load
 from ensemble_kit.progress import progress
-from ensemble_kit.report.row import Row
+from ensemble_kit.report.row import ENSEMBLE, Row
 from ensemble_kit.store.provenance import FusedMetadata, dtypes_of
 from ensemble_kit.store.tensor_files import open_tensors
 from ensemble_kit.store.workspace import FUSED, RUNS, RunFolder
@@ -63,6 +63,6 @@ def _models(workspace: Path) -> Iterator[tuple[str, str, Path, int | None]]:
                 continue  # predictions, which a user may keep there too
             dtype = "+".join(dtypes_of(file.metadata_as(FusedMetadata).members))
         for repeats in sorted({1, most}):
-            yield "ensemble", f"fused {dtype}", path, repeats
+            yield ENSEMBLE, f"fused {dtype}", path, repeats
     for _, path in exported:
-        yield "ensemble", "onnx", path, None
+        yield ENSEMBLE, "onnx", path, None

@@ -34,7 +34,7 @@ function has(canvas, wanted) {
   return false;
 }
 function charts(wanted) {
-  return ["path", "size", "agreement"].map((name) =>
+  return ["path", "size"].map((name) =>
     canvases(document.getElementById("chart-" + name)).some((one) => has(one, wanted)));
 }
 const isPurple = (data, i) => data[i] > 200 && data[i + 1] < 50 && data[i + 2] > 200;
@@ -89,9 +89,9 @@ def test_the_charts_are_drawn_and_a_click_sorts(browser, chosen, tmp_path, width
     note = json.loads(unescape(found[1]))
     by_size = sorted(chosen.selection.candidates, key=lambda one: -one.bytes)
     assert note["faults"] == []
-    assert note["drawn"] == [True, True, True]
-    assert note["before"] == [False, False, False]
-    assert note["after"] == [True, True, True]  # painted again in the page's new colours
+    assert note["drawn"] == [True, True]
+    assert note["before"] == [False, False]
+    assert note["after"] == [True, True]  # painted again in the page's new colours
     assert note["falling"] == [one.name for one in by_size]
     assert note["rising"] == [one.name for one in reversed(by_size)]
     assert note["sort"] == "ascending"

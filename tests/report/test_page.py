@@ -9,6 +9,8 @@ from chosen_fixture import CLASSES, NAMES, write_chosen
 
 from ensemble_kit.errors import OutputError, SelectionError
 from ensemble_kit.report import page
+from ensemble_kit.report.charts import size_range
+from ensemble_kit.report.curves import Curve, training_curves
 from ensemble_kit.report.evidence import Evidence, gather
 from ensemble_kit.report.page import write_report
 from ensemble_kit.report.row import Row
@@ -189,9 +191,10 @@ def test_names_are_escaped_wherever_they_stand(standard):
     assert "<b>Bold" not in standard.text
     charts = standard.root.findall(".//script[@data-chart]")
     assert {one.get("data-chart") for one in charts} == {
-        "chart-path", "chart-size", "chart-agreement"
+        "chart-path", "chart-size", "chart-speed"
     }  # fmt: skip
-    assert all("<" not in one.text and "alert(1)" in one.text for one in charts[1:])
+    assert all("<" not in one.text for one in charts)
+    assert "alert(1)" in charts[1].text
 
 
 def test_the_page_is_one_small_file_that_fetches_nothing(chosen, tmp_path):
@@ -329,7 +332,7 @@ def test_names_that_would_steer_what_shows_them_are_escaped(tmp_path, without_bo
     assert "\u202e" not in found.text
     assert "\x1b" not in found.text
     charts = [json.loads(one.text) for one in found.root.findall(".//script[@data-chart]")]
-    assert len(charts) == 3
+    assert len(charts) == 1  # of sizes: one member has no path
     assert "\u202e" not in json.dumps(charts, ensure_ascii=False)
 
 
@@ -392,3 +395,73 @@ def test_truncated_predictions_are_named_with_what_they_leave_open(
     assert f"{first.name} keeps only some classes of each video." in text
     assert "(top 100)" in text
     assert "3 videos left out because some file lacks them" in text
+
+
+def test_the_headline_is_the_exported_ensemble_on_the_records_that_were_given(
+    chosen, tmp_path, without_bokeh
+):
+    rows = [*ROWS, Row("ensemble", "onnx", 3, 5, 0.8712, 0.95, 56_789_012, 0.02)]
+
+    words = Page(write_report(chosen.path, tmp_path / "report.html", rows=rows)).words()
+
+    assert (
+        "0.8712GAP@5 on the test records, onnx, 3 repeats; +0.0589 above the best single model, "
+        "rnn, averaged"
+    ) in words
+    alone = Page(write_report(chosen.path, tmp_path / "b.html", rows=ROWS[:1])).words()
+    assert "on the test records" not in alone
+
+
+def test_agreement_is_a_table_of_names_and_values(standard, chosen):
+    shares = gather(chosen.selection, chosen.path.parent).agreement.shares
+
+    heading, *rows = standard.rows("agreement")
+
+    assert heading == ["", "1", "2", "3", "4"]
+    names = [candidate.name for candidate in chosen.selection.candidates]
+    for place, (row, name) in enumerate(zip(rows, names, strict=True)):
+        values = [f"{100 * share:.0f}" for share in shares[place]]
+        values[place] = "-"
+        assert row == [f"{place + 1} {name}", *values]
+
+
+def test_every_class_that_some_video_has_can_be_searched_for(standard, chosen):
+    table = standard.root.find(".//table[@id='all-classes']")
+    names = ["".join(row[0].itertext()) for row in table.find("tbody")]
+
+    assert sorted(names) == sorted(CLASSES)
+    counts = [int(row[1].get("data-value")) for row in table.find("tbody")]
+    assert counts == sorted(chosen.labels.sum(axis=0), reverse=True)
+    assert standard.root.find(".//input[@type='search']").get("data-filters") == "all-classes"
+
+
+def test_training_is_shown_where_the_runs_are(own_chosen, without_bokeh):
+    member = own_chosen.selection.members[0]
+    folder = own_chosen.files[member.name].parent
+    lines = [{"step": 1, "loss": 2.5}, *(
+        {"step": step, "validation": {"gap": gap}} for step, gap in ((2, 0.25), (4, 0.5))
+    )]  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    found = page_of(own_chosen)
+
+    curves = training_curves(own_chosen.selection, own_chosen.path.parent)
+    assert curves[0] == Curve(member.name, (2, 4), (0.25, 0.5))
+    assert "chart-curves" in found.text
+    assert member.name in found.words("training")
+
+
+def test_one_member_is_said_to_be_one_and_the_axis_ends_where_the_candidates_do(
+    tmp_path, without_bokeh
+):
+    chosen = write_chosen(tmp_path, exclude=["bag", "rnn", "<script>alert(1)</script>"],
+                          max_size=2**40)  # fmt: skip
+
+    found = page_of(chosen)
+
+    assert "The ensemble is one member, mean: there is no path to draw." in found.words("path")
+    assert "chart-path" not in found.text
+    assert ", beyond the right edge" in found.words("size")
+    low, high = size_range(chosen.selection)
+    largest = max(candidate.bytes for candidate in chosen.selection.candidates) / 2**20
+    assert low < largest < high < 2 * largest
