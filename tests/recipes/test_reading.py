@@ -24,7 +24,7 @@ SHIPPED = sorted(path for path in MODELS.glob("*/*.toml") if path.name != "ensem
 TRAINING_KEYS = (
     "batch_size, learning_rate, learning_rate_decay, examples_per_decay, max_steps, clip_norm, "
     "l2_penalty, batch_norm_momentum, checkpoint_every, average_last, schedule, "
-    "warmup_examples, clip"
+    "warmup_examples, clip, balance, mixup, label_smoothing, learning_rate_factors"
 )
 RECIPE_KEYS = "title, source, input, sampling, pooling, fusion, hidden, head, training, reported"
 
