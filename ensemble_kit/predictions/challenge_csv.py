@@ -11,7 +11,7 @@ challenge's six digits write scores which float32 would make equal.
 """
 
 from array import array
-from math import inf
+from math import inf, isfinite, isnan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,9 +131,10 @@ def _confidence(token: str, where: str) -> float:
         confidence = float(token)
     except ValueError:
         confidence = -1.0
-    if confidence != confidence:
+    if not isfinite(confidence):
+        state = "not a number" if isnan(confidence) else "infinite"
         raise PredictionsError(
-            f"{where}: a confidence is not a number ({shown(token)}).",
+            f"{where}: a confidence is {state} ({shown(token)}).",
             hint="Predict again with a model whose weights and features are finite.",
         )
     if not 0 <= confidence <= 1:

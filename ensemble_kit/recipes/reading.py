@@ -161,7 +161,8 @@ def load_recipes(names: Sequence[str], overrides: Sequence[str] = ()) -> list[An
 
     Args:
         names: As in ``load_recipe``.
-        overrides: As in ``load_recipe``, or ``NAME:table.key=value`` for one of ``names`` alone.
+        overrides: As in ``load_recipe``, or ``NAME:table.key=value`` for one of ``names`` alone;
+            ``gru`` stands for ``willow/gru`` or ``gru.toml`` if no other ends so.
 
     Raises:
         RecipeError: As ``load_recipe``; or a value is for a recipe that is not in ``names``, or no
@@ -171,13 +172,14 @@ def load_recipes(names: Sequence[str], overrides: Sequence[str] = ()) -> list[An
     for override in overrides:
         prefix, separator, _ = override.partition("=")[0].rpartition(":")
         if separator:
-            if prefix not in own:
+            meant = {prefix} & own.keys() or {name for name in own if Path(name).stem == prefix}
+            if len(meant) != 1:
                 raise RecipeError(
                     f"--set {shown(override)} is for {prefix}, which is not among the recipes"
                     f"{near(prefix, names)}.",
                     hint=f"Name one of: {', '.join(names)}.",
                 )
-            own[prefix].append(override[len(prefix) + 1 :])
+            own[meant.pop()].append(override[len(prefix) + 1 :])
             continue
         taking = [name for name in names if _takes(name, own[name], override)]
         for name in taking or names[:1]:  # one that has no such key says so when it is loaded

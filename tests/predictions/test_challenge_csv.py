@@ -185,12 +185,15 @@ def test_confidences_keep_every_digit_of_their_text(tmp_path):
                 f"{{path}}, line 2: {token!r} is not a confidence, expected a number from 0 to 1.\n"
                 "Write probabilities, not logits or percentages.",
             )
-            for token in ("-0.1", "1.01", "inf", "high")
+            for token in ("-0.1", "1.01", "high")
         ),
-        (
-            ["VideoId,LabelConfidencePairs", "a,1 0.5 2 nan"],
-            "{path}, line 2: a confidence is not a number ('nan').\n"
-            "Predict again with a model whose weights and features are finite.",
+        *(
+            (
+                ["VideoId,LabelConfidencePairs", f"a,1 0.5 2 {token}"],
+                f"{{path}}, line 2: a confidence is {state} ('{token}').\n"
+                "Predict again with a model whose weights and features are finite.",
+            )
+            for token, state in (("nan", "not a number"), ("-inf", "infinite"))
         ),
         (
             ["VideoId,LabelConfidencePairs", f"a,{'1' * 5000} 0.5"],

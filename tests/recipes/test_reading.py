@@ -472,6 +472,14 @@ def test_a_value_after_another_part_is_named_is_set_over_that_part(two):
     assert (second.pooling.name, second.pooling.num_layers) == ("gru", 2)
 
 
+def test_a_recipe_may_be_named_without_its_folder_and_suffix(two):
+    recipes = load_recipes([*two, "demo/gru"], ["b:title=B", "gru:title=G"])
+
+    assert [recipe.title for recipe in recipes[1:]] == ["B", "G"]
+    with pytest.raises(RecipeError, match="is for gru, which is not among"):
+        load_recipes(["demo/gru", "willow/gru"], ["gru:title=x"])
+
+
 def test_a_value_for_no_recipe_or_an_unknown_one_is_refused(two):
     with pytest.raises(RecipeError) as caught:
         load_recipes(two, ["pooling.num_cluster=3"])
