@@ -99,7 +99,8 @@ def _describe(metadata: CheckpointMetadata) -> str:
     if metadata.ema_decay is not None:
         return "the moving average"
     if len(metadata.averaged_from) == 1:
-        return f"checkpoint {metadata.step} alone"
+        again = " with its batch norm estimated again" if metadata.batch_norm != "trained" else ""
+        return f"checkpoint {metadata.step} alone{again}"
     return f"the mean of {len(metadata.averaged_from)} checkpoints"
 
 

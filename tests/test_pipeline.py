@@ -31,10 +31,10 @@ def finished(records, tmp_path_factory):
     return train(plan_of(records, tmp_path_factory.mktemp("runs") / "tiny", keep=3))
 
 
-def plan_of(records, folder, *, is_validated=True, **options):
+def plan_of(records, folder, *, is_validated=True, recipe=None, **options):
     training, validation = records
     return RunPlan(
-        recipe=tiny_recipe(),
+        recipe=recipe or tiny_recipe(),
         training=training,
         validation=validation if is_validated else None,
         folder=folder,
@@ -235,3 +235,13 @@ def test_a_step_after_the_last_checkpoint_is_refused(finished, tmp_path):
         f"{run.path} has no checkpoint from step 7 on; its last is step-00000006.\n"
         "Give --from-step an earlier step."
     )
+
+
+def test_one_checkpoint_whose_batch_norm_is_estimated_again_is_said_to_be_that(
+    records, tmp_path, monkeypatch
+):
+    averages_have(monkeypatch, mean=1.0, moving=0.0)
+
+    finished = train(plan_of(records, tmp_path / "tiny", recipe=tiny_recipe(max_steps=2)))
+
+    assert finished.averaged == "checkpoint 2 alone with its batch norm estimated again"
