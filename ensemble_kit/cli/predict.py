@@ -28,12 +28,16 @@ from ensemble_kit.cli.options import (
     repeats_option,
     words_of,
 )
-from ensemble_kit.cli.side_by_side import NAMES, engine_options, run_side_by_side
+from ensemble_kit.cli.side_by_side import Engine, engine_options, run_side_by_side
 from ensemble_kit.wording import counted, printable
 
 if TYPE_CHECKING:
+    from ensemble_kit.data.dataset import Records
     from ensemble_kit.engines.jobs import Job
-    from ensemble_kit.shards import Shard
+    from ensemble_kit.shards import Shard, Share
+
+# Options of how a model is run, which the library's functions take beside records
+RUNNING = ("repeats", "batch_size", "top_k", "dtype", "device", "force")
 
 # What `predict --predictions` may be given besides
 BLEND_TAKES = {"model", "data", "output", "is_blend", "top_k", "force", "as_json", "quiet"}
@@ -91,18 +95,9 @@ def predict(
     window: float | None,
     stride: float | None,
     is_blend: bool,
-    repeats: int | None,
-    batch_size: int,
-    top_k: int | None,
-    dtype: Any,
-    jobs: int | None,
-    on: str | None,
-    cpus_each: int,
-    gpus_each: float,
-    device: str,
-    force: bool,
+    engine: Engine,
     as_json: bool,
-    **reading: Any,
+    **options: Any,
 ) -> None:
     """Write the probabilities of MODEL on the records DATA.
 
@@ -124,17 +119,45 @@ def predict(
         ensemble-kit predict ensemble/ensemble.onnx 'test/*.tfrecord' -o test/ --jobs 2
         ensemble-kit predict ensemble/ensemble.onnx 'test/*.tfrecord' --window 5 -o windows.csv
     """  # noqa: D301 - \b is click's mark for "keep these lines"
+    running = {name: options.pop(name) for name in RUNNING}
     if is_blend:
+        top_k, force = running["top_k"], running["force"]
         _blend(model, data, Path(output), top_k=top_k, force=force, as_json=as_json)
         return
     from ensemble_kit.data.dataset import Records
-    from ensemble_kit.inference import predict as predict_records
-    from ensemble_kit.predictions.folder import list_files
-    from ensemble_kit.shards import Share, find_shards, predict_shards, shared_out
+    from ensemble_kit.shards import Share
 
     part = None if share is None else Share.parse(share)
     is_folder = output.endswith(("/", os.sep)) or isdir(output)
-    if not is_folder and (part or jobs or on):
+    _refuse_options(output, is_folder, part is not None or engine.is_wanted, window, stride)
+    if output == STDOUT and as_json:
+        raise click.UsageError("-o - prints the predictions; it cannot print --json too.")
+    records = Records(data, needs_labels=False, **options)
+    if engine.is_wanted:
+        facts = _predict_in_jobs(model, records, Path(output), part, engine, as_json=as_json)
+        if as_json:
+            echo_json({"path": Path(output), **facts})
+        return
+    text, facts = output, dict[str, int]()
+    if output == STDOUT:
+        _print_csv(model, records, running)
+    elif is_folder:
+        text, facts = _predict_folder(model, records, output, part, running)
+    else:
+        _predict_file(model, records, output, window, stride, running)
+    if as_json:
+        echo_json({"path": Path(output), "skipped": records.num_skipped, **facts})
+        return
+    if output != STDOUT:
+        click.echo(text)
+    echo_skipped(records)
+
+
+def _refuse_options(
+    output: str, is_folder: bool, writes_parts: bool, window: float | None, stride: float | None
+) -> None:
+    """Raise a usage error where options do not go with the output, or with each other."""
+    if not is_folder and writes_parts:
         raise click.UsageError(
             "--shard, --jobs and --on write a file for each file of records; name a folder, such "
             "as -o predictions/."
@@ -143,60 +166,71 @@ def predict(
         raise click.UsageError("--stride is of windows; give --window too.")
     if window is not None and (is_folder or output == STDOUT):
         raise click.UsageError("--window writes one file; name a .csv or .jsonl file.")
-    if output == STDOUT and as_json:
-        raise click.UsageError("-o - prints the predictions; it cannot print --json too.")
-    records = Records(data, needs_labels=False, **reading)
-    if jobs is not None or on is not None:
-        everything = find_shards(records, Path(output))
-        list_files(Path(output), [shard.output.name for shard in everything])
-        shards = [shard for shard in everything if part is None or part.has(shard.name)]
-        words = words_of(click.get_current_context(), leave_out={*NAMES, "share"})
-        printed: list[str] = []
-        run_side_by_side(
-            _jobs(model, shared_out(shards, jobs or len(shards) or 1), words),
-            folders=[Path(output)],
-            at_once=jobs,
-            on=on,
-            cpus_each=cpus_each,
-            gpus_each=gpus_each,
-            on_printed=printed.append if as_json else None,
-        )
-        if as_json:
-            echo_json({"path": Path(output), **_sums(printed)})
-        return
-    options: dict[str, Any] = {
-        "repeats": repeats,
-        "batch_size": batch_size,
-        "top_k": top_k,
-        "dtype": dtype,
-        "device": device,
-        "force": force,
-    }
-    text, facts = output, dict[str, Any]()
-    if window is not None:
-        from ensemble_kit.timeline import predict_windows
 
-        predict_windows(model, records, output, window=window, stride=stride, **options)
-    elif is_folder:
-        done = predict_shards(model, records, output, share=part, **options)
-        files = counted(done.num_predicted, "file")
-        text = f"{done.folder}: {files} predicted, {done.num_skipped:,} already there"
-        facts = {"predicted": done.num_predicted, "already_there": done.num_skipped}
-    elif output == STDOUT:
-        with tempfile.TemporaryDirectory() as folder:
-            written = predict_records(model, records, Path(folder, "stdout.csv"), **options)
-            with written.open("rb") as file:
-                shutil.copyfileobj(file, sys.stdout.buffer)
-        echo_skipped(records)
-        return
+
+def _predict_in_jobs(
+    model: Path,
+    records: "Records",
+    folder: Path,
+    part: "Share | None",
+    engine: Engine,
+    *,
+    as_json: bool,
+) -> dict[str, int]:
+    """Predict the shards of a part in several jobs, and return the sums of what they count."""
+    from ensemble_kit.predictions.folder import list_files
+    from ensemble_kit.shards import find_shards, shared_out
+
+    everything = find_shards(records, folder)
+    list_files(folder, [shard.output.name for shard in everything])
+    shards = [shard for shard in everything if part is None or part.has(shard.name)]
+    words = words_of(click.get_current_context(), leave_out={*Engine._fields, "share"})
+    printed: list[str] = []
+    run_side_by_side(
+        _jobs(model, shared_out(shards, engine.jobs or len(shards) or 1), words),
+        engine,
+        folders=[folder],
+        on_printed=printed.append if as_json else None,
+    )
+    return _sums(printed)
+
+
+def _predict_folder(
+    model: Path, records: "Records", folder: str, part: "Share | None", running: dict[str, Any]
+) -> tuple[str, dict[str, int]]:
+    """Predict a file for each file of records; return what was done, as text and as numbers."""
+    from ensemble_kit.shards import predict_shards
+
+    done = predict_shards(model, records, folder, share=part, **running)
+    files = counted(done.num_predicted, "file")
+    text = f"{done.folder}: {files} predicted, {done.num_skipped:,} already there"
+    return text, {"predicted": done.num_predicted, "already_there": done.num_skipped}
+
+
+def _predict_file(
+    model: Path,
+    records: "Records",
+    output: str,
+    window: float | None,
+    stride: float | None,
+    running: dict[str, Any],
+) -> None:
+    from ensemble_kit.inference import predict as predict_records
+    from ensemble_kit.timeline import predict_windows
+
+    if window is None:
+        predict_records(model, records, output, **running)
     else:
-        predict_records(model, records, output, **options)
-    if as_json:
-        path = Path(output)
-        echo_json({"path": path, "skipped": records.num_skipped, **facts})
-        return
-    click.echo(text)
-    echo_skipped(records)
+        predict_windows(model, records, output, window=window, stride=stride, **running)
+
+
+def _print_csv(model: Path, records: "Records", running: dict[str, Any]) -> None:
+    from ensemble_kit.inference import predict as predict_records
+
+    with tempfile.TemporaryDirectory() as folder:
+        written = predict_records(model, records, Path(folder, "stdout.csv"), **running)
+        with written.open("rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
 
 
 def _blend(

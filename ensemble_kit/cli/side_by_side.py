@@ -1,9 +1,9 @@
 """Jobs side by side for a command: its options, what starts them, how their ends are printed."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import click
 
@@ -14,11 +14,38 @@ if TYPE_CHECKING:
     from ensemble_kit.engines.jobs import Job, JobEnd
 
 F = TypeVar("F", bound=Callable[..., Any])
-NAMES = ("jobs", "on", "cpus_each", "gpus_each")  # of the options, which jobs are not given
+
+
+class Engine(NamedTuple):
+    """What runs a command's jobs, if the user asked for jobs.
+
+    Attributes:
+        jobs: How many may run at a time; None lets a cluster decide.
+        on: A Ray cluster's address; None runs processes of this machine.
+        cpus_each: CPUs of a job on a cluster.
+        gpus_each: GPUs of a job on a cluster.
+    """
+
+    jobs: int | None
+    on: str | None
+    cpus_each: int
+    gpus_each: float
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the command's work is to be run as jobs."""
+        return self.jobs is not None or self.on is not None
 
 
 def engine_options(command: F) -> F:
-    """Add the options that run a command's work as several jobs."""
+    """Add the options that run a command's work as several jobs; it gets them as ``engine``."""
+
+    @wraps(command)
+    def with_engine(*arguments: Any, **options: Any) -> Any:
+        engine = Engine(**{name: options.pop(name) for name in Engine._fields})
+        return command(*arguments, engine=engine, **options)
+
+    wrapped = cast(F, with_engine)
     for option in (
         click.option(
             "--gpus-each", type=click.FloatRange(min=0), default=GPUS_EACH, show_default=True,
@@ -37,29 +64,23 @@ def engine_options(command: F) -> F:
             help="Run N jobs at a time, each in its own process.",
         ),
     ):  # fmt: skip
-        command = option(command)
-    return command
+        wrapped = option(wrapped)
+    return wrapped
 
 
 def run_side_by_side(
     jobs: Sequence["Job"],
+    engine: Engine,
     *,
     folders: Sequence[Path],
-    at_once: int | None,
-    on: str | None,
-    cpus_each: int,
-    gpus_each: float,
     on_printed: Callable[[str], None] | None = None,
 ) -> None:
     """Run jobs, print how each one ends, and leave with a code that says how all of them did.
 
     Args:
         jobs: The jobs.
+        engine: What runs them.
         folders: The folders that they write.
-        at_once: How many may run at a time; None lets a cluster decide.
-        on: A Ray cluster's address; None runs processes of this machine.
-        cpus_each: CPUs of a job on a cluster.
-        gpus_each: GPUs of a job on a cluster.
         on_printed: Called with what each job has printed; None prints it.
 
     Raises:
@@ -69,14 +90,15 @@ def run_side_by_side(
     from ensemble_kit.engines.processes import start_process, threads_each
 
     run = partial(run_jobs, jobs, on_end=partial(_echo_end, on_printed or _echo_printed))
-    if on is None:
-        at_once = at_once or 1
+    at_once = max(1, min(engine.jobs or len(jobs), len(jobs)))
+    if engine.on is None:
         ends = run(partial(start_process, threads=threads_each(at_once)), at_once=at_once)
     else:
         from ensemble_kit.engines.ray import ray_cluster
 
-        with ray_cluster(on, folders=folders, cpus_each=cpus_each, gpus_each=gpus_each) as start:
-            ends = run(start, at_once=at_once or len(jobs))
+        cpus, gpus = engine.cpus_each, engine.gpus_each
+        with ray_cluster(engine.on, folders=folders, cpus_each=cpus, gpus_each=gpus) as start:
+            ends = run(start, at_once=at_once)
     stopped = [end.job.name for end in ends if end.state == "stopped"]
     for end in ends:
         if end.node:

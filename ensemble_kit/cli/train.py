@@ -31,11 +31,14 @@ from ensemble_kit.cli.options import (
     records_options,
     words_of,
 )
-from ensemble_kit.cli.side_by_side import NAMES, engine_options, run_side_by_side
+from ensemble_kit.cli.side_by_side import Engine, engine_options, run_side_by_side
 from ensemble_kit.interrupts import INTERRUPTED
 from ensemble_kit.store.workspace import RUNS
 
 if TYPE_CHECKING:
+    from ensemble_kit.data.dataset import Records
+    from ensemble_kit.data.folds import Fold
+    from ensemble_kit.engines.jobs import Job
     from ensemble_kit.pipeline import FinishedRun
     from ensemble_kit.recipes.reading import AnyRecipe
     from ensemble_kit.training.plan import RunPlan
@@ -151,10 +154,7 @@ def train(
     output: Path,
     predict_dtype: str | None,
     index: int | None,
-    jobs: int | None,
-    on: str | None,
-    cpus_each: int,
-    gpus_each: float,
+    engine: Engine,
     quiet: bool,
     as_json: bool,
     force: bool,
@@ -176,14 +176,9 @@ def train(
         torchrun --nproc-per-node 8 -m ensemble_kit train willow/gated-net-vlad --device cuda \\
             --train 'train/*.tfrecord' --validation 'validate/*.tfrecord'
     """  # noqa: D301 - \b is click's mark for "keep these lines"
-    from ensemble_kit.data.dataset import Records
     from ensemble_kit.data.folds import Fold
-    from ensemble_kit.engines.jobs import Job
     from ensemble_kit.progress import quietly
     from ensemble_kit.recipes.reading import load_recipes
-    from ensemble_kit.store.workspace import check_run_name, fold_run_name, run_name
-    from ensemble_kit.training.plan import RunPlan
-    from ensemble_kit.training.processes import num_processes
 
     if quiet:
         click.get_current_context().with_resource(quietly())
@@ -194,28 +189,68 @@ def train(
     fold = None if fold_text is None else Fold.parse(fold_text)
     if dtypes and not validation and fold is None:
         raise click.UsageError("--predict-dtype predicts validation records; name --validation.")
-    is_side_by_side = jobs is not None or on is not None
-    if is_side_by_side and num_processes() > 1:
-        word = "--jobs" if on is None else "--on"
-        raise click.UsageError(f"{word} starts processes itself; leave it or torchrun out.")
+    _refuse_torchrun(engine)
     if name is not None and len(recipes) > 1:
         raise click.UsageError("--name names one run; give one RECIPE with it.")
-    planned = {field.name for field in fields(RunPlan)}
-    reading = {option: value for option, value in options.items() if option not in planned}
-    options = {option: value for option, value in options.items() if option in planned}
     loaded = load_recipes(recipes, overrides)
     if index is not None:
         _require_index(index, recipes)
         recipes, loaded = recipes[index - 1 : index], loaded[index - 1 : index]
+    folders = _folders(loaded, name, fold, output)
+    records, plans = _planned(loaded, folders, training, validation, fold, options)
+    # A run that cannot be trained is refused before hours are spent on another one. The first is
+    # looked at when it is trained; the others then again, under their locks.
+    for plan in plans if engine.is_wanted else plans[1:]:
+        plan.find_state(force=force)
+    if engine.is_wanted:
+        run_side_by_side(_jobs(plans, recipes), engine, folders=folders)
+        return
+    for plan in plans:
+        _train_one(plan, dtypes, force=force, as_json=as_json)
+    echo_skipped(*records)
+
+
+def _refuse_torchrun(engine: Engine) -> None:
+    """Raise a usage error where both torchrun and this command would start processes."""
+    from ensemble_kit.training.processes import num_processes
+
+    if engine.is_wanted and num_processes() > 1:
+        word = "--jobs" if engine.on is None else "--on"
+        raise click.UsageError(f"{word} starts processes itself; leave it or torchrun out.")
+
+
+def _folders(
+    recipes: "Sequence[AnyRecipe]", name: str | None, fold: "Fold | None", output: Path
+) -> list[Path]:
+    """Return the folder of each recipe's run, or raise a usage error if two are the same."""
+    from ensemble_kit.store.workspace import check_run_name, fold_run_name, run_name
+
     if name is not None:
         check_run_name(name)  # before it is joined to a folder, where ../x would lead out of it
-    names = [name or run_name(recipe.name) for recipe in loaded]
+    names = [name or run_name(recipe.name) for recipe in recipes]
     folders = [output / (each if fold is None else fold_run_name(each, fold)) for each in names]
     for folder in folders:
         if folders.count(folder) > 1:
             raise click.UsageError(
                 f"Two recipes would make the run {folder}; train one by itself, with --name."
             )
+    return folders
+
+
+def _planned(
+    recipes: "Sequence[AnyRecipe]",
+    folders: Sequence[Path],
+    training: Sequence[str],
+    validation: Sequence[str],
+    fold: "Fold | None",
+    options: dict[str, Any],
+) -> "tuple[list[Records], list[RunPlan]]":
+    """Return the records and a plan of each run; ``options`` are those of both."""
+    from ensemble_kit.data.dataset import Records
+    from ensemble_kit.training.plan import RunPlan
+
+    planned = {field.name for field in fields(RunPlan)} & options.keys()
+    reading = {name: value for name, value in options.items() if name not in planned}
     records = [Records(patterns, **reading) for patterns in (training, validation) if patterns]
     parts = records if fold is None else records[0].folds(fold)
     plans = [
@@ -224,31 +259,23 @@ def train(
             training=parts[0],
             validation=parts[1] if len(parts) > 1 else None,
             folder=folder,
-            **options,
+            **{name: options[name] for name in planned},
         )
-        for recipe, folder in zip(loaded, folders, strict=True)
+        for recipe, folder in zip(recipes, folders, strict=True)
     ]
-    # before hours are spent on another run; the first one is looked at when it is trained
-    for plan in plans if is_side_by_side else plans[1:]:
-        plan.find_state(force=force)
-    if is_side_by_side:
-        left_out = {*NAMES, "ensemble", "index", "overrides"}
-        words = words_of(click.get_current_context(), leave_out=left_out)
-        run_side_by_side(
-            [
-                Job(plan.run.name, ("train", *words, *_set_words(plan.recipe), "--", recipe))
-                for plan, recipe in zip(plans, recipes, strict=True)
-            ],
-            folders=folders,
-            at_once=None if jobs is None else min(jobs, len(recipes)),
-            on=on,
-            cpus_each=cpus_each,
-            gpus_each=gpus_each,
-        )
-        return
-    for plan in plans:
-        _train_one(plan, dtypes, force=force, as_json=as_json)
-    echo_skipped(*records)
+    return records, plans
+
+
+def _jobs(plans: "Sequence[RunPlan]", recipes: Sequence[str]) -> "list[Job]":
+    """Return a job for each run, which trains it as this command was asked to."""
+    from ensemble_kit.engines.jobs import Job
+
+    left_out = {*Engine._fields, "ensemble", "index", "overrides"}
+    words = words_of(click.get_current_context(), leave_out=left_out)
+    return [
+        Job(plan.run.name, ("train", *words, *_set_words(plan.recipe), "--", recipe))
+        for plan, recipe in zip(plans, recipes, strict=True)
+    ]
 
 
 def _train_one(plan: "RunPlan", dtypes: Sequence[Dtype], *, force: bool, as_json: bool) -> None:

@@ -127,39 +127,13 @@ def read_candidates(
             there are no labels, a size is not known, a model has changed since it predicted, or a
             member's predictions were not measured in a precision.
     """
-    opened: list[Predictions] = []
-    for path in paths:
-        opened.append(_sharing(read_predictions(path), opened[0] if opened else None))
-    _refuse_names(opened)
-    names = list(dict.fromkeys(predictions.name for predictions in opened))
-    refuse_unknown(list(sizes), names, "A size is given for {}")
-    refuse_unknown(exclude, names, "{} is to be left out")
-    opened = [predictions for predictions in opened if predictions.name not in exclude]
-    if not opened:
-        raise SelectionError(
-            "All candidates are left out.", hint="Name fewer of them with --exclude."
-        )
+    opened = _open(paths, sizes, exclude)
     standing = _standing(opened, dtypes)
     if needs_all:
         _refuse_unmeasured(opened, standing, dtypes)
     num_known = refuse_other_classes(opened)
     _refuse_changed_models(opened)
-    label_lists = None
-    if labels_path is not None:
-        label_lists = read_labels_csv(labels_path, num_classes=num_known)
-    sources = [(predictions.ids, predictions.path) for predictions in opened]
-    if label_lists is not None and labels_path is not None:
-        sources.append((label_lists[0], labels_path))
-    ids, places = _aligned(sources, intersect=intersect)
-    if label_lists is not None:
-        labels = taken(label_lists[1], places.pop())
-    else:
-        labels = common_labels(opened, places)
-    if not labels.classes.size:
-        raise SelectionError(
-            f"{labels_path or opened[0].path} holds no labels.",
-            hint="Name a CSV file of the videos' labels with --labels.",
-        )
+    ids, places, labels = _labelled(opened, labels_path, num_known, intersect=intersect)
     columns = common_columns(opened, labels)
     candidates = []
     for predictions, stands_in, place in zip(columns.opened, standing, places, strict=True):
@@ -179,6 +153,50 @@ def read_candidates(
         num_all - len(ids),
         max((model.shared_bytes for model in models if model), default=0),
     )
+
+
+def _open(
+    paths: Sequence[Path], sizes: Mapping[str, int], exclude: Sequence[str]
+) -> list[Predictions]:
+    """Open predictions, without those that are left out."""
+    opened: list[Predictions] = []
+    for path in paths:
+        opened.append(_sharing(read_predictions(path), opened[0] if opened else None))
+    _refuse_names(opened)
+    names = list(dict.fromkeys(predictions.name for predictions in opened))
+    refuse_unknown(list(sizes), names, "A size is given for {}")
+    refuse_unknown(exclude, names, "{} is to be left out")
+    opened = [predictions for predictions in opened if predictions.name not in exclude]
+    if not opened:
+        raise SelectionError(
+            "All candidates are left out.", hint="Name fewer of them with --exclude."
+        )
+    return opened
+
+
+def _labelled(
+    opened: Sequence[Predictions],
+    labels_path: Path | None,
+    num_classes: int | None,
+    *,
+    intersect: bool,
+) -> tuple[tuple[str, ...], list[NDArray[np.int64]], LabelLists]:
+    """Return the videos' ids, their places in each file, and their labels."""
+    sources = [(predictions.ids, predictions.path) for predictions in opened]
+    if labels_path is None:
+        ids, places = _aligned(sources, intersect=intersect)
+        labels = common_labels(opened, places)
+    else:
+        labelled, lists = read_labels_csv(labels_path, num_classes=num_classes)
+        sources.append((labelled, labels_path))
+        ids, places = _aligned(sources, intersect=intersect)
+        labels = taken(lists, places.pop())
+    if not labels.classes.size:
+        raise SelectionError(
+            f"{labels_path or opened[0].path} holds no labels.",
+            hint="Name a CSV file of the videos' labels with --labels.",
+        )
+    return ids, places, labels
 
 
 def _sharing(predictions: Predictions, first: Predictions | None) -> Predictions:
