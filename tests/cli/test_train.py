@@ -93,7 +93,7 @@ def test_jobs_are_told_of_their_recipe_and_not_of_the_ensemble(runner, shipped, 
     monkeypatch.setattr(
         sys.modules["ensemble_kit.cli.train"],
         "run_side_by_side",
-        lambda given, **_: jobs.extend(given),
+        lambda given, *_, **__: jobs.extend(given),
     )
 
     words = ["--ensemble", "paper/pair", *TRAINING, *SHORT, "--jobs", "2"]
