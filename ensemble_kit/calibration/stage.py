@@ -39,6 +39,7 @@ from ensemble_kit.predictions.rows import Floats as AnyFloats
 from ensemble_kit.predictions.videos import labelled_parts, taken
 from ensemble_kit.serving.calibration import PROPERTY, Calibration, Floats
 from ensemble_kit.serving.metadata import metadata_of
+from ensemble_kit.serving.model_card import write_card
 from ensemble_kit.serving.onnx_file import copy_with_property, read_properties
 from ensemble_kit.serving.session import METADATA_PREFIX, without_prefix
 from ensemble_kit.store.provenance import OnnxMetadata
@@ -52,10 +53,12 @@ class CalibratedFile:
     Attributes:
         path: The file.
         calibration: What it was given, with what was measured.
+        card: The model card beside it; None where a card was left as it is.
     """
 
     path: Path
     calibration: Calibration
+    card: Path | None
 
 
 def calibrate(
@@ -70,8 +73,9 @@ def calibrate(
     """Write an exported file again, with calibrated probabilities and thresholds in its metadata.
 
     The graph stays the same to the byte, and so do its probabilities; ``OnnxEnsemble.tags`` applies
-    what is added. Half of the videos, by a hash of their ids, fit every method, and the other half
-    says which has the lowest cross-entropy and what it brings; then that is fitted on all of them.
+    what is added, and a model card says what it is worth, where no other file's card lies. Half of
+    the videos, by a hash of their ids, fit every method, and the other half says which has the
+    lowest cross-entropy and what it brings; then that is fitted on all of them.
 
     Args:
         model: The ``.onnx`` file.
@@ -125,7 +129,9 @@ def calibrate(
     with written_aside(output, force=force) as aside:
         key, text = METADATA_PREFIX + PROPERTY, calibration.to_json()
         copy_with_property(model, aside, key, text, properties)
-    return CalibratedFile(output, calibration)
+    # A card that is there may be that of another file, unless the model itself was replaced.
+    is_replaced = output.resolve() == model.resolve()
+    return CalibratedFile(output, calibration, write_card(output, metadata, force=is_replaced))
 
 
 def _exported_sha256(properties: Mapping[str, str]) -> str | None:

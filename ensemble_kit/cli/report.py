@@ -34,6 +34,17 @@ if TYPE_CHECKING:
     type=EXISTING_FILE,
     help=f"Selection to show  [default: {SELECTION}, if it exists].",
 )
+@click.option(
+    "--calibrated",
+    type=EXISTING_FILE,
+    help="Exported file that `ensemble-kit calibrate` wrote, whose reliability diagram to show.",
+)
+@click.option(
+    "--timeline",
+    type=EXISTING_FILE,
+    help=".jsonl file that `ensemble-kit predict --window` wrote, whose first videos to show over "
+    "time.",
+)
 @click.option("-o", "--output", type=FILE, default=REPORT, show_default=True, help="Page to write.")
 @click.option(
     "--top-k",
@@ -48,6 +59,8 @@ if TYPE_CHECKING:
 def report(
     data: tuple[str, ...],
     selection: Path | None,
+    calibrated: Path | None,
+    timeline: Path | None,
     output: Path,
     top_k: int,
     force: bool,
@@ -65,6 +78,7 @@ def report(
     Examples:
         ensemble-kit report
         ensemble-kit report 'test/*.tfrecord' --force
+        ensemble-kit report --calibrated ensemble/calibrated.onnx --timeline windows.jsonl --force
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     if as_csv and not data:
         raise click.UsageError("--csv prints the scores of models on records; name these as DATA.")
@@ -77,7 +91,9 @@ def report(
     if selection is not None:
         from ensemble_kit.report.page import write_report
 
-        write_report(selection, output, rows=rows, force=force)
+        write_report(
+            selection, output, rows=rows, calibrated=calibrated, timeline=timeline, force=force
+        )
     page = None if selection is None else output
     if as_json:
         models = [asdict(row) for row in rows]

@@ -10,6 +10,7 @@ from bokeh.models import (
     BasicTicker,
     ColumnDataSource,
     DataRange1d,
+    FactorRange,
     FixedTicker,
     HoverTool,
     NumeralTickFormatter,
@@ -23,10 +24,13 @@ from ensemble_kit.choices import Dtype
 from ensemble_kit.files import format_size
 from ensemble_kit.report.curves import Curve
 from ensemble_kit.report.row import ENSEMBLE, Row
+from ensemble_kit.report.timeline import Timeline
+from ensemble_kit.serving.calibration_facts import Reliability
 from ensemble_kit.store.selection_file import CandidateMetadata, FrontierMetadata, SelectionMetadata
-from ensemble_kit.wording import metric_name, printable
+from ensemble_kit.wording import metric_name, printable, printable_line
 
 MIB = 2**20
+ROW = 26  # pixels of a class in a timeline
 BLUE, ORANGE, GREY = "#3b82f6", "#d97706", "#8590a2"  # told apart on white and on near-black
 PRECISION_COLORS: Mapping[Dtype, str] = {  # of frontiers of one precision
     "fp32": "#64748b", "fp16": "#0891b2", "bf16": "#7c3aed", "int8": "#059669", "int4": "#db2777",
@@ -260,6 +264,68 @@ def speed_chart(rows: Sequence[Row]) -> figure:
     chart.xaxis.ticker = FixedTicker(ticks=_ticks(low, high))
     chart.xaxis.formatter = NumeralTickFormatter(format="0.[00000]")
     chart.yaxis.formatter = NumeralTickFormatter(format="0.000")
+    return chart
+
+
+def reliability_chart(reliability: Reliability) -> figure:
+    """Draw the share of labels against the probability, before calibration and after."""
+    chart = _figure(
+        x_axis_label="mean probability", y_axis_label="share that is correct",
+        x_range=(0, 1), y_range=(0, 1),
+    )  # fmt: skip
+    chart.line([0, 1], [0, 1], line_color=ORANGE, line_dash="dashed", line_width=2)
+    for name, color, bins in (
+        ("before", GREY, reliability.before),
+        ("after", BLUE, reliability.after),
+    ):
+        rows = [
+            (mean, share, f"{round(pairs):,}")
+            for mean, share, pairs in zip(bins.means, bins.shares, bins.pairs, strict=True)
+            if pairs
+        ]
+        means, shares, pairs = (list(column) for column in zip(*rows, strict=True))
+        source = ColumnDataSource(
+            {"mean": means, "share": shares, "pairs": pairs, "name": [name] * len(rows)}
+        )
+        chart.line("mean", "share", source=source, line_color=color, line_width=2)
+        marks = chart.scatter("mean", "share", source=source, size=8, color=color)
+        _hover(
+            chart,
+            [marks],
+            {"calibration": "@name", "probability": "@mean{0.000}", "correct": "@share{0.000}",
+             "pairs": "@pairs"},
+        )  # fmt: skip
+    return chart
+
+
+def timeline_chart(timeline: Timeline) -> figure:
+    """Draw the probabilities of a video's classes over its windows, the stronger the higher."""
+    names = [printable_line(name) for name in timeline.classes]
+    places = dict(zip(timeline.classes, names, strict=True))
+    cells = [
+        (window.start, window.end, places[each.label], each.confidence)
+        for window in timeline.windows
+        for each in window.labels
+        if each.label in places
+    ]
+    starts, ends, rows, confidences = (list(column) for column in zip(*cells, strict=True))
+    source = ColumnDataSource(
+        {"left": starts, "right": ends, "name": rows, "confidence": confidences}
+    )
+    chart = figure(
+        y_range=FactorRange(factors=names[::-1]), x_axis_label="seconds",
+        height=ROW * len(names) + 70, sizing_mode="stretch_width", tools="",
+        toolbar_location=None, stylesheets=[STYLE],
+    )  # fmt: skip
+    bars = chart.hbar(
+        y="name", left="left", right="right", height=0.9, source=source, line_color=None,
+        fill_color=BLUE, fill_alpha="confidence",
+    )  # fmt: skip
+    _hover(
+        chart,
+        [bars],
+        {"class": "@name", "seconds": "@left to @right", "probability": "@confidence{0.000}"},
+    )
     return chart
 
 

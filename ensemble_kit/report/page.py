@@ -1,6 +1,7 @@
 """The HTML page: a template filled with escaped text and numbers, in a single file."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ensemble_kit._version import __version__
 from ensemble_kit.choices import AnyPath
+from ensemble_kit.errors import ProviderError
 from ensemble_kit.files import format_size, refuse_overwrite, require_suffix, written_aside
 from ensemble_kit.report.charts import (
     BLUE,
@@ -22,20 +24,33 @@ from ensemble_kit.report.charts import (
     curves_chart,
     ensemble_labels,
     path_chart,
+    reliability_chart,
     size_chart,
     size_range,
     speed_chart,
+    timeline_chart,
 )
 from ensemble_kit.report.curves import Curve, training_curves
 from ensemble_kit.report.evidence import FEWEST_POSITIVES, Evidence, gather
 from ensemble_kit.report.row import ENSEMBLE, Row
+from ensemble_kit.report.timeline import Timeline, read_timelines
+from ensemble_kit.serving.calibration import Calibration
+from ensemble_kit.serving.calibration_facts import CalibrationFacts, calibration_facts
+from ensemble_kit.serving.onnx_file import read_properties
+from ensemble_kit.serving.session import without_prefix
 from ensemble_kit.store.dtypes import DTYPES
 from ensemble_kit.store.selection_file import SelectionMetadata, read_selection
 from ensemble_kit.wording import counted, metric_name, printable
 
 
 def write_report(
-    selection_path: AnyPath, output: AnyPath, *, rows: Sequence[Row] = (), force: bool = False
+    selection_path: AnyPath,
+    output: AnyPath,
+    *,
+    rows: Sequence[Row] = (),
+    calibrated: AnyPath | None = None,
+    timeline: AnyPath | None = None,
+    force: bool = False,
 ) -> Path:
     """Write a selection as one HTML page that needs no other file and no network.
 
@@ -46,6 +61,9 @@ def write_report(
         selection_path: The ``selection.json``.
         output: The page to write, about 1.5 MB.
         rows: What models scored on records, for a separate table.
+        calibrated: An exported file that ``calibrate`` wrote, whose reliability is shown.
+        timeline: A ``.jsonl`` file that ``predict --window`` wrote; the classes of its first videos
+            are shown over time.
         force: Whether an existing file may be replaced.
 
     Returns:
@@ -56,23 +74,59 @@ def write_report(
         SelectionError: There is no selection of this version's form.
         CheckpointError: A predictions file is damaged.
         PredictionsError: Another tool's predictions file is damaged.
+        ExportError: ``calibrated`` is no whole exported file.
+        ProviderError: It was not calibrated, or its calibration is damaged.
+        InputError: ``timeline`` is not such a file.
     """
     selection_path, output = Path(selection_path), Path(output)
     require_suffix(output, ".html")
     refuse_overwrite(output, force=force)
     selection = read_selection(selection_path)
+    extras = Extras(
+        None if calibrated is None else _calibration(Path(calibrated)),
+        [] if timeline is None else read_timelines(Path(timeline)),
+    )
     evidence = gather(selection, selection_path.parent)
     curves = training_curves(selection, selection_path.parent)
-    text = render(selection, evidence, rows, selection_name=str(selection_path), curves=curves)
+    text = render(
+        selection, evidence, rows, extras, selection_name=str(selection_path), curves=curves
+    )
     with written_aside(output, force=force) as aside:
         aside.write_text(text, encoding="utf-8")
     return output
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a page shows beyond the selection.
+
+    Attributes:
+        calibration: What a calibrated file says of itself, and its method; None without one.
+        timelines: The classes of some videos over time.
+    """
+
+    calibration: tuple[CalibrationFacts, str] | None = None
+    timelines: Sequence[Timeline] = ()
+
+
+NOTHING = Extras()
+
+
+def _calibration(path: Path) -> tuple[CalibrationFacts, str]:
+    calibration = Calibration.of(without_prefix(read_properties(path)), path)
+    if calibration is None:
+        raise ProviderError(
+            f"{path} was not calibrated.",
+            hint="Name a file that `ensemble-kit calibrate` wrote.",
+        )
+    return calibration_facts(calibration, path), calibration.method
 
 
 def render(
     selection: SelectionMetadata,
     evidence: Evidence,
     rows: Sequence[Row],
+    extras: Extras = NOTHING,
     *,
     selection_name: str,
     curves: Sequence[Curve] = (),
@@ -97,6 +151,10 @@ def render(
         charts["curves"] = chart_json(curves_chart(curves))
     if any(row.seconds_per_video > 0 for row in rows):
         charts["speed"] = chart_json(speed_chart(rows))
+    if extras.calibration is not None:
+        charts["reliability"] = chart_json(reliability_chart(extras.calibration[0].reliability))
+    for place, each in enumerate(extras.timelines, 1):
+        charts[f"timeline-{place}"] = chart_json(timeline_chart(each))
     return environment.get_template("page.html").render(
         bokeh=bokeh_script(),
         charts=charts,
@@ -107,6 +165,7 @@ def render(
         tested=_tested(rows),
         today=date.today(),
         evidence=evidence,
+        extras=extras,
         fewest_positives=FEWEST_POSITIVES,
         frontier_colors=[
             (PRECISION_COLORS[dtype], f"{dtype} alone") for dtype in selection.frontiers
@@ -119,6 +178,7 @@ def render(
         selection=selection,
         selection_name=selection_name,
         summary=_summary(selection),
+        zip=zip,
     )
 
 

@@ -16,6 +16,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_kit.errors import ProviderError
+
 PROPERTY = "calibration"
 ARRAYS = ("knots", "values", "levels", "thresholds", "best_f1")
 NEVER = 2.0  # a threshold that no probability reaches
@@ -91,6 +93,28 @@ class Calibration:
         if not calibration._is_whole(num_classes):
             raise ValueError("the calibration is damaged")
         return calibration
+
+    @classmethod
+    def of(cls, properties: Mapping[str, str], source: object) -> "Calibration | None":
+        """Return the calibration of a model that has these properties, or None.
+
+        Args:
+            properties: The properties of the kit, without its prefix.
+            source: What an error calls the model.
+
+        Raises:
+            ProviderError: The calibration is damaged.
+        """
+        text = properties.get(PROPERTY)
+        if text is None:
+            return None
+        try:
+            return cls.from_json(text, len(json.loads(properties["label_names"])))
+        except ValueError as error:
+            raise ProviderError(
+                f"{source}: {error}.",
+                hint="Calibrate the exported file again with `ensemble-kit calibrate`.",
+            ) from error
 
     def _arrays(self) -> dict[str, Floats]:
         return {name: getattr(self, name) for name in ARRAYS}

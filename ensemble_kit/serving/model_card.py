@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_kit.files import format_size, sha256_of, written_aside
+from ensemble_kit.serving.calibration import Calibration
+from ensemble_kit.serving.calibration_facts import calibration_facts
+from ensemble_kit.serving.onnx_file import read_properties
+from ensemble_kit.serving.session import without_prefix
 from ensemble_kit.serving.signature import Port, inputs_of, outputs_of
 from ensemble_kit.store.provenance import (
     InputMetadata,
@@ -58,7 +62,13 @@ def write_card(path: Path, metadata: OnnxMetadata, *, force: bool) -> Path | Non
 
 
 def model_card(path: Path, metadata: OnnxMetadata) -> str:
-    """Return the card of an ONNX file: what it is, how to run it, where it comes from."""
+    """Return the card of an ONNX file: what it is, how to run it, where it comes from.
+
+    Raises:
+        ExportError: It is no whole ONNX file.
+        ProviderError: Its calibration is damaged.
+    """
+    calibration = Calibration.of(without_prefix(read_properties(path)), path)
     parts = [
         _front_matter(path, metadata),
         f"# {path.stem}",
@@ -75,6 +85,7 @@ def model_card(path: Path, metadata: OnnxMetadata) -> str:
         "`batch` and `frames` are free. Frames from `num_frames` on are padding and never matter. "
         "`labels` are the most probable classes, the most probable first; `confidences` are their "
         "probabilities.",
+        *([] if calibration is None else ["## Tags", _tags(path, calibration)]),
         "## Members",
         _members(metadata),
         *(_recipe(each.name, each.recipe.text) for each in metadata.members if each.recipe),
@@ -173,6 +184,35 @@ def _ports(ports: Sequence[Port]) -> str:
         shape = ", ".join(map(str, ("batch", *port.shape)))
         rows.append((f"`{port.name}`", port.value_type, f"({shape})"))
     return _table(("name", "type", "shape"), rows)
+
+
+def _tags(path: Path, calibration: Calibration) -> str:
+    """Say how probabilities are calibrated, and what tags over the thresholds are worth."""
+    facts = calibration_facts(calibration, path)
+    error, gap = facts.expected_calibration_error, facts.gap
+    rows = [
+        (
+            f"{level.min_precision:g}",
+            "none" if level.precision is None else f"{level.precision:.4f}",
+            f"{level.recall:.4f}",
+        )
+        for level in facts.levels
+    ]
+    code = json.dumps(path.name)
+    return "\n\n".join(
+        [
+            "The file carries calibrated probabilities and a threshold of each class for a wished "
+            "precision, in the property `ensemble_kit.calibration`. They change no output of the "
+            "graph; Python applies them:",
+            "```python\nfrom ensemble_kit.runtime import OnnxEnsemble\n"
+            f"OnnxEnsemble({code}).tags(frames, num_frames, min_precision=0.9)\n```",
+            f"Calibrated by {_code(calibration.method)} on {counted(facts.videos, 'video')}. On a "
+            f"half of them, {counted(facts.measured_on, 'video')}, fitted on the other: expected "
+            f"calibration error {error.before:.5f} before and {error.after:.5f} after, GAP@20 "
+            f"{gap.before:.4f} and {gap.after:.4f}.",
+            _table(("precision wished for", "precision", "recall"), rows),
+        ]
+    )
 
 
 def _members(metadata: OnnxMetadata) -> str:

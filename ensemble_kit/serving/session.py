@@ -16,7 +16,7 @@ from ensemble_kit.choices import DEVICE, ON_HUB, OPSET, AnyPath, Computes, Devic
 from ensemble_kit.draws import draw_numbers, draws_name
 from ensemble_kit.errors import ExportError, ProviderError
 from ensemble_kit.serving.batches import BATCH_BYTES, batches, padded
-from ensemble_kit.serving.calibration import PROPERTY, Calibration
+from ensemble_kit.serving.calibration import Calibration
 from ensemble_kit.serving.inputs import check_modalities, checked_feed, run_session
 from ensemble_kit.serving.mapping import FOLDER, mapped_model
 from ensemble_kit.serving.opening import open_session
@@ -254,16 +254,7 @@ class OnnxEnsemble:
         Raises:
             ProviderError: It is damaged.
         """
-        text = self.metadata.get(PROPERTY)
-        if text is None:
-            return None
-        try:
-            return Calibration.from_json(text, len(json.loads(self.metadata["label_names"])))
-        except ValueError as error:
-            raise ProviderError(
-                f"{self.source}: {error}.",
-                hint="Calibrate the exported file again with `ensemble-kit calibrate`.",
-            ) from error
+        return Calibration.of(self.metadata, self.source)
 
     def run_in_batches(
         self,

@@ -1,6 +1,8 @@
 """ensemble-kit calibrate, and the tags of the file that it writes."""
 
+import contextlib
 import json
+import re
 import shutil
 
 import numpy as np
@@ -10,7 +12,10 @@ from ensemble_kit.cli import main
 from ensemble_kit.errors import ProviderError
 from ensemble_kit.files import sha256_of
 from ensemble_kit.predictions.file import read_predictions
+from ensemble_kit.report import page
 from ensemble_kit.runtime import OnnxEnsemble
+from ensemble_kit.serving.metadata import read_metadata
+from ensemble_kit.serving.model_card import model_card
 from ensemble_kit.serving.onnx_file import is_whole, read_properties
 
 KEY = "ensemble_kit.calibration"
@@ -115,6 +120,76 @@ def test_json_is_what_the_file_says(files, runner, tmp_path):
 
     found = json.loads(read_properties(tmp_path / "c.onnx")[KEY])
     assert json.loads(result.stdout) == {"method": found["method"], **found["measured"]}
+
+
+def test_a_report_shows_how_far_probabilities_can_be_relied_on(
+    files, chosen, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(page, "bokeh_script", str)
+    measured = json.loads(read_properties(files / "c.onnx")[KEY])["measured"]
+
+    written = page.write_report(
+        chosen.path, tmp_path / "report.html", calibrated=files / "c.onnx"
+    ).read_text()
+
+    after = measured["expected_calibration_error"]["after"]
+    assert f"the expected calibration error is {after:.5f} in place of" in written
+    drawn = re.search(r'data-chart="chart-reliability">(.*?)</script>', written)[1]
+    means, gaps, pairs = measured["reliability"]["after"]
+    sources = re.findall(r'\["mean",(\[.*?\])', drawn.replace(" ", ""))
+    assert [mean for mean, count in zip(means, pairs, strict=True) if count] in [
+        json.loads(source) for source in sources
+    ]
+    table = re.findall(r"<tr><td class=.text.>after</td>.*?</tr>", written)
+    shares = [mean + gap for mean, gap, count in zip(means, gaps, pairs, strict=True) if count]
+    assert len(table) == len(shares)
+    assert all(f">{share:.4f}<" in line for line, share in zip(table, shares, strict=True))
+
+
+def test_a_report_refuses_a_file_that_was_not_calibrated(files, chosen, tmp_path):
+    with pytest.raises(ProviderError) as caught:
+        page.write_report(chosen.path, tmp_path / "r.html", calibrated=files / "e.onnx")
+
+    assert str(caught.value) == (
+        f"{files / 'e.onnx'} was not calibrated.\nName a file that `ensemble-kit calibrate` wrote."
+    )
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_the_card_of_a_calibrated_file_says_what_its_tags_are_worth(files):
+    card = (files / "README.md").read_text()
+    found = json.loads(read_properties(files / "c.onnx")[KEY])
+    measured = found["measured"]
+
+    assert "# c\n" in card
+    assert 'OnnxEnsemble("c.onnx").tags(frames, num_frames, min_precision=0.9)' in card
+    error = measured["expected_calibration_error"]
+    assert (
+        f"expected calibration error {error['before']:.5f} before and {error['after']:.5f} after"
+    ) in card
+    assert f"Calibrated by `{found['method']}` on {measured['videos']} videos." in card
+    for level in measured["levels"]:
+        precision = "none" if level["precision"] is None else f"{level['precision']:.4f}"
+        assert f"| {level['min_precision']:g} | {precision} | {level['recall']:.4f} |" in card
+    assert "## Tags" not in model_card(files / "e.onnx", read_metadata(files / "e.onnx"))
+
+
+def test_a_card_of_another_file_is_left_as_it_is(files, tmp_path, runner):
+    for name in ("e.onnx", "p.safetensors"):
+        shutil.copy(files / name, tmp_path)
+    (tmp_path / "README.md").write_text("By hand.")
+    words = ["calibrate", "e.onnx", "p.safetensors", "-o"]
+
+    with contextlib.chdir(tmp_path):
+        assert runner.invoke(main, [*words, "c.onnx"]).exit_code == 0
+        assert (tmp_path / "README.md").read_text() == "By hand."
+        write_card_by_kit = model_card(tmp_path / "e.onnx", read_metadata(tmp_path / "e.onnx"))
+        (tmp_path / "README.md").write_text(write_card_by_kit)
+        assert runner.invoke(main, [*words, "d.onnx"]).exit_code == 0
+        assert (tmp_path / "README.md").read_text() == write_card_by_kit
+        result = runner.invoke(main, [*words, "e.onnx", "--force"])
+    assert result.exit_code == 0, result.output
+    assert "## Tags" in (tmp_path / "README.md").read_text()
 
 
 def refused(runner, *arguments):
