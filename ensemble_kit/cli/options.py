@@ -267,7 +267,8 @@ def words_of(ctx: click.Context, *, leave_out: Collection[str] = ()) -> list[str
         is_default = ctx.get_parameter_source(name) is ParameterSource.DEFAULT
         if not isinstance(option, click.Option) or is_default or name in leave_out:
             continue
-        value, word = ctx.params[name], max(option.opts, key=len)
+        # only --quiet has no value here, since its callback has acted on it
+        value, word = ctx.params.get(name, True), max(option.opts, key=len)
         if option.is_flag:
             is_off = option.secondary_opts and not value
             words.append(option.secondary_opts[0] if is_off else word)

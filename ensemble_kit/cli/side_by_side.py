@@ -43,6 +43,7 @@ def engine_options(command: F) -> F:
     @wraps(command)
     def with_engine(*arguments: Any, **options: Any) -> Any:
         engine = Engine(**{name: options.pop(name) for name in Engine._fields})
+        _refuse_unasked_gpus(engine, options["device"])
         return command(*arguments, engine=engine, **options)
 
     wrapped = cast(F, with_engine)
@@ -66,6 +67,15 @@ def engine_options(command: F) -> F:
     ):  # fmt: skip
         wrapped = option(wrapped)
     return wrapped
+
+
+def _refuse_unasked_gpus(engine: Engine, device: str) -> None:
+    """Raise a usage error if jobs of a cluster would use GPUs that they do not ask it for."""
+    if engine.on is not None and device == "cuda" and not engine.gpus_each:
+        raise click.UsageError(
+            "With --on, --device cuda needs --gpus-each: the cluster would start jobs on machines "
+            "without a GPU, and all of a machine's jobs on one. Give --gpus-each 1."
+        )
 
 
 def run_side_by_side(

@@ -10,6 +10,7 @@ import click
 from ensemble_kit.choices import (
     ACCUMULATE,
     BLOCK_DTYPES,
+    DEVICE,
     PRECISION,
     SEED,
     TEACHER_SHARE,
@@ -138,7 +139,6 @@ if TYPE_CHECKING:
     "--tracker", "trackers", type=one_of(Tracker), multiple=True,
     help="Also log to this tracker; give it once for each.",
 )  # fmt: skip
-@click.option("--quiet", is_flag=True, help="Show no progress.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each run.")
 @device_option
 @records_options
@@ -155,7 +155,6 @@ def train(
     predict_dtype: str | None,
     index: int | None,
     engine: Engine,
-    quiet: bool,
     as_json: bool,
     force: bool,
     **options: Any,
@@ -177,11 +176,8 @@ def train(
             --train 'train/*.tfrecord' --validation 'validate/*.tfrecord'
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.data.folds import Fold
-    from ensemble_kit.progress import quietly
     from ensemble_kit.recipes.reading import load_recipes
 
-    if quiet:
-        click.get_current_context().with_resource(quietly())
     recipes = _named(recipes, ensemble)
     dtypes = () if predict_dtype is None else parse_dtypes(predict_dtype, "--predict-dtype")
     if fold_text is not None and validation:
@@ -197,6 +193,8 @@ def train(
         _require_index(index, recipes)
         recipes, loaded = recipes[index - 1 : index], loaded[index - 1 : index]
     folders = _folders(loaded, name, fold, output)
+    if engine.on is not None:
+        options["device"] = DEVICE  # jobs find on their machines what this one may lack
     records, plans = _planned(loaded, folders, training, validation, fold, options)
     # A run that cannot be trained is refused before hours are spent on another one. The first is
     # looked at when it is trained; the others then again, under their locks.

@@ -41,6 +41,11 @@ LOCAL = "file://"
 BLOCK_BYTES = 1 << 20  # expanded at once
 T = TypeVar("T")
 CHECK_URL = "Check the URL, and that this machine may read it."
+# What identifies a file's version; each kind of server has its own word for it.
+VERSIONS = (
+    "ETag", "etag", "Content-MD5", "Digest", "Last-Modified", "LastModified", "updated", "mtime",
+    "created",
+)  # fmt: skip
 
 
 class Origin(NamedTuple):
@@ -48,7 +53,7 @@ class Origin(NamedTuple):
 
     Attributes:
         url: Its URL.
-        version: The server's ETag, else the time of its last change, else its size.
+        version: The server's ETag, else another of ``VERSIONS``, else its size.
         num_bytes: Its size.
         cache: The cache's folder.
         cache_bytes: Maximum size of all shards of the cache, in bytes.
@@ -234,11 +239,7 @@ def _is_whole(path: Path, origin: Origin) -> bool:
 
 
 def _version(info: Mapping[str, Any]) -> str:
-    """Return what identifies a file's version; each kind of server has its own word for it."""
-    for key in ("ETag", "etag", "LastModified", "updated", "mtime", "created"):
-        if info.get(key):
-            return str(info[key])
-    return str(info["size"])
+    return str(next((info[key] for key in VERSIONS if info.get(key)), info["size"]))
 
 
 def _file_system(url: str) -> Any:
@@ -270,9 +271,10 @@ def _listed(files: Any, pattern: str) -> dict[str, dict[str, Any]]:
 
     patterns = [pattern]
     if not has_magic(pattern):
-        info = files.info(pattern)
-        if info["type"] != "directory":
-            return {pattern: info}
+        if not pattern.endswith("/"):  # at which a web server would have a page
+            info = files.info(pattern)
+            if info["type"] != "directory":
+                return {pattern: info}
         everything = f"{pattern.rstrip('/')}/*.tfrecord"
         patterns = [everything, f"{everything}{GZ}"]
     found = {
@@ -300,17 +302,29 @@ def _asked(url: str, request: Callable[[], T]) -> T:
             raise
         except Exception as error:  # each file system has its own exceptions, without a base
             cause = error.__cause__ or error
-            status = getattr(cause, "status", 404)  # HTTP's 503 comes as a FileNotFoundError too
-            if isinstance(error, FileNotFoundError) and status == 404:
+            if isinstance(error, FileNotFoundError) and _says_gone(cause):
                 raise RecordError(f"{url} does not exist.", hint=CHECK_URL) from error
             if attempt == ATTEMPTS - 1:
                 reason = " ".join(str(cause).split()) or type(cause).__name__
                 raise RecordError(
                     f"{url} cannot be fetched: {reason[:200]}.",
-                    hint="Try again later; what was fetched before is kept in the cache.",
+                    hint="See that this machine may read it, or try again later; what was fetched "
+                    "before is kept in the cache.",
                 ) from error
         time.sleep(FIRST_WAIT * 2**attempt)
     raise AssertionError("the last attempt returns or raises")
+
+
+def _says_gone(cause: BaseException) -> bool:
+    """Return whether the cause of a ``FileNotFoundError`` is that there is no such file.
+
+    Over HTTP fsspec raises it for a server that is busy or does not answer, too.
+    """
+    status = getattr(cause, "status", None)
+    if status is not None:
+        return bool(status == 404)
+    is_answer = not isinstance(cause, OSError) and not type(cause).__module__.startswith("aiohttp")
+    return is_answer or isinstance(cause, FileNotFoundError)
 
 
 def _fetch(path: Path, origin: Origin) -> None:
@@ -375,6 +389,8 @@ def _expand(files: Any, origin: Origin, aside: Path) -> None:
 def _make_room(path: Path, origin: Origin, num_bytes: int, *, is_there: bool = False) -> None:
     """Remove the shards used longest ago, until another one fits the cache and the disk.
 
+    None is removed for one that would not fit an empty cache.
+
     Args:
         path: Its place.
         origin: Where it comes from.
@@ -384,6 +400,8 @@ def _make_room(path: Path, origin: Origin, num_bytes: int, *, is_there: bool = F
     Raises:
         RecordError: It cannot fit.
     """
+    if num_bytes > origin.cache_bytes:
+        raise _too_large(origin, num_bytes, is_limit=True)
     shards = []
     for other in Path(origin.cache).rglob(f"*{ORIGIN}"):
         shard = other.with_name(other.name.removesuffix(ORIGIN))
@@ -397,8 +415,8 @@ def _make_room(path: Path, origin: Origin, num_bytes: int, *, is_there: bool = F
             break
         shard.unlink(missing_ok=True)  # a process that reads it keeps what it has open
         total, free = total - size, free + size
-    if total > origin.cache_bytes or free < 0:
-        raise _too_large(origin, num_bytes, is_limit=total > origin.cache_bytes)
+    if free < 0:
+        raise _too_large(origin, num_bytes, is_limit=False)
 
 
 def _too_large(origin: Origin, num_bytes: int, *, is_limit: bool) -> RecordError:

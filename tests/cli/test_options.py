@@ -18,6 +18,7 @@ from ensemble_kit.files import parse_size
 @click.option("--compile/--no-compile", default=None)
 @click.option("--force", is_flag=True)
 @click.option("--jobs", type=int)
+@click.option("--quiet", is_flag=True, expose_value=False)
 def command(**_):
     pass
 
@@ -48,6 +49,10 @@ def test_defaults_arguments_and_what_is_left_out_are_not_passed_on():
     context = context_of(["a", "b", "--jobs", "2", "--force"])
 
     assert words_of(context, leave_out={"jobs"}) == ["--force"]
+
+
+def test_an_option_that_the_command_itself_is_not_given_is_passed_on():
+    assert words_of(context_of(["--quiet"])) == ["--quiet"]
 
 
 class Pair(NamedTuple):

@@ -105,9 +105,9 @@ def test_a_folder_teaches_what_the_merged_file_teaches(runner, data, tmp_path):
 
 
 def test_jobs_predict_their_parts_and_print_one_object(runner, data, tmp_path):
-    result = predict(runner, data, f"{tmp_path}/out/", "--jobs", "2", "--json")
+    result = predict(runner, data, f"{tmp_path}/out/", "--jobs", "2", "--json", "--quiet")
 
-    assert result.exit_code == 0, result.stderr
+    assert (result.exit_code, result.stderr) == (0, "")
     assert json.loads(result.stdout) == {
         "path": f"{tmp_path}/out", "skipped": 0, "predicted": 3, "already_there": 0
     }  # fmt: skip

@@ -54,6 +54,31 @@ def test_an_index_trains_that_recipe_alone(runner, own_workspace, monkeypatch):
     assert third.stderr.endswith("Error: --index is 3, and 2 recipes are named.\n")
 
 
+@pytest.mark.parametrize("command", ["train", "predict"])
+def test_a_cluster_may_have_gpus_that_this_machine_lacks(
+    runner, own_workspace, monkeypatch, command
+):
+    jobs = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(
+        f"ensemble_kit.cli.{command}.run_side_by_side",
+        lambda given, *_, **__: jobs.extend(given),
+    )
+    words = {
+        "train": ["train", "recipes/mean.toml", *TRAINING, "-o", "elsewhere"],
+        "predict": ["predict", str(own_workspace.averaged("mean")), "data/validate", "-o", "p/"],
+    }[command] + ["--on", "auto", "--device", "cuda"]
+
+    unasked = runner.invoke(main, words)
+    asked = runner.invoke(main, [*words, "--gpus-each", "1"])
+
+    assert unasked.exit_code == 2
+    assert "Error: With --on, --device cuda needs --gpus-each: " in unasked.stderr
+    assert asked.exit_code == 0, asked.stderr
+    assert jobs
+    assert all("--device=cuda" in job.words for job in jobs)
+
+
 @pytest.fixture
 def process(own_workspace):
     """A real process that trains two runs for longer than any test waits, and would a third."""

@@ -107,30 +107,32 @@ def test_a_shard_lies_at_a_place_that_says_its_url_and_version(bucket, cache):
 
 
 def test_a_cache_drops_what_was_used_longest_ago(bucket, cache):
-    sizes = [bucket.size(f"/bucket/train{number}.tfrecord") for number in range(3)]
-    shards = find_shards("memory://bucket", cache=cache, cache_bytes=sizes[0] + sizes[1] + 1)
-    ready(shards[0])
-    ready(shards[1])
-    os.utime(shards[0], (1, 1))
-    os.utime(shards[1], (2, 2))
+    content = bucket.cat_file("/bucket/train0.tfrecord")
+    for number in range(3):
+        bucket.pipe_file(f"/bucket/train{number}.tfrecord", content)
+    shards = find_shards("memory://bucket", cache=cache, cache_bytes=2 * len(content))
+    for moment, shard in enumerate(shards[:2]):
+        os.utime(ready(shard), (moment, moment))
 
     ready(shards[0])  # used again
-    with pytest.raises(RecordError):
-        ready(shards[2])  # the largest, which alone fits only where both others go
-    assert not shards[1].exists()
+    ready(shards[2])
+
+    assert [shard.exists() for shard in shards] == [True, False, True]
 
 
-def test_a_shard_larger_than_the_cache_is_refused(bucket, cache):
-    (shard,) = find_shards("memory://bucket/train0.tfrecord", cache=cache, cache_bytes=100)
+def test_a_shard_larger_than_the_cache_is_refused_and_drops_none(bucket, cache):
+    small, large = (bucket.size(f"/bucket/train{number}.tfrecord") for number in (1, 0))
+    shards = find_shards("memory://bucket", cache=cache, cache_bytes=small)
+    ready(shards[1])
 
     with pytest.raises(RecordError) as caught:
-        ready(shard)
+        ready(shards[0])
 
-    size = bucket.size("/bucket/train0.tfrecord")
     assert str(caught.value) == (
-        f"memory://bucket/train0.tfrecord takes {size} bytes, but the cache may hold 100 bytes.\n"
-        "Name a folder on a larger disk with --cache, or raise --cache-size."
+        f"memory:///bucket/train0.tfrecord takes {large} bytes, but the cache may hold {small} "
+        "bytes.\nName a folder on a larger disk with --cache, or raise --cache-size."
     )
+    assert shards[1].exists()
 
 
 def test_a_shard_that_was_cut_in_the_cache_is_fetched_again(bucket, cache):
@@ -233,6 +235,36 @@ def test_a_web_server_that_is_busy_twice_is_asked_again(site, cache):
     assert site.requests[shard] == 3  # the second reading is the cache's
 
 
+@pytest.mark.parametrize("pattern", ["/train0.tfrecord", "/*.tfrecord"])
+def test_a_web_server_that_does_not_answer_is_not_one_without_the_file(site, cache, pattern):
+    site.close()
+
+    with pytest.raises(RecordError) as caught:
+        Records([site.url + pattern], cache=cache)
+
+    assert caught.value.problem.startswith(f"{site.url}{pattern} cannot be fetched: ")
+
+
+def test_a_web_server_without_etags_says_when_a_file_has_changed(site, cache):
+    shard = f"{site.url}/train0.tfrecord"
+    site.changed = "Sun, 29 Nov 2026 10:00:00 GMT"
+    (before,) = find_shards(shard, cache=cache, cache_bytes=GIB)
+    (same,) = find_shards(shard, cache=cache, cache_bytes=GIB)
+    site.changed = "Sun, 29 Nov 2026 10:00:01 GMT"  # as large as it was
+    (after,) = find_shards(shard, cache=cache, cache_bytes=GIB)
+
+    assert before == same != after
+    with pytest.raises(RecordError, match="has changed since the reading began"):
+        ready(before)
+
+
+def test_a_folder_of_a_web_server_ends_in_a_slash(site, cache):
+    links = "".join(f'<a href="{path[1:]}">{path}</a>' for path in site.files)
+    site.files["/"] = links.encode()
+
+    assert ids(Records([f"{site.url}/"], cache=cache)) == IDS
+
+
 def test_a_shard_that_comes_short_is_fetched_again_and_never_kept(site, cache):
     shard = "/train0.tfrecord"
     records = Records([site.url + shard], cache=cache)
@@ -247,7 +279,8 @@ def test_a_shard_that_comes_short_is_fetched_again_and_never_kept(site, cache):
 
     assert str(caught.value).startswith(f"{site.url}{shard} cannot be fetched: ")
     assert str(caught.value).endswith(
-        "\nTry again later; what was fetched before is kept in the cache."
+        "\nSee that this machine may read it, or try again later; what was fetched before is kept "
+        "in the cache."
     )
     assert [path.name for path in cache.rglob("train1*") if path.suffix == ".tfrecord"] == []
     assert list(cache.rglob("*.part")) == []

@@ -15,6 +15,8 @@ class Site:
         answers: What the next requests of a path are answered instead: a status, ``short``, or
             ``wrong``.
         requests: How often each path was asked for with GET, and from which byte.
+        changed: When its files were changed last, which it says in place of their ETags; None for
+            a server that has ETags.
         knows_ranges: Whether it sends the rest of a file where it is asked for that.
     """
 
@@ -23,6 +25,7 @@ class Site:
         self.answers = {}
         self.requests = Counter()
         self.ranges = []
+        self.changed = None
         self.knows_ranges = knows_ranges
         site = self
 
@@ -49,7 +52,10 @@ class Site:
                 self.send_response(206 if start else 200)
                 self.send_header("Content-Length", str(len(body) - start))
                 md5 = base64.b64encode(hashlib.md5(body).digest()).decode()
-                self.send_header("ETag", f'"{hash(body)}"')
+                if site.changed is None:
+                    self.send_header("ETag", f'"{hash(body)}"')
+                else:
+                    self.send_header("Last-Modified", site.changed)
                 self.send_header("x-goog-hash", f"crc32c=AAAAAA==,md5={md5}")
                 self.end_headers()
                 if has_body:
