@@ -63,6 +63,7 @@ def convert(features: tuple[str, ...], as_json: bool, **options: Any) -> None:
     click.echo(converted.folder)
     for split, count in converted.videos.items():
         click.echo(f"{split:14} {counted(count, 'video')}")
+    click.echo(f"{'classes':14} {converted.schema.num_classes:,}")
     if converted.num_cut:
         click.echo(
             f"{counted(converted.num_cut, 'video')} cut to the modality with the fewest frames"

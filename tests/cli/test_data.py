@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 from example_bytes import byte_strings, integers, record
 
@@ -258,3 +259,16 @@ def test_check_names_ids_of_more_than_one_record_with_their_places(folder, runne
         "id": "train000000", "places": [[str(train), 1], [str(again), 1]]
     }  # fmt: skip
     assert str(train1) not in result.stdout
+
+
+def test_convert_says_how_many_classes_a_stray_label_makes(runner, tmp_path):
+    for video in ("a", "b"):
+        np.save(tmp_path / f"{video}.npy", np.zeros((2, 3), np.float32))
+    labels = tmp_path / "labels.csv"
+    labels.write_text("VideoId,Labels\na,1\nb,999999\n")
+    words = [tmp_path, "--labels", labels, "-o", tmp_path / "out", "--split", "all=1"]
+
+    result = runner.invoke(main, ["data", "convert", *map(str, words)])
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[1:] == ["all            2 videos", "classes        1,000,000"]
