@@ -396,5 +396,5 @@ def test_a_file_is_not_written_under_the_suffix_of_another_format(write, suffix,
         f"{tmp_path / 'a.txt'} does not end in {suffix}, the format that it would be written in.\n"
         f"Name a file that ends in {suffix}."
     )
-    with pytest.raises(OutputError, match="^- stands for standard output, but "):
+    with pytest.raises(OutputError, match=r"^- stands for standard output, but "):
         write("-")
