@@ -76,6 +76,8 @@ MAX_SIZE = 2**30  # bytes: 1 GiB, the limit of the second YouTube-8M challenge
 REPEATS = 10  # random frame samples that an exported file averages
 RESAMPLES = 200  # bootstrap samples that an interval is computed from
 SEED = 0  # of whatever is drawn
+SEGMENTS_PER_CLASS = 100_000  # that the challenge of 2019 counts
+SEGMENT_SECONDS = 5  # of each segment of that challenge
 SPLIT = "train=0.8,validate=0.1,test=0.1"  # the shares of a conversion's videos
 SYNTHETIC_CLASSES = 50
 SYNTHETIC_FRAMES = (20, 60)  # the fewest and the most of a video

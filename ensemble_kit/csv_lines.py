@@ -14,7 +14,11 @@ MAX_DIGITS = 18  # of a class index: Python reads no number of more than 4,300
 
 
 def id_lines(
-    path: Path, headers: Sequence[str], *, error_type: type[EnsembleKitError]
+    path: Path,
+    headers: Sequence[str],
+    *,
+    error_type: type[EnsembleKitError],
+    nouns: tuple[str, str] = ("video", "videos"),
 ) -> Iterator[tuple[str, str, str]]:
     """Yield the place, the id and the rest of each line, after checking header and ids.
 
@@ -25,6 +29,7 @@ def id_lines(
         path: The file, in UTF-8, gzipped or not.
         headers: What the first line may be; the first of them is named in messages.
         error_type: What to raise.
+        nouns: What messages call what a line is of: one of them, and several.
 
     Raises:
         EnsembleKitError: Of the type that was asked for: the file cannot be read, or one of its
@@ -43,8 +48,8 @@ def id_lines(
                 video, text = _fields(line, following, where, headers[0], error_type)
                 if line_of.setdefault(video, number) != number:
                     raise error_type(
-                        f"{where}: video {shown(video)} is on line {line_of[video]} already.",
-                        hint="Keep one line for each video.",
+                        f"{where}: {nouns[0]} {shown(video)} is on line {line_of[video]} already.",
+                        hint=f"Keep one line for each {nouns[0]}.",
                     )
                 yield where, video, text
     except OSError as error:
@@ -57,7 +62,8 @@ def id_lines(
         ) from error
     if not line_of:
         raise error_type(
-            f"{path} holds no videos.", hint="Write one line for each video under the header."
+            f"{path} holds no {nouns[1]}.",
+            hint=f"Write one line for each {nouns[0]} under the header.",
         )
 
 

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -11,17 +11,26 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_kit.choices import BATCH_SIZE, DEVICE, TOP_K, AnyPath, Dtype
+from ensemble_kit.choices import (
+    BATCH_SIZE,
+    DEVICE,
+    SEGMENT_SECONDS,
+    SEGMENTS_PER_CLASS,
+    TOP_K,
+    AnyPath,
+    Dtype,
+)
 from ensemble_kit.data.batch import collate
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.decode import Video
 from ensemble_kit.data.schema import Schema, check_fits
 from ensemble_kit.errors import OutputError, RecordError
-from ensemble_kit.files import refuse_overwrite, written_aside
+from ensemble_kit.files import refuse_overwrite, require_suffix, written_aside
 from ensemble_kit.inference import load_in
 from ensemble_kit.metrics import top_classes
 from ensemble_kit.predictions.challenge_csv import format_pairs
-from ensemble_kit.predictions.rows import as_probabilities
+from ensemble_kit.predictions.rows import Floats, as_probabilities
+from ensemble_kit.predictions.segment_csv import TopSegments, read_classes, write_submission
 from ensemble_kit.progress import progress
 from ensemble_kit.serving.windows import Window, windows
 
@@ -92,33 +101,115 @@ def predict_windows(
     model, output = Path(model), Path(output)
     write = _writer(output)
     refuse_overwrite(output, force=force)
-    schema = records.schema
-    if schema.level != "frame":
-        raise RecordError(
-            f"{records.paths[0]} has one vector a video, so its windows cannot be told apart.",
-            hint="Name records of frames.",
-        )
-    cut = _cutter(schema, window, window if stride is None else stride)
-    loaded = load_in(dtype, model, repeats=repeats, device=device)
-    check_fits(loaded.schema, schema, path=model)
+    strides = window if stride is None else stride
+    run = _WindowRun(model, records, window, strides, repeats, dtype, device)
 
     def tagged(shown: Callable[[int, str], None]) -> Iterator[Tagged]:
-        pieces = (piece for video in _counted(records.videos(), shown) for piece in cut(video))
-        while chunk := list(islice(pieces, batch_size)):
-            batch = collate([piece for _, piece in chunk], schema)
-            rows = as_probabilities(loaded.probabilities(batch), batch.ids, model)
-            best = zip(*top_classes(rows, top_k or TOP_K), strict=True)
-            for (place, piece), (classes, confidences) in zip(chunk, best, strict=True):
-                start, end = (frame / schema.frames_per_second for frame in place)
-                yield Tagged(piece.id, start, end, classes, confidences)
+        for video, start, end, row in run.rows(batch_size, shown):
+            classes, confidences = top_classes(row[None], top_k or TOP_K)
+            yield Tagged(video, start, end, classes[0], confidences[0])
 
     with (
         written_aside(output, force=force) as aside,
         aside.open("w", encoding="utf-8", newline="") as file,
-        progress(f"predict {loaded.name}", 0) as shown,
+        progress(f"predict {run.loaded.name}", 0) as shown,
     ):
-        write(file, tagged(shown.update), loaded.schema.names)
+        write(file, tagged(shown.update), run.loaded.schema.names)
     return output
+
+
+def predict_segments(
+    model: AnyPath,
+    records: Records,
+    output: AnyPath,
+    *,
+    classes_path: AnyPath | None = None,
+    k: int = SEGMENTS_PER_CLASS,
+    repeats: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    dtype: Dtype | None = None,
+    device: str = DEVICE,
+    force: bool = False,
+) -> Path:
+    """Write a submission of the YouTube-8M challenge of 2019: the best segments of each class.
+
+    A segment is a window of 5 seconds, run as if it were a video; see ``predict_windows``.
+
+    Args:
+        model: A checkpoint, a foreign model, a fused file or an ONNX file.
+        records: The videos. They need no labels.
+        output: A ``.csv`` file with the columns ``Class`` and ``Segments``, the latter as
+            ``VIDEO:START``, in seconds, the likeliest first.
+        classes_path: A file that lists the classes to submit, one a line; None submits all.
+        k: How many segments of each class to list; the challenge counts 100,000.
+        repeats: See ``predict``.
+        batch_size: Segments at a time; it changes memory and speed only.
+        dtype: See ``predict``.
+        device: ``cpu`` or ``cuda``.
+        force: Whether an existing file may be replaced.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        OutputError: ``output`` exists and ``force`` is False, or has another suffix.
+        PredictionsError: The records do not have the model's modalities or vocabulary, or
+            ``classes_path`` is no list of its classes.
+        RecordError: As ``predict_windows``.
+    """
+    output = Path(output)
+    require_suffix(output, ".csv")
+    refuse_overwrite(output, force=force)
+    run = _WindowRun(Path(model), records, SEGMENT_SECONDS, SEGMENT_SECONDS, repeats, dtype, device)
+    num_classes = run.loaded.schema.num_classes
+    classes: Sequence[int] = range(num_classes)
+    if classes_path is not None:
+        classes = read_classes(Path(classes_path), num_classes)
+    segments = TopSegments(num_classes, k=k)
+    with progress(f"predict {run.loaded.name}", 0) as shown:
+        for video, start, _, row in run.rows(batch_size, shown.update):
+            segments.add(video, round(start), row)
+    write_submission(output, segments, classes, force=force)
+    return output
+
+
+class _WindowRun:
+    """A model that is run on the windows of some records, as if each were a video."""
+
+    def __init__(
+        self,
+        model: Path,
+        records: Records,
+        window: float,
+        stride: float,
+        repeats: int | None,
+        dtype: Dtype | None,
+        device: str,
+    ) -> None:
+        self._model, self._records = model, records
+        schema = records.schema
+        if schema.level != "frame":
+            raise RecordError(
+                f"{records.paths[0]} has one vector a video, so its windows cannot be told apart.",
+                hint="Name records of frames.",
+            )
+        self._cut = _cutter(schema, window, stride)
+        self.loaded = load_in(dtype, model, repeats=repeats, device=device)
+        check_fits(self.loaded.schema, schema, path=model)
+
+    def rows(
+        self, batch_size: int, shown: Callable[[int, str], None]
+    ) -> Iterator[tuple[str, float, float, Floats]]:
+        """Yield each window: the video, its first and last moment in seconds, probabilities."""
+        schema = self._records.schema
+        videos = _counted(self._records.videos(), shown)
+        pieces = (piece for video in videos for piece in self._cut(video))
+        while chunk := list(islice(pieces, batch_size)):
+            batch = collate([piece for _, piece in chunk], schema)
+            rows = as_probabilities(self.loaded.probabilities(batch), batch.ids, self._model)
+            for (place, piece), row in zip(chunk, rows, strict=True):
+                start, end = (frame / schema.frames_per_second for frame in place)
+                yield piece.id, start, end, row
 
 
 def _cutter(

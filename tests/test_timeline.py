@@ -5,12 +5,15 @@ import json
 
 import numpy as np
 import pytest
-from builders import tiny_recipe, tiny_records, write_checkpoint
+from builders import tiny_recipe, tiny_records, tiny_schema, write_checkpoint
+from example_bytes import rated_record
 
 from ensemble_kit.cli import main
 from ensemble_kit.data.batch import collate
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.decode import Video
+from ensemble_kit.data.schema import write_schema
+from ensemble_kit.data.tfrecord import write_records
 from ensemble_kit.networks.loading import load
 from ensemble_kit.runtime import OnnxEnsemble
 from ensemble_kit.timeline import predict_windows
@@ -139,3 +142,72 @@ def test_options_that_do_not_go_together_are_refused(options, message, records, 
 
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def test_a_submission_of_segments_lists_the_best_windows_and_is_evaluated(
+    records, model, runner, tmp_path
+):
+    output, classes = tmp_path / "s.csv", tmp_path / "classes.csv"
+    classes.write_text("Index\n2\n0\n")
+    data = [str(path) for path in records.paths]
+    words = ["--segments", "--classes", str(classes), "-o", str(output)]
+
+    result = runner.invoke(main, ["predict", str(model), *data, *words])
+
+    assert result.exit_code == 0, result.output
+    windows = list(expected_windows(records, model, 5, 5))
+    lines = ["Class,Segments"]
+    for index in (2, 0):
+        order = sorted(range(len(windows)), key=lambda place: -windows[place][3][index])
+        names = [f"{windows[place][0]}:{windows[place][1]}" for place in order]
+        lines.append(f"{index},{' '.join(names)}")
+    assert output.read_text().splitlines() == lines
+
+    evaluated = runner.invoke(main, ["evaluate", str(output), *data])
+    assert evaluated.exit_code == 1
+    assert "no record has 'segment_labels'." in evaluated.stderr
+    alone = runner.invoke(main, ["evaluate", str(output)])
+    assert "Name the records that hold the segments' ratings as DATA." in alone.stderr
+
+
+def test_a_submission_scores_by_the_ratings_in_records(runner, tmp_path):
+    write_records(
+        tmp_path / "a.tfrecord",
+        [rated_record("v", [0, 5, 10], [1, 1, 1], [1, 0, 1])],
+        force=False,
+    )
+    write_schema(tiny_schema(), tmp_path / "schema.toml", force=False)
+    (tmp_path / "s.csv").write_text("Class,Segments\n1,v:0 v:5 v:10\n")
+
+    words = ["evaluate", str(tmp_path / "s.csv"), str(tmp_path / "a.tfrecord")]
+    result = runner.invoke(main, words)
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout == (
+        "MAP@100,000             0.8333\n"
+        "ratings                 3\n"
+        "positives               2\n"
+        "classes with positives  1\n"
+    )
+    found = json.loads(runner.invoke(main, [*words, "--json"]).stdout)
+    assert found["map_at_k"] == pytest.approx((1 + 2 / 3) / 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--classes", "c.csv", "-o", "s.csv"], "--classes says what --segments lists"),
+        (["--segments", "--top-k", "3", "-o", "s.csv"], "--segments writes one .csv file"),
+        (["--segments", "-o", "-"], "--segments writes one .csv file"),
+    ],
+)
+def test_options_that_do_not_go_with_segments_are_refused(
+    words, problem, records, model, runner, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.csv").write_text("0\n")
+
+    result = runner.invoke(main, ["predict", str(model), str(records.paths[0]), *words])
+
+    assert result.exit_code == 2
+    assert problem in result.stderr

@@ -54,13 +54,15 @@ def evaluate(
 
     A model (a checkpoint, a fused file or an ONNX file) is run on the records DATA. Predictions are
     a file that `ensemble-kit predict` wrote, NumPy's .npy or .npz, or a CSV file in the challenge's
-    format.
+    format. Of a submission of segments, Class,Segments, it prints the MAP of the challenge of 2019,
+    by the ratings in the records DATA.
 
     \b
     Examples:
         ensemble-kit evaluate ensemble/ensemble.onnx 'test/*.tfrecord'
         ensemble-kit evaluate runs/willow-gru/validation.safetensors
         ensemble-kit evaluate predictions.safetensors --rankings
+        ensemble-kit evaluate segments.csv 'validate/*.tfrecord'
         ensemble-kit evaluate predictions.csv --labels labels.csv --top-k 20 --json
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     from ensemble_kit.data.dataset import Records
@@ -71,7 +73,11 @@ def evaluate(
         rank_predictions,
     )
     from ensemble_kit.predictions.file import is_predictions_file, read_predictions
+    from ensemble_kit.predictions.segment_csv import is_submission
 
+    if is_submission(model_or_predictions):
+        _echo_segments(model_or_predictions, data, reading, as_json=as_json, as_csv=as_csv)
+        return
     if is_predictions_file(model_or_predictions):
         if data:
             raise click.UsageError(
@@ -117,3 +123,33 @@ def evaluate(
         ]
     for name, value in rows:
         click.echo(f"{name:<22}  {value:>9}")
+
+
+def _echo_segments(
+    path: Path, data: tuple[str, ...], reading: dict[str, Any], *, as_json: bool, as_csv: bool
+) -> None:
+    """Print what a submission of segments scores."""
+    from ensemble_kit.data.dataset import Records
+    from ensemble_kit.data.segments import read_ratings
+    from ensemble_kit.predictions.segment_csv import read_submission
+    from ensemble_kit.segment_metrics import measure_segments
+
+    if not data:
+        raise click.UsageError("Name the records that hold the segments' ratings as DATA.")
+    records = Records(data, needs_labels=False, **reading)
+    metrics = measure_segments(read_submission(path), read_ratings(records))
+    if as_json:
+        click.echo(json.dumps(metrics.as_dict()))
+        return
+    if as_csv:
+        echo_csv([metrics.as_dict()])
+        return
+    rows = (
+        (f"MAP@{metrics.k:,}", f"{metrics.map_at_k:.4f}"),
+        ("ratings", f"{metrics.rated:,}"),
+        ("positives", f"{metrics.positives:,}"),
+        ("classes with positives", f"{metrics.classes_with_positives:,}"),
+    )
+    for name, value in rows:
+        click.echo(f"{name:<22}  {value}")
+    echo_skipped(records)

@@ -66,6 +66,16 @@ BLEND_TAKES = {"model", "data", "output", "is_blend", "top_k", "force", "as_json
     help="Seconds from the start of a window to that of the next  [default: the window].",
 )  # fmt: skip
 @click.option(
+    "--segments", "wants_segments", is_flag=True,
+    help="Write the submission of the challenge of 2019, Class,Segments: the likeliest segments of "
+    "5 seconds for each class.",
+)  # fmt: skip
+@click.option(
+    "--classes", type=EXISTING_FILE, metavar="FILE",
+    help="Classes that --segments lists, one a line, such as the challenge's "
+    "segment_label_ids.csv.  [default: all]",
+)  # fmt: skip
+@click.option(
     "--predictions", "is_blend", is_flag=True,
     help="Mix predictions by the coefficients of a selection: MODEL is its selection.json, DATA "
     "are FILE or NAME=FILE for each candidate.",
@@ -94,6 +104,8 @@ def predict(
     share: str | None,
     window: float | None,
     stride: float | None,
+    wants_segments: bool,
+    classes: Path | None,
     is_blend: bool,
     engine: Engine,
     as_json: bool,
@@ -118,6 +130,7 @@ def predict(
             -o submission.csv
         ensemble-kit predict ensemble/ensemble.onnx 'test/*.tfrecord' -o test/ --jobs 2
         ensemble-kit predict ensemble/ensemble.onnx 'test/*.tfrecord' --window 5 -o windows.csv
+        ensemble-kit predict ensemble/ensemble.onnx 'test/*.tfrecord' --segments -o segments.csv
     """  # noqa: D301 - \b is click's mark for "keep these lines"
     running = {name: options.pop(name) for name in RUNNING}
     if is_blend:
@@ -129,6 +142,7 @@ def predict(
 
     part = None if share is None else Share.parse(share)
     is_folder = output.endswith(("/", os.sep)) or isdir(output)
+    _refuse_segments(wants_segments, classes, window, is_folder or output == STDOUT, running)
     _refuse_options(output, is_folder, part is not None or engine.is_wanted, window, stride)
     if output == STDOUT and as_json:
         raise click.UsageError("-o - prints the predictions; it cannot print --json too.")
@@ -141,6 +155,11 @@ def predict(
     text, facts = output, dict[str, int]()
     if output == STDOUT:
         _print_csv(model, records, running)
+    elif wants_segments:
+        from ensemble_kit.timeline import predict_segments
+
+        del running["top_k"]
+        predict_segments(model, records, output, classes_path=classes, **running)
     elif is_folder:
         text, facts = _predict_folder(model, records, output, part, running)
     else:
@@ -151,6 +170,23 @@ def predict(
     if output != STDOUT:
         click.echo(text)
     echo_skipped(records)
+
+
+def _refuse_segments(
+    wants_segments: bool,
+    classes: Path | None,
+    window: float | None,
+    is_no_file: bool,
+    running: dict[str, Any],
+) -> None:
+    """Raise a usage error where options do not go with --segments, or need it."""
+    if classes is not None and not wants_segments:
+        raise click.UsageError("--classes says what --segments lists; give --segments too.")
+    if wants_segments and (window is not None or running["top_k"] is not None or is_no_file):
+        raise click.UsageError(
+            "--segments writes one .csv file of windows of 5 seconds; leave out --window and "
+            "--top-k, and name that file."
+        )
 
 
 def _refuse_options(

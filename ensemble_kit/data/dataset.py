@@ -9,7 +9,7 @@ from contextlib import closing
 from itertools import chain, count, islice
 from os.path import isfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,8 @@ from ensemble_kit.files import each_path
 from ensemble_kit.wording import counted
 
 __all__ = ["Batch", "Records"]
+
+T = TypeVar("T")
 
 LOGGER = logging.getLogger(__name__)
 
@@ -214,6 +216,25 @@ class Records:
         for _ in numbered_records(path, on_bad=bad.append):
             pass
         return not bad
+
+    def decoded(self, decode: Callable[[memoryview, Path, int], T]) -> Iterator[T]:
+        """Yield what a function makes of each record, whatever part these records are.
+
+        Args:
+            decode: Given a record, its file, and its number in it, from 1; it may raise
+                ``BadRecord``, which is skipped where bad records are.
+
+        Raises:
+            RecordError: As ``videos``.
+        """
+        for path in ahead(self.paths):
+            for number, record in numbered_records(
+                path, check_crc=self._check_crc, on_bad=self._refuse
+            ):
+                try:
+                    yield decode(record, path, number)
+                except BadRecord as error:
+                    self._refuse(error)
 
     def videos(self) -> Iterator[Video]:
         """Yield every video, in the order of the files.

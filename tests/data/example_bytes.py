@@ -69,3 +69,19 @@ def frame_record(name="video", labels=(1,), **frames):
         {"id": byte_strings(name.encode()), "labels": integers(labels)},
         {key: [byte_strings(bytes(row)) for row in array] for key, array in frames.items()},
     )
+
+
+def rated_record(video, starts, labels, scores, **others):
+    """A frame-level record with ratings of segments, as YouTube-8M's of 2019 have them."""
+    return record(
+        {
+            "id": byte_strings(video.encode()),
+            "labels": integers([1]),
+            "segment_start_times": integers(starts),
+            "segment_end_times": integers([start + 5 for start in starts]),
+            "segment_labels": integers(labels),
+            "segment_scores": floats(scores),
+        }
+        | others,
+        {"rgb": [byte_strings(bytes(3))], "audio": [byte_strings(bytes(2))]},
+    )
