@@ -27,7 +27,7 @@ from ensemble_kit.report.row import ENSEMBLE, Row
 from ensemble_kit.report.timeline import Timeline
 from ensemble_kit.serving.calibration_facts import Reliability
 from ensemble_kit.store.selection_file import CandidateMetadata, FrontierMetadata, SelectionMetadata
-from ensemble_kit.wording import metric_name, printable, printable_line
+from ensemble_kit.wording import counted, metric_name, printable, printable_line
 
 MIB = 2**20
 ROW = 26  # pixels of a class in a timeline
@@ -208,6 +208,27 @@ def _name_points(chart: figure, source: ColumnDataSource, low: float, high: floa
     )  # fmt: skip
 
 
+def timed_rows(rows: Sequence[Row]) -> list[Row]:
+    """Return the models that are drawn: one of each run, and of ensembles the exported ones.
+
+    The last checkpoint of a run takes as long as the average, and a fused file is no file to serve;
+    points that lie on each other would hide their names.
+    """
+    timed = [row for row in rows if row.seconds_per_video > 0]
+    averaged = {row.model for row in timed if row.form == "averaged"}
+    has_onnx = any(row.form == "onnx" for row in timed)
+    return [
+        row
+        for row in timed
+        if (row.model == ENSEMBLE and (row.form == "onnx" or not has_onnx))
+        or (row.model != ENSEMBLE and (row.form == "averaged" or row.model not in averaged))
+    ]
+
+
+def _short_name(row: Row) -> str:
+    return f"{row.model}, {counted(row.repeats, 'repeat')}" if row.model == ENSEMBLE else row.model
+
+
 def _shortened(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
@@ -237,8 +258,8 @@ def curve_colors(curves: Sequence[Curve]) -> list[str]:
 
 
 def speed_chart(rows: Sequence[Row]) -> figure:
-    """Draw the GAP of each model against the seconds that a video takes."""
-    timed = [row for row in rows if row.seconds_per_video > 0]
+    """Draw the GAP of models against the seconds that a video takes; see ``timed_rows``."""
+    timed = timed_rows(rows)
     seconds = [row.seconds_per_video for row in timed]
     low, high = min(seconds) / 1.5, 1.5 * max(seconds)
     chart = _figure(
@@ -249,7 +270,8 @@ def speed_chart(rows: Sequence[Row]) -> figure:
         {
             "x": seconds,
             "score": [row.gap for row in timed],
-            "name": [printable(f"{row.model}, {row.form}") for row in timed],
+            "name": [printable(_short_name(row)) for row in timed],
+            "form": [row.form for row in timed],
             "repeats": [row.repeats for row in timed],
             "color": [BLUE if row.model == ENSEMBLE else GREY for row in timed],
         }
@@ -259,7 +281,13 @@ def speed_chart(rows: Sequence[Row]) -> figure:
     _hover(
         chart,
         [marks],
-        {"model": "@name", "repeats": "@repeats", "GAP": "@score{0.0000}", "s a video": "@x"},
+        {
+            "model": "@name",
+            "form": "@form",
+            "repeats": "@repeats",
+            "GAP": "@score{0.0000}",
+            "s a video": "@x",
+        },
     )
     chart.xaxis.ticker = FixedTicker(ticks=_ticks(low, high))
     chart.xaxis.formatter = NumeralTickFormatter(format="0.[00000]")

@@ -28,6 +28,7 @@ from ensemble_kit.report.charts import (
     size_chart,
     size_range,
     speed_chart,
+    timed_rows,
     timeline_chart,
 )
 from ensemble_kit.report.curves import Curve, training_curves
@@ -149,7 +150,7 @@ def render(
         charts["size"] = chart_json(size)
     if curves:
         charts["curves"] = chart_json(curves_chart(curves))
-    if any(row.seconds_per_video > 0 for row in rows):
+    if timed_rows(rows):
         charts["speed"] = chart_json(speed_chart(rows))
     if extras.calibration is not None:
         charts["reliability"] = chart_json(reliability_chart(extras.calibration[0].reliability))
@@ -211,7 +212,7 @@ def _tested(rows: Sequence[Row]) -> dict[str, Row] | None:
         return None
     return {
         "ensemble": max(ensembles, key=lambda row: (row.form == "onnx", row.repeats)),
-        "single": max(singles, key=lambda row: row.gap),
+        "single": max(singles, key=lambda row: (row.gap, row.form == "averaged")),
     }
 
 

@@ -9,7 +9,7 @@ from chosen_fixture import CLASSES, NAMES, write_chosen
 
 from ensemble_kit.errors import OutputError, SelectionError
 from ensemble_kit.report import page
-from ensemble_kit.report.charts import size_range
+from ensemble_kit.report.charts import size_range, timed_rows
 from ensemble_kit.report.curves import Curve, training_curves
 from ensemble_kit.report.evidence import Evidence, gather
 from ensemble_kit.report.page import write_report
@@ -465,3 +465,17 @@ def test_one_member_is_said_to_be_one_and_the_axis_ends_where_the_candidates_do(
     low, high = size_range(chosen.selection)
     largest = max(candidate.bytes for candidate in chosen.selection.candidates) / 2**20
     assert low < largest < high < 2 * largest
+
+
+def test_of_models_that_take_as_long_one_is_drawn():
+    rows = [
+        Row("gru", form, repeats, 5, 0.5, 0.5, 1, seconds)
+        for form, repeats, seconds in (("last checkpoint", 1, 0.1), ("averaged", 1, 0.1))
+    ]
+    rows.append(Row("bag", "last checkpoint", 1, 5, 0.4, 0.4, 1, 0.2))
+    fused = Row("ensemble", "fused bf16", 10, 5, 0.6, 0.6, 1, 0.3)
+    onnx = Row("ensemble", "onnx", 10, 5, 0.6, 0.6, 1, 0.2)
+
+    assert timed_rows([*rows, fused, onnx]) == [*rows[1:], onnx]
+    assert timed_rows([*rows, fused]) == [*rows[1:], fused]
+    assert timed_rows([Row("a", "averaged", 1, 5, 0.5, 0.5, 1, 0.0)]) == []
