@@ -88,6 +88,12 @@ if TYPE_CHECKING:
     multiple=True,
     help=f"Validation records to measure GAP on, of {' and '.join(BLOCK_DTYPES)}.",
 )
+@click.option(
+    "--measure",
+    "measures",
+    is_flag=True,
+    help="Time opening and running the file in a new process, for the model card.",
+)
 @max_gap_loss_option("Maximum GAP that computing from packed numbers may lose on --data.")
 @max_size_option
 @records_options
@@ -106,6 +112,7 @@ def export_onnx(
     triton_delay: int,
     triton_warm_up: bool,
     data: tuple[str, ...],
+    measures: bool,
     max_gap_loss: float,
     max_size: str,
     force: bool,
@@ -152,6 +159,7 @@ def export_onnx(
         max_size=parse_size(max_size),
         records=records,
         max_gap_loss=max_gap_loss,
+        measures=measures,
         force=force,
     )
     if as_json:

@@ -40,6 +40,7 @@ from ensemble_kit.files import (
 from ensemble_kit.networks.loading import member_prefix
 from ensemble_kit.networks.onnx_model import OnnxModel
 from ensemble_kit.networks.running import measure
+from ensemble_kit.serving.measuring import measure_serving
 from ensemble_kit.serving.metadata import proof_property, properties_of, read_metadata
 from ensemble_kit.serving.model_card import CARD, write_card
 from ensemble_kit.serving.onnx_file import (
@@ -50,6 +51,7 @@ from ensemble_kit.serving.onnx_file import (
     write_beside,
     write_onnx,
 )
+from ensemble_kit.serving.signature import inputs_of
 from ensemble_kit.serving.triton import (
     TritonConfig,
     lacks_repository,
@@ -146,6 +148,7 @@ def export_onnx(
     max_size: int = MAX_SIZE,
     records: Records | None = None,
     max_gap_loss: float = MAX_GAP_LOSS,
+    measures: bool = False,
     force: bool = False,
 ) -> ExportedFile:
     """Write a fused file as one ONNX model, and prove it equal before it is kept.
@@ -176,6 +179,8 @@ def export_onnx(
         records: Validation records. If the file computes from packed numbers, GAP is measured on
             them as the file is run, and with the same weights in float32.
         max_gap_loss: How far the first GAP may be below the second.
+        measures: Whether opening the file and tagging a video are timed in a new process, for the
+            model card.
         force: Whether existing files may be replaced. A ``README.md`` is replaced only if it is a
             model card.
 
@@ -240,7 +245,8 @@ def export_onnx(
             write_repository(
                 output, metadata, triton, triton_config, force=force, keep_same=is_unfinished
             )
-        card = write_card(output, metadata, force=force)
+        served = measure_serving(output, inputs_of(metadata)[0].example[0]) if measures else None
+        card = write_card(output, metadata, force=force, served=served)
     _drop_stale(output, metadata)
     return ExportedFile(output, num_bytes, max_size, repeats, proof, card)
 

@@ -10,6 +10,7 @@ from typing import Any
 from ensemble_kit.files import format_size, sha256_of, written_aside
 from ensemble_kit.serving.calibration import Calibration
 from ensemble_kit.serving.calibration_facts import calibration_facts
+from ensemble_kit.serving.measuring import RUNS, Served
 from ensemble_kit.serving.onnx_file import read_properties
 from ensemble_kit.serving.session import without_prefix
 from ensemble_kit.serving.signature import Port, inputs_of, outputs_of
@@ -38,13 +39,16 @@ ACTIVATIONS = {
 }
 
 
-def write_card(path: Path, metadata: OnnxMetadata, *, force: bool) -> Path | None:
+def write_card(
+    path: Path, metadata: OnnxMetadata, *, force: bool, served: Served | None = None
+) -> Path | None:
     """Write the card of an ONNX file beside it.
 
     Args:
         path: The ONNX file.
         metadata: What the file says of itself, which its export has in hand.
         force: Whether another card may be replaced; what a person wrote never is.
+        served: What serving the file took, if that was measured.
 
     Returns:
         The card's path, or None where one was left as it is.
@@ -55,13 +59,13 @@ def write_card(path: Path, metadata: OnnxMetadata, *, force: bool) -> Path | Non
     card = path.with_name(CARD)
     if exists(card) and not (force and MARK in card.read_text("utf-8", "replace").splitlines()):
         return None
-    text = model_card(path, metadata)
+    text = model_card(path, metadata, served)
     with written_aside(card, force=force) as aside:
         aside.write_text(text, encoding="utf-8", newline="\n")
     return card
 
 
-def model_card(path: Path, metadata: OnnxMetadata) -> str:
+def model_card(path: Path, metadata: OnnxMetadata, served: Served | None = None) -> str:
     """Return the card of an ONNX file: what it is, how to run it, where it comes from.
 
     Raises:
@@ -80,11 +84,15 @@ def model_card(path: Path, metadata: OnnxMetadata) -> str:
         f"```python\n{six_lines(path, metadata)}\n```",
         "The names of the classes are in the file, as a JSON list: "
         '`session.get_modelmeta().custom_metadata_map["ensemble_kit.label_names"]`.',
+        "In JavaScript, with `onnxruntime-node` or `onnxruntime-web`:",
+        f"```javascript\n{javascript_lines(path, metadata)}\n```",
         "## Inputs and outputs",
         _ports([*inputs_of(metadata), *outputs_of(metadata)]),
         "`batch` and `frames` are free. Frames from `num_frames` on are padding and never matter. "
         "`labels` are the most probable classes, the most probable first; `confidences` are their "
         "probabilities.",
+        _how_inputs_are_made(metadata),
+        *_time_and_memory(served),
         *([] if calibration is None else ["## Tags", _tags(path, calibration)]),
         "## Members",
         _members(metadata),
@@ -109,6 +117,88 @@ def six_lines(path: Path, metadata: OnnxMetadata) -> str:
             "print(labels[0], confidences[0])",
         ]
     )
+
+
+def javascript_lines(path: Path, metadata: OnnxMetadata) -> str:
+    """Return JavaScript that runs a file."""
+    feed = [
+        f"  {json.dumps(port.name)}: {_javascript_example(port, metadata)},"
+        for port in inputs_of(metadata)
+    ]
+    return "\n".join(
+        [
+            'import ort from "onnxruntime-node"',
+            f"const session = await ort.InferenceSession.create({json.dumps(path.name)})",
+            "const feed = {",
+            *feed,
+            "}",
+            "const { labels, confidences } = await session.run(feed)",
+            "console.log(labels.data, confidences.data)",
+        ]
+    )
+
+
+def _javascript_example(port: Port, metadata: OnnxMetadata) -> str:
+    shape = [1, *port.example]
+    if port.name == "num_frames":
+        return f'new ort.Tensor("int64", [{inputs_of(metadata)[0].example[0]}n], [1])'
+    array = "Uint8Array" if port.value_type == "uint8" else "Float32Array"
+    sizes = " * ".join(map(str, port.example))
+    values = f"new {array}({sizes})"
+    if port.name not in metadata.data_schema.widths:  # draws are not all 0
+        values += ".map(Math.random)"
+    return f'new ort.Tensor("{port.value_type}", {values}, {json.dumps(shape)})'
+
+
+def _how_inputs_are_made(metadata: OnnxMetadata) -> str:
+    schema = metadata.data_schema
+    lines = []
+    if schema.level == "frame":
+        lines.append(
+            f"Features are {schema.frames_per_second:g} a second, at most {schema.max_frames} of a "
+            "video."
+        )
+    by_type = {kind: [name for name, each in metadata.input_types.items() if each == kind]
+               for kind in ("uint8", "float32")}  # fmt: skip
+    if by_type["uint8"]:
+        lines.append(
+            f"Bytes of {_names(by_type['uint8'])} are `round((clip(x, -2, 2) + 2) * 255 / 4)` of "
+            "features x, as YouTube-8M's and AudioSet's records have them; the graph computes with "
+            "`byte * 4 / 255 + 4 / 512 - 2`."
+        )
+    if by_type["float32"]:
+        lines.append(
+            f"Numbers of {_names(by_type['float32'])} are features as the records hold them, or "
+            "`byte * 4 / 255 + 4 / 512 - 2` of records that hold bytes; they are not normalised."
+        )
+    return " ".join(lines)
+
+
+def _names(names: Sequence[str]) -> str:
+    return " and ".join(map(_code, names))
+
+
+def _time_and_memory(served: Served | None) -> list[str]:
+    """Say what serving the file took, and what exactly was measured."""
+    if served is None:
+        return []
+    rows = [
+        ("to open the file", f"{served.open_seconds:.2f} s"),
+        (
+            "one video",
+            f"{served.video_seconds:.4f} s: {counted(served.frames, 'frame')} of zeros on the CPU, "
+            f"the median of {RUNS} runs after one more",
+        ),
+    ]
+    if served.peak_bytes is not None:
+        rows.append(
+            (
+                "memory",
+                f"{format_size(served.peak_bytes)} at most, Python and ONNX Runtime included",
+            )
+        )
+    rows.append(("measured on", f"{_code(served.machine)}, {_code(served.software)}"))
+    return ["## Time and memory", _table(("", ""), rows)]
 
 
 def _example(port: Port, metadata: OnnxMetadata) -> str:

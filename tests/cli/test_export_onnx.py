@@ -38,7 +38,7 @@ def test_a_workspace_needs_no_argument(runner, asked):
         "repeats": 10, "draw_source": "fixed", "input_type": None, "low_memory": False,
         "triton": None, "triton_config": TritonConfig(),
         "max_size": 2**30, "force": False, "records": None, "max_gap_loss": 0.001,
-        "opset": None,
+        "opset": None, "measures": False,
     }  # fmt: skip
     assert asked == [("ensemble/fused.safetensors", "ensemble/ensemble.onnx", options)]
     assert result.stdout == (
@@ -52,7 +52,7 @@ def test_a_workspace_needs_no_argument(runner, asked):
 def test_all_of_it_is_an_option(runner, asked):
     words = ["f.safetensors", "-o", "e.onnx", "--repeats", "3", "--max-size", "1GB", "--force"]
     words += ["--draw-source", "input", "--input", "float32", "--low-memory", "--triton", "models"]
-    words += ["--triton-instances", "2", "--triton-delay", "500", "--triton-warm-up"]
+    words += ["--triton-instances", "2", "--triton-delay", "500", "--triton-warm-up", "--measure"]
     words += ["--max-gap-loss", "0.02", "--opset", "20"]
 
     result = runner.invoke(main, ["export-onnx", *words])
@@ -61,7 +61,7 @@ def test_all_of_it_is_an_option(runner, asked):
         "repeats": 3, "draw_source": "input", "input_type": "float32", "low_memory": True,
         "triton": Path("models"), "triton_config": TritonConfig(2, 500, True),
         "max_size": 10**9, "force": True, "records": None,
-        "max_gap_loss": 0.02, "opset": 20,
+        "max_gap_loss": 0.02, "opset": 20, "measures": True,
     }  # fmt: skip
     assert asked == [("f.safetensors", "e.onnx", options)]
     assert result.stdout.startswith("e.onnx: 3.1 MB of 1.0 GB, 3 repeats.\n")

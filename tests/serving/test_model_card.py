@@ -6,10 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ensemble_kit.data.encode import dequantise, quantise
+from ensemble_kit.errors import ExportError
 from ensemble_kit.files import sha256_of
 from ensemble_kit.runtime import OnnxEnsemble
+from ensemble_kit.serving.measuring import measure_serving
 from ensemble_kit.serving.metadata import read_metadata
-from ensemble_kit.serving.model_card import MARK, model_card, six_lines, write_card
+from ensemble_kit.serving.model_card import (
+    MARK,
+    javascript_lines,
+    model_card,
+    six_lines,
+    write_card,
+)
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +183,53 @@ def test_nothing_in_a_file_ends_a_fence_or_a_cell_of_its_card(exported):
     assert "`````toml\n````\n# Another card\\x1b[2J\n`````\n" in card
     assert "`a='/b / c /`" in card
     assert "Made by ensemble-kit `1'x`." in card
+
+
+def test_the_card_says_how_bytes_are_made_as_records_have_them(card, exported):
+    (line,) = [line for line in card.splitlines() if line.startswith("Features are ")]
+
+    assert line.startswith("Features are 1 a second, at most 300 of a video. Bytes of `rgb` and ")
+    assert "`round((clip(x, -2, 2) + 2) * 255 / 4)`" in line
+    values = np.random.default_rng(0).normal(size=100).astype(np.float32)
+    made = np.array([round((min(max(float(x), -2), 2) + 2) * 255 / 4) for x in values])
+    assert (quantise(values) == made).all()
+    assert np.allclose(dequantise(quantise(values)), made * 4 / 255 + 4 / 512 - 2, atol=1e-6)
+
+    metadata = read_metadata(exported.path)
+    floats = metadata.model_copy(update={"input_types": dict.fromkeys(("rgb", "audio"), "float32")})
+    text = model_card(exported.path, floats)
+    assert "Numbers of `rgb` and `audio` are features as the records hold them" in text
+    assert "Bytes of" not in text
+
+
+def test_javascript_gives_each_input_its_type_and_shape(exported):
+    assert javascript_lines(exported.path, read_metadata(exported.path)).splitlines() == [
+        'import ort from "onnxruntime-node"',
+        'const session = await ort.InferenceSession.create("ensemble.onnx")',
+        "const feed = {",
+        '  "rgb": new ort.Tensor("uint8", new Uint8Array(300 * 7), [1, 300, 7]),',
+        '  "audio": new ort.Tensor("uint8", new Uint8Array(300 * 3), [1, 300, 3]),',
+        '  "num_frames": new ort.Tensor("int64", [300n], [1]),',
+        "}",
+        "const { labels, confidences } = await session.run(feed)",
+        "console.log(labels.data, confidences.data)",
+    ]
+
+
+def test_seconds_and_memory_are_those_of_a_new_process(exported):
+    served = measure_serving(exported.path, 300)
+
+    assert served.frames == 300
+    assert 0 < served.video_seconds < 60
+    assert 0 < served.open_seconds < 60
+    assert 10 * 2**20 < served.peak_bytes < 2**30
+    card = model_card(exported.path, read_metadata(exported.path), served)
+    assert row(card, "one video")[1] == (
+        f"{served.video_seconds:.4f} s: 300 frames of zeros on the CPU, the median of 5 runs after "
+        "one more"
+    )
+    assert row(card, "memory")[1].endswith(" at most, Python and ONNX Runtime included")
+    assert served.machine in row(card, "measured on")[1]
+    with pytest.raises(ExportError) as caught:
+        measure_serving(exported.path.with_name("no.onnx"), 300)
+    assert "could not be measured: " in caught.value.problem
