@@ -26,6 +26,18 @@ COMMANDS = (
     "ensemble-kit export-onnx --repeats 1 -o ensemble/once.onnx",
     "ensemble-kit report 'data/test/*.tfrecord'",
 )
+# What to try after that in the demo's folder, where each of these works as it stands.
+NEXT = """
+What to try next, in that folder:
+
+# look at what was chosen, and why: open ensemble/report.html in a browser
+# choose under a limit that leaves a member out
+ensemble-kit select --max-size 600KB -o ensemble/small.json --report --force
+# train one of the networks for longer, and choose again
+ensemble-kit train demo/netvlad --name longer --set training.max_steps=640 \\
+    --train 'data/train/*.tfrecord' --validation 'data/validate/*.tfrecord'
+# make records of your own features
+ensemble-kit data convert --help"""
 STATE = Path(".demo.json")  # how many of the commands have finished
 
 
@@ -70,6 +82,7 @@ def demo(ctx: click.Context, folder: Path, force: bool, as_json: bool) -> None:
         _write_state(len(COMMANDS))
     seconds = time.monotonic() - start
     click.echo(f"\nDone in {seconds:.0f} s. All files are in {folder}.", err=as_json)
+    click.echo(NEXT, err=as_json)
 
 
 def _make(folder: Path) -> None:

@@ -3,7 +3,9 @@
 import importlib
 import json
 import re
+import shlex
 
+import click
 import pytest
 
 from ensemble_kit.cli import main
@@ -37,7 +39,8 @@ def test_every_command_is_printed_and_run(runner, folder):
     assert result.exit_code == 0, result.output
     assert commands_in(result.stdout) == list(QUICK)
     assert result.stdout.startswith(f"$ mkdir -p {folder} && cd {folder}\n")
-    assert re.search(rf"\nDone in \d+ s\. All files are in {folder}\.\n\Z", result.stdout)
+    assert re.search(rf"\nDone in \d+ s\. All files are in {folder}\.\n", result.stdout)
+    assert result.stdout.endswith(f"{demo.NEXT}\n")
     assert (folder / "my.toml").is_file()
 
 
@@ -165,3 +168,13 @@ def test_a_folder_that_cannot_be_written_is_an_error(runner, folder, monkeypatch
         "Error: .demo.json cannot be written: Read-only file system.\n"
         "Name a folder you may write to.\n"
     )
+
+
+def test_what_it_says_to_try_next_are_commands_that_there_are():
+    text = demo.NEXT.replace("\\\n", " ")
+    lines = [shlex.split(line) for line in text.splitlines() if line.startswith("ensemble-kit")]
+
+    assert [words[1] for words in lines] == ["select", "train", "data"]
+    for _, name, *words in lines[:2]:
+        command = main.get_command(click.Context(main), name)
+        command.make_context(name, words)  # raises where an option or a value is none
