@@ -1,8 +1,9 @@
 """ensemble-kit evaluate."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +18,10 @@ from ensemble_kit.cli.options import (
     repeats_option,
     table_options,
 )
+
+if TYPE_CHECKING:
+    from ensemble_kit.metrics import Metrics
+    from ensemble_kit.ranking_metrics import RankingMetrics
 
 
 @click.command()
@@ -104,7 +109,15 @@ def evaluate(
     if as_csv:
         echo_csv([found])  # one row, so that those of several models stand under each other
         return
-    rows = [
+    for name, value in _rows(metrics, whole, top_k):
+        click.echo(f"{name:<22}  {value:>9}")
+
+
+def _rows(
+    metrics: "Metrics", whole: "RankingMetrics | None", top_k: int
+) -> Iterator[tuple[str, str]]:
+    """Yield the name of each figure, and the figure."""
+    yield from [
         (f"GAP@{top_k}", f"{metrics.gap:.4f}"),
         ("Hit@1", f"{metrics.hit_at_1:.4f}"),
         ("PERR", f"{metrics.perr:.4f}"),
@@ -115,14 +128,12 @@ def evaluate(
     ]
     if whole:
         d_prime = "none" if whole.d_prime is None else f"{whole.d_prime:.4f}"
-        rows += [
+        yield from [
             ("mAP, whole rankings", f"{whole.macro_map:.4f}"),
             ("AUC", f"{whole.auc:.4f}"),
             ("d'", d_prime),
             ("lwlrap", f"{whole.lwlrap:.4f}"),
         ]
-    for name, value in rows:
-        click.echo(f"{name:<22}  {value:>9}")
 
 
 def _echo_segments(

@@ -2,7 +2,7 @@
 
 import glob
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -197,7 +197,8 @@ def export_onnx(
     fused, output = Path(fused), Path(output)
     triton = None if triton is None else Path(triton)
     # this command may have been stopped between the model and what comes after it
-    is_unfinished = not force and _is_unfinished(output, triton)
+    unfinished = None if force else _unfinished(output, triton)
+    is_unfinished = unfinished is not None
     refuse_overwrite(output, force=force or is_unfinished)
     require_suffix(output, ".onnx")
     if triton is not None:
@@ -219,22 +220,14 @@ def export_onnx(
             )
             _check_graph(graph, output)
             metadata = _describe(fused_metadata, fused_sha256, graph, repeats, draw_source, types)
-            if is_unfinished and not _is_alike(read_metadata(output), metadata):
+            if unfinished is not None and not _is_alike(unfinished, metadata):
                 refuse_overwrite(output, force=False)  # before the work
             references = None
             if low_memory:
                 references, metadata = _write_beside(beside, metadata, graph.weights)
             limit = _Limit(max_size, fused.stat().st_size, _selection_of(fused, fused_metadata))
-            shown = graph.showing_draws() if draw_source == "random" else graph
             fits = partial(limit.refuse, aside, output)
-            written = _write(aside, shown, references, metadata)
-            fits(metadata)
-            tensors = read_tensors(aside)
-            _check_weights(tensors, metadata, output)
-            proof = _prove(aside, metadata, counts_of(tensors, metadata), file, output)
-            if shown is not graph:
-                written = _write(aside, graph, references, metadata)
-                fits(metadata)
+            written, proof = _write_proved(aside, graph, references, metadata, file, fits, output)
             if records is not None and metadata.is_packed:
                 gap = _measure(aside, records, fused_metadata.top_k, max_gap_loss, output)
                 proof = proof.model_copy(update={"gap": gap})
@@ -251,15 +244,44 @@ def export_onnx(
     return ExportedFile(output, num_bytes, max_size, repeats, proof, card)
 
 
-def _is_unfinished(output: Path, triton: Path | None) -> bool:
-    """Return whether an export is there that lacks a file which is written after its model."""
+def _write_proved(
+    aside: Path,
+    graph: Graph,
+    references: list[bytes] | None,
+    metadata: OnnxMetadata,
+    file: TensorFile,
+    fits: Callable[[OnnxMetadata], int],
+    output: Path,
+) -> tuple["hashlib._Hash", ProofMetadata]:
+    """Write the model and compare it with the fused file.
+
+    A model that draws in each run is proved with its draws as further outputs, and written again
+    without them.
+
+    Returns:
+        The hash of its content, and the measurements.
+    """
+    shown = graph.showing_draws() if metadata.draw_source == "random" else graph
+    written = _write(aside, shown, references, metadata)
+    fits(metadata)
+    tensors = read_tensors(aside)
+    _check_weights(tensors, metadata, output)
+    proof = _prove(aside, metadata, counts_of(tensors, metadata), file, output)
+    if shown is not graph:
+        written = _write(aside, graph, references, metadata)
+        fits(metadata)
+    return written, proof
+
+
+def _unfinished(output: Path, triton: Path | None) -> OnnxMetadata | None:
+    """Return the metadata of an export that lacks a file which is written after its model."""
     lacks_card = not exists(output.with_name(CARD))
     if not lacks_card and (triton is None or not lacks_repository(output, triton)):
-        return False
+        return None
     try:
-        return isfile(output) and read_metadata(output) is not None
+        return read_metadata(output) if isfile(output) else None
     except EnsembleKitError:  # another tool wrote it, or it is damaged
-        return False
+        return None
 
 
 def _is_alike(held: OnnxMetadata, metadata: OnnxMetadata) -> bool:

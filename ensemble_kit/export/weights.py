@@ -145,35 +145,42 @@ def attach_weights(
         del graph.initializers[str(value.name)]
         if source.is_in_blocks:
             blocks = _BlockSource.of(source, shape[-2:], opset)
-            whole, scales = blocks.weights(name)
-            weights += [whole, scales]
-            stand_in = ir.Value(name=f"{name}.exact", shape=value.shape, type=value.type)
-            graph.inputs.append(stand_in)
-            value.replace_all_uses_with(stand_in)
-            matrices.append(
-                BlockMatrix(
-                    stand_in, _input(graph, whole), blocks.sizes, _input(graph, scales),
-                    blocks.block_format, blocks.is_transposed,
-                )
-            )  # fmt: skip
-            continue
-        stored = source.weight(name, shape)
-        weights.append(stored)
-        current = _input(graph, stored)
-        if current.dtype != ir.DataType.FLOAT:
-            casts.append(ir.node("Cast", [current], attributes={"to": ir.DataType.FLOAT}))
-            casts[-1].name, current = f"{name}/Cast", casts[-1].outputs[0]
-        if value.dtype not in (
-            None,
-            ir.DataType.FLOAT,
-        ):  # the type that a foreign graph computes in
-            casts.append(ir.node("Cast", [current], attributes={"to": value.dtype}))
-            casts[-1].name, current = f"{name}/Cast_2", casts[-1].outputs[0]
-        if current.producer() is not None:
-            current.name, current.shape, current.type = f"{name}.fp32", value.shape, value.type
-        value.replace_all_uses_with(current)
+            weights += blocks.weights(name)
+            matrices.append(_block_matrix(graph, value, blocks, *weights[-2:]))
+        else:
+            weights.append(source.weight(name, shape))
+            casts += _cast(value, _input(graph, weights[-1]), name)
     graph.insert_before(graph[0], casts)
     return weights, matrices
+
+
+def _block_matrix(
+    graph: ir.Graph, value: ir.Value, blocks: _BlockSource, whole: Weight, scales: Weight
+) -> BlockMatrix:
+    """Let an input stand for a matrix in blocks, and return what will take its place."""
+    stand_in = ir.Value(name=f"{whole.name}.exact", shape=value.shape, type=value.type)
+    graph.inputs.append(stand_in)
+    value.replace_all_uses_with(stand_in)
+    return BlockMatrix(
+        stand_in, _input(graph, whole), blocks.sizes, _input(graph, scales),
+        blocks.block_format, blocks.is_transposed,
+    )  # fmt: skip
+
+
+def _cast(value: ir.Value, stored: ir.Value, name: str) -> list[ir.Node]:
+    """Let stored numbers take a value's place; return what converts them to its type."""
+    casts: list[ir.Node] = []
+    current = stored
+    if current.dtype != ir.DataType.FLOAT:
+        casts.append(ir.node("Cast", [current], attributes={"to": ir.DataType.FLOAT}))
+        casts[-1].name, current = f"{name}/Cast", casts[-1].outputs[0]
+    if value.dtype not in (None, ir.DataType.FLOAT):  # that a foreign graph computes in
+        casts.append(ir.node("Cast", [current], attributes={"to": value.dtype}))
+        casts[-1].name, current = f"{name}/Cast_2", casts[-1].outputs[0]
+    if casts:
+        current.name, current.shape, current.type = f"{name}.fp32", value.shape, value.type
+    value.replace_all_uses_with(current)
+    return casts
 
 
 def _source(file: TensorFile, cells: Mapping[str, Cell], name: str) -> _Source | None:
