@@ -1,8 +1,9 @@
 """Optimised coefficients: never worse than equal ones, and moved where that helps."""
 
 import pytest
-from candidate_builders import FIRST_COUNTS_MORE, SearchCase, search_cases
+from candidate_builders import FIRST_COUNTS_MORE, K, SearchCase, search_cases
 from hypothesis import given, settings
+from reference import gap_loops, mixed_loops
 
 from ensemble_kit.selection.mixing import optimised
 from ensemble_kit.selection.scoring import Term
@@ -44,3 +45,21 @@ def test_coefficients_move_to_where_both_videos_are_right():
 
     assert first.weight > 1 > second.weight
     assert scorer.score([first, second]) > scorer.score(terms)
+
+
+def test_coefficients_reach_the_best_ratio_though_a_large_step_leaps_over_it():
+    # best from about 1.02 to 1.4: the first factor, 1.5, brings nothing, and must not be taken
+    rows = [
+        [[0.75, 0.625, 0.5], [0.25, 0.375, 0.125]],
+        [[0.125, 0.125, 0.25], [0.75, 0.625, 0.875]],
+    ]
+    ratios = [0.25, 0.5, 0.8, 1, 1.1, 1.2, 1.5, 2, 4, 8]
+    gaps = [float(gap_loops(mixed_loops(rows, [ratio, 1]), [{1}, {1}], K)) for ratio in ratios]
+    measure = SearchCase(rows, [{1}, {1}], [1, 1], 2).search("greedy").measure
+    terms = [Term(0, 1.0), Term(1, 1.0)]
+
+    found = optimised(measure, terms, measure.score(terms))
+
+    assert max(gaps) > gaps[ratios.index(1)]
+    assert max(gaps) > gaps[ratios.index(1.5)]
+    assert measure.score(found) == pytest.approx(max(gaps))
