@@ -190,7 +190,8 @@ class _WindowRun:
         schema = records.schema
         if schema.level != "frame":
             raise RecordError(
-                f"{records.paths[0]} has one vector a video, so its windows cannot be told apart.",
+                f"{records.paths[0]} has one vector for each video, so its windows cannot be told "
+                "apart.",
                 hint="Name records of frames.",
             )
         self._cut = _cutter(schema, window, stride)
@@ -224,7 +225,7 @@ def _cutter(
     except ValueError as error:
         raise RecordError(
             f"{str(error).capitalize()}.",
-            hint="Name more seconds, or set frames_per_second in the records' schema.toml.",
+            hint="Give more seconds, or set frames_per_second in the records' schema.toml.",
         ) from error
 
     def cut(video: Video) -> Iterator[tuple[Window, Video]]:

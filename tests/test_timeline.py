@@ -113,8 +113,8 @@ def test_an_exported_file_says_the_same_of_each_window(exported, workspace, tmp_
     ("options", "message"),
     [
         (["-o", "w.safetensors"], "w.safetensors does not end in .csv or .jsonl, and windows"),
-        (["-o", "w.csv", "--window", "0.5"], "A window of 0.5 s is less than a frame, of which "),
-        (["-o", "w.csv", "--stride", "0.1"], "A stride of 0.1 s is less than a frame, of which "),
+        (["-o", "w.csv", "--window", "0.5"], "A window of 0.5 s is shorter than a frame; there "),
+        (["-o", "w.csv", "--stride", "0.1"], "A stride of 0.1 s is shorter than a frame; there "),
     ],
 )
 def test_what_cannot_be_written_is_refused(
@@ -133,7 +133,7 @@ def test_what_cannot_be_written_is_refused(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--stride", "5", "-o", "w.csv"], "--stride is of windows; give --window too."),
+        (["--stride", "5", "-o", "w.csv"], "--stride moves windows; give --window too."),
         (["--window", "5", "-o", "w/"], "--window writes one file; name a .csv or .jsonl file."),
     ],
 )

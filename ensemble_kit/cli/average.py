@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     type=one_of(Method),
     default=METHOD,
     show_default=True,
-    help="Average all; only those that raise the validation GAP@20; or use the moving average.",
+    help="uniform averages all; greedy those that raise the validation GAP@20; ema takes the "
+    "moving average.",
 )
 @click.option(
     "--last", type=click.IntRange(min=1),
@@ -56,7 +57,8 @@ if TYPE_CHECKING:
     type=one_of(BatchNormRule),
     default=BATCH_NORM_RULE,
     show_default=True,
-    help="Estimate statistics again; average them (ema: keep them); take the last step's.",
+    help="recalibrate estimates statistics again; average averages them, or keeps those of ema; "
+    "last takes those of the last step.",
 )
 @click.option("--data", multiple=True, metavar="GLOB", help="Records to recalibrate on.")
 @click.option(

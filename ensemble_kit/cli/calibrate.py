@@ -33,7 +33,8 @@ SHOWN_LEVELS = (0.5, 0.8, 0.9, 0.95)
     type=one_of(CalibrationMethod),
     default=CALIBRATION_METHOD,
     show_default=True,
-    help="How to calibrate; auto takes the one with the lowest cross-entropy on the other half.",
+    help="How to calibrate; none adds thresholds alone, and auto takes the method with the lowest "
+    "cross-entropy on the other half.",
 )
 @force_option
 @json_option

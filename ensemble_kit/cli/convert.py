@@ -46,8 +46,9 @@ def convert(features: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Write records of your own FEATURES and labels.
 
     FEATURES are files or folders: .npy of one video each, whose name is the id; .npz, .h5 or
-    .parquet with ids and an array for each modality; MediaPipe's .pb; TFRecords. NAME=PATH names
-    the modality of files of one array; several names join their files by id.
+    .parquet with ids and an array for each modality; MediaPipe's .pb; TFRecords. With
+    NAME=PATH, files of one array hold the modality NAME; those of several modalities are joined
+    by video id.
 
     \b
     Examples:

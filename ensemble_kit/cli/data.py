@@ -194,7 +194,10 @@ def split_options(command: F) -> F:
     default=tuple(f"{name}={width}" for name, width in SYNTHETIC_WIDTHS.items()),
     show_default=True, help="Name and width; may be repeated. YouTube-8M has rgb=1024, audio=128.",
 )  # fmt: skip
-@click.option("--classes", default=SYNTHETIC_CLASSES, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--classes", default=SYNTHETIC_CLASSES, show_default=True, type=click.IntRange(min=1),
+    help="Number of classes.",
+)  # fmt: skip
 @click.option(
     "--label-skew", default=SYNTHETIC_LABEL_SKEW, show_default=True, type=click.FloatRange(min=0),
     help="Class c is drawn in proportion to (c + 1) ** -SKEW.",
@@ -206,7 +209,10 @@ def split_options(command: F) -> F:
     type=Range(),
     help="Fewest and most frames of a video.",
 )
-@click.option("--level", default=LEVEL, show_default=True, type=one_of(Level))
+@click.option(
+    "--level", default=LEVEL, show_default=True, type=one_of(Level),
+    help="Quantised frames, or their mean as floats: one vector for each video.",
+)  # fmt: skip
 @click.option(
     "--shards",
     default=SYNTHETIC_SHARDS,
@@ -214,7 +220,10 @@ def split_options(command: F) -> F:
     type=click.IntRange(min=1),
     help="Files for each split.",
 )
-@click.option("--seed", default=SEED, show_default=True, type=click.IntRange(min=0))
+@click.option(
+    "--seed", default=SEED, show_default=True, type=click.IntRange(min=0),
+    help="Seed of whatever is drawn.",
+)  # fmt: skip
 @force_option
 @json_option
 def synthesize(

@@ -12,7 +12,9 @@ from ensemble_kit.wording import counted
 output_option = click.option(
     "-o", "--output", "folder", required=True, type=FOLDER, help="Folder to fill."
 )
-mirror_option = click.option("--mirror", type=one_of(Mirror), default=MIRROR, show_default=True)
+mirror_option = click.option(
+    "--mirror", type=one_of(Mirror), default=MIRROR, show_default=True, help="The server's region."
+)
 base_url_option = click.option(
     "--base-url", metavar="URL", help="A server of your own that has the same files."
 )

@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     f"[default: {OPSET}; {BLOCK_OPSET} for {' and '.join(BLOCK_DTYPES)}].",
 )
 @click.option(
-    "--low-memory", is_flag=True, help="Write weights into a second file, to be mapped as it is."
+    "--low-memory", is_flag=True, help="Write weights into a second file, which is memory-mapped."
 )
 @click.option("--triton", type=FOLDER, help="Lay out a model repository of NVIDIA Triton here.")
 @click.option(
@@ -124,8 +124,8 @@ def export_onnx(
     FUSED is ensemble/fused.safetensors unless named. The model is run by ONNX Runtime and compared
     with PyTorch before it is kept. The card, README.md, replaces nothing that a person wrote.
     Products of a file in int8 or int4 are computed from its packed numbers; --data measures what
-    that does to GAP. With --opset 20 they are stored in as many bytes, and converted to float32
-    once, when the file is opened.
+    that does to GAP. With --opset 20 they take the same number of bytes, but are converted to
+    float32 once, when the file is opened.
 
     With --draw-source input, each run may have another number of repeats, unless a pooling takes
     them one by one, as gated BoF does. With random, an open session cannot be seeded.

@@ -129,7 +129,9 @@ def table_options(command: F) -> F:
     return command
 
 
-device_option = click.option("--device", type=one_of(Device), default=DEVICE, show_default=True)
+device_option = click.option(
+    "--device", type=one_of(Device), default=DEVICE, show_default=True, help="Where models run."
+)
 repeats_option = click.option(
     "--repeats", type=click.IntRange(min=1),
     help="Random frame samples averaged  [default: 1, or as an ONNX file was exported].",
@@ -227,7 +229,7 @@ def records_options(command: F) -> F:
         click.option(
             "--cache-size", "cache_bytes", default=f"{CACHE_BYTES // 2**30}GiB", show_default=True,
             metavar="SIZE", callback=_parsed_size,
-            help="Maximum size of that folder; the shards that were used longest ago are removed.",
+            help="Maximum size of that folder; the shards used longest ago are removed first.",
         ),
         click.option(
             "--cache", type=FOLDER,

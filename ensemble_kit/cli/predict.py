@@ -81,7 +81,10 @@ BLEND_TAKES = {"model", "data", "output", "is_blend", "top_k", "force", "as_json
     "are FILE or NAME=FILE for each candidate.",
 )  # fmt: skip
 @repeats_option
-@click.option("--batch-size", type=click.IntRange(min=1), default=BATCH_SIZE, show_default=True)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=BATCH_SIZE, show_default=True,
+    help="Videos that run together; it changes memory and speed only.",
+)  # fmt: skip
 @click.option(
     "--top-k",
     type=click.IntRange(min=1),
@@ -199,7 +202,7 @@ def _refuse_options(
             "as -o predictions/."
         )
     if stride is not None and window is None:
-        raise click.UsageError("--stride is of windows; give --window too.")
+        raise click.UsageError("--stride moves windows; give --window too.")
     if window is not None and (is_folder or output == STDOUT):
         raise click.UsageError("--window writes one file; name a .csv or .jsonl file.")
 

@@ -47,7 +47,9 @@ def merge(
     if len(sources) == 1:
         path = merge_folder(sources[0], output, top_k=top_k, force=force)
     elif top_k is not None:
-        raise click.UsageError("--top-k goes with a folder; folds keep what they keep.")
+        raise click.UsageError(
+            "--top-k goes with a folder; merged folds keep the classes that they have."
+        )
     else:
         path = merge_folds(sources, output, force=force)
     if as_json:

@@ -172,7 +172,7 @@ def _as_json(entry: "Entry") -> dict[str, Any]:
 
 @recipes.command()
 @click.argument("recipe", shell_complete=complete_recipes)
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a value.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a value of it.")
 @click.option(
     "--schema",
     type=click.Path(dir_okay=False),

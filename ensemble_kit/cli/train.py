@@ -67,7 +67,10 @@ if TYPE_CHECKING:
     help="Set a value of the recipes that have the key, or of one RECIPE.",
 )
 @click.option("--name", metavar="NAME", help="Name of the run, instead of the recipe's.")
-@click.option("--seed", type=click.IntRange(min=0), default=SEED, show_default=True)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=SEED, show_default=True,
+    help="Seed of the first weights, of the order of videos and of the frames drawn.",
+)  # fmt: skip
 @click.option(
     "--workers",
     type=click.IntRange(min=0),

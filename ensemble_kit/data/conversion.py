@@ -90,7 +90,7 @@ def parse_split(text: str) -> dict[str, float]:
         share = float(number) if is_good else 0.0
         if not 0 < share <= 1:
             raise RecordError(
-                f"{shown(part)} is no split: its own name, =, and its share of the videos.",
+                f"{shown(part)} is no split: expected NAME=SHARE, and each name once.",
                 hint=f"Write the splits as {SPLIT}.",
             )
         shares[name] = share
@@ -232,7 +232,7 @@ def _videos(features: Sequence[str]) -> Iterator[tuple[str, Mapping[str, NDArray
             unnamed += _expand(each)
     if named and unnamed:
         raise RecordError(
-            f"{unnamed[0]} has no name of a modality before it, and others have.",
+            f"{unnamed[0]} is given without a modality, but others are given with one.",
             hint="Write NAME=PATH for all of them, or for none.",
         )
     if len(named) > 1:

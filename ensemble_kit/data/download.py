@@ -455,7 +455,7 @@ def _write_schema(folder: Path, schema: Schema, names: Wanted) -> Schema:
         held = read_schema(path)
         if held.model_copy(update={"label_names": None}) != schema:
             raise OutputError(
-                f"{path} is of other records.", hint="Name a folder for these records alone."
+                f"{path} describes other records.", hint="Name a folder for these records alone."
             )
         return held
     if not os.path.isfile(names.path):

@@ -67,7 +67,7 @@ def videos_of(path: Path, modality: str | None = None) -> Videos:
                 raise RecordError(
                     f"{path} has {len(arrays)} modalities ({', '.join(arrays)}), and {modality}= "
                     "names one.",
-                    hint="Name the file without a modality: it has names for its own.",
+                    hint="Name the file without a modality; it names its own.",
                 )
             yield video, arrays if modality is None else {modality: next(iter(arrays.values()))}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, DecodeError) as error:
@@ -126,7 +126,9 @@ def _table(path: Path, ids: Iterable[Any], columns: Mapping[str, Iterator[NDArra
     counts = columns.get(COUNTS)
     names = [name for name in columns if name != COUNTS]
     if not names:
-        raise RecordError(f"{path} holds ids and no features.", hint="Add an array a modality.")
+        raise RecordError(
+            f"{path} holds ids, but no features.", hint="Add an array for each modality."
+        )
     for number, identity in enumerate(ids, start=1):
         try:
             arrays = {name: next(columns[name]) for name in names}

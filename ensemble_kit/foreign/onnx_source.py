@@ -227,7 +227,7 @@ def _raise_opset(model: ir.Model, opset: int, path: Path) -> None:
         is_raised = False
     if not is_raised:
         raise ForeignModelError(
-            f"{path} is of opset {found}, which cannot be raised to {opset}.",
+            f"{path} uses opset {found}, which cannot be raised to {opset}.",
             hint=f"Export the model again with opset {opset}.",
         )
 

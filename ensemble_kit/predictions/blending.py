@@ -157,13 +157,14 @@ def _by_candidate(
         name = given or predictions.name
         if name not in names:
             raise PredictionsError(
-                f"{path} is of {name!r}, which is no candidate of {selection_path}.",
+                f"{path} holds predictions of {name!r}, which is no candidate of {selection_path}.",
                 hint=f"Give it the name of one of {', '.join(names)}, or say whose it is: "
                 f"{names[0]}={path}.",
             )
         if name in known:
             raise PredictionsError(
-                f"{known[name].path} and {path} are both of {name!r}.", hint="Leave one out."
+                f"{known[name].path} and {path} both hold predictions of {name!r}.",
+                hint="Leave one out.",
             )
         known[name] = predictions
     for member in selection.members:

@@ -138,8 +138,8 @@ def _refuse_missing(folds: Sequence[_FoldFile]) -> None:
     for each, following in pairwise(folds):
         if each.fold == following.fold:
             raise PredictionsError(
-                f"{each.predictions.path} and {following.predictions.path} are both of fold "
-                f"{each.fold}.",
+                f"{each.predictions.path} and {following.predictions.path} both hold predictions "
+                f"of fold {each.fold}.",
                 hint="Name one file of each fold.",
             )
     numbers = [each.number for each in folds if each.fold.of == of]

@@ -281,7 +281,7 @@ def _texts(array: NDArray[Any], name: str, path: Path) -> tuple[str, ...]:
         )
     texts = np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array.astype(str)
     if (np.ascontiguousarray(texts).view(np.uint32) > sys.maxunicode).any():
-        raise ValueError(f"{name} has a character that Unicode has not")  # Python's str may crash
+        raise ValueError(f"{name} has a character that is not in Unicode")  # Python's str may crash
     return tuple(texts.tolist())
 
 

@@ -150,7 +150,7 @@ def _fetched(
         path.unlink()
         raise HubError(
             f"{name} of {reference} is not what the Hub says: its hash differs.",
-            hint="Run this again; it was removed, and comes again.",
+            hint="Run this again; the damaged copy was removed, and is fetched again.",
         )
     return path
 

@@ -75,7 +75,8 @@ def refuse_repository(path: Path, folder: Path, *, force: bool, keep_same: bool 
             pass
     except OSError as error:
         raise OutputError(
-            f"{home} cannot be written: {error.strerror}.", hint="Name a folder that you may write."
+            f"{home} cannot be written: {error.strerror}.",
+            hint="Name a folder that you may write to.",
         ) from error
 
 

@@ -33,7 +33,7 @@ def windows(
     for name, seconds in (("window", length), ("stride", stride)):
         if not (isfinite(seconds) and seconds * frames_per_second >= 1):
             raise ValueError(
-                f"a {name} of {seconds:g} s is less than a frame, of which there are "
+                f"a {name} of {seconds:g} s is shorter than a frame; there are "
                 f"{frames_per_second:g} a second"
             )
     size = round(length * frames_per_second)

@@ -145,7 +145,7 @@ RUNS = "Name the validation.safetensors of each run that `ensemble-kit train --f
     [
         (
             [FIRST, FIRST],
-            f"{FIRST} and {FIRST} are both of fold 1/2.\nName one file of each fold.",
+            f"{FIRST} and {FIRST} both hold predictions of fold 1/2.\nName one file of each fold.",
         ),
         (
             [FIRST, SECOND.replace("mean", "bag")],

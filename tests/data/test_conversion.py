@@ -89,7 +89,7 @@ def test_splits_have_their_shares():
 
 @pytest.mark.parametrize("text", ["train", "train=0", "train=x", "a=.5,a=.5", "../a=1", "a=.5,=.5"])
 def test_a_split_that_cannot_be_read_is_named(text):
-    with pytest.raises(RecordError, match="is no split: its own name, =, and its share"):
+    with pytest.raises(RecordError, match="is no split: expected NAME=SHARE, and each name once"):
         parse_split(text)
     with pytest.raises(RecordError) as error:
         parse_split("a=0.5,b=0.4")

@@ -94,7 +94,7 @@ def test_each_version_and_level_has_its_schema(
     other = "2/video/train" if level == "frame" else "2/frame/train"
     with pytest.raises(OutputError) as error:
         fetch(site, tmp_path, partition=other)
-    assert error.value.problem == f"{tmp_path}/schema.toml is of other records."
+    assert error.value.problem == f"{tmp_path}/schema.toml describes other records."
 
 
 def test_the_parts_are_those_of_the_official_downloader(site, tmp_path):

@@ -464,7 +464,7 @@ def test_an_opset_too_old_to_raise_is_refused(tmp_path):
     onnx.save(model, path)
 
     assert refused(tmp_path, path) == (
-        f"{path} is of opset 1, which cannot be raised to {OPSET}.\n"
+        f"{path} uses opset 1, which cannot be raised to {OPSET}.\n"
         f"Export the model again with opset {OPSET}."
     )
 

@@ -166,7 +166,7 @@ def test_what_cannot_be_matched_is_named(selection, tmp_path):
         return str(caught.value)
 
     assert refused((None, test_a), (None, c)) == (
-        f"{test_a} is of 'test_a', which is no candidate of {selection}.\n"
+        f"{test_a} holds predictions of 'test_a', which is no candidate of {selection}.\n"
         f"Give it the name of one of a, b, c, or say whose it is: a={test_a}."
     )
     assert refused((None, a)) == (
@@ -174,7 +174,7 @@ def test_what_cannot_be_matched_is_named(selection, tmp_path):
         "Name those of every member; for a file of another name: c=FILE."
     )
     assert refused((None, a), ("a", test_a), (None, c)) == (
-        f"{a} and {test_a} are both of 'a'.\nLeave one out."
+        f"{a} and {test_a} both hold predictions of 'a'.\nLeave one out."
     )
     write_csv(c, rows | {"more": {0: 0.5}})
     assert refused((None, a), (None, c)) == (

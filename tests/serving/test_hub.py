@@ -155,7 +155,7 @@ def test_a_file_that_changed_on_disk_is_found_and_comes_again(hub, file):
 
     assert str(caught.value) == (
         f"ensemble.onnx of {reference} is not what the Hub says: its hash differs.\n"
-        "Run this again; it was removed, and comes again."
+        "Run this again; the damaged copy was removed, and is fetched again."
     )
     assert fetch(str(reference)).path.read_bytes() == file.read_bytes()
 

@@ -48,5 +48,5 @@ def test_less_than_a_frame_is_refused(name, seconds):
     options = {"length": 5.0, "stride": 5.0} | {name: seconds}
     noun = {"length": "window"}.get(name, name)
 
-    with pytest.raises(ValueError, match=f"a {noun} of .* s is less than a frame"):
+    with pytest.raises(ValueError, match=f"a {noun} of .* s is shorter than a frame"):
         windows(9, **options, frames_per_second=1.0)
