@@ -2,10 +2,9 @@
 
 import json
 import os
-import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from os.path import isdir
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 
 # Options of how a model is run, which the library's functions take beside records
 RUNNING = ("repeats", "batch_size", "top_k", "dtype", "device", "force")
+PRINTED_TOGETHER = 2**20  # bytes of a CSV file for standard output
 
 # What `predict --predictions` may be given besides
 BLEND_TAKES = {"model", "data", "output", "is_blend", "top_k", "force", "as_json", "quiet"}
@@ -269,7 +269,8 @@ def _print_csv(model: Path, records: "Records", running: dict[str, Any]) -> None
     with tempfile.TemporaryDirectory() as folder:
         written = predict_records(model, records, Path(folder, "stdout.csv"), **running)
         with written.open("rb") as file:
-            shutil.copyfileobj(file, sys.stdout.buffer)
+            for block in iter(partial(file.read, PRINTED_TOGETHER), b""):
+                click.echo(block, nl=False)  # its errors are known for those of standard output
 
 
 def _blend(

@@ -21,7 +21,7 @@ from ensemble_kit.cli.options import (
 )
 from ensemble_kit.errors import RecipeError
 from ensemble_kit.store.dtypes import BY_NAME
-from ensemble_kit.wording import printable
+from ensemble_kit.wording import printable_line
 
 if TYPE_CHECKING:
     from ensemble_kit.networks.catalogue import EnsembleEntry, Entry
@@ -282,7 +282,7 @@ def check(paths: tuple[Path, ...], as_json: bool) -> None:
     else:
         for path, problems in errors.items():
             if not problems:
-                click.echo(printable(f"{path}: {load_recipe(str(path)).title}"))
+                click.echo(printable_line(f"{path}: {load_recipe(str(path)).title}"))
     _refuse([error for problems in errors.values() for error in problems])
 
 

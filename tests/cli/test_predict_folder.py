@@ -134,3 +134,17 @@ def test_parts_are_written_to_a_folder(runner, data, tmp_path, words):
         "Error: --shard, --jobs and --on write a file for each file of records; name a folder, "
         "such as -o predictions/.\n"
     )
+
+
+def test_a_full_standard_output_is_one_error(data, monkeypatch, capsys):
+    model, records = str(data / "model.safetensors"), str(data / "test")
+    with open("/dev/full", "w") as full, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit) as caught:
+            main(["predict", model, records, "-o", "-", "--quiet"])
+
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == (
+        "Error: Standard output cannot be written: No space left on device.\n"
+        "Free some space, or send it elsewhere.\n"
+    )

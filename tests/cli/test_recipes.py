@@ -369,3 +369,12 @@ def test_check_says_the_same_as_json(runner, tmp_path):
             "hint": "Give training.max_steps a value of the right type and range.",
         }
     ]
+
+
+def test_a_title_of_several_lines_is_printed_as_one(runner, tmp_path):
+    recipe = tmp_path / "a.toml"
+    recipe.write_text(tiny_recipe_text().replace('title = "', 'title = "```\\n# x\\u001b '))
+
+    result = runner.invoke(main, ["recipes", "check", str(recipe)])
+
+    assert (result.exit_code, result.stdout) == (0, f"{recipe}: ```\\n# x\\x1b Tiny\n")
