@@ -116,7 +116,7 @@ def info(patterns: tuple[str, ...], as_json: bool, **reading: Any) -> None:
         "labels": "{total:,}; {min} to {max} a video, {mean:.1f} on average".format(
             **summary["labels"]
         ),
-        "unlabelled": f"{summary['unlabelled']:,} records have no key of labels"
+        "unlabelled": f"{counted(summary['unlabelled'], 'record')} without a key of labels"
         if summary["unlabelled"]
         else "",
         "most frequent": ", ".join(f"{c['name']} ({c['videos']:,})" for c in frequent),

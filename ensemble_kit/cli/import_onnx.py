@@ -16,6 +16,7 @@ from ensemble_kit.cli.options import (
     records_options,
 )
 from ensemble_kit.store.workspace import RUNS, RunFolder, check_run_name, run_name
+from ensemble_kit.wording import counted
 
 
 @click.command("import-onnx")
@@ -108,7 +109,7 @@ def import_onnx(
         echo_json(file)
         return
     click.echo(
-        f"{file.path}: {file.num_values:,} numbers.\n"
+        f"{file.path}: {counted(file.num_values, 'number')}.\n"
         f"Its probabilities differ from those of {model} by at most {file.worst_difference:.2g}."
     )
 

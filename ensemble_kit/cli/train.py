@@ -35,6 +35,7 @@ from ensemble_kit.cli.options import (
 from ensemble_kit.cli.side_by_side import Engine, engine_options, run_side_by_side
 from ensemble_kit.interrupts import INTERRUPTED
 from ensemble_kit.store.workspace import RUNS
+from ensemble_kit.wording import counted
 
 if TYPE_CHECKING:
     from ensemble_kit.data.dataset import Records
@@ -310,14 +311,17 @@ def _named(recipes: Sequence[str], ensemble: str | None) -> tuple[str, ...]:
 
 def _require_index(index: int, recipes: Sequence[str]) -> None:
     if index > len(recipes):
-        raise click.UsageError(f"--index is {index}, and {len(recipes)} recipes are named.")
+        raise click.UsageError(
+            f"--index is {index}, but the command names {counted(len(recipes), 'recipe')}."
+        )
 
 
 def _describe(finished: "FinishedRun", max_steps: int) -> str:
     run = finished.trained
     done = "was already finished: " if run.was_finished else ""
-    of = f" of {max_steps}" if run.steps < max_steps else ""  # its patience ran out
-    line = f"{run.folder.path}: {done}{run.steps}{of} steps in {run.seconds:.1f} s"
+    early = f"{run.steps:,} of " if run.steps < max_steps else ""  # its patience ran out
+    steps = counted(max_steps if early else run.steps, "step")
+    line = f"{run.folder.path}: {done}{early}{steps} in {run.seconds:.1f} s"
     if finished.averaged_gap is not None:
         line += f", validation GAP@20 {finished.averaged_gap:.4f} ({finished.averaged}"
         line += f"; best single checkpoint {run.best_gap:.4f})"

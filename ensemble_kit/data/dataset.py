@@ -334,7 +334,8 @@ class Records:
         """
         if batch_size < num_ranks:
             raise RecordError(
-                f"A batch of {batch_size} videos cannot be shared by {num_ranks} processes.",
+                f"A batch of {counted(batch_size, 'video')} cannot be shared by {num_ranks} "
+                "processes.",
                 hint=f"Set training.batch_size to {num_ranks} or more, or start fewer processes.",
             )
         if self.part is not None:
@@ -432,7 +433,7 @@ class Records:
                 hint="Take fewer folds, or more records.",
             )
         return RecordError(
-            f"{self.paths[0]}: no record of the {len(self.paths)} files can be read.",
+            f"{self.paths[0]}: no record of {counted(len(self.paths), 'file')} can be read.",
             hint="Copy the files again from where they are whole.",
         )
 

@@ -48,6 +48,7 @@ from ensemble_kit.errors import OutputError, RecordError, shown
 from ensemble_kit.files import folder_written_aside, format_size, written_aside
 from ensemble_kit.progress import progress
 from ensemble_kit.texts import parse_json
+from ensemble_kit.wording import counted
 
 ATTEMPTS = 5  # of one file, each from where the one before stopped
 FIRST_WAIT = 0.5  # seconds before the second; each wait is twice the one before
@@ -260,8 +261,8 @@ def _fetch_all(
         free, needed = shutil.disk_usage(folder).free, sum(sizes) * room
         if needed > free:
             raise OutputError(
-                f"{folder} has {format_size(free)} left, and {len(missing):,} files take "
-                f"{format_size(needed)} more.",
+                f"{folder} has {format_size(free)} left, but {format_size(needed)} are to come in "
+                f"{counted(len(missing), 'file')}.",
                 hint="Free some space, name a folder on another disk, or ask for a smaller part.",
             )
         coming = [pool.submit(_fetch, each, stop) for each in missing]
@@ -279,7 +280,7 @@ def _fetch_all(
         pool.shutdown(cancel_futures=True)
     if problems:
         raise RecordError(
-            f"{len(problems)} of {len(wanted)} files could not be fetched; the first: "
+            f"{len(problems):,} of {counted(len(wanted), 'file')} could not be fetched; the first: "
             f"{problems[0].problem}",
             hint=AGAIN,
         )

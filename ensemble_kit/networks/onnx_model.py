@@ -13,6 +13,7 @@ from ensemble_kit.errors import CheckpointError
 from ensemble_kit.layers.frame_preparation import dequantise
 from ensemble_kit.serving.metadata import metadata_of
 from ensemble_kit.serving.session import OnnxEnsemble
+from ensemble_kit.wording import counted
 
 
 class OnnxModel:
@@ -47,7 +48,7 @@ class OnnxModel:
         self._metadata = metadata = metadata_of(self._ensemble.metadata, path)
         if repeats not in {None, metadata.repeats} and not metadata.repeats_are_free:
             raise CheckpointError(
-                f"{path} was exported for {metadata.repeats} repeats; "
+                f"{path} was exported for {counted(metadata.repeats, 'repeat')}; "
                 "--repeats cannot change that.",
                 hint="Leave --repeats out, or export the ensemble again with another --repeats.",
             )

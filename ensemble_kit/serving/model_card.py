@@ -77,7 +77,7 @@ def model_card(path: Path, metadata: OnnxMetadata, served: Served | None = None)
         _front_matter(path, metadata),
         f"# {path.stem}",
         f"{counted(len(metadata.members), 'sub-model')} in one ONNX graph that tags videos with "
-        f"{metadata.data_schema.num_classes:,} classes. Made by "
+        f"{counted(metadata.data_schema.num_classes, 'class', 'classes')}. Made by "
         f"ensemble-kit {_code(metadata.kit_version)}.",
         _facts(path, metadata),
         "## Run it",

@@ -211,7 +211,7 @@ def test_records_without_labels_are_described(unlabelled, runner):
     result = runner.invoke(main, ["data", "info", unlabelled])
 
     assert result.exit_code == 0
-    assert "unlabelled     2 records have no key of labels\n" in result.stdout
+    assert "unlabelled     2 records without a key of labels\n" in result.stdout
     result = runner.invoke(main, ["data", "info", "--json", unlabelled])
     assert json.loads(result.stdout)["unlabelled"] == 2
 

@@ -48,10 +48,12 @@ def test_an_index_trains_that_recipe_alone(runner, own_workspace, monkeypatch):
 
     second = runner.invoke(main, [*words, "--index", "2"])
     third = runner.invoke(main, [*words, "--index", "3"])
+    of_one = runner.invoke(main, ["train", words[1], *words[3:], "--index", "2"])
 
     assert (second.exit_code, trained) == (0, ["bag"])
     assert third.exit_code == 2
-    assert third.stderr.endswith("Error: --index is 3, and 2 recipes are named.\n")
+    assert third.stderr.endswith("Error: --index is 3, but the command names 2 recipes.\n")
+    assert of_one.stderr.endswith("Error: --index is 2, but the command names 1 recipe.\n")
 
 
 @pytest.mark.parametrize("command", ["train", "predict"])

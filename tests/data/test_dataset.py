@@ -172,7 +172,7 @@ def test_records_of_which_none_is_good_are_an_error(folder):
         next(records.batches(2))
 
     assert str(error.value) == (
-        f"{folder}/train0.tfrecord: no record of the 3 files can be read.\n"
+        f"{folder}/train0.tfrecord: no record of 3 files can be read.\n"
         "Copy the files again from where they are whole."
     )
 
@@ -232,7 +232,7 @@ def test_files_without_one_whole_record_are_an_error(folder):
         Records([folder], skip_bad_records=True)
 
     assert str(error.value) == (
-        f"{folder}/train0.tfrecord: no record of the 3 files can be read.\n"
+        f"{folder}/train0.tfrecord: no record of 3 files can be read.\n"
         "Copy the files again from where they are whole."
     )
 

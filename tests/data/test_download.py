@@ -163,7 +163,7 @@ def test_a_disk_that_is_too_small_is_refused_before_a_byte_comes(site, tmp_path,
         fetch(site, tmp_path)
 
     assert str(error.value) == (
-        f"{tmp_path} has 1.4 MiB left, and 4 files take 1.5 MiB more.\n"
+        f"{tmp_path} has 1.4 MiB left, but 1.5 MiB are to come in 4 files.\n"
         "Free some space, name a folder on another disk, or ask for a smaller part."
     )
     assert not records_of(tmp_path)

@@ -200,7 +200,7 @@ def test_an_epoch_without_a_good_record_is_an_error(tmp_path, schema, place):
         list(records.training_batches(1, seed=0))
 
     assert str(error.value) == (
-        f"{tmp_path}/a.tfrecord: no record of the 2 files can be read.\n"
+        f"{tmp_path}/a.tfrecord: no record of 2 files can be read.\n"
         "Copy the files again from where they are whole."
     )
 
