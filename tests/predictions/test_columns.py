@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 from candidate_builders import write_text
 
+from ensemble_kit.data.labels import LabelLists
+from ensemble_kit.errors import PredictionsError
 from ensemble_kit.inference import evaluate_predictions
 from ensemble_kit.predictions.blending import blend
 from ensemble_kit.predictions.file import read_predictions
+from ensemble_kit.predictions.writing import write_predictions
 from ensemble_kit.report.evidence import gather
 from ensemble_kit.selection.stage import select
 
@@ -116,3 +119,20 @@ def test_the_report_names_classes_as_the_files_do(tmp_path):
 
     assert changes
     assert {each.name for each in changes} <= {f"class {number}" for number in FAR}
+
+
+def test_a_label_that_a_file_with_names_does_not_have_is_refused(tmp_path):
+    path = tmp_path / "p.safetensors"
+    write_predictions(
+        path, ids=["v0"], label_names=["x", "y", "z"], labels=LabelLists.from_lists([[]]),
+        rows=np.array([[0.5, 0.25, 0.125]], np.float32), name="p", model=None, top_k=2, force=False,
+    )  # fmt: skip
+    labels = write_text(tmp_path / "labels.csv", "VideoId,Labels", "v0,999999")
+
+    with pytest.raises(PredictionsError) as caught:
+        evaluate_predictions(read_predictions(path), labels)
+
+    assert str(caught.value) == (
+        f"{labels}, line 2: '999999' is not a class, expected a number from 0 to 2.\n"
+        "Number the classes from 0, as the records' labels do."
+    )
