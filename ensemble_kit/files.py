@@ -52,7 +52,7 @@ def refuse_overwrite(path: Path, *, force: bool) -> None:
     pipe or a socket, which ``force`` does not replace either, where its name is too long, and where
     it is ``-``, which people give for standard output.
     """
-    _refuse_standard_output(path)
+    refuse_standard_output(path)
     size = len(os.fsencode(path.name))
     if size > LONGEST_NAME:
         raise OutputError(
@@ -81,7 +81,8 @@ def refuse_overwrite(path: Path, *, force: bool) -> None:
         )
 
 
-def _refuse_standard_output(path: Path) -> None:
+def refuse_standard_output(path: Path) -> None:
+    """Raise ``OutputError`` for ``-``, which people give for standard output."""
     if path == Path("-"):
         raise OutputError(
             "- stands for standard output, but this file is read again after it is written.",
@@ -91,7 +92,7 @@ def _refuse_standard_output(path: Path) -> None:
 
 def require_suffix(path: Path, suffix: str) -> None:
     """Raise ``OutputError`` unless a file's name ends as files of its format do, in any case."""
-    _refuse_standard_output(path)
+    refuse_standard_output(path)
     if path.suffix.lower() != suffix:
         raise OutputError(
             f"{path} does not end in {suffix}, the format that it would be written in.",

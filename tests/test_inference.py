@@ -121,6 +121,8 @@ def test_a_suffix_that_says_another_format_is_refused_and_nothing_is_computed(
         f"{output} does not end in .safetensors or .csv, and predictions are written in no other "
         "format.\nName a .safetensors file, or a .csv file for the challenge's format."
     )
+    with pytest.raises(OutputError, match=r"^- stands for standard output, but "):
+        predict(tmp_path / "no such model", records, "-")
 
 
 def test_suffixes_may_be_in_upper_case_and_paths_strings(records, tmp_path):

@@ -328,7 +328,7 @@ def _bad_length(path: Path, number: int) -> BadRecord:
             number,
             "it does not start like a TFRecord.",
             kind="a file that is no TFRecord",
-            hint="Name uncompressed TFRecord files.",
+            hint="Name TFRecord files; gzipped ones end in .gz.",
         )
     return BadRecord(
         path,

@@ -18,7 +18,7 @@ from ensemble_kit.choices import TOP_K
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.data.schema import vocabulary_sha256
 from ensemble_kit.errors import OutputError
-from ensemble_kit.files import refuse_overwrite, written_aside
+from ensemble_kit.files import refuse_overwrite, refuse_standard_output, written_aside
 from ensemble_kit.metrics import top_classes
 from ensemble_kit.predictions.challenge_csv import PREDICTIONS_HEADER, format_line
 from ensemble_kit.predictions.rows import DenseRows, Floats, Rows, TopRows, as_probabilities
@@ -37,6 +37,7 @@ SUFFIXES = (".safetensors", ".csv")
 
 def require_suffix(output: Path) -> None:
     """Raise ``OutputError`` unless predictions are written in a file's format, by its suffix."""
+    refuse_standard_output(output)
     if output.suffix.lower() not in SUFFIXES:
         raise OutputError(
             f"{output} does not end in .safetensors or .csv, and predictions are written in no "

@@ -104,7 +104,8 @@ def test_a_file_of_another_format_is_named_as_such(tmp_path):
         read(path)
 
     assert str(error.value) == (
-        f"{path}, record 1: it does not start like a TFRecord.\nName uncompressed TFRecord files."
+        f"{path}, record 1: it does not start like a TFRecord.\n"
+        "Name TFRecord files; gzipped ones end in .gz."
     )
 
 
