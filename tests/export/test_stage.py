@@ -396,7 +396,7 @@ def test_the_metadata_says_what_the_file_is_and_where_it_comes_from(exported, fu
     assert metadata["fused_sha256"] == sha256_of(fused["bf16"].path)
     assert json.loads(metadata["validation"]) == {
         "metric": "gap", "score": 0.75, "k": 20, "videos": 1,
-        "dataset_sha256": "0" * 64, "repeats": 1,
+        "dataset_sha256": "0" * 64, "repeats": 1, "is_refit": False,
     }  # fmt: skip
     members = json.loads(metadata["members"])
     assert [(m["name"], m["coefficient"]) for m in members] == list(COEFFICIENTS.items())
