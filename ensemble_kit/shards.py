@@ -17,7 +17,7 @@ from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.remote import ahead, is_url, origin_of
 from ensemble_kit.errors import InputError, OutputError
 from ensemble_kit.inference import add_predictions, load_for
-from ensemble_kit.predictions.file import read_predictions
+from ensemble_kit.predictions.file import read_own
 from ensemble_kit.predictions.folder import SUFFIX, differing, list_files
 from ensemble_kit.predictions.writing import predictions_written
 from ensemble_kit.progress import progress
@@ -206,7 +206,7 @@ def _refuse_other(shard: Shard, records: Records, by: ModelMetadata, top_k: int 
     """Raise ``OutputError`` if a shard's predictions are there and were made otherwise."""
     if not exists(shard.output):
         return
-    metadata = read_predictions(shard.output).metadata
+    metadata = read_own(shard.output).metadata
     assert metadata is not None
     was, now = metadata.shard, _metadata(shard, records)
     made_by = metadata.model

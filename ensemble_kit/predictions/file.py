@@ -162,8 +162,7 @@ def read_predictions(path: Path, *, num_classes: int | None = None) -> Predictio
         return _open_folder(path)
     form = _form_of(path)
     if form == "tensors":
-        with open_tensors(path) as file:
-            return _open_own(file)
+        return read_own(path)
     if form == "numpy":
         arrays = read_arrays(path)
         refuse_ids(arrays.ids, path, forbidden="")
@@ -180,6 +179,16 @@ def read_predictions(path: Path, *, num_classes: int | None = None) -> Predictio
     largest = int(pairs.classes.max(initial=0))
     name = Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
     return Predictions(path, name, ids, num_classes or largest + 1, ListedRows(pairs))
+
+
+def read_own(path: Path) -> Predictions:
+    """Open predictions of the kit, whose ``metadata`` is never None.
+
+    Raises:
+        CheckpointError: The file is anything else.
+    """
+    with open_tensors(path) as file:
+        return _open_own(file)
 
 
 def _form_of(path: Path) -> Form | None:
@@ -217,7 +226,7 @@ def _first_line(head: bytes) -> str:
 
 def _open_folder(folder: Path) -> Predictions:
     """Open the files of a folder as one, in the order of their names."""
-    parts = [read_predictions(path) for path in shard_paths(folder)]
+    parts = [read_own(path) for path in shard_paths(folder)]
     first = parts[0]
     assert first.metadata is not None
     for part in parts[1:]:

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from ensemble_kit.errors import PredictionsError
+from ensemble_kit.errors import CheckpointError, PredictionsError
 from ensemble_kit.predictions.file import read_predictions
 from ensemble_kit.predictions.folder import list_files
 from ensemble_kit.shards import predict_shards
@@ -57,3 +57,15 @@ def test_processes_that_write_one_list_wait_for_each_other(tmp_path):
     assert is_waiting
     listed = json.loads((tmp_path / "predictions.json").read_text())
     assert listed == {"files": ["a.safetensors", "b.safetensors"]}
+
+
+def test_a_file_of_a_folder_that_the_kit_did_not_write_is_named(shards, shard_records, tmp_path):
+    model, other = shards / "model.safetensors", tmp_path / "test0002.safetensors"
+    predict_shards(model, shard_records, tmp_path)
+    other.write_text("VideoId,LabelConfidencePairs\na,1 0.5\n")
+
+    for read in (lambda: read_predictions(tmp_path),
+                 lambda: predict_shards(model, shard_records, tmp_path)):  # fmt: skip
+        with pytest.raises(CheckpointError) as caught:
+            read()
+        assert caught.value.problem == f"{other} is not a safetensors file."
