@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
+from ensemble_kit.errors import InputError
+
 SIGNALS = tuple(
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
@@ -111,3 +113,15 @@ def handled(handler: Handler) -> Iterator[None]:
     finally:
         for number, previous in before.items():
             signal.signal(number, previous)
+
+
+def require_process_groups(option: str) -> None:
+    """Raise ``InputError`` where the system has no groups of processes, as Windows has none.
+
+    What an option starts would outlive the command, and could not be stopped with it.
+    """
+    if not hasattr(os, "killpg"):
+        raise InputError(
+            f"{option} starts processes that this system, as Windows, cannot end together.",
+            hint=f"Leave {option} out, or run the command in WSL.",
+        )

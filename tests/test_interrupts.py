@@ -10,8 +10,10 @@ import time
 import pytest
 
 from ensemble_kit._version import __version__
+from ensemble_kit.errors import InputError
 from ensemble_kit.interrupts import (
     interrupts_wait,
+    require_process_groups,
     signals_interrupt,
 )
 
@@ -142,3 +144,16 @@ def test_a_signal_while_python_ends_is_no_traceback_either(number, tmp_path):
 
     version = f"ensemble-kit, version {__version__}\n"
     assert (result.returncode, result.stdout, result.stderr) == (130, version, "")
+
+
+def test_a_system_without_groups_of_processes_is_said_to_be_one(monkeypatch):
+    require_process_groups("--jobs")
+    monkeypatch.delattr(os, "killpg")
+
+    with pytest.raises(InputError) as caught:
+        require_process_groups("--jobs")
+
+    assert str(caught.value) == (
+        "--jobs starts processes that this system, as Windows, cannot end together.\n"
+        "Leave --jobs out, or run the command in WSL."
+    )

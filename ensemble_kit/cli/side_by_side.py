@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 import click
 
 from ensemble_kit.choices import CPUS_EACH, GPUS_EACH
-from ensemble_kit.interrupts import INTERRUPTED
+from ensemble_kit.interrupts import INTERRUPTED, require_process_groups
 
 if TYPE_CHECKING:
     from ensemble_kit.engines.jobs import Job, JobEnd
@@ -102,6 +102,7 @@ def run_side_by_side(
     run = partial(run_jobs, jobs, on_end=partial(_echo_end, on_printed or _echo_printed))
     at_once = max(1, min(engine.jobs or len(jobs), len(jobs)))
     if engine.on is None:
+        require_process_groups("--jobs")
         ends = run(partial(start_process, threads=threads_each(at_once)), at_once=at_once)
     else:
         from ensemble_kit.engines.ray import ray_cluster

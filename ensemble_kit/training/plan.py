@@ -27,6 +27,7 @@ from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import check_fits
 from ensemble_kit.errors import OutputError, TrainingError
 from ensemble_kit.files import sha256_of
+from ensemble_kit.interrupts import require_process_groups
 from ensemble_kit.networks.building import build_model
 from ensemble_kit.networks.running import require_device
 from ensemble_kit.recipes.reading import AnyRecipe
@@ -90,6 +91,7 @@ class RunPlan:
         teacher_share: The teacher's share of the targets, in [0, 1]; the labels have the rest.
 
     Raises:
+        InputError: There are ``workers`` on a system without groups of processes.
         PredictionsError: The training records, the validation records and the teacher do not
             belong together.
         ProviderError: There is no such device.
@@ -122,6 +124,8 @@ class RunPlan:
         check_run_name(self.run.name)
         require_trackers(self.trackers)
         require_device(self.device)
+        if self.workers:
+            require_process_groups("--workers")
         if self.patience is not None and self.validation is None:
             raise TrainingError(
                 "--patience waits for a better GAP@20, which needs validation records.",

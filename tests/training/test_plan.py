@@ -5,7 +5,7 @@ from builders import contents_of, tiny_recipe, tiny_records, train_tiny
 
 from ensemble_kit import Records, RunPlan
 from ensemble_kit.data.synthetic import synthesize
-from ensemble_kit.errors import PredictionsError, RecipeError, TrainingError
+from ensemble_kit.errors import InputError, PredictionsError, RecipeError, TrainingError
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +114,13 @@ def test_no_dropout_is_a_dropout_of_0(records, tmp_path):
     without, zero = (contents_of(path) for path in weights)
     assert without.keys() == zero.keys()
     assert all((without[name] == zero[name]).all() for name in without)
+
+
+def test_readers_are_refused_where_they_could_not_be_ended(records, tmp_path, monkeypatch):
+    monkeypatch.delattr("os.killpg")
+    options = {"recipe": tiny_recipe(), "training": records[0], "folder": tmp_path / "tiny"}
+
+    with pytest.raises(InputError, match="^--workers starts processes that this system"):
+        RunPlan(**options, workers=1)
+
+    RunPlan(**options)
