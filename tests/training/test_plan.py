@@ -120,7 +120,7 @@ def test_readers_are_refused_where_they_could_not_be_ended(records, tmp_path, mo
     monkeypatch.delattr("os.killpg")
     options = {"recipe": tiny_recipe(), "training": records[0], "folder": tmp_path / "tiny"}
 
-    with pytest.raises(InputError, match="^--workers starts processes that this system"):
+    with pytest.raises(InputError, match="--workers starts processes that this system"):
         RunPlan(**options, workers=1)
 
     RunPlan(**options)
