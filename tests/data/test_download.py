@@ -2,47 +2,28 @@
 
 import hashlib
 import io
-import json
 import shutil
 import tarfile
 import threading
 
 import pytest
-from web_site import Site
+from youtube8m_site import NAMES, content, youtube8m_site
 
-from ensemble_kit.cli import main
 from ensemble_kit.data import download
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.download import download_audioset, download_youtube8m, numbered
 from ensemble_kit.data.schema import read_schema
 from ensemble_kit.errors import OutputError, RecordError
 
-NAMES = [f"train{letters}.tfrecord" for letters in ("aa", "aB", "Zz", "09")]
 NUMBERED = ["train0000.tfrecord", "train0027.tfrecord", "train3187.tfrecord", "train3285.tfrecord"]
-VOCABULARY = "Index,TrainVideoCount,KnowledgeGraphId,Name,WikiUrl,Vertical1,WikiDescription\n"
-VOCABULARY += "".join(f"{n},1,/m/{n},class {n},,,text\n" for n in range(3862))
 LABELS = "index,mid,display_name\n" + "".join(f'{n},/m/{n},"sound {n}"\n' for n in range(527))
-
-
-def content(name, size=400_000):
-    return hashlib.shake_128(name.encode()).digest(size)
 
 
 @pytest.fixture
 def site(monkeypatch):
     monkeypatch.setattr(download, "FIRST_WAIT", 0.001)
-    site = Site()
-    plan = {"files": {name: hashlib.md5(content(name)).hexdigest() for name in NAMES}}
-    for level, version in (("frame", 2), ("frame", 3), ("video", 2), ("video_level", 1)):
-        site.files[f"/{version}/download_plans/{level}_train.json"] = json.dumps(plan).encode()
-        for name in NAMES:
-            site.files[f"/{version}/{level}/train/{name}"] = content(name)
-        site.files[f"/{version}/vocabulary.csv"] = VOCABULARY.encode()
-    site.files["/1/vocabulary.csv"] = (
-        VOCABULARY + "".join(f"{n},1,/m/{n},class {n},,,text\n" for n in range(3862, 4716))
-    ).encode()
-    yield site
-    site.close()
+    with youtube8m_site() as site:
+        yield site
 
 
 def fetch(site, folder, **options):
@@ -262,22 +243,9 @@ def test_audiosets_archive_is_fetched_once_and_unpacked_safely(site, tmp_path):
 
 
 def test_an_archive_of_something_else_leaves_nothing_unpacked(site, tmp_path):
-    for number, content in enumerate((archive(["a/eval/x.tfrecord"]), b"nothing of the kind")):
-        site.files["/features/features.tar.gz"] = content
+    for number, held in enumerate((archive(["a/eval/x.tfrecord"]), b"nothing of the kind")):
+        site.files["/features/features.tar.gz"] = held
         site.files["/csv/class_labels_indices.csv"] = LABELS.encode()
         with pytest.raises(RecordError, match=r"holds no records in bal_train/|is damaged"):
             download_audioset(tmp_path / str(number), base_url=site.url)
         assert not list((tmp_path / str(number)).glob("*/"))
-
-
-def test_the_command_prints_what_came(site, tmp_path, runner):
-    words = ["data", "download", "youtube8m", "--partition", "2/frame/train", "-o", str(tmp_path)]
-
-    result = runner.invoke(main, [*words, "--base-url", site.url, "--jobs", "2"])
-
-    assert result.stdout == f"{tmp_path}\n4 files of records, 4 of them new\n", result.output
-    result = runner.invoke(main, [*words, "--base-url", site.url, "--json"])
-    assert json.loads(result.stdout)["num_new"] == 0
-    result = runner.invoke(main, [*words, "--shard", "3,2"])
-    assert result.exit_code == 2
-    assert "'3,2' is no part of several, such as 1,100." in result.stderr
