@@ -1,4 +1,4 @@
-"""Commands that are ended at random moments leave nothing that their next run does not mend."""
+"""Commands that are ended at random moments leave nothing that their next run does not repair."""
 
 import os
 import subprocess

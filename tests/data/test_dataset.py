@@ -150,7 +150,7 @@ def test_a_bad_record_is_an_error_unless_bad_ones_are_skipped_and_counted_once(f
     assert [error.number for error in lenient.skipped] == [1, 3]
 
 
-def test_skipping_goes_on_behind_a_bad_checksum_and_ends_a_file_at_a_bad_length(folder):
+def test_skipping_goes_on_after_a_bad_checksum_and_ends_a_file_at_a_bad_length(folder):
     damage(folder / "train0.tfrecord", 12)
     damage(folder / "train2.tfrecord", 0)
     records = Records([folder], skip_bad_records=True)

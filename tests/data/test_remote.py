@@ -59,7 +59,7 @@ def ids(records):
     return [video.id for video in records.videos()]
 
 
-def test_records_behind_a_url_are_those_of_the_files(bucket, folder, cache):
+def test_records_at_a_url_are_those_of_the_files(bucket, folder, cache):
     here, there = Records([folder]), Records(["memory://bucket"], cache=cache)
 
     assert there.patterns == ("memory://bucket",)

@@ -125,7 +125,7 @@ def test_a_file_that_ends_early_is_found(path, lost, expected, left):
     )
 
 
-def test_reading_goes_on_behind_a_bad_payload_but_not_behind_a_bad_length(path):
+def test_reading_goes_on_after_a_bad_payload_but_not_after_a_bad_length(path):
     bad = []
     damage(path, 12)
     damage(path, 19 + 16 + 2)

@@ -261,7 +261,7 @@ def weights_of(path):
     return graph, {t.name: t for t in graph.initializer if t.name.startswith("member_")}
 
 
-def test_every_weight_is_stored_once_in_the_fused_type_with_a_cast_behind_it(exported, fused):
+def test_every_weight_is_stored_once_in_the_fused_type_with_a_cast_after_it(exported, fused):
     graph, weights = weights_of(exported.path)
     with open_tensors(fused["bf16"].path) as file:
         stored = {name: tensor.view(torch.int16) for name, tensor in file.tensors()}

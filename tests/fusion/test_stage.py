@@ -242,7 +242,7 @@ def test_a_file_over_the_limit_is_refused_with_what_would_fit(workspace, fused, 
     )
 
 
-def test_the_header_counts_too_and_the_mend_makes_room_for_it(members, tmp_path):
+def test_the_header_counts_too_and_the_hint_makes_room_for_it(members, tmp_path):
     selection = select(tmp_path, members, frontier={("rnn",): 0.5})
     size = fuse(selection, tmp_path / "a.safetensors").num_bytes
 

@@ -323,7 +323,7 @@ def test_a_truncated_file_is_refused(checkpoint, num_bytes):
     assert_not_whole(checkpoint)
 
 
-def test_a_file_with_something_behind_it_is_refused(checkpoint):
+def test_a_file_with_something_after_it_is_refused(checkpoint):
     checkpoint.write_bytes(checkpoint.read_bytes() + b"more")
 
     assert_not_whole(checkpoint)
