@@ -308,7 +308,7 @@ def average_precision(ranks: NDArray[np.int64], num_positives: int) -> float:
 def average_precisions(
     scores: Floats,
     hits: NDArray[np.bool_],
-    classes: NDArray[np.int32],
+    classes: NDArray[np.integer[Any]],
     positives: NDArray[np.int64],
 ) -> NDArray[np.float64]:
     """Return each class's average precision, ``(C,)``; 0 for a class without a positive.

@@ -24,13 +24,15 @@ from ensemble_kit.data.batch import collate
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.decode import Video
 from ensemble_kit.data.schema import Schema, check_fits
+from ensemble_kit.data.segments import rated_segments
 from ensemble_kit.errors import OutputError, RecordError
 from ensemble_kit.files import refuse_overwrite, require_suffix, written_aside
-from ensemble_kit.inference import load_in
+from ensemble_kit.inference import load_for, load_in
 from ensemble_kit.metrics import top_classes
 from ensemble_kit.predictions.challenge_csv import format_pairs
 from ensemble_kit.predictions.rows import Floats, as_probabilities
 from ensemble_kit.predictions.segment_csv import TopSegments, read_classes, write_submission
+from ensemble_kit.predictions.writing import predictions_written
 from ensemble_kit.progress import progress
 from ensemble_kit.serving.windows import Window, windows
 
@@ -173,6 +175,76 @@ def predict_segments(
     return output
 
 
+def predict_rated_segments(
+    model: AnyPath,
+    records: Records,
+    output: AnyPath,
+    *,
+    repeats: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    top_k: int | None = None,
+    dtype: Dtype | None = None,
+    device: str = DEVICE,
+    force: bool = False,
+) -> Path:
+    """Write the probabilities of the segments that people have rated, for ``select``.
+
+    Each is run as if it were a video, and named ``VIDEO:START``; its labels are the classes that
+    it is known to show. Everything else is as in ``predict``, which says what the arguments are.
+
+    Args:
+        model: See ``predict``.
+        records: Records of frames with ratings, see ``data.segments``.
+        output: A ``.safetensors`` file.
+        repeats: See ``predict``.
+        batch_size: Segments at a time; it changes memory and speed only.
+        top_k: See ``predict``.
+        dtype: See ``predict``.
+        device: ``cpu`` or ``cuda``.
+        force: Whether an existing file may be replaced.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        OutputError: ``output`` exists and ``force`` is False, or has another suffix.
+        PredictionsError: The records do not have the model's modalities or vocabulary.
+        RecordError: The records have no ratings, or no frames.
+    """
+    output = Path(output)
+    require_suffix(output, ".safetensors")
+    refuse_overwrite(output, force=force)
+    _refuse_level(records)
+    loaded, described = load_for(
+        records, Path(model), output.parent, dtype=dtype, repeats=repeats, device=device
+    )
+    with (
+        predictions_written(
+            output,
+            label_names=loaded.schema.names,
+            name=loaded.name,
+            model=described,
+            top_k=top_k,
+            force=force,
+        ) as writer,
+        progress(f"predict {loaded.name}", 0) as shown,
+    ):
+        segments = _counted(rated_segments(records), shown.update, "segments")
+        while chunk := list(islice(segments, batch_size)):
+            batch = collate(chunk, records.schema)
+            writer.add(batch.ids, batch.labels, loaded.probabilities(batch))
+    return output
+
+
+def _refuse_level(records: Records) -> None:
+    if records.schema.level != "frame":
+        raise RecordError(
+            f"{records.paths[0]} has one vector for each video, so its windows cannot be told "
+            "apart.",
+            hint="Name records of frames.",
+        )
+
+
 class _WindowRun:
     """A model that is run on the windows of some records, as if each were a video."""
 
@@ -188,12 +260,7 @@ class _WindowRun:
     ) -> None:
         self._model, self._records = model, records
         schema = records.schema
-        if schema.level != "frame":
-            raise RecordError(
-                f"{records.paths[0]} has one vector for each video, so its windows cannot be told "
-                "apart.",
-                hint="Name records of frames.",
-            )
+        _refuse_level(records)
         self._cut = _cutter(schema, window, stride)
         self.loaded = load_in(dtype, model, repeats=repeats, device=device)
         check_fits(self.loaded.schema, schema, path=model)
@@ -236,10 +303,12 @@ def _cutter(
     return cut
 
 
-def _counted(videos: Iterable[Video], shown: Callable[[int, str], None]) -> Iterator[Video]:
+def _counted(
+    videos: Iterable[Video], shown: Callable[[int, str], None], nouns: str = "videos"
+) -> Iterator[Video]:
     for number, video in enumerate(videos, start=1):
         yield video
-        shown(number, "videos")
+        shown(number, nouns)
 
 
 def _writer(output: Path) -> Callable[[IO[str], Iterable[Tagged], tuple[str, ...]], None]:

@@ -333,8 +333,8 @@ def _score(
     if claimed is not None and claimed.is_refit:
         text = f"{_claim_of(claimed)} is claimed, of models that had not seen them"
         return Claim("score", "not checked", text)
-    if claimed is not None and claimed.metric == "macro-map":
-        text = f"{_claim_of(claimed)} is claimed; `ensemble-kit evaluate --rankings` measures it"
+    if claimed is not None and claimed.metric not in ("gap", "map"):
+        text = f"{_claim_of(claimed)} is claimed, which `ensemble-kit evaluate` can measure"
         return Claim("score", "not checked", text)
     metric, k = (claimed.metric, claimed.k) if claimed is not None else (METRIC, TOP_K)
     metrics = load(path, repeats=repeats).measure(records, k=k)

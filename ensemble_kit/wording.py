@@ -1,6 +1,6 @@
 """Words for people: numbers with their nouns, metrics, and names that cannot steer a terminal."""
 
-from ensemble_kit.choices import Metric
+from ensemble_kit.choices import SEGMENTS_PER_CLASS, Metric
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
@@ -15,15 +15,17 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def metric_name(metric: Metric, k: int | None = None) -> str:
-    """Return what people call a metric: ``GAP``, ``GAP@20``, ``mAP@20``, ``macro mAP``.
+    """Return what people call a metric: ``GAP``, ``GAP@20``, ``macro mAP``, ``MAP@100,000``.
 
     Args:
         metric: The metric.
         k: How many classes of each video count, where the metric does not count all; None leaves
-            it out.
+            out any number.
     """
-    name = {"gap": "GAP", "map": "mAP", "macro-map": "macro mAP"}[metric]
-    return name if k is None or metric == "macro-map" else f"{name}@{k}"
+    name = {"gap": "GAP", "map": "mAP", "macro-map": "macro mAP", "map-at-k": "MAP"}[metric]
+    if k is None or metric == "macro-map":
+        return name
+    return f"{name}@{SEGMENTS_PER_CLASS:,}" if metric == "map-at-k" else f"{name}@{k}"
 
 
 def printable(text: str) -> str:

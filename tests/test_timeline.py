@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 from builders import tiny_recipe, tiny_records, tiny_schema, write_checkpoint
-from example_bytes import rated_record
+from example_bytes import byte_strings, rated_record
 
 from ensemble_kit.cli import main
 from ensemble_kit.data.batch import collate
@@ -15,6 +15,7 @@ from ensemble_kit.data.decode import Video
 from ensemble_kit.data.schema import write_schema
 from ensemble_kit.data.tfrecord import write_records
 from ensemble_kit.networks.loading import load
+from ensemble_kit.predictions.file import read_predictions
 from ensemble_kit.runtime import OnnxEnsemble
 from ensemble_kit.timeline import predict_windows
 
@@ -211,3 +212,77 @@ def test_options_that_do_not_go_with_segments_are_refused(
 
     assert result.exit_code == 2
     assert problem in result.stderr
+
+
+@pytest.fixture
+def rated(records, tmp_path):
+    """Records of two videos of 12 frames with ratings of some segments of five."""
+    generator = np.random.default_rng(0)
+    schema = records.schema
+    lists = {
+        modality.key: [
+            byte_strings(generator.integers(256, size=modality.width, dtype=np.uint8).tobytes())
+            for _ in range(12)
+        ]
+        for modality in schema.modalities
+    }
+    made = [
+        rated_record(name, starts, labels, scores, lists=lists)
+        for name, starts, labels, scores in (
+            ("v", [5, 0, 5, 10], [1, 1, 2, 0], [1, 0, 1, 1]),
+            ("w", [0, 5], [2, 1], [0, 1]),
+        )
+    ]
+    write_records(tmp_path / "rated.tfrecord", made, force=False)
+    write_schema(schema, tmp_path / "schema.toml", force=False)
+    return tmp_path / "rated.tfrecord"
+
+
+def test_rated_segments_are_predicted_and_selected_by_map(rated, model, runner, tmp_path):
+    output = tmp_path / "p.safetensors"
+    words = ["predict", str(model), str(rated), "--rated-segments", "-o", str(output)]
+
+    assert runner.invoke(main, words).exit_code == 0
+
+    predictions = read_predictions(output)
+    assert predictions.ids == ("v:0", "v:5", "v:10", "w:0", "w:5")
+    own = [predictions.labels.rows(place, place + 1).classes.tolist() for place in range(5)]
+    assert own == [[], [1, 2], [0], [], [1]]
+    loaded, (first, _) = load(model), list(Records([rated]).videos())
+    frames = {name: rows[5:10] for name, rows in first.frames.items()}
+    batch = collate([Video("v:5", first.classes, frames)], Records([rated]).schema)
+    np.testing.assert_allclose(predictions.rows(1, 2), loaded.probabilities(batch), atol=1e-6)
+
+    selection = tmp_path / "selection.json"
+    words = ["select", str(output), "--metric", "map-at-k", "-o", str(selection)]
+    selected = runner.invoke(main, [*words, "--ratings", str(rated)])
+    assert selected.exit_code == 0, selected.output
+    rows = predictions.rows(0, 5)
+    pairs = {0: [(2, True)], 1: [(0, False), (1, True), (4, True)], 2: [(1, True), (3, False)]}
+    precisions = []
+    for index, places in pairs.items():
+        ranked = sorted(places, key=lambda pair: -rows[pair[0], index])
+        hits = [rank for rank, (_, shown) in enumerate(ranked, 1) if shown]
+        precisions.append(sum(n / rank for n, rank in enumerate(hits, 1)) / len(hits))
+    found = json.loads(selection.read_text())
+    assert found["score"] == pytest.approx(sum(precisions) / 3)
+    assert "MAP@100,000" in selected.stdout
+    assert "MAP counts segments that people have rated" in (
+        runner.invoke(main, [*words, "--force"]).stderr
+    )
+    other = ["select", str(output), "--ratings", str(rated), "-o", str(selection), "--force"]
+    assert "--ratings are of segments, and GAP does not" in runner.invoke(main, other).stderr
+
+
+def test_a_segment_after_the_last_frame_is_a_bad_record(rated, model, runner, tmp_path):
+    late = rated_record("x", [300], [1], [1], lists={
+        modality.key: [byte_strings(bytes(modality.width))]
+        for modality in Records([rated]).schema.modalities
+    })  # fmt: skip
+    write_records(rated, [late], force=True)
+    words = ["predict", str(model), str(rated), "--rated-segments", "-o", str(tmp_path / "p")]
+
+    refused = runner.invoke(main, [*words[:-1], f"{tmp_path}/p.safetensors"])
+
+    assert refused.exit_code == 1
+    assert "record 1: a segment starts at 300 s, after the last frame." in refused.stderr

@@ -71,6 +71,11 @@ BLEND_TAKES = {"model", "data", "output", "is_blend", "top_k", "force", "as_json
     "5 seconds for each class.",
 )  # fmt: skip
 @click.option(
+    "--rated-segments", "rated", is_flag=True,
+    help="Predict the segments of 5 seconds that people have rated in DATA, each as a video named "
+    "VIDEO:START, for select --metric map-at-k.",
+)  # fmt: skip
+@click.option(
     "--classes", type=EXISTING_FILE, metavar="FILE",
     help="Classes that --segments lists, one a line, such as the challenge's "
     "segment_label_ids.csv.  [default: all]",
@@ -108,6 +113,7 @@ def predict(
     window: float | None,
     stride: float | None,
     wants_segments: bool,
+    rated: bool,
     classes: Path | None,
     is_blend: bool,
     engine: Engine,
@@ -145,7 +151,13 @@ def predict(
 
     part = None if share is None else Share.parse(share)
     is_folder = output.endswith(("/", os.sep)) or isdir(output)
-    _refuse_segments(wants_segments, classes, window, is_folder or output == STDOUT, running)
+    is_no_file = is_folder or output == STDOUT
+    _refuse_segments(wants_segments, classes, window, is_no_file, running)
+    if rated and (wants_segments or window is not None or is_no_file):
+        raise click.UsageError(
+            "--rated-segments writes one .safetensors file; leave out --segments and --window, and "
+            "name that file."
+        )
     _refuse_options(output, is_folder, part is not None or engine.is_wanted, window, stride)
     if output == STDOUT and as_json:
         raise click.UsageError("-o - prints the predictions; it cannot print --json too.")
@@ -163,6 +175,10 @@ def predict(
 
         del running["top_k"]
         predict_segments(model, records, output, classes_path=classes, **running)
+    elif rated:
+        from ensemble_kit.timeline import predict_rated_segments
+
+        predict_rated_segments(model, records, output, **running)
     elif is_folder:
         text, facts = _predict_folder(model, records, output, part, running)
     else:

@@ -76,8 +76,13 @@ if TYPE_CHECKING:
     default=METRIC,
     show_default=True,
     help="What members are chosen by: GAP, the challenge's mAP over each video's best classes, or "
-    "macro-map, AudioSet's mAP over whole rankings.",
+    "macro-map, AudioSet's mAP over whole rankings; map-at-k, the MAP of segments of the challenge "
+    "of 2019.",
 )
+@click.option(
+    "--ratings", multiple=True, metavar="GLOB",
+    help="Records that hold the ratings of segments, for --metric map-at-k.",
+)  # fmt: skip
 @click.option(
     "--mixing",
     type=one_of(Mixing),
@@ -177,6 +182,7 @@ def select(
     labels: Path | None,
     sizes: tuple[str, ...],
     weights: tuple[str, ...],
+    ratings: tuple[str, ...],
     wants_report: bool,
     force: bool,
     as_json: bool,
@@ -195,11 +201,13 @@ def select(
         ensemble-kit select --max-size 500MB --mixing gap --report
         ensemble-kit select --max-size 100MB --dtype auto
         ensemble-kit select --metric macro-map
+        ensemble-kit select segments/*.safetensors --metric map-at-k --ratings 'validate/*.tfrecord'
         ensemble-kit select --strategy beam --beam-width 4 --start nonlocal-gru --max-members 6
         ensemble-kit select --criterion gain-per-byte --exclude poor --confirm 0.3
         ensemble-kit select --weight gru=0.4 --weight vlad=0.6
         ensemble-kit select A.csv B.csv --labels Y.csv --size A=4MB --size B=7MB --max-size 10MB
     """  # noqa: D301 - \b is click's mark for "keep these lines"
+    from ensemble_kit.data.dataset import Records
     from ensemble_kit.selection.stage import find_predictions
     from ensemble_kit.selection.stage import select as select_members
 
@@ -217,6 +225,7 @@ def select(
         labels_path=labels,
         sizes=_named_sizes(sizes),
         coefficients=_named_coefficients(weights),
+        ratings=Records(ratings, needs_labels=False) if ratings else None,
         force=force,
         keep_same=wants_report,  # this command may have been stopped before it wrote the page
         **options,

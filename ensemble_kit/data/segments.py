@@ -16,7 +16,9 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
+from ensemble_kit.choices import SEGMENT_SECONDS
 from ensemble_kit.data.dataset import Records
+from ensemble_kit.data.decode import Decoder, Video
 from ensemble_kit.data.fields import split
 from ensemble_kit.data.protos import Feature
 from ensemble_kit.data.tfrecord import BadRecord
@@ -74,7 +76,55 @@ def read_ratings(records: Records) -> Iterator[Ratings]:
             has_some = True
             yield ratings
     if not has_some:
-        raise RecordError(f"{records.paths[0]}: no record has {LABELS.decode()!r}.", hint=HINT)
+        raise _no_ratings(records)
+
+
+def rated_segments(records: Records) -> Iterator[Video]:
+    """Yield each rated segment as a video of its frames, named as submissions name it.
+
+    Its labels are the classes that it is known to show. They say nothing of the others.
+
+    Args:
+        records: The records, of frames.
+
+    Raises:
+        RecordError: As ``read_ratings``.
+        BadRecord: As ``read_ratings``; or a segment lies after the last frame, or has a class
+            outside of the vocabulary.
+    """
+    schema, decoder = records.schema, Decoder(records.schema, needs_labels=False)
+    id_key, has_some = schema.id_key.encode(), False
+
+    def decode(record: memoryview, path: Path, number: int) -> list[Video]:
+        ratings = _ratings(record, id_key, path, number)
+        if ratings is None:
+            return []
+        if ratings.classes.max(initial=0) >= schema.num_classes:
+            problem = f"a segment has class {ratings.classes.max()}, outside of the classes."
+            raise _bad(path, number, problem)
+        video = decoder.decode(record, path=path, number=number)
+        first = np.rint(ratings.starts * schema.frames_per_second).astype(np.int64)
+        if first.max(initial=0) >= video.num_frames:
+            problem = f"a segment starts at {ratings.starts.max()} s, after the last frame."
+            raise _bad(path, number, problem)
+        return list(_cut(video, ratings, schema.frames_per_second))
+
+    for segments in records.decoded(decode):
+        for segment in segments:
+            has_some = True
+            yield segment
+    if not has_some:
+        raise _no_ratings(records)
+
+
+def _cut(video: Video, ratings: Ratings, frames_per_second: float) -> Iterator[Video]:
+    """Yield the segments of a video that have ratings, by their starts."""
+    for start in np.unique(ratings.starts).tolist():
+        shown = ratings.classes[(ratings.starts == start) & ratings.is_shown]
+        first = round(start * frames_per_second)
+        last = round((start + SEGMENT_SECONDS) * frames_per_second)
+        frames = {name: rows[first:last] for name, rows in video.frames.items()}
+        yield Video(segment_name(video.id, start), np.unique(shown), frames)
 
 
 def _ratings(record: memoryview, id_key: bytes, path: Path, number: int) -> Ratings | None:
@@ -107,6 +157,10 @@ def _ratings(record: memoryview, id_key: bytes, path: Path, number: int) -> Rati
         np.array(classes, np.int64),
         np.array(scores, np.float64) > 0,
     )
+
+
+def _no_ratings(records: Records) -> RecordError:
+    return RecordError(f"{records.paths[0]}: no record has {LABELS.decode()!r}.", hint=HINT)
 
 
 def _bad(path: Path, number: int, problem: str) -> BadRecord:

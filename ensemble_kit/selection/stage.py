@@ -34,6 +34,8 @@ from ensemble_kit.choices import (
     Mixing,
     Strategy,
 )
+from ensemble_kit.data.dataset import Records
+from ensemble_kit.data.segments import read_ratings
 from ensemble_kit.errors import SelectionError
 from ensemble_kit.files import each_path, refuse_overwrite, require_suffix
 from ensemble_kit.predictions.candidates import Candidates, read_candidates, refuse_unknown
@@ -45,6 +47,7 @@ from ensemble_kit.selection.mixing import given_weights, optimised, search_weigh
 from ensemble_kit.selection.outcome import Outcome, Writer, distinct
 from ensemble_kit.selection.scoring import Term, pool_size
 from ensemble_kit.selection.search import Rules, Search, num_ensembles
+from ensemble_kit.selection.segment_scoring import SegmentJudge, read_segments
 from ensemble_kit.selection.storage import Storage, default_memory, storage_folder
 from ensemble_kit.selection.table import NUM_THREADS, read_tables
 from ensemble_kit.selection.top_class_scoring import TopClassJudge
@@ -96,6 +99,7 @@ def select(
     max_size: int | None = None,
     dtype: Dtype | Auto | Sequence[Dtype] = DTYPE,
     metric: Metric = METRIC,
+    ratings: Records | None = None,
     mixing: Mixing = MIXING,
     coefficients: Mapping[str, float] | None = None,
     strategy: Strategy | None = None,
@@ -149,7 +153,10 @@ def select(
         metric: What ensembles are compared by: ``gap``, GAP@k; ``map``, the challenge's mAP@k,
             which is the ``map`` of ``evaluate``; or ``macro-map``, AudioSet's mAP, which is its
             ``macro_map``. Both are means over the classes that some video has; see
-            ``metrics.mean_average_precision`` and ``ranking_metrics.RankingMetrics``.
+            ``metrics.mean_average_precision`` and ``ranking_metrics.RankingMetrics``. Or
+            ``map-at-k``, the MAP@100,000 of segments, see ``segment_metrics``.
+        ratings: The records that hold the ratings of segments, for ``map-at-k``; the predictions
+            are then those of segments, from ``predict_rated_segments``.
         mixing: ``uniform``, ``gap`` or ``optimised``; ``gap`` weights by the members' own scores,
             whatever the metric.
         coefficients: The mixing coefficient of each member by name, in place of a search; above 0,
@@ -201,6 +208,7 @@ def select(
     keep_same = keep_same and exists(output) and not force
     if not keep_same:
         refuse_overwrite(output, force=force)
+    _refuse_ratings(metric, ratings)
     _refuse_criterion(strategy, criterion)
     if coefficients is not None:
         _refuse_search(mixing, strategy, criterion, max_members, start, confirm)
@@ -226,9 +234,10 @@ def select(
         start=start,
     )
     confirm = _usual_share(known) if confirm is None else confirm
+    parts = _parts(known, confirm, are_segments=ratings is not None)
     storage = Storage(default_memory() if memory is None else memory, storage_folder(output))
     with closing(storage):
-        judge = _judge(known, _parts(known, confirm), metric, top_k, storage)
+        judge = _judge(known, parts, metric, top_k, storage, ratings)
         outcome = _search(judge, known, mixing if coefficients is None else coefficients, rules)
         selection = Writer(
             known, judge, outcome, output.parent, metric, top_k, resamples, seed
@@ -337,12 +346,15 @@ def _rules(
     )
 
 
-def _parts(known: Candidates, confirm: float) -> list[NDArray[np.bool_]]:
-    """Return which videos to choose by, and which are held out, if any are."""
+def _parts(known: Candidates, confirm: float, *, are_segments: bool) -> list[NDArray[np.bool_]]:
+    """Return which videos to choose by, and which are held out, if any are.
+
+    All segments of a video are in one part, for they are much alike.
+    """
     if not confirm:
         return [np.ones(len(known.ids), np.bool_)]
     return labelled_parts(
-        known.ids,
+        [each.rpartition(":")[0] for each in known.ids] if are_segments else known.ids,
         known.labels,
         confirm,
         purposes=("to choose by", "to confirm the choice"),
@@ -365,14 +377,31 @@ def _refuse_truncated(known: Candidates, metric: Metric) -> None:
             )
 
 
+def _refuse_ratings(metric: Metric, ratings: Records | None) -> None:
+    """Raise unless there are ratings of segments for the metric that needs them, and only then."""
+    if metric == "map-at-k" and ratings is None:
+        raise SelectionError(
+            "MAP counts segments that people have rated, and no ratings are named.",
+            hint="Name the records that hold them with --ratings.",
+        )
+    if metric != "map-at-k" and ratings is not None:
+        raise SelectionError(
+            f"--ratings are of segments, and {metric_name(metric)} does not count them.",
+            hint="Leave out --ratings, or select with --metric map-at-k.",
+        )
+
+
 def _judge(
     known: Candidates,
     parts: Sequence[NDArray[np.bool_]],
     metric: Metric,
     top_k: int,
     storage: Storage,
+    ratings: Records | None,
 ) -> Judge:
     """Read the candidates, and return what measures them within the memory of a storage."""
+    if ratings is not None:
+        return SegmentJudge.of(read_segments(known, read_ratings(ratings)), parts)
     if metric == "macro-map":
         return ClassJudge(read_class_table(known, parts, storage=storage))
     num_pools = len(known.candidates) + POOLS_OF_RANKING * NUM_THREADS

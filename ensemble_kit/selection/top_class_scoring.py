@@ -19,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_kit.metrics import average_precisions, mean_over_classes, top_classes
-from ensemble_kit.progress import progress
-from ensemble_kit.selection.bootstrap import drawn_counts
+from ensemble_kit.selection.class_ranking import ClassRanking, resampled_means
 from ensemble_kit.selection.judging import GapJudge, Scores
 from ensemble_kit.selection.scoring import Mixture, Scorer, Term, summed
 from ensemble_kit.selection.table import NUM_THREADS, Block
@@ -150,68 +149,24 @@ class TopClassScorer:
         self, mixtures: Iterable[Sequence[Term]], *, resamples: int, seed: int
     ) -> NDArray[np.float64]:
         """Return the mAPs of some mixtures on resamples of the videos; see ``Measure``."""
-        rankings = [_Ranking.of(self.best(terms)) for terms in mixtures]
-        counts = drawn_counts(self.num_videos, resamples=resamples, seed=seed).T
-        videos, classes = self.labels
-        found = np.empty((len(rankings), resamples))
-        with progress("resample", resamples) as shown:
-            for index, drawn in enumerate(counts.astype(np.int64)):
-                positives = np.bincount(
-                    classes, weights=drawn[videos], minlength=len(self.positives)
-                ).astype(np.int64)
-                found[:, index] = [ranking.score(drawn, positives) for ranking in rankings]
-                shown.update(index + 1, "resamples")
-        return found
-
-
-class _Ranking(NamedTuple):
-    """The pairs of a pool by class, then best first: their videos, and what ranks the hits.
-
-    Attributes:
-        videos: ``(P,)``.
-        hits: The places of the hits.
-        classes: The class of each hit.
-        starts: Where the pairs of each hit's class begin.
-        first_hits: Which hit is the first of each hit's class.
-    """
-
-    videos: NDArray[np.int64]
-    hits: NDArray[np.int64]
-    classes: NDArray[np.int32]
-    starts: NDArray[np.int64]
-    first_hits: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, best: Best) -> "_Ranking":
-        pairs = np.flatnonzero(best.scores > -np.inf)
-        scores, classes = best.scores.reshape(-1)[pairs], best.classes.reshape(-1)[pairs]
-        order = np.lexsort((-scores, classes))  # stable, so ties stay in video order
-        hits = np.flatnonzero(best.is_hit.reshape(-1)[pairs][order])
-        of_hits = classes[order][hits]
-        return cls(
-            pairs[order] // best.scores.shape[1],
-            hits,
-            of_hits,
-            np.searchsorted(classes[order], of_hits),
-            np.searchsorted(of_hits, of_hits),
+        return resampled_means(
+            [_ranked(self.best(terms)) for terms in mixtures],
+            self.labels,
+            self.num_videos,
+            len(self.positives),
+            resamples=resamples,
+            seed=seed,
         )
 
-    def score(self, drawn: NDArray[np.int64], positives: NDArray[np.int64]) -> float:
-        """Return the mAP with each video counted as often as it was drawn.
 
-        Args:
-            drawn: How often each video was drawn, ``(N,)``.
-            positives: How many drawn videos have each class, ``(C,)``.
-        """
-        counts = drawn[self.videos]
-        pairs = np.cumsum(counts)
-        own = counts[self.hits]
-        found = np.cumsum(own)
-        pairs_so_far = pairs[self.hits] - (pairs - counts)[self.starts]
-        hits_so_far = found - (found - own)[self.first_hits]
-        terms = own * hits_so_far / np.maximum(pairs_so_far, 1)
-        sums = np.bincount(self.classes, weights=terms, minlength=len(positives))
-        return mean_over_classes(sums / np.maximum(positives, 1), positives)
+def _ranked(best: Best) -> ClassRanking:
+    pairs = np.flatnonzero(best.scores > -np.inf)
+    return ClassRanking.of(
+        best.scores.reshape(-1)[pairs],
+        best.classes.reshape(-1)[pairs],
+        best.is_hit.reshape(-1)[pairs],
+        pairs // best.scores.shape[1],
+    )
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def frame_record(name="video", labels=(1,), **frames):
     )
 
 
-def rated_record(video, starts, labels, scores, **others):
+def rated_record(video, starts, labels, scores, *, lists=None, **others):
     """A frame-level record with ratings of segments, as YouTube-8M's of 2019 have them."""
     return record(
         {
@@ -83,5 +83,5 @@ def rated_record(video, starts, labels, scores, **others):
             "segment_scores": floats(scores),
         }
         | others,
-        {"rgb": [byte_strings(bytes(3))], "audio": [byte_strings(bytes(2))]},
+        lists or {"rgb": [byte_strings(bytes(3))], "audio": [byte_strings(bytes(2))]},
     )
