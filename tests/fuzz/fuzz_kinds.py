@@ -20,6 +20,7 @@ from builders import (
     tiny_schema,
     write_checkpoint,
 )
+from example_bytes import rated_record
 from foreign_models import INPUTS, foreign_model, foreign_weights
 from formats import (
     damage_message,
@@ -37,8 +38,10 @@ from workspace_fixture import write_selection_of
 from ensemble_kit.data.dataset import Batch, Records
 from ensemble_kit.data.labels import LabelLists
 from ensemble_kit.data.schema import Schema, read_label_names, read_schema, write_schema
+from ensemble_kit.data.segments import rated_segments, read_ratings
 from ensemble_kit.data.summary import summarise
 from ensemble_kit.data.synthetic import synthesize
+from ensemble_kit.data.tfrecord import write_records
 from ensemble_kit.errors import OutputError
 from ensemble_kit.export import export_onnx
 from ensemble_kit.foreign.conversion import convert
@@ -55,8 +58,10 @@ from ensemble_kit.predictions.file import (
     is_predictions_file,
     read_predictions,
 )
+from ensemble_kit.predictions.segment_csv import read_submission
 from ensemble_kit.predictions.writing import write_predictions
 from ensemble_kit.recipes.reading import load_recipe
+from ensemble_kit.report.timeline import read_timelines
 from ensemble_kit.serving.metadata import read_metadata
 from ensemble_kit.store.runs import list_runs
 from ensemble_kit.training import train_checkpoints
@@ -68,8 +73,8 @@ from ensemble_kit.verification import verify
 
 NAMES = (
     "predictions", "npy", "npz", "ids", "challenge CSV", "label CSV", "label names", "schema",
-    "recipe", "log", "checkpoint", "fused", "selection", "exported", "state", "frame records",
-    "video records", "foreign",
+    "recipe", "segments CSV", "windows", "log", "checkpoint", "fused", "selection", "exported",
+    "state", "frame records", "video records", "rated records", "foreign",
 )  # fmt: skip
 NUM_VIDEOS, NUM_CLASSES = 4, 3
 IDS = ("a", "bb", "c", "d")
@@ -205,6 +210,14 @@ def _texts(folder: Path) -> list[Kind]:
     path = folder / "schema.toml"
     write_schema(schema, path, force=True)
     log_damage = one_of(damage_json_lines, damage_json_lines, damage_text, damage_bytes)
+    windows = "".join(
+        json.dumps(
+            {"video": video, "start": 5.0 * place, "end": 5.0 * place + 5,
+             "labels": [{"label": "Guitar", "class": 1, "confidence": 0.5}]}
+        ) + "\n"
+        for video in ("v", "w") for place in range(3)
+    ).encode()  # fmt: skip
+    segments = b"Class,Segments\n3,v:0 w:55 v:5\n0,w:0\n7,\n"
     return [
         Kind("challenge CSV", "p.csv", (csv.encode(),), text,
              _score_beside(folder / "good.safetensors", labels)),
@@ -213,6 +226,8 @@ def _texts(folder: Path) -> list[Kind]:
              lambda path: read_label_names(path, 3)),
         Kind("schema", "schema.toml", (path.read_bytes(),), text, _read_schema),
         Kind("recipe", "r.toml", tuple(map(str.encode, recipes)), text, _read_recipe, 4),
+        Kind("segments CSV", "s.csv", (segments,), text, lambda path: list(read_submission(path))),
+        Kind("windows", "w.jsonl", (windows,), log_damage, read_timelines),
         Kind("log", "runs/a/metrics.jsonl", (log,), log_damage, _read_log),
     ]  # fmt: skip
 
@@ -362,7 +377,26 @@ def _records(folder: Path) -> list[Kind]:
         kinds.append(
             Kind(f"{level} records", f"{level}.tfrecord", (original,), damage, _read_all(schema), 2)
         )
+    schema = tiny_schema(widths={"rgb": 3, "audio": 2}, num_classes=4, value_type="uint8")
+    rated = folder / "rated.tfrecord"
+    segments = [
+        rated_record("v", [0, 0], [3, 1], [1, 0]), rated_record("w", [0], [2], [1])
+    ]  # fmt: skip
+    write_records(rated, segments, force=True)
+    kinds.append(
+        Kind("rated records", "r.tfrecord", (rated.read_bytes(),), damage, _read_rated(schema), 2)
+    )
     return kinds
+
+
+def _read_rated(schema: Schema) -> Callable[[Path], None]:
+    def read(path: Path) -> None:
+        for skips in (True, False):
+            records = Records([path], schema=schema, skip_bad_records=skips)
+            list(rated_segments(records))
+            list(read_ratings(records))
+
+    return read
 
 
 def _read_all(schema: Schema) -> Callable[[Path], None]:
