@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ensemble_kit.choices import AnyPath
-from ensemble_kit.errors import HubError, OutputError
+from ensemble_kit.errors import ExportError, HubError, OutputError
+from ensemble_kit.files import sha256_of
 from ensemble_kit.serving.hub import (
     Reference,
     errors_named,
@@ -53,7 +54,7 @@ def push(
         The file with the commit that it is now of.
 
     Raises:
-        ExportError: ``path`` is no whole ONNX file.
+        ExportError: ``path`` is no whole ONNX file, or its weights are not those of its export.
         HubError: The Hub cannot be reached or refuses, the card names no licence or is not as the
             Hub reads cards, or ``huggingface_hub`` is not installed.
         OutputError: The repository has other files of these names, and ``force`` is False.
@@ -63,9 +64,10 @@ def push(
     if target.file is not None or target.revision is not None:
         raise HubError(f"{to} names more than a repository.", hint="Write hf:user/name.")
     metadata = read_metadata(path)
+    weights = _weights(path, metadata)
     card = checked_card(_card(path, metadata, license, datasets), metadata, name=str(path))
     api = hub()
-    contents: dict[str, Path | bytes] = {file.name: file for file in metadata.files(path)}
+    contents: dict[str, Path | bytes] = {path.name: path, **weights}
     contents[CARD] = str(card).encode()
     with errors_named(to):
         api.create_repo(target.repo, private=private, exist_ok=True)
@@ -121,6 +123,24 @@ def _card(
     if datasets:
         card.data.datasets = list(datasets)
     return card
+
+
+def _weights(path: Path, metadata: OnnxMetadata) -> dict[str, Path]:
+    """Return the second file, if there is one: what was exported with the first and nothing else.
+
+    A file that another has made could name any file here, and so have it sent away.
+    """
+    beside = metadata.weights_file
+    if beside is None:
+        return {}
+    file = path.parent / beside.path
+    is_plain = Path(beside.path).name == beside.path
+    if not is_plain or not isfile(file) or sha256_of(file) != beside.sha256:
+        raise ExportError(
+            f"{path}: its weights, {beside.path}, are not there as they were exported.",
+            hint="Copy both files again, or export the file again.",
+        )
+    return {beside.path: file}
 
 
 def _hashes(api: "HfApi", repo: str, commit: str, names: Mapping[str, Any]) -> dict[str, str]:

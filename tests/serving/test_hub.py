@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from ensemble_kit.cli import main
-from ensemble_kit.errors import HubError, OutputError
+from ensemble_kit.errors import ExportError, HubError, OutputError
+from ensemble_kit.files import sha256_of
 from ensemble_kit.runtime import OnnxEnsemble
 from ensemble_kit.serving.hub import LISTING, Reference, fetch, parse_reference
+from ensemble_kit.serving.metadata import read_metadata
 from ensemble_kit.serving.pushing import push
+from ensemble_kit.store.provenance import FileMetadata
 
 TO = "hf:ada/video-tags"
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the library's
@@ -186,6 +189,41 @@ def test_weights_in_a_second_file_come_along(hub, file, monkeypatch):
     assert sorted(each.name for each in path.parent.iterdir() if each.is_file()) == sorted(
         ["ensemble.onnx", beside.name, LISTING]
     )
+
+
+@pytest.mark.parametrize("name", ["../secret", "secret", "no.data"])
+def test_a_file_cannot_have_another_one_sent_away(hub, file, monkeypatch, name):
+    for folder in (file.parent, file.parent.parent):
+        (folder / "secret").write_text("mine")
+    metadata = read_metadata(file)
+    beside = FileMetadata(path=name, sha256="0" * 64)
+    monkeypatch.setattr(
+        "ensemble_kit.serving.pushing.read_metadata",
+        lambda _: metadata.model_copy(update={"weights_file": beside}),
+    )
+
+    with pytest.raises(ExportError) as caught:
+        push(TO, file, license="cc-by-4.0")
+
+    assert str(caught.value) == (
+        f"{file}: its weights, {name}, are not there as they were exported.\n"
+        "Copy both files again, or export the file again."
+    )
+    assert hub.requests == []
+
+
+def test_weights_in_a_second_file_are_pushed_too(hub, file, monkeypatch):
+    (file.parent / "e.data").write_bytes(b"weights")
+    metadata = read_metadata(file)
+    beside = FileMetadata(path="e.data", sha256=sha256_of(file.parent / "e.data"))
+    monkeypatch.setattr(
+        "ensemble_kit.serving.pushing.read_metadata",
+        lambda _: metadata.model_copy(update={"weights_file": beside}),
+    )
+
+    push(TO, file, license="cc-by-4.0")
+
+    assert hub.repos["ada/video-tags"][-1][1]["e.data"] == b"weights"
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "no.data"])
