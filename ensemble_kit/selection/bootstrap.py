@@ -7,7 +7,7 @@ including itself. So each pool is ranked once, and a resample is one pass over t
 of a new table.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -62,6 +62,23 @@ def resampled_gaps(
             rows.append(row)
             shown.update(len(rows), "resamples")
     return np.array(rows).reshape(resamples, len(rankings)).T
+
+
+def centred(drawn: NDArray[np.float64], scores: Sequence[float]) -> NDArray[np.float64]:
+    """Return scores on resamples, ``(n, resamples)``, shifted so that their mean is the score.
+
+    A mean over classes of average precision is higher on resamples than on the videos themselves,
+    by far more than it varies: a rare class has a positive or two, and one that is drawn twice
+    stands twice before what ranks below it. GAP has one ranking with the positives of all classes,
+    where that is little.
+    What is left of a resample is how far it lies from the others (Efron and Tibshirani, "An
+    introduction to the bootstrap", 1993, chapter 10, on bias).
+    """
+    if not drawn.size:
+        return drawn
+    shifts = np.array(scores) - drawn.mean(axis=1)
+    shifted: NDArray[np.float64] = drawn + shifts[:, None]
+    return shifted
 
 
 def drawn_counts(num_videos: int, *, resamples: int, seed: int) -> NDArray[np.integer[Any]]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ensemble_kit.metrics import mean_over_classes
 from ensemble_kit.progress import progress
-from ensemble_kit.selection.bootstrap import drawn_counts
+from ensemble_kit.selection.bootstrap import centred, drawn_counts
 
 
 class ClassRanking(NamedTuple):
@@ -72,6 +72,7 @@ class ClassRanking(NamedTuple):
 
 def resampled_means(
     rankings: Sequence[ClassRanking],
+    scores: Sequence[float],
     labels: tuple[NDArray[np.int64], NDArray[np.integer[Any]]],
     num_videos: int,
     num_classes: int,
@@ -83,6 +84,7 @@ def resampled_means(
 
     Args:
         rankings: The rankings of N videos.
+        scores: The mean average precision of each, which the resamples are centred on.
         labels: The video and the class of each label.
         num_videos: N.
         num_classes: C.
@@ -101,4 +103,4 @@ def resampled_means(
             whole = positives.astype(np.int64)
             found[:, index] = [ranking.score(drawn, whole) for ranking in rankings]
             shown.update(index + 1, "resamples")
-    return found
+    return centred(found, scores)

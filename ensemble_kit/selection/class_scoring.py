@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ensemble_kit.progress import progress
 from ensemble_kit.ranking_metrics import shared_average_precision
-from ensemble_kit.selection.bootstrap import drawn_counts
+from ensemble_kit.selection.bootstrap import centred, drawn_counts
 from ensemble_kit.selection.class_table import ClassBlock, ClassTable
 from ensemble_kit.selection.judging import Scores
 from ensemble_kit.selection.scoring import Term
@@ -91,16 +91,17 @@ class ClassScorer:
         """Return the macro mAPs of some mixtures on resamples of the videos; see ``Measure``."""
         counts = drawn_counts(self.num_videos, resamples=resamples, seed=seed)
         num_blocks = len(self.table.blocks)
+        mixtures = list(mixtures)
         asked = [(terms, block) for terms in mixtures for block in self.table.blocks]
         sums: list[NDArray[np.float64]] = []
         with ThreadPoolExecutor(NUM_THREADS) as threads, progress("resample", len(asked)) as shown:
             for found in threads.map(lambda pair: self._resampled_sums(counts, *pair), asked):
                 sums.append(found)
                 shown.update(len(sums), "blocks of classes")
-        shape = len(asked) // num_blocks, num_blocks, 2, resamples
+        shape = len(mixtures), num_blocks, 2, resamples
         totals = np.array(sums).reshape(shape).sum(axis=1)
-        scores: Matrix = totals[:, 0] / np.maximum(totals[:, 1], 1)
-        return scores
+        drawn: Matrix = totals[:, 0] / np.maximum(totals[:, 1], 1)
+        return centred(drawn, [self.score(terms) for terms in mixtures])
 
     def _resampled_sums(
         self, counts: NDArray[np.integer[Any]], terms: Sequence[Term], block: ClassBlock

@@ -85,13 +85,18 @@ class SegmentScorer:
         self, mixtures: Iterable[Sequence[Term]], *, resamples: int, seed: int
     ) -> NDArray[np.float64]:
         """Return the MAPs of some mixtures on resamples of the segments; see ``Measure``."""
-        rankings = [
-            ClassRanking.of(self._summed(terms), self.classes, self.is_shown, self.segments)
-            for terms in mixtures
-        ]
-        labels = self.segments[self.is_shown], self.classes[self.is_shown]
+        mixtures = list(mixtures)
         return resampled_means(
-            rankings, labels, self.num_videos, self.num_classes, resamples=resamples, seed=seed
+            [
+                ClassRanking.of(self._summed(terms), self.classes, self.is_shown, self.segments)
+                for terms in mixtures
+            ],
+            [self.score(terms) for terms in mixtures],
+            (self.segments[self.is_shown], self.classes[self.is_shown]),
+            self.num_videos,
+            self.num_classes,
+            resamples=resamples,
+            seed=seed,
         )
 
     def _summed(self, terms: Sequence[Term]) -> NDArray[np.float64]:

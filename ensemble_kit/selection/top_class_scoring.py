@@ -149,8 +149,10 @@ class TopClassScorer:
         self, mixtures: Iterable[Sequence[Term]], *, resamples: int, seed: int
     ) -> NDArray[np.float64]:
         """Return the mAPs of some mixtures on resamples of the videos; see ``Measure``."""
+        bests = [self.best(terms) for terms in mixtures]
         return resampled_means(
-            [_ranked(self.best(terms)) for terms in mixtures],
+            [_ranked(best) for best in bests],
+            [best.mean_average_precision(self.positives) for best in bests],
             self.labels,
             self.num_videos,
             len(self.positives),

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble_kit.selection.bootstrap import interval, resampled_gaps
+from ensemble_kit.selection.bootstrap import centred, interval, resampled_gaps
 from ensemble_kit.selection.ranking import ABSENT, key_flags, pooled_gap, to_keys
 
 
@@ -75,3 +75,12 @@ def test_without_positives_every_resample_is_0():
                           np.zeros(2, np.int64), resamples=2, seed=0)  # fmt: skip
 
     assert gaps.tolist() == [[0.0, 0.0]]
+
+
+def test_resamples_are_centred_on_what_was_measured():
+    drawn = np.array([[0.25, 0.75], [0.5, 1.0]])
+
+    found = centred(drawn, [0.25, 0.5])
+
+    assert found.tolist() == [[0.0, 0.5], [0.25, 0.75]]
+    assert centred(np.empty((2, 0)), [0.25, 0.5]).shape == (2, 0)
