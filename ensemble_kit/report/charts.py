@@ -66,7 +66,7 @@ def path_chart(selection: SelectionMetadata) -> figure:
     chart = _figure(
         x_axis_label="additions",
         y_axis_label=selection.metric_name,
-        x_range=DataRange1d(range_padding=0.12),  # so that names at the ends are whole
+        x_range=DataRange1d(range_padding=0.12),
     )
     steps = selection.path
     bars = [
@@ -90,7 +90,7 @@ def path_chart(selection: SelectionMetadata) -> figure:
         )  # fmt: skip
         marks.append(scatter)
     chart.text(
-        "place", "score", text="short", source=source, text_align="center", y_offset=-12,
+        "place", "score", text="short", source=source, text_align="side", y_offset=-12,
         text_font_size="12px", text_color=GREY,
     )  # fmt: skip
     _hover(
@@ -117,6 +117,8 @@ def _steps_source(
             "short": [
                 _shortened(printable(selection.label(step.added, step.dtype))) for step in steps
             ],
+            # names at the ends stand within the chart, however narrow it is
+            "side": ["left", *["center"] * (len(steps) - 2), "right"][: len(steps)],
             "videos": [videos] * len(steps),
             "interval": [_interval(step.interval) for step in steps],
             "gain": [_gain(step.confirmed_gain, step.gain) for step in steps],
