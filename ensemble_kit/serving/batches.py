@@ -44,7 +44,7 @@ def padded(
             )
         arrays[name] = []
     for index in range(len(frames[first])):
-        video = _checked_video(
+        video = checked_video(
             {
                 f"frames[{name!r}][{index}]": (name, videos[index])
                 for name, videos in frames.items()
@@ -76,7 +76,7 @@ def batches(
     longest = 0
     for index, frames in enumerate(videos):
         check_modalities(f"videos[{index}]", frames, ports)
-        video = _checked_video(
+        video = checked_video(
             {f"videos[{index}][{name!r}]": (name, values) for name, values in frames.items()}, ports
         )
         length = len(next(iter(video.values())))
@@ -94,12 +94,16 @@ def _by_modality(videos: Sequence[Mapping[str, Array]]) -> dict[str, list[Array]
     return {name: [video[name] for video in videos] for name in videos[0]}
 
 
-def _checked_video(given: Mapping[str, tuple[str, Array]], ports: Ports) -> dict[str, Array]:
+def checked_video(given: Mapping[str, tuple[str, Array]], ports: Ports) -> dict[str, Array]:
     """Return one video's frames by modality.
 
     Args:
-        given: A modality and its frames, by what a message calls them.
+        given: A modality and its frames ``(T, D)``, by what a message calls them.
         ports: The file's inputs by name.
+
+    Raises:
+        ValueError: A type, a number of dimensions or a width is not the file's, or modalities have
+            other numbers of frames.
     """
     video: dict[str, Array] = {}
     lengths: dict[str, int] = {}

@@ -15,7 +15,7 @@ import onnxruntime
 from ensemble_kit.choices import DEVICE, ON_HUB, OPSET, AnyPath, Computes, Device
 from ensemble_kit.draws import draw_numbers, draws_name
 from ensemble_kit.errors import ExportError, ProviderError
-from ensemble_kit.serving.batches import BATCH_BYTES, batches, padded
+from ensemble_kit.serving.batches import BATCH_BYTES, batches, checked_video, padded
 from ensemble_kit.serving.calibration import Calibration
 from ensemble_kit.serving.inputs import check_modalities, checked_feed, run_session
 from ensemble_kit.serving.mapping import FOLDER, mapped_model
@@ -233,14 +233,18 @@ class OnnxEnsemble:
             ValueError: The window or the stride is less than a frame, or as in ``run``.
             ProviderError: As in ``run``.
         """
+        ports = {value.name: value for value in self.session.get_inputs()}
+        check_modalities("frames", frames, ports)
+        named = {f"frames[{name!r}]": (name, rows) for name, rows in frames.items()}
+        video = checked_video(named, ports)
         a_second = float(json.loads(self.metadata["data_schema"]).get("frames_per_second", 1))
         places = windows(
-            min(map(len, frames.values()), default=0),
+            len(next(iter(video.values()))),
             length=window,
             stride=window if stride is None else stride,
             frames_per_second=a_second,
         )
-        cut = ({name: rows[slice(*place)] for name, rows in frames.items()} for place in places)
+        cut = ({name: rows[slice(*place)] for name, rows in video.items()} for place in places)
         remaining = iter(places)
         for tags in self.run_in_batches(cut, repeats=repeats):
             for row, place in zip(range(len(tags.labels)), remaining, strict=False):

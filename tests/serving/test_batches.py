@@ -158,6 +158,17 @@ def test_a_ragged_list_is_no_array_of_frames():
         padded(PORTS, videos_of(2) | {"rgb": [[[1, 2], [3]]]})
 
 
+def test_windows_of_a_video_that_cannot_be_tagged_are_refused(session):
+    video = {"rgb": np.zeros((5, 7), np.uint8), "audio": np.zeros((3, 3), np.uint8)}
+
+    for frames, message in (
+        (video, "frames['audio'] has 3 frames, but frames['rgb'] has 5"),
+        (None, "frames is NoneType; it must be frames by modality"),
+    ):
+        with pytest.raises(ValueError, match=exactly(message)):
+            next(session.run_windows(frames, window=2))
+
+
 def test_what_is_neither_a_batch_nor_lists_is_refused(session):
     batch = {name: np.zeros((2, 3, width), np.uint8) for name, width in WIDTHS.items()}
     lists = {name: list(values) for name, values in batch.items()}
