@@ -125,8 +125,9 @@ def _verify_fused(
     yield _content_claim(file.is_whole(metadata.content_sha256), "the content")
     yield _bytes([file.path], max_size)
     yield _fused_types(file, metadata)
-    yield _parents(file.path, metadata)
-    yield _tried("parity", lambda: _fused_parity(file, metadata))
+    hashes = _hashes(file.path, metadata)
+    yield _parents(metadata, hashes)
+    yield _tried("parity", lambda: _fused_parity(file, metadata, hashes))
     yield _tried("score", lambda: _score(file.path, validation, repeats, records, max_gap_loss))
 
 
@@ -228,18 +229,30 @@ def _prefix(tensor: str) -> str:
     return f"{tensor.partition('.')[0]}."
 
 
-def _parents(path: Path, metadata: FusedMetadata) -> Claim:
+def _parents_of(metadata: FusedMetadata) -> list[FileMetadata]:
+    """Return the files that a fused file says it was made from."""
+    return [
+        *(member.checkpoint for member in metadata.members),
+        *filter(None, [metadata.selection]),
+    ]
+
+
+def _hashes(path: Path, metadata: FusedMetadata) -> dict[str, str]:
+    """Return the hashes of a fused file's parents that are there, by the path that it names."""
+    return {
+        parent.path: sha256_of(found)
+        for parent in _parents_of(metadata)
+        if isfile(found := _parent(path, parent))
+    }
+
+
+def _parents(metadata: FusedMetadata, hashes: Mapping[str, str]) -> Claim:
     """Compare the files that a fused file was made from with the hashes that it names."""
-    parents = [member.checkpoint for member in metadata.members]
-    if metadata.selection is not None:
-        parents.append(metadata.selection)
-    missing = []
+    parents = _parents_of(metadata)
     for parent in parents:
-        found = _parent(path, parent)
-        if not isfile(found):
-            missing.append(parent.path)
-        elif sha256_of(found) != parent.sha256:
+        if hashes.get(parent.path, parent.sha256) != parent.sha256:
             return Claim("parents", "fails", f"{parent.path} has another SHA-256 than is named")
+    missing = [parent.path for parent in parents if parent.path not in hashes]
     if missing:
         finding = f"{len(missing)} of {len(parents)} are not there, {missing[0]} first"
         return Claim("parents", "not checked", finding)
@@ -250,15 +263,15 @@ def _parent(path: Path, parent: FileMetadata) -> Path:
     return Path(normpath(path.parent / parent.path))
 
 
-def _fused_parity(file: TensorFile, metadata: FusedMetadata) -> Claim:
+def _fused_parity(file: TensorFile, metadata: FusedMetadata, hashes: Mapping[str, str]) -> Claim:
     """Compare every stored number with the members' checkpoints, rounded again."""
     with ExitStack() as stack:
         members = []
         for member in metadata.members:
-            path = _parent(file.path, member.checkpoint)
-            if not isfile(path) or sha256_of(path) != member.checkpoint.sha256:
+            if hashes.get(member.checkpoint.path) != member.checkpoint.sha256:
                 finding = f"{member.checkpoint.path} is not there as it was fused"
                 return Claim("parity", "not checked", finding)
+            path = _parent(file.path, member.checkpoint)
             checkpoint = stack.enter_context(open_tensors(path))
             members.append(Member(member, checkpoint, product_axes(checkpoint)))
         weights = FusedWeights(members)
@@ -279,11 +292,11 @@ def _fused_parity(file: TensorFile, metadata: FusedMetadata) -> Claim:
 def _onnx_parity(
     path: Path, metadata: OnnxMetadata, counts: Mapping[str, int], fused: Path | None
 ) -> Claim:
-    found = _find_fused(path, metadata, fused)
+    found = fused or _fused_beside(path, metadata)
     if found is None:
         finding = f"no fused file with SHA-256 {metadata.fused_sha256[:12]}... is beside it"
         return Claim("parity", "not checked", finding)
-    if sha256_of(found) != metadata.fused_sha256:
+    if fused is not None and sha256_of(fused) != metadata.fused_sha256:
         return Claim("parity", "fails", f"{found} has another SHA-256 than is named")
     if metadata.draw_source == "random" and metadata.draws:
         return Claim("parity", "not checked", "its draws are fresh in each run")
@@ -306,13 +319,11 @@ def _products(path: Path, metadata: OnnxMetadata, counts: Mapping[str, int]) -> 
     return Claim("products", _verdict(holds), f"numbers are used: {shares}")
 
 
-def _find_fused(path: Path, metadata: OnnxMetadata, named: Path | None) -> Path | None:
-    """Return the file named, or the fused file beside that has the hash."""
-    if named is not None:
-        return named
+def _fused_beside(path: Path, metadata: OnnxMetadata) -> Path | None:
+    """Return the fused file beside that has the hash which an ONNX file names."""
     for other in sorted(path.parent.glob("*.safetensors")):
         with suppress(CheckpointError), open_tensors(other) as file:
-            if file.kind == "fused" and sha256_of(other) == metadata.fused_sha256:
+            if file.kind == "fused" and file.sha256() == metadata.fused_sha256:
                 return other
     return None
 

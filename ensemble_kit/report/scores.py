@@ -11,6 +11,7 @@ from ensemble_kit.errors import InputError
 from ensemble_kit.networks.loading import load
 from ensemble_kit.progress import progress
 from ensemble_kit.report.row import ENSEMBLE, Row
+from ensemble_kit.serving.metadata import read_metadata
 from ensemble_kit.store.provenance import FusedMetadata, dtypes_of
 from ensemble_kit.store.tensor_files import open_tensors
 from ensemble_kit.store.workspace import FUSED, RUNS, RunFolder
@@ -55,7 +56,7 @@ def _models(workspace: Path) -> Iterator[tuple[str, str, Path, int | None]]:
         if exists(run.averaged):
             yield run.path.name, "averaged", run.averaged, None
     folder = workspace / FUSED.parent
-    exported = sorted((load(path).repeats, path) for path in folder.glob("*.onnx"))
+    exported = sorted((read_metadata(path).repeats, path) for path in folder.glob("*.onnx"))
     most = exported[-1][0] if exported else 1
     for path in sorted(folder.glob("*.safetensors")):
         with open_tensors(path) as file:
