@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_kit.data.balance import UNIT, repeated
+from ensemble_kit.data.remote import ahead
 from ensemble_kit.data.tfrecord import BadRecord, Shard, locate_records
 
 SHUFFLE_BYTES = 512 << 20  # about 1,500 videos of 300 frames of 1,152 bytes, or all of AudioSet
@@ -108,13 +109,22 @@ class RecordIndex:
         """Leave out records from now on: for each file, which of its records are kept."""
         self._kept = kept
 
-    def places(self, shards: Sequence[int]) -> Iterator[Place]:
+    def places(self, shards: Sequence[int], *, are_read: bool = False) -> Iterator[Place]:
         """Yield the place of every record of some files that is kept, file after file.
+
+        Args:
+            shards: The files.
+            are_read: Whether the records will be read, so that files which the cache has dropped
+                since they were looked through are fetched ahead.
 
         Raises:
             RecordError: A file is missing or empty.
         """
-        for shard, found in self._looked_through(shards):
+        looked_through = self._looked_through(shards)
+        if are_read and self.is_complete:
+            paths = ahead([self._paths[shard] for shard in shards])
+            looked_through = (found for found, _ in zip(looked_through, paths, strict=True))
+        for shard, found in looked_through:
             places = zip(found.starts.tolist(), found.lengths.tolist(), strict=True)
             for number, place in enumerate(places, 1):
                 if self._kept is None or self._kept[shard][number - 1]:
@@ -141,11 +151,11 @@ class RecordIndex:
             return
         pool = ThreadPoolExecutor(FILES_AHEAD)
         try:
-            ahead = deque(pool.submit(self._look_through, shard) for shard in shards[:FILES_AHEAD])
+            coming = deque(pool.submit(self._look_through, shard) for shard in shards[:FILES_AHEAD])
             for shard, after in zip_longest(shards, shards[FILES_AHEAD:]):
-                found = ahead.popleft().result()
+                found = coming.popleft().result()
                 if after is not None:
-                    ahead.append(pool.submit(self._look_through, after))
+                    coming.append(pool.submit(self._look_through, after))
                 yield shard, found
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -216,7 +226,7 @@ def training_order(
     for epoch in count(first) if epochs is None else range(first, epochs):
         random = np.random.default_rng((seed, epoch))
         shards = random.permutation(index.num_shards).tolist()
-        found = index.places(shards)
+        found = index.places(shards, are_read=not skipped)  # what a resumed run skips is not
         if shares is not None:
             found = repeated(
                 ((place, shares[place.shard][place.number - 1]) for place in found),

@@ -304,6 +304,19 @@ def test_the_next_shards_are_fetched_while_one_is_read(site, cache):
     assert [site.requests[url] for url in urls] == [1, 1, 1]
 
 
+def test_shards_that_the_cache_has_dropped_are_fetched_ahead_in_a_later_epoch(bucket, cache):
+    records = Records(["memory://bucket/*.tfrecord"], cache=cache)
+    batches = records.training_batches(len(IDS), seed=0, epochs=2)
+    next(batches)
+    for path in records.paths:
+        path.unlink()
+
+    batches = records.training_batches(1, seed=1, epochs=1)
+    next(batches)  # a record of one shard
+
+    assert all(path.exists() for path in records.paths)
+
+
 def test_predictions_keep_the_url_and_its_version_and_are_continued_by_them(
     bucket, tmp_path, cache
 ):
