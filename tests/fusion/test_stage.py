@@ -152,7 +152,7 @@ def test_the_record_tells_where_everything_came_from(fused, selection, workspace
     assert metadata.top_k == 20
     assert metadata.validation.model_dump() == {
         "metric": "gap", "score": 0.75, "k": 20, "videos": 1,
-        "dataset_sha256": "0" * 64, "repeats": 1,
+        "dataset_sha256": "0" * 64, "repeats": 1, "is_refit": False,
     }  # fmt: skip
     assert metadata.kit_version == "0.1.0"
     assert (metadata.selection.path, metadata.selection.sha256) == (
