@@ -131,7 +131,8 @@ def calibrate(
         copy_with_property(model, aside, key, text, properties)
     # A card that is there may be that of another file, unless the model itself was replaced.
     is_replaced = output.resolve() == model.resolve()
-    return CalibratedFile(output, calibration, write_card(output, metadata, force=is_replaced))
+    card = write_card(output, metadata, calibration, force=is_replaced)
+    return CalibratedFile(output, calibration, card)
 
 
 def _exported_sha256(properties: Mapping[str, str]) -> str | None:

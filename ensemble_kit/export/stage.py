@@ -239,7 +239,7 @@ def export_onnx(
                 output, metadata, triton, triton_config, force=force, keep_same=is_unfinished
             )
         served = measure_serving(output, inputs_of(metadata)[0].example[0]) if measures else None
-        card = write_card(output, metadata, force=force, served=served)
+        card = write_card(output, metadata, None, force=force, served=served)
     _drop_stale(output, metadata)
     return ExportedFile(output, num_bytes, max_size, repeats, proof, card)
 
@@ -349,7 +349,7 @@ def _write_beside(
     """
     with written_aside(path, force=True) as aside:
         references = write_beside(aside, weights, location=path.name)
-    weights_file = FileMetadata(path=path.name, sha256=sha256_of(path))
+    weights_file = FileMetadata.of(path, path.parent)
     return references, metadata.model_copy(update={"weights_file": weights_file})
 
 

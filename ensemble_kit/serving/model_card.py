@@ -1,4 +1,4 @@
-"""The model card beside an ONNX file: a ``README.md`` with front matter, from the file alone."""
+"""The model card beside an ONNX file: a ``README.md`` with front matter, as the Hub reads it."""
 
 import json
 import re
@@ -11,8 +11,6 @@ from ensemble_kit.files import format_size, sha256_of, written_aside
 from ensemble_kit.serving.calibration import Calibration
 from ensemble_kit.serving.calibration_facts import calibration_facts
 from ensemble_kit.serving.measuring import RUNS, Served
-from ensemble_kit.serving.onnx_file import read_properties
-from ensemble_kit.serving.session import without_prefix
 from ensemble_kit.serving.signature import Port, inputs_of, outputs_of
 from ensemble_kit.store.provenance import (
     InputMetadata,
@@ -40,13 +38,19 @@ ACTIVATIONS = {
 
 
 def write_card(
-    path: Path, metadata: OnnxMetadata, *, force: bool, served: Served | None = None
+    path: Path,
+    metadata: OnnxMetadata,
+    calibration: Calibration | None,
+    *,
+    force: bool,
+    served: Served | None = None,
 ) -> Path | None:
     """Write the card of an ONNX file beside it.
 
     Args:
         path: The ONNX file.
         metadata: What the file says of itself, which its export has in hand.
+        calibration: What the file carries; None where it is not calibrated.
         force: Whether another card may be replaced; what a person wrote never is.
         served: What serving the file took, if that was measured.
 
@@ -59,20 +63,22 @@ def write_card(
     card = path.with_name(CARD)
     if exists(card) and not (force and MARK in card.read_text("utf-8", "replace").splitlines()):
         return None
-    text = model_card(path, metadata, served)
+    text = model_card(path, metadata, calibration, served)
     with written_aside(card, force=force) as aside:
         aside.write_text(text, encoding="utf-8", newline="\n")
     return card
 
 
-def model_card(path: Path, metadata: OnnxMetadata, served: Served | None = None) -> str:
+def model_card(
+    path: Path,
+    metadata: OnnxMetadata,
+    calibration: Calibration | None,
+    served: Served | None = None,
+) -> str:
     """Return the card of an ONNX file: what it is, how to run it, where it comes from.
 
-    Raises:
-        ExportError: It is no whole ONNX file.
-        ProviderError: Its calibration is damaged.
+    Of the file itself only the sizes and the hash are read.
     """
-    calibration = Calibration.of(without_prefix(read_properties(path)), path)
     parts = [
         _front_matter(path, metadata),
         f"# {path.stem}",

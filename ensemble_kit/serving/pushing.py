@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ensemble_kit.choices import AnyPath
 from ensemble_kit.errors import ExportError, HubError, OutputError
 from ensemble_kit.files import sha256_of
+from ensemble_kit.serving.calibration import Calibration
 from ensemble_kit.serving.hub import (
     Reference,
     errors_named,
@@ -16,8 +17,10 @@ from ensemble_kit.serving.hub import (
     hub,
     parse_reference,
 )
-from ensemble_kit.serving.metadata import read_metadata
+from ensemble_kit.serving.metadata import metadata_of
 from ensemble_kit.serving.model_card import CARD, model_card
+from ensemble_kit.serving.onnx_file import read_properties
+from ensemble_kit.serving.session import without_prefix
 from ensemble_kit.store.provenance import OnnxMetadata
 from ensemble_kit.texts import read_text
 
@@ -58,14 +61,18 @@ def push(
         HubError: The Hub cannot be reached or refuses, the card names no licence or is not as the
             Hub reads cards, or ``huggingface_hub`` is not installed.
         OutputError: The repository has other files of these names, and ``force`` is False.
-        ProviderError: Another tool wrote the file.
+        ProviderError: Another tool wrote the file, or its calibration is damaged.
     """
     path, target = Path(path), parse_reference(to)
     if target.file is not None or target.revision is not None:
         raise HubError(f"{to} names more than a repository.", hint="Write hf:user/name.")
-    metadata = read_metadata(path)
+    properties = without_prefix(read_properties(path))
+    metadata = metadata_of(properties, path)
     weights = _weights(path, metadata)
-    card = checked_card(_card(path, metadata, license, datasets), metadata, name=str(path))
+    calibration = Calibration.of(properties, path)
+    card = checked_card(
+        _card(path, metadata, calibration, license, datasets), metadata, name=str(path)
+    )
     api = hub()
     contents: dict[str, Path | bytes] = {path.name: path, **weights}
     contents[CARD] = str(card).encode()
@@ -108,14 +115,22 @@ def checked_card(card: "ModelCard", metadata: OnnxMetadata, *, name: str) -> "Mo
 
 
 def _card(
-    path: Path, metadata: OnnxMetadata, license_name: str | None, datasets: Sequence[str]
+    path: Path,
+    metadata: OnnxMetadata,
+    calibration: Calibration | None,
+    license_name: str | None,
+    datasets: Sequence[str],
 ) -> "ModelCard":
     hub()  # which says what to install
     from huggingface_hub import ModelCard
 
     beside = path.with_name(CARD)
     is_there = isfile(beside)
-    text = read_text(beside, HubError, hint=CORRECT) if is_there else model_card(path, metadata)
+    text = (
+        read_text(beside, HubError, hint=CORRECT)
+        if is_there
+        else model_card(path, metadata, calibration)
+    )
     with errors_named(beside):
         card = ModelCard(text)
     if license_name is not None:

@@ -171,7 +171,7 @@ def test_the_card_of_a_calibrated_file_says_what_its_tags_are_worth(files):
     for level in measured["levels"]:
         precision = "none" if level["precision"] is None else f"{level['precision']:.4f}"
         assert f"| {level['min_precision']:g} | {precision} | {level['recall']:.4f} |" in card
-    assert "## Tags" not in model_card(files / "e.onnx", read_metadata(files / "e.onnx"))
+    assert "## Tags" not in model_card(files / "e.onnx", read_metadata(files / "e.onnx"), None)
 
 
 def test_a_card_of_another_file_is_left_as_it_is(files, tmp_path, runner):
@@ -183,7 +183,9 @@ def test_a_card_of_another_file_is_left_as_it_is(files, tmp_path, runner):
     with contextlib.chdir(tmp_path):
         assert runner.invoke(main, [*words, "c.onnx"]).exit_code == 0
         assert (tmp_path / "README.md").read_text() == "By hand."
-        write_card_by_kit = model_card(tmp_path / "e.onnx", read_metadata(tmp_path / "e.onnx"))
+        write_card_by_kit = model_card(
+            tmp_path / "e.onnx", read_metadata(tmp_path / "e.onnx"), None
+        )
         (tmp_path / "README.md").write_text(write_card_by_kit)
         assert runner.invoke(main, [*words, "d.onnx"]).exit_code == 0
         assert (tmp_path / "README.md").read_text() == write_card_by_kit

@@ -23,7 +23,7 @@ from ensemble_kit.layers.frame_preparation import dequantise
 from ensemble_kit.networks.ensemble import example_frames
 from ensemble_kit.networks.loading import load, load_fused
 from ensemble_kit.serving.metadata import read_metadata
-from ensemble_kit.serving.onnx_file import needed_files, read_tensors
+from ensemble_kit.serving.onnx_file import needed_files, opened, read_tensors
 from ensemble_kit.serving.session import OUTPUTS, OnnxEnsemble
 from ensemble_kit.store.tensor_files import open_tensors
 from ensemble_kit.verification import verify
@@ -331,7 +331,7 @@ def test_weights_too_large_for_one_file_may_lie_beside_it(exported, with_inputs,
     assert kept > mapped  # with the weights beside it
 
 
-def test_an_export_reads_its_tensors_once_no_metadata_and_hashes_each_file_once(
+def test_an_export_reads_the_fields_of_its_file_once_and_hashes_it_once(
     again, tmp_path, monkeypatch
 ):
     hashed, read = [], []
@@ -340,23 +340,18 @@ def test_an_export_reads_its_tensors_once_no_metadata_and_hashes_each_file_once(
         hashed.append(path.name)
         return sha256_of(path)
 
-    def note_read(path):
+    def note_opening(path):
         read.append(path.suffix)
-        return read_tensors(path)
-
-    def refuse(path):
-        pytest.fail(f"the metadata of {path} is in hand")
+        return opened(path)
 
     for module in ("export.stage", "serving.model_card"):
         monkeypatch.setattr(f"ensemble_kit.{module}.sha256_of", note_hash)
-    for module in ("onnx_file", "metadata"):
-        monkeypatch.setattr(f"ensemble_kit.serving.{module}.read_properties", refuse)
-    monkeypatch.setattr("ensemble_kit.export.stage.read_tensors", note_read)
+    monkeypatch.setattr("ensemble_kit.serving.onnx_file.opened", note_opening)
 
     again(triton=tmp_path / "models")
 
     assert hashed.count("e.onnx") == 1
-    assert len(read) == 1
+    assert read == [".part"]  # its tensors; what it says of itself is in hand
 
 
 def test_a_repository_has_the_weights_too_and_is_refused_before_any_work(again, tmp_path):

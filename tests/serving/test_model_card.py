@@ -23,7 +23,7 @@ from ensemble_kit.serving.model_card import (
 
 @pytest.fixture(scope="module")
 def card(exported):
-    return model_card(exported.path, read_metadata(exported.path))
+    return model_card(exported.path, read_metadata(exported.path), None)
 
 
 def front_matter(card):
@@ -63,7 +63,7 @@ def test_the_score_of_folds_is_not_taken_for_that_of_the_final_members(exported)
     metadata = read_metadata(exported.path)
     validation = metadata.validation.model_copy(update={"is_refit": True, "metric": "macro-map"})
 
-    card = model_card(exported.path, metadata.model_copy(update={"validation": validation}))
+    card = model_card(exported.path, metadata.model_copy(update={"validation": validation}), None)
 
     (_, words) = row(card, "macro mAP on validation")
     assert words.endswith(
@@ -127,7 +127,7 @@ def test_what_a_file_does_not_have_is_left_out_of_its_card(exported):
         update={"label_names": many, "validation": None, "draws": {}, "members": (foreign,)}
     )
 
-    card = model_card(exported.path, metadata)
+    card = model_card(exported.path, metadata, None)
 
     assert "\n99 class 99\n... and 1,134 more\n```" in card
     assert "GAP" not in card
@@ -156,15 +156,15 @@ def test_only_a_card_of_the_kits_is_replaced_and_only_if_asked(exported, tmp_pat
     path.symlink_to(exported.path)
     card = tmp_path / "README.md"
 
-    assert write_card(path, read_metadata(path), force=False) == card
+    assert write_card(path, read_metadata(path), None, force=False) == card
     assert MARK in card.read_text().splitlines()
     card.write_text(f"old\n{MARK}\n")
-    assert write_card(path, read_metadata(path), force=False) is None
+    assert write_card(path, read_metadata(path), None, force=False) is None
     assert card.read_text() == f"old\n{MARK}\n"
-    assert write_card(path, read_metadata(path), force=True) == card
-    assert card.read_text() == model_card(Path(path), read_metadata(path))
+    assert write_card(path, read_metadata(path), None, force=True) == card
+    assert card.read_text() == model_card(Path(path), read_metadata(path), None)
     card.write_text("My own words.\n")
-    assert write_card(path, read_metadata(path), force=True) is None
+    assert write_card(path, read_metadata(path), None, force=True) is None
     assert card.read_text() == "My own words.\n"
 
 
@@ -178,7 +178,7 @@ def test_nothing_in_a_file_ends_a_fence_or_a_cell_of_its_card(exported):
         update={"members": (first.model_copy(update={"recipe": recipe}),), "kit_version": "1`x"}
     )
 
-    card = model_card(exported.path, hostile)
+    card = model_card(exported.path, hostile, None)
 
     assert "`````toml\n````\n# Another card\\x1b[2J\n`````\n" in card
     assert "`a='/b / c /`" in card
@@ -197,7 +197,7 @@ def test_the_card_says_how_bytes_are_made_as_records_have_them(card, exported):
 
     metadata = read_metadata(exported.path)
     floats = metadata.model_copy(update={"input_types": dict.fromkeys(("rgb", "audio"), "float32")})
-    text = model_card(exported.path, floats)
+    text = model_card(exported.path, floats, None)
     assert "Numbers of `rgb` and `audio` are features as the records hold them" in text
     assert "Bytes of" not in text
 
@@ -223,7 +223,7 @@ def test_seconds_and_memory_are_those_of_a_new_process(exported):
     assert 0 < served.video_seconds < 60
     assert 0 < served.open_seconds < 60
     assert 10 * 2**20 < served.peak_bytes < 2**30
-    card = model_card(exported.path, read_metadata(exported.path), served)
+    card = model_card(exported.path, read_metadata(exported.path), None, served)
     assert row(card, "one video")[1] == (
         f"{served.video_seconds:.4f} s: 300 frames of zeros on the CPU, the median of 5 runs after "
         "one more"
