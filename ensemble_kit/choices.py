@@ -89,4 +89,6 @@ SYNTHETIC_VIDEOS: Mapping[str, int] = MappingProxyType(
 SYNTHETIC_WIDTHS: Mapping[str, int] = MappingProxyType({"rgb": 64, "audio": 16})
 TEACHER_SHARE = 0.5
 TOP_K = 20  # classes of a video that GAP@k looks at, as both challenges did
+TRITON_DELAY = 0  # microseconds that a request waits for others
+TRITON_INSTANCES = 1  # copies of a model that run at a time
 WORKERS = 0  # processes that read records ahead; 0 reads between steps

@@ -7,7 +7,15 @@ from pathlib import Path
 
 from ensemble_kit.averaging.average import Observer
 from ensemble_kit.averaging.stage import AveragedRun, average_checkpoints
-from ensemble_kit.choices import DEVICE, TOP_K, BatchNormRule, Dtype, Method
+from ensemble_kit.choices import (
+    BATCH_NORM_RULE,
+    DEVICE,
+    METHOD,
+    TOP_K,
+    BatchNormRule,
+    Dtype,
+    Method,
+)
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.errors import CheckpointError, TrainingError
 from ensemble_kit.inference import KeptPredictions, evaluate_predictions, predict
@@ -184,10 +192,10 @@ def average_run(
     run: RunFolder,
     output: Path,
     *,
-    method: Method = "uniform",
+    method: Method = METHOD,
     last: int | None = None,
     from_step: int = 0,
-    batch_norm: BatchNormRule = "recalibrate",
+    batch_norm: BatchNormRule = BATCH_NORM_RULE,
     training: Records | None = None,
     validation: Records | None = None,
     observe: Observer | None = None,

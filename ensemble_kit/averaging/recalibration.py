@@ -2,6 +2,7 @@
 
 import torch
 
+from ensemble_kit.choices import DEVICE
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.layers.normalisation import BatchNorm
 from ensemble_kit.layers.second_order import WhitenedResiduals
@@ -16,7 +17,7 @@ def recalibrate(
     records: Records,
     *,
     num_videos: int,
-    device: str = "cpu",
+    device: str = DEVICE,
     batch_size: int = BATCH_SIZE,
 ) -> None:
     """Estimate the statistics of every batch norm and whitening again.

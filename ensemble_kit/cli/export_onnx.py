@@ -11,6 +11,8 @@ from ensemble_kit.choices import (
     DRAW_SOURCE,
     OPSET,
     REPEATS,
+    TRITON_DELAY,
+    TRITON_INSTANCES,
     DrawSource,
     InputType,
 )
@@ -69,14 +71,14 @@ if TYPE_CHECKING:
 @click.option(
     "--triton-instances",
     type=click.IntRange(min=1),
-    default=1,
+    default=TRITON_INSTANCES,
     show_default=True,
     help="Copies of the model that Triton runs at a time, on each GPU where there is one.",
 )
 @click.option(
     "--triton-delay",
     type=click.IntRange(min=0),
-    default=0,
+    default=TRITON_DELAY,
     show_default=True,
     help="Microseconds that a request waits in Triton for others to join its batch.",
 )

@@ -15,7 +15,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from safetensors import SafetensorError
 
-from ensemble_kit.choices import TOP_K, AnyPath, Dtype
+from ensemble_kit.choices import DEVICE, TOP_K, AnyPath, Dtype
 from ensemble_kit.data.dataset import Batch, Records
 from ensemble_kit.data.schema import Schema, check_fits
 from ensemble_kit.errors import CheckpointError, ForeignModelError
@@ -110,7 +110,7 @@ def load(
     path: AnyPath,
     *,
     repeats: int | None = None,
-    device: str = "cpu",
+    device: str = DEVICE,
     rounded: Rounding | None = None,
 ) -> LoadedModel:
     """Open a checkpoint, a foreign model, a fused file or an ONNX file.

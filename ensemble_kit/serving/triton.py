@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from os.path import exists, isdir
 from pathlib import Path
 
+from ensemble_kit.choices import TRITON_DELAY, TRITON_INSTANCES
 from ensemble_kit.errors import OutputError
 from ensemble_kit.files import refuse_overwrite, removed_on_failure, written_aside
 from ensemble_kit.serving.signature import Port, inputs_of, outputs_of
@@ -37,8 +38,8 @@ class TritonConfig:
         ValueError: ``instances`` is less than 1, or ``max_delay`` less than 0.
     """
 
-    instances: int = 1
-    max_delay: int = 0
+    instances: int = TRITON_INSTANCES
+    max_delay: int = TRITON_DELAY
     warms_up: bool = False
 
     def __post_init__(self) -> None:

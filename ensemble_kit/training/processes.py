@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import ProcessGroup
 
+from ensemble_kit.choices import DEVICE
 from ensemble_kit.layers.normalisation import BatchNorm
 from ensemble_kit.layers.second_order import WhitenedResiduals
 
@@ -31,7 +32,7 @@ class Processes:
 
     rank: int = 0
     count: int = 1
-    device: str = "cpu"
+    device: str = DEVICE
 
     @property
     def is_first(self) -> bool:

@@ -1,4 +1,5 @@
 from collections import Counter
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from threading import Barrier
@@ -55,17 +56,10 @@ def test_every_record_comes_once_an_epoch_for_any_shards_batches_and_ranks(
 ):
     batch_size = num_ranks + videos_more
     index, locate, _ = index_of(counts)
-    with (
-        patch.object(order, "locate_records", locate),
-        patch.object(order, "SHUFFLE_BYTES", max_bytes),
-    ):
-        whole = list(batch_plans(index, batch_size, seed=seed, epochs=3))
-        shares = [
-            list(
-                batch_plans(index, batch_size, seed=seed, epochs=3, rank=rank, num_ranks=num_ranks)
-            )
-            for rank in range(num_ranks)
-        ]
+    plans = partial(batch_plans, index, batch_size, seed=seed, epochs=3, shuffle_bytes=max_bytes)
+    with patch.object(order, "locate_records", locate):
+        whole = list(plans())
+        shares = [list(plans(rank=rank, num_ranks=num_ranks)) for rank in range(num_ranks)]
 
     assert all(len(plan.turns) == batch_size for plan in whole[:-1])
     turns = [turn for plan in whole for turn in plan.turns]
