@@ -55,7 +55,12 @@ addEventListener("load", async () => {
   heading.querySelector("button").click();
   const falling = names();
   heading.querySelector("button").click();
-  const note = { faults, drawn, before, after, falling, rising: names(), sort: heading.ariaSort,
+  const box = document.querySelector("input[type=search]");
+  box.value = "CONC";
+  box.dispatchEvent(new Event("input"));
+  const classes = [...document.getElementById("all-classes").tBodies[0].rows];
+  const searched = classes.filter((row) => !row.hidden).map((row) => row.children[0].textContent);
+  const note = { faults, searched, drawn, before, after, falling, rising: names(), sort: heading.ariaSort,
     wide: document.documentElement.scrollWidth, window: innerWidth };
   document.body.dataset.note = JSON.stringify(note);
 });
@@ -95,4 +100,5 @@ def test_the_charts_are_drawn_and_a_click_sorts(browser, chosen, tmp_path, width
     assert note["falling"] == [one.name for one in by_size]
     assert note["rising"] == [one.name for one in reversed(by_size)]
     assert note["sort"] == "ascending"
+    assert note["searched"] == ["Concert"]
     assert note["wide"] <= note["window"]  # wide tables scroll by themselves
