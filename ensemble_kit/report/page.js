@@ -36,12 +36,14 @@ for (const box of document.querySelectorAll("[data-filters]")) {
   });
 }
 
-// What is wider than its place says so.
-const watch = new ResizeObserver((entries) => {
-  for (const { target } of entries) {
-    target.toggleAttribute("data-is-wide", target.scrollWidth > target.clientWidth + 1);
-  }
-});
+// What is wider than its place says so; in the next frame, for that changes its size again.
+const watch = new ResizeObserver((entries) =>
+  requestAnimationFrame(() => {
+    for (const { target } of entries) {
+      target.toggleAttribute("data-is-wide", target.scrollWidth > target.clientWidth + 1);
+    }
+  })
+);
 for (const place of document.querySelectorAll(".scroll")) watch.observe(place);
 
 // Charts are painted once, in the page's colours at that time.

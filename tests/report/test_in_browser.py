@@ -60,7 +60,8 @@ addEventListener("load", async () => {
   box.dispatchEvent(new Event("input"));
   const classes = [...document.getElementById("all-classes").tBodies[0].rows];
   const searched = classes.filter((row) => !row.hidden).map((row) => row.children[0].textContent);
-  const note = { faults, searched, drawn, before, after, falling, rising: names(), sort: heading.ariaSort,
+  const note = { faults, searched, drawn, before, after, falling, rising: names(),
+    sort: heading.ariaSort,
     wide: document.documentElement.scrollWidth, window: innerWidth };
   document.body.dataset.note = JSON.stringify(note);
 });
