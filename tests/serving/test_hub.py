@@ -198,8 +198,8 @@ def test_a_file_cannot_have_another_one_sent_away(hub, file, monkeypatch, name):
     metadata = read_metadata(file)
     beside = FileMetadata(path=name, sha256="0" * 64)
     monkeypatch.setattr(
-        "ensemble_kit.serving.pushing.read_metadata",
-        lambda _: metadata.model_copy(update={"weights_file": beside}),
+        "ensemble_kit.serving.pushing.metadata_of",
+        lambda *_: metadata.model_copy(update={"weights_file": beside}),
     )
 
     with pytest.raises(ExportError) as caught:
@@ -217,8 +217,8 @@ def test_weights_in_a_second_file_are_pushed_too(hub, file, monkeypatch):
     metadata = read_metadata(file)
     beside = FileMetadata(path="e.data", sha256=sha256_of(file.parent / "e.data"))
     monkeypatch.setattr(
-        "ensemble_kit.serving.pushing.read_metadata",
-        lambda _: metadata.model_copy(update={"weights_file": beside}),
+        "ensemble_kit.serving.pushing.metadata_of",
+        lambda *_: metadata.model_copy(update={"weights_file": beside}),
     )
 
     push(TO, file, license="cc-by-4.0")
