@@ -13,7 +13,9 @@ from ensemble_kit.data.published import PUBLISHED
 from ensemble_kit.networks.catalogue import list_recipes
 
 ROOT = Path(__file__).resolve().parents[1]
-LINK = re.compile(r"\[([^\]]+)\]\((?!https?://|#|mailto:)([^)#]*)(#[^)]*)?\)")
+LINK = re.compile(
+    r"\[((?:!\[[^\]]*\]\([^)]*\)|[^\[\]])+)\]\((?!https?://|#|mailto:)([^)#]*)(#[^)]*)?\)"
+)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -23,20 +25,23 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         ("reference/security.md", (ROOT / "SECURITY.md").read_text(encoding="utf-8")),
         ("reference/recipes.md", _recipes()),
     ):
-        files.append(File.generated(config, name, content=_without_outside(text, name)))
+        content = _without_outside(text, name, ROOT)
+        files.append(File.generated(config, name, content=content))
     return files
 
 
 def on_page_markdown(markdown: str, *, page: object, **_: object) -> str:
     """Unlink what lies outside the site."""
-    return _without_outside(markdown, page.file.src_uri)  # type: ignore[attr-defined]
+    uri = page.file.src_uri  # type: ignore[attr-defined]
+    return _without_outside(markdown, uri, (ROOT / "docs" / uri).parent)
 
 
-def _without_outside(text: str, uri: str) -> str:
-    folder = (ROOT / "docs" / uri).parent
+def _without_outside(text: str, uri: str, folder: Path) -> str:
+    """Return a page's text, which lay in ``folder``, without links to what the site lacks."""
 
     def replaced(match: re.Match[str]) -> str:
-        name, target, anchor = match[1], match[2], match[3] or ""
+        name = LINK.sub(replaced, match[1])  # of a picture that is a link too
+        target, anchor = match[2], match[3] or ""
         if (inside := target.removeprefix("docs/")) != target:  # from the README
             return f"[{name}]({'../' * uri.count('/')}{inside}{anchor})"
         found = (folder / target).resolve()
