@@ -30,6 +30,7 @@ from ensemble_kit.choices import (
     CalibrationMethod,
 )
 from ensemble_kit.data.labels import LabelLists
+from ensemble_kit.data.schema import Vocabulary
 from ensemble_kit.errors import CalibrationError, OutputError
 from ensemble_kit.files import refuse_overwrite, require_suffix, sha256_of, written_aside
 from ensemble_kit.metrics import MetricsAccumulator
@@ -43,7 +44,6 @@ from ensemble_kit.serving.model_card import write_card
 from ensemble_kit.serving.onnx_file import copy_with_property, read_properties
 from ensemble_kit.serving.session import METADATA_PREFIX, without_prefix
 from ensemble_kit.store.provenance import OnnxMetadata
-from ensemble_kit.wording import counted
 
 
 @dataclass(frozen=True)
@@ -153,11 +153,12 @@ def _check(
             f"{predictions.path} lists only some classes of each video; calibration needs all.",
             hint="Predict again without --top-k into a .safetensors file.",
         )
-    num_classes = len(metadata.label_names)
-    if predictions.num_classes != num_classes:
+    difference = predictions.vocabulary.difference(
+        Vocabulary(len(metadata.label_names), metadata.label_names)
+    )
+    if difference is not None:
         raise CalibrationError(
-            f"{predictions.path} has {counted(predictions.num_classes, 'class', 'classes')}, but "
-            f"{model} {num_classes}.",
+            difference.between(str(predictions.path), f"the members of {model}"),
             hint=f"Write predictions with `ensemble-kit predict {model} DATA -o FILE`.",
         )
     made_by = predictions.metadata and predictions.metadata.model

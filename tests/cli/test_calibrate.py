@@ -224,12 +224,30 @@ def test_predictions_of_some_classes_are_refused(files, runner, tmp_path):
     ]
 
 
-def test_other_classes_are_refused(files, runner, tmp_path):
-    np.savez(tmp_path / "p.npz", probabilities=np.full((2, 3), 0.5), ids=np.array(["a", "b"]))
+@pytest.mark.parametrize(
+    ("names", "ours", "theirs"),
+    [
+        (("a", "b", "c"), "has 3 classes", "have 6"),
+        (tuple("fedcba"), "calls class 0 'f'", "call it '{}'"),
+    ],
+)
+def test_other_classes_are_refused(files, runner, tmp_path, names, ours, theirs):
+    predictions = tmp_path / "p.npz"
+    np.savez(
+        predictions,
+        probabilities=np.full((2, len(names)), 0.5),
+        ids=np.array(["a", "b"]),
+        label_names=np.array(names),
+    )
 
-    lines = refused(runner, files / "e.onnx", tmp_path / "p.npz", "-o", tmp_path / "c.onnx")
+    lines = refused(runner, files / "e.onnx", predictions, "-o", tmp_path / "c.onnx")
 
-    assert lines[0] == f"{tmp_path / 'p.npz'} has 3 classes, but {files / 'e.onnx'} 6."
+    theirs = theirs.format(read_metadata(files / "e.onnx").label_names[0])
+    assert lines == [
+        f"{predictions} {ours}, but the members of {files / 'e.onnx'} {theirs}.",
+        f"Write predictions with `ensemble-kit predict {files / 'e.onnx'} DATA -o FILE`.",
+    ]
+    assert not (tmp_path / "c.onnx").exists()
 
 
 def test_a_half_without_labels_is_refused(files, runner, tmp_path):
