@@ -100,9 +100,19 @@ def format_line(
 
 
 def format_pairs(classes: NDArray[np.int64], confidences: NDArray[np.floating[Any]]) -> str:
-    """Return classes and confidences in turn, without those of ``-inf``."""
+    """Return classes and confidences in turn, without those of ``-inf``.
+
+    What models compute, float32, has the challenge's six digits. float64 comes from other tools'
+    files and may differ in later digits alone, so it has as many as are read back as it is.
+    """
+    spell = _all_digits if confidences.dtype == np.float64 else "{:g}".format
     pairs = zip(classes.tolist(), confidences.tolist(), strict=True)
-    return " ".join(f"{index} {confidence:g}" for index, confidence in pairs if confidence > -inf)
+    return " ".join(f"{index} {spell(number)}" for index, number in pairs if number > -inf)
+
+
+def _all_digits(number: float) -> str:
+    """Return the shortest text that is read back as the number; as with ``%g``, 1 is ``1``."""
+    return repr(number).removesuffix(".0")
 
 
 def _add_classes(

@@ -219,8 +219,8 @@ def csv_written(
 ) -> Iterator["CsvWriter"]:
     """Write a CSV file in the challenge's format; what is added in the block is in it.
 
-    Confidences are written as ``%g``, six digits, and the other classes are lost: select among
-    predictions files of the kit, not among these.
+    Confidences in float32 are written as ``%g``, six digits, those in float64 with all digits. The
+    other classes are lost: select among predictions files of the kit, not among these.
 
     Args:
         path: The file to write.

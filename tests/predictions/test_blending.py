@@ -89,7 +89,7 @@ def mixed_of(rows_by_name, coefficients, top_k):
             for index, value in rows_by_name[name][video].items():
                 total[index] = total.get(index, 0.0) + coefficient * value
         best = sorted(total.items(), key=lambda pair: (-pair[1], pair[0]))[:top_k]
-        lines[video] = " ".join(f"{index} {value:g}" for index, value in best)
+        lines[video] = " ".join(f"{index} {value!r}".removesuffix(".0") for index, value in best)
     return lines
 
 
@@ -119,6 +119,19 @@ def test_a_mixture_is_that_of_the_loops(selection, tmp_path_factory, data, top_k
     assert list(lines_of(folder / "out.csv")) == list(rows["c"])  # the first member's order
     assert (blended.num_videos, blended.unused) == (len(videos), ("b",))
     assert blended.coefficients == COEFFICIENTS
+
+
+def test_what_only_float64_tells_apart_is_apart_in_the_mixture(selection, tmp_path):
+    order = np.random.default_rng(0).permutation(4)
+    for name in COEFFICIENTS:
+        np.savez(tmp_path / name, probabilities=0.5 + 1e-12 * order[None], ids=np.array(["v"]))
+    paths = [tmp_path / f"{name}.npz" for name in COEFFICIENTS]
+
+    blend(selection, [(None, path) for path in paths], tmp_path / "out.csv")
+
+    found = read_predictions(tmp_path / "out.csv").rows(0, 1)
+    np.testing.assert_array_equal(found[0].argsort(), order.argsort())
+    np.testing.assert_array_equal(np.unique(found).size, 4)
 
 
 def test_files_of_the_kit_of_numpy_and_csv_are_mixed_together(selection, tmp_path):
