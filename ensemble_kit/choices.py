@@ -79,6 +79,8 @@ SEED = 0  # of whatever is drawn
 SEGMENTS_PER_CLASS = 100_000  # that the challenge of 2019 counts
 SEGMENT_SECONDS = 5  # of each segment of that challenge
 SPLIT = "train=0.8,validate=0.1,test=0.1"  # the shares of a conversion's videos
+# Of any records: beyond every data set, and small enough that a mistyped number fills no memory.
+MAX_CLASSES, MAX_WIDTH, MAX_LENGTH = 1_000_000, 1_000_000, 1_000_000  # classes, features, frames
 SYNTHETIC_CLASSES = 50
 SYNTHETIC_FRAMES = (20, 60)  # the fewest and the most of a video
 SYNTHETIC_LABEL_SKEW = 1.0

@@ -11,6 +11,9 @@ import click
 
 from ensemble_kit.choices import (
     LEVEL,
+    MAX_CLASSES,
+    MAX_LENGTH,
+    MAX_WIDTH,
     SEED,
     SYNTHETIC_CLASSES,
     SYNTHETIC_FRAMES,
@@ -32,6 +35,7 @@ from ensemble_kit.cli.options import (
     one_of,
     records_options,
 )
+from ensemble_kit.errors import shown
 from ensemble_kit.wording import counted, printable, printable_line
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -50,11 +54,12 @@ class Pair(click.ParamType[tuple[str, int]]):
         from ensemble_kit.data.schema import GRAPH_NAMES, MODALITY_NAME
 
         name, _, number = value.rpartition("=")
-        if not re.match(MODALITY_NAME, name) or not number.isdecimal() or int(number) == 0:
-            self.fail(f"{value!r} is not a name and a width, such as rgb=1024.", param, ctx)
+        width = _whole_number(number, MAX_WIDTH)
+        if not re.match(MODALITY_NAME, name) or width is None:
+            self.fail(f"{shown(value)} is not a name and a width, such as rgb=1024.", param, ctx)
         if name in GRAPH_NAMES:
             self.fail(f"no modality may be named {name}, as the models' files use it.", param, ctx)
-        return name, int(number)
+        return name, width
 
 
 class Range(click.ParamType[tuple[int, int]]):
@@ -67,10 +72,18 @@ class Range(click.ParamType[tuple[int, int]]):
     ) -> tuple[int, int]:
         """Split the text at its colon."""
         low, _, high = value.partition(":")
-        high = high or low
-        if not (low.isdecimal() and high.isdecimal() and 1 <= int(low) <= int(high)):
-            self.fail(f"{value!r} is not a range of frames, such as 20:60.", param, ctx)
-        return int(low), int(high)
+        most = _whole_number(high or low, MAX_LENGTH)
+        fewest = _whole_number(low, most or 1)
+        if fewest is None or most is None:
+            self.fail(f"{shown(value)} is not a range of frames, such as 20:60.", param, ctx)
+        return fewest, most
+
+
+def _whole_number(text: str, most: int) -> int | None:
+    """Return a number from 1 to ``most`` as its digits write it, or None for any other text."""
+    if not text.isdecimal() or len(text) > len(str(most)):  # Python converts 4,300 digits at most
+        return None
+    return int(text) if 1 <= int(text) <= most else None
 
 
 @click.group(cls=SuggestingGroup)
@@ -195,8 +208,8 @@ def split_options(command: F) -> F:
     show_default=True, help="Name and width; may be repeated. YouTube-8M has rgb=1024, audio=128.",
 )  # fmt: skip
 @click.option(
-    "--classes", default=SYNTHETIC_CLASSES, show_default=True, type=click.IntRange(min=1),
-    help="Number of classes.",
+    "--classes", default=SYNTHETIC_CLASSES, show_default=True,
+    type=click.IntRange(1, MAX_CLASSES), help="Number of classes.",
 )  # fmt: skip
 @click.option(
     "--label-skew", default=SYNTHETIC_LABEL_SKEW, show_default=True, type=click.FloatRange(min=0),

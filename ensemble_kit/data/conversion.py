@@ -14,15 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_kit.choices import SPLIT, AnyPath, InputType, Level
+from ensemble_kit.choices import MAX_CLASSES, MAX_WIDTH, SPLIT, AnyPath, InputType, Level
 from ensemble_kit.csv_lines import LABELS_HEADER, class_index, id_lines
 from ensemble_kit.data.encode import HIGH, LOW, Encoder, dequantise, quantise, record_schema
 from ensemble_kit.data.schema import (
     GRAPH_NAMES,
     LABEL_NAMES,
-    MAX_CLASSES,
     MAX_FRAMES,
-    MAX_WIDTH,
     MODALITY_NAME,
     Schema,
     read_label_names,

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from ensemble_kit.choices import AnyPath, InputType, Level
+from ensemble_kit.choices import MAX_CLASSES, MAX_LENGTH, MAX_WIDTH, AnyPath, InputType, Level
 from ensemble_kit.csv_lines import class_index
 from ensemble_kit.errors import PredictionsError, RecordError, shown
 from ensemble_kit.files import written_aside
@@ -28,9 +28,7 @@ from ensemble_kit.wording import counted
 
 T = TypeVar("T")
 MAX_FRAMES = 300  # what the starter code of YouTube-8M reads of a video
-# Beyond every data set, and small enough that a mistyped number fills no memory.
 LABEL_NAMES = "label_names.csv"  # the names of the classes, beside schema.toml
-MAX_CLASSES, MAX_WIDTH = 1_000_000, 1_000_000
 # What the first column of a file of classes is called; a plain list has no such line.
 INDEX_COLUMNS = frozenset({"index", "id", "label", "label_id", "class", "class_id"})
 MODALITY_NAME = r"^[a-z][a-z0-9_]*$"
@@ -144,7 +142,7 @@ class Schema(BaseModel):
     id_key: str
     labels_key: str
     num_classes: Annotated[int, Field(ge=1, le=MAX_CLASSES)]
-    max_frames: Annotated[int, Field(ge=1, le=1_000_000)] = MAX_FRAMES
+    max_frames: Annotated[int, Field(ge=1, le=MAX_LENGTH)] = MAX_FRAMES
     frames_per_second: Annotated[float, Field(gt=0, le=1000, strict=False)] = 1.0
     label_names: Annotated[Names | None, Field(strict=False)] = None
 

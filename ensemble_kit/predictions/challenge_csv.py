@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_kit.choices import MAX_CLASSES
 from ensemble_kit.csv_lines import LABELS_HEADER, class_index, id_lines
 from ensemble_kit.data.labels import LabelLists
-from ensemble_kit.data.schema import MAX_CLASSES
 from ensemble_kit.errors import PredictionsError, shown
 
 PREDICTIONS_HEADER = "VideoId,LabelConfidencePairs"

@@ -13,8 +13,8 @@ import json
 from collections.abc import Mapping
 from typing import get_args
 
-from ensemble_kit.choices import Metric
-from ensemble_kit.data.schema import MAX_CLASSES, Schema
+from ensemble_kit.choices import MAX_CLASSES, Metric
+from ensemble_kit.data.schema import Schema
 from ensemble_kit.store.provenance import (
     NO_HASH,
     FileMetadata,

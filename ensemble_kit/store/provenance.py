@@ -17,6 +17,7 @@ from ensemble_kit.choices import (
     BLOCK_DTYPES,
     BLOCK_OPSET,
     LAYOUT,
+    MAX_CLASSES,
     Activation,
     BatchNormRule,
     DrawSource,
@@ -27,7 +28,7 @@ from ensemble_kit.choices import (
     Metric,
 )
 from ensemble_kit.data.folds import FOLD
-from ensemble_kit.data.schema import MAX_CLASSES, Names, Schema
+from ensemble_kit.data.schema import Names, Schema
 from ensemble_kit.files import sha256_of
 from ensemble_kit.store.dtypes import finest_first
 from ensemble_kit.store.workspace import RUN_NAME

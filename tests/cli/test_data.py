@@ -60,6 +60,18 @@ def test_synthesize_overwrites_nothing_without_force(folder, runner):
             "labels=3",
             "no modality may be named labels, as the models' files use it.",
         ),
+        (
+            "--modality",
+            "rgb=1000001",
+            "'rgb=1000001' is not a name and a width, such as rgb=1024.",
+        ),
+        (
+            "--modality",
+            f"rgb={'9' * 5000}",
+            f"'rgb={'9' * 72}... is not a name and a width, such as rgb=1024.",
+        ),
+        ("--classes", "1000001", "1000001 is not in the range 1<=x<=1000000."),
+        ("--frames", "1:1000001", "'1:1000001' is not a range of frames, such as 20:60."),
         ("--frames", "6:2", "'6:2' is not a range of frames, such as 20:60."),
         ("--frames", "0", "'0' is not a range of frames, such as 20:60."),
     ],
