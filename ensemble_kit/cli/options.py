@@ -16,7 +16,7 @@ from click.core import ParameterSource
 from ensemble_kit.choices import CACHE_BYTES, DEVICE, MAX_GAP_LOSS, MAX_SIZE, ON_HUB, Device, Dtype
 from ensemble_kit.errors import InputError
 from ensemble_kit.files import parse_size
-from ensemble_kit.wording import printable_line
+from ensemble_kit.wording import counted, printable_line
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -283,4 +283,5 @@ def echo_skipped(*reads: Any) -> None:
     """Say on stderr how many bad records were skipped, if any; ``reads`` are ``Records``."""
     count = sum(records.num_skipped for records in reads)
     if count:
-        click.echo(f"{count:,} bad records were skipped.", err=True)
+        was = "was" if count == 1 else "were"
+        click.echo(f"{counted(count, 'bad record')} {was} skipped.", err=True)

@@ -80,7 +80,7 @@ def test_other_records_may_be_used_and_their_bad_ones_counted(runner, own_worksp
     result = runner.invoke(main, ["average", "runs/bag", *options, "-o", "other.safetensors"])
 
     assert result.exit_code == 0, result.output
-    assert result.stderr.endswith("1 bad records were skipped.\n")
+    assert result.stderr.endswith("1 bad record was skipped.\n")
     with (
         open_tensors(own_workspace.path / "other.safetensors") as other,
         open_tensors(own_workspace.averaged("bag")) as trained,

@@ -159,7 +159,7 @@ def test_skipped_records_are_counted_at_the_end(runner, forms, own_workspace):
         assert refused.exit_code == 1
         assert f"{shard}, record {NUM_VIDEOS['test'] // 3}: its " in refused.stderr
         assert result.exit_code == 0, result.output
-        assert result.stderr == "1 bad records were skipped.\n"
+        assert result.stderr == "1 bad record was skipped.\n"
     assert len((own_workspace.path / "p.csv").read_text().splitlines()) == NUM_VIDEOS["test"]
 
 

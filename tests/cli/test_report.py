@@ -102,7 +102,7 @@ def test_progress_and_skipped_records_are_said_on_stderr(runner, own_workspace):
 
     assert result.exit_code == 0, result.output
     assert len(json.loads(result.stdout)["models"]) >= 8
-    assert result.stderr.splitlines()[-1] == "1 bad records were skipped."
+    assert result.stderr.splitlines()[-1] == "1 bad record was skipped."
 
 
 def test_a_folder_without_runs_is_an_error(runner, workspace, tmp_path, monkeypatch):

@@ -588,3 +588,16 @@ def test_what_is_no_fused_file_is_refused(workspace, tmp_path):
     assert refused(CheckpointError, checkpoint, tmp_path / "e.onnx") == (
         f"{checkpoint} is a checkpoint file, not a fused file.\nName a fused file instead."
     )
+
+
+def test_a_fused_file_that_has_changed_is_not_exported_under_a_hash_of_its_own(fused, tmp_path):
+    changed, output = tmp_path / "f.safetensors", tmp_path / "e.onnx"
+    content = bytearray(fused["bf16"].path.read_bytes())
+    content[-1] ^= 1
+    changed.write_bytes(content)
+
+    assert refused(CheckpointError, changed, output) == (
+        f"{changed} has changed since it was fused: the SHA-256 of its content is not the one it "
+        "names.\nFuse again, or copy the file again from where it is whole."
+    )
+    assert not output.exists()
