@@ -51,6 +51,7 @@ ELSEWHERE = [
     ("docs/serving.md", "ensemble-kit export-onnx", "tests/export runs each of these options"),
     ("docs/serving.md", "pip install 'ensemble-kit[hub]'", NETWORK),
     ("docs/serving.md", 'ensemble = OnnxEnsemble("hf:', "tests/serving/test_hub.py has such a Hub"),
+    ("docs/predictions.md", "for run in runs", "a loop over what tests/cli/test_predict.py runs"),
     ("docs/training.md", "ensemble-kit train", TRAINING),
     ("docs/training.md", "ensemble-kit average", "tests/cli/test_average.py runs such"),
     ("docs/training.md", "torchrun", MACHINES),
@@ -64,26 +65,26 @@ NAMES = {
 
 
 def blocks():
-    """Yield the page and the text of each block that is code."""
+    """Yield the language, the page and the text of each block that is code."""
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
         for language, block in re.findall(r"^ *```(\w*)\n(.*?)^ *```$", text, re.M | re.S):
             if language in CODE:
-                yield page, block
+                yield language, page, block
 
 
 def is_elsewhere(page, block):
     return any(page == each and block.lstrip().startswith(start) for each, start, _ in ELSEWHERE)
 
 
-HERE = [(page, block) for page, block in blocks() if not is_elsewhere(page, block)]
-COMMANDS = [block for _, block in HERE if block.startswith("ensemble-kit")]
-PYTHON = [block for _, block in HERE if not block.startswith("ensemble-kit")]
+HERE = [(kind, block) for kind, page, block in blocks() if not is_elsewhere(page, block)]
+PYTHON = [block for kind, block in HERE if kind == "python"]
+COMMANDS = [block for kind, block in HERE if kind != "python"]
 
 
 def test_every_block_that_is_said_to_run_elsewhere_is_there():
     for page, start, reason in ELSEWHERE:
-        assert any(page == each and block.lstrip().startswith(start) for each, block in blocks())
+        assert any(page == each and block.lstrip().startswith(start) for _, each, block in blocks())
         assert reason
     assert len(COMMANDS) >= 9
     assert len(PYTHON) >= 4
