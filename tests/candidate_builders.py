@@ -21,7 +21,7 @@ MISSING = -np.inf
 def candidates_of(rows, positives, sizes=None, names=None):
     """Return candidates whose probabilities are in memory; those with missing ones list pairs.
 
-    ``names`` are the names and precisions of those that are no candidates of their own.
+    ``names`` are the names and precisions of those that are not candidates themselves.
     """
     num_videos, num_classes = len(positives), len(rows[0][0])
     ids = tuple(f"video{index}" for index in range(num_videos))

@@ -29,7 +29,7 @@ for videos, counts, frames in json.loads(sys.argv[2]):
 def plain_answers(path, shapes):
     """Run a file as a server does that knows nothing of ensemble-kit; return what was said.
 
-    In a process of its own, because recurrent operators end it on no videos if nothing prevents it.
+    In its own process, because recurrent operators end it on no videos if nothing prevents it.
     """
     command = [sys.executable, "-P", "-c", PLAIN_RUN, str(path), json.dumps(shapes)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)

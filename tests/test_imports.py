@@ -141,7 +141,7 @@ def test_rooms_without_torch_never_import_it(module):
 
 
 def loaded_by(code):
-    """Run some code in a process of its own; return the top-level packages it has loaded."""
+    """Run some code in its own process; return the top-level packages it has loaded."""
     ending = "; import sys; print('LOADED', *{name.split('.')[0] for name in sys.modules})"
     result = subprocess.run(
         [sys.executable, "-c", code + ending],

@@ -45,30 +45,30 @@ def test_the_kits_own_parts_pass():
 class Broken(AveragePooling):
     """Average pooling with something wrong."""
 
-    def __init__(self, fault):
+    def __init__(self, problem):
         super().__init__(num_features=5)
-        self.fault = fault
-        if fault == "parameter":
+        self.problem = problem
+        if problem == "parameter":
             self.unused = nn.Parameter(torch.zeros(2))
 
     def aggregate(self, described, frame_weights):
         (frames,) = described
         pooled = super().aggregate(described, frame_weights)
-        if self.fault == "order":
+        if self.problem == "order":
             return pooled + frames[:, :1]
-        if self.fault == "padding":
+        if self.problem == "padding":
             return pooled + frames.mean(dim=1, keepdim=True)
-        if self.fault == "weights":
+        if self.problem == "weights":
             return super().aggregate(described, (frame_weights > 0).float())
-        if self.fault == "shape":
+        if self.problem == "shape":
             return pooled[..., :4]
-        if self.fault == "nothing":
+        if self.problem == "nothing":
             return pooled / frame_weights.sum(dim=-1, keepdim=True).bool()
         return pooled * getattr(self, "unused", torch.ones(1)).sum().detach().add(1)
 
 
 @pytest.mark.parametrize(
-    ("fault", "message"),
+    ("problem", "message"),
     [
         ("order", "in another order of frames"),
         ("padding", "with something else in the padding"),
@@ -78,9 +78,9 @@ class Broken(AveragePooling):
         ("parameter", "has no gradient"),
     ],
 )
-def test_a_broken_set_pooling_is_found(fault, message):
+def test_a_broken_set_pooling_is_found(problem, message):
     with pytest.raises(AssertionError, match=message):
-        check_set_pooling(Broken(fault), num_features=5)
+        check_set_pooling(Broken(problem), num_features=5)
 
 
 class Reader(nn.Module):

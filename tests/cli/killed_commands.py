@@ -234,7 +234,7 @@ class Run:
         except KeyboardInterrupt:  # before the command line has begun, or after its end
             code = INTERRUPTED
         except BaseException:
-            os.write(2, traceback.format_exc().encode())  # as Python would; a fault
+            os.write(2, traceback.format_exc().encode())  # as Python would; a problem
         finally:
             self.used.write_text(repr(time.process_time()))  # its own, without its children's
             with suppress(Exception):
@@ -314,13 +314,13 @@ def base_of(folder: Path, case: Case) -> Path:
     return base
 
 
-class Faults(list[str]):
+class Problems(list[str]):
     """What was wrong, a line each."""
 
 
 def kill_once(
     folder: Path, case: Case, whole: dict[str, object], seconds: float, draw: random.Random,
-    number: signal.Signals, faults: Faults,
+    number: signal.Signals, problems: Problems,
 ) -> str:  # fmt: skip
     """End the command once and run it again; return how the first run ended."""
     work = folder / "work"
@@ -334,23 +334,23 @@ def kill_once(
     where = f"{number.name} to {'a child' if is_at_child else 'the command'}"
     expected = {0, -number if number == signal.SIGKILL else INTERRUPTED}
     if not is_at_child and code not in expected:
-        faults.append(f"{where}: exit code {code}: {said[-400:]}")
+        problems.append(f"{where}: exit code {code}: {said[-400:]}")
     if "Traceback" in said:
-        faults.append(f"{where}: a traceback: {said[-1500:]}")
+        problems.append(f"{where}: a traceback: {said[-1500:]}")
     if living := run.left_alive():
-        faults.append(f"{where}: {living} children live on")
+        problems.append(f"{where}: {living} children live on")
     again = Run(work, case.line)
     code_again = again.end()
     said_again = again.said.read_text(errors="replace")
     # it had ended when it was killed
     is_there = code_again == 1 and re.search("exists already|holds files already", said_again)
     if code_again and not is_there:
-        faults.append(f"{where}, then again: exit code {code_again}: {said_again[-600:]}")
+        problems.append(f"{where}, then again: exit code {code_again}: {said_again[-600:]}")
     left = contents(work, case.leaves)
     for name in sorted(set(whole) | set(left)):
         if whole.get(name) != left.get(name):
-            faults.append(f"{where}, then again: {name} is not what it was")
-    faults.extend(
+            problems.append(f"{where}, then again: {name} is not what it was")
+    problems.extend(
         f"{where}, then again: {part.name} is left" for part in work.rglob("*.part") if not is_there
     )
     return "finished" if code == 0 else "ended"
@@ -367,7 +367,7 @@ def main(folder: Path, seed: int, number: int, names: list[str]) -> None:
     os.environ["ENSEMBLE_KIT_DATA_DOWNLOAD_YOUTUBE8M_BASE_URL"] = youtube8m().url
     total = 0
     for name in names or list(CASES):
-        case, draw, faults = CASES[name], random.Random(f"{seed}/{name}"), Faults()
+        case, draw, problems = CASES[name], random.Random(f"{seed}/{name}"), Problems()
         work = folder / "work"
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(base_of(folder, case), work)
@@ -379,16 +379,16 @@ def main(folder: Path, seed: int, number: int, names: list[str]) -> None:
         seconds = passed if case.has_children else float(run.used.read_text())
         whole = contents(work, case.leaves)
         ends = [
-            kill_once(folder, case, whole, seconds, draw, SIGNALS[each % len(SIGNALS)], faults)
+            kill_once(folder, case, whole, seconds, draw, SIGNALS[each % len(SIGNALS)], problems)
             for each in range(number)
         ]
         total += ends.count("ended")
         print(
             f"{name}: {ends.count('ended')} of {number} ended before their end, "
-            f"{len(faults)} faults, {seconds:.1f} s undisturbed", flush=True,
+            f"{len(problems)} problems, {seconds:.1f} s undisturbed", flush=True,
         )  # fmt: skip
-        for fault in faults:
-            print("   ", fault, flush=True)
+        for problem in problems:
+            print("   ", problem, flush=True)
     print(f"{total} commands were ended")
 
 

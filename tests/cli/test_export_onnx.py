@@ -122,7 +122,7 @@ def test_nothing_is_overwritten_without_force(runner, exported, fused, tmp_path)
     assert OnnxEnsemble(output).metadata["repeats"] == "3"
 
 
-def test_no_repeat_is_a_fault_of_usage(runner):
+def test_no_repeat_is_an_error_of_usage(runner):
     result = runner.invoke(main, ["export-onnx", "--repeats", "0"])
 
     assert result.exit_code == 2

@@ -180,7 +180,7 @@ def test_nothing_is_overwritten_without_force(runner, selected):
     )
 
 
-def test_a_type_that_is_not_there_is_a_fault_of_usage(runner, selected):
+def test_a_type_that_is_not_there_is_an_error_of_usage(runner, selected):
     result = runner.invoke(main, ["fuse", "--dtype", "int5"])
 
     assert result.exit_code == 2

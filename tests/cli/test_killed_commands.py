@@ -22,4 +22,4 @@ def test_a_command_that_was_ended_and_run_again_leaves_what_an_undisturbed_one_d
 
     lines = [line for line in result.stdout.splitlines() if "ended before" in line]
     assert len(lines) == SCRIPT.read_text().count(": Case(")
-    assert all(" 0 faults," in line for line in lines), result.stdout
+    assert all(" 0 problems," in line for line in lines), result.stdout

@@ -141,7 +141,7 @@ def test_an_unknown_command_is_refused(name, runner):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_an_unknown_option_is_a_fault_of_usage(name, runner, tmp_path, monkeypatch):
+def test_an_unknown_option_is_an_error_of_usage(name, runner, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     result = runner.invoke(main, [*name.split(), "--no-such-option"])
@@ -220,7 +220,7 @@ def test_an_interrupt_ends_any_command_with_130_and_no_traceback(runner, tmp_pat
     assert (result.exit_code, result.output) == (130, "")
 
 
-def test_a_fault_of_the_kit_itself_is_not_hidden(runner, monkeypatch):
+def test_an_error_of_the_kit_itself_is_not_hidden(runner, monkeypatch):
     def fail(*_, **__):
         raise ZeroDivisionError
 

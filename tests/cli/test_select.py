@@ -331,20 +331,20 @@ def test_a_limit_without_sizes_is_refused(runner, csv_files):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "fault"),
+    ("sizes", "problem"),
     [
         (["4MB"], "'4MB' is not a name and a size."),
         (["A=4MB", "A=5MB"], "'A=5MB' is a second size of A."),
     ],
 )
-def test_a_size_without_a_name_and_a_second_size_are_refused(runner, csv_files, sizes, fault):
+def test_a_size_without_a_name_and_a_second_size_are_refused(runner, csv_files, sizes, problem):
     options = [word for size in sizes for word in ("--size", size)]
 
     result = runner.invoke(main, ["select", *csv_files, *options])
 
     assert result.exit_code == 1
     assert result.stderr == (
-        f"Error: {fault}\nWrite NAME=SIZE once for each candidate: --size gru=4MB.\n"
+        f"Error: {problem}\nWrite NAME=SIZE once for each candidate: --size gru=4MB.\n"
     )
 
 

@@ -49,7 +49,7 @@ def written(layout, videos, chosen, **guess):
 
 @pytest.mark.parametrize("num_frames", [5, 8])  # as many as the longest has, and more
 @pytest.mark.parametrize("num_videos", [3, 4])
-def test_videos_of_any_length_end_up_side_by_side_with_zeros_behind(mixed, num_videos, num_frames):
+def test_videos_of_any_length_end_up_side_by_side_with_zeros_after(mixed, num_videos, num_frames):
     videos = videos_of([2, 5, 1])
     layout = BatchLayout(mixed, num_videos=num_videos, num_frames=num_frames, is_weighted=False)
 

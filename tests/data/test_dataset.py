@@ -82,20 +82,20 @@ def test_patterns_are_kept_absolute(folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("pattern", "fault"),
+    ("pattern", "problem"),
     [
         ("no*.tfrecord", "matches no file"),
         ("no.tfrecord", "does not exist"),
         ("empty", "holds no *.tfrecord files"),
     ],
 )
-def test_a_pattern_without_files_is_an_error(folder, pattern, fault):
+def test_a_pattern_without_files_is_an_error(folder, pattern, problem):
     (folder / "empty").mkdir()
 
     with pytest.raises(RecordError) as error:
         Records([folder, folder / pattern])
 
-    assert str(error.value) == f"{folder / pattern} {fault}.\n{NAME_FILES}"
+    assert str(error.value) == f"{folder / pattern} {problem}.\n{NAME_FILES}"
 
 
 def test_the_schema_is_the_one_given_else_beside_else_above_else_of_the_first_record(

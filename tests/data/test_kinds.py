@@ -80,7 +80,7 @@ def test_a_schema_of_its_own_is_called_so():
 
 
 @pytest.mark.parametrize(
-    ("first", "fault"),
+    ("first", "problem"),
     [
         (
             frame_record(flow=np.ones((1, 2), np.uint8)),
@@ -93,8 +93,8 @@ def test_a_schema_of_its_own_is_called_so():
         (b"\xff\xff", "it has no frame to derive a schema from."),
     ],
 )
-def test_a_record_of_no_known_kind_asks_for_a_schema(first, fault):
+def test_a_record_of_no_known_kind_asks_for_a_schema(first, problem):
     with pytest.raises(RecordError) as error:
         find_schema(first, path=PATH, number=4)
 
-    assert str(error.value) == f"a.tfrecord, record 4: {fault}\n{WRITE_A_SCHEMA}"
+    assert str(error.value) == f"a.tfrecord, record 4: {problem}\n{WRITE_A_SCHEMA}"

@@ -91,7 +91,7 @@ def test_memory_is_used_again_but_never_while_a_batch_lies_in_it(folder, workers
     assert batch.frames["rgb"].flags.writeable
 
 
-def test_a_fault_in_a_process_is_told_as_if_met_here(folder):
+def test_an_error_in_a_process_is_raised_as_if_met_here(folder):
     path = folder / "train1.tfrecord"
     write_records(path, [frame_record("bad", [6], **ONE_FRAME)], force=True)
 

@@ -100,7 +100,7 @@ def test_an_existing_schema_is_kept(path):
 
 
 @pytest.mark.parametrize(
-    ("line", "replacement", "fault", "hint"),
+    ("line", "replacement", "problem", "hint"),
     [
         (
             "width = 4",
@@ -165,7 +165,7 @@ def test_an_existing_schema_is_kept(path):
         ),
     ],
 )
-def test_a_fault_of_a_schema_is_named_with_its_place(path, line, replacement, fault, hint):
+def test_a_problem_of_a_schema_is_named_with_its_place(path, line, replacement, problem, hint):
     assert line in TOML
     path.write_text(TOML.replace(line, replacement, 1))
 
@@ -173,7 +173,7 @@ def test_a_fault_of_a_schema_is_named_with_its_place(path, line, replacement, fa
         read_schema(path)
 
     expected = f"{path.with_name('no.csv')} cannot be read: No such file or directory."
-    assert str(error.value) == f"{expected if fault is None else f'{path}{fault}'}\n{hint}"
+    assert str(error.value) == f"{expected if problem is None else f'{path}{problem}'}\n{hint}"
 
 
 def test_a_missing_schema_is_an_error(tmp_path):

@@ -58,7 +58,7 @@ def fused_pair(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def with_inputs(fused_pair):
-    """The pair with draws as inputs, and its weights in a file of their own."""
+    """The pair with draws as inputs, and its weights in a second file."""
     path = fused_pair.with_name("input.onnx")
     return export_onnx(fused_pair, path, repeats=REPEATS, draw_source="input", low_memory=True)
 
@@ -223,7 +223,7 @@ def test_verification_has_nothing_to_compare_fresh_draws_with(drawing):
     assert claims["parity"] == ("not checked", "its draws are fresh in each run")
 
 
-# Weights in a file of their own
+# Weights in a second file
 
 
 def test_the_weights_lie_beside_the_file_and_count(with_inputs, fused_pair):

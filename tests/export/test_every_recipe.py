@@ -137,7 +137,7 @@ def stream_features(recipe):
 
 
 def part_features(recipe):
-    """Return what of a recipe has a form of its own in the graph with one modality too."""
+    """Return what of a recipe has its own form in the graph with one modality too."""
     sampling, pooling, hidden, head = recipe.sampling, recipe.pooling, recipe.hidden, recipe.head
     flags = ("state", "over_frames", "similarity", "encode_frames", "encode_clusters")
     return {

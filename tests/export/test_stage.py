@@ -447,14 +447,14 @@ def test_a_file_over_the_limit_is_refused_with_what_would_fit(
         confirmed_score=None,
         bytes=smallest.bytes,
     )
-    fault = (
+    problem = (
         f"The ONNX file has {size:,} bytes ({size / 2**10:.1f} KiB), {size - limit:,} bytes "
         f"({(size - limit) / 2**10:.1f} KiB) over the limit of 800.0 KiB."
     )
 
     in_int8 = chosen.shared_bytes + sum(m.model.bytes_by_dtype["int8"] for m in chosen.members)
     advice = (
-        f"{fault} Without vlad it would fit and lose the least: GAP@20 0.5000, 0.2500 less. In "
+        f"{problem} Without vlad it would fit and lose the least: GAP@20 0.5000, 0.2500 less. In "
         f"int8 all would fit, in {format_size(in_int8)}."
     )
 
@@ -467,7 +467,7 @@ def test_a_file_over_the_limit_is_refused_with_what_would_fit(
 
     assert kept.num_bytes == fits
     assert unknown == (
-        f"{fault}\nSelect and fuse again with a smaller --max-size, or raise --max-size here."
+        f"{problem}\nSelect and fuse again with a smaller --max-size, or raise --max-size here."
     )
     assert nothing == (f"{advice}\nFuse with --dtype int8, or raise --max-size here.")
     room = limit - (size - fused["bf16"].num_bytes) - export.PROOF_BYTES
@@ -551,16 +551,16 @@ def test_a_graph_that_is_not_onnx_is_not_kept(damage, graph, fused, tmp_path):
     assert message.endswith(f"\n{REPORT_IT}")
 
 
-@pytest.mark.parametrize("fault", [KeyboardInterrupt, MemoryError])
-def test_an_interrupted_export_leaves_the_old_file(fault, graph, fused, tmp_path, monkeypatch):
+@pytest.mark.parametrize("problem", [KeyboardInterrupt, MemoryError])
+def test_an_interrupted_export_leaves_the_old_file(problem, graph, fused, tmp_path, monkeypatch):
     def stop(*_):
-        raise fault
+        raise problem
 
     monkeypatch.setattr(export, "_prove", stop)
     output = tmp_path / "e.onnx"
     output.write_bytes(b"the old file")
 
-    with pytest.raises(fault):
+    with pytest.raises(problem):
         export_onnx(fused["bf16"].path, output, repeats=REPEATS, force=True)
 
     assert output.read_bytes() == b"the old file"

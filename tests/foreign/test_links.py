@@ -46,7 +46,7 @@ def linked_alone(folder):
 
 
 @pytest.mark.parametrize("write", [linked_like_a_cache, with_two_names, linked_alone])
-def test_a_model_whose_values_lie_behind_links_is_imported(write, tmp_path, request):
+def test_a_model_whose_values_are_reached_by_links_is_imported(write, tmp_path, request):
     if write is not linked_alone:  # one of them in the child process of an import
         request.getfixturevalue("import_in_this_process")
     path = write(tmp_path)

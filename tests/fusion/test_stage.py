@@ -488,10 +488,10 @@ def another_member(monkeypatch):
 def test_a_file_that_differs_from_its_members_is_not_kept(members, tmp_path):
     message = refused(FusionError, select(tmp_path, members), tmp_path / "out.safetensors")
 
-    fault, hint = message.split("\n")
+    problem, hint = message.split("\n")
     start = f"{tmp_path / 'out.safetensors'}: member rnn differs by 0."
-    assert fault.startswith(start)
-    assert fault.removeprefix(start).lstrip("0123456789") == (
+    assert problem.startswith(start)
+    assert problem.removeprefix(start).lstrip("0123456789") == (
         f" from {members['rnn']} rounded to bf16; the tolerance is 1e-06."
     )
     assert hint == REPORT_IT

@@ -440,7 +440,7 @@ def _foreign(folder: Path) -> list[Kind]:
 
 
 def _branching_model() -> onnx.ModelProto:
-    """Return a model with constants, a branch and a function of its own.
+    """Return a model with constants, a branch and its own function.
 
     And with no loop: one of 2^62 turns ends only with its process.
     """

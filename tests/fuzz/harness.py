@@ -35,7 +35,7 @@ class Kind:
         damage: What is done to one.
         read: Reads all of the file of a path, as the commands do.
         cost: How many times as long as a cheap kind's reading one takes; so many fewer are read.
-        is_apart: Whether the kit reads it in a process of its own, so that a crash of a library is
+        is_apart: Whether the kit reads it in another process, so that a crash of a library is
             an error of the kit like any other.
     """
 
@@ -49,7 +49,7 @@ class Kind:
 
 
 class OutOfTimeError(BaseException):
-    """A reader took too long. No ``Exception``, so that no reader takes it for a fault."""
+    """A reader took too long. No ``Exception``, so that no reader takes it for a problem."""
 
 
 @dataclass
@@ -120,7 +120,7 @@ def _outcome(kind: Kind, path: Path) -> tuple[str, str, str]:
         with _limited_time(PATIENCE):
             kind.read(path)
     except EnsembleKitError as error:
-        return type(error).__name__, _fault_of(str(error)), repr(str(error))[:1_000]
+        return type(error).__name__, _problem_of(str(error)), repr(str(error))[:1_000]
     except (Exception, OutOfTimeError) as error:
         frames = traceback.extract_tb(error.__traceback__)
         ours = [frame for frame in frames if "/ensemble_kit/" in frame.filename] or frames
@@ -149,7 +149,7 @@ def _read_apart(kind: Kind, path: Path) -> tuple[str, str, str]:
     return outcome
 
 
-def _fault_of(message: str) -> str:
+def _problem_of(message: str) -> str:
     """Say why a message should not be shown, or '': it would fill a terminal, or steer it."""
     if len(message) > LONGEST:
         return "a message that is too long"

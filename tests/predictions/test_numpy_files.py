@@ -116,7 +116,7 @@ def test_what_is_no_probability_is_named(tmp_path, value, shown):
 
 
 @pytest.mark.parametrize(
-    ("arrays", "fault"),
+    ("arrays", "problem"),
     [
         ({"probabilities": ROWS}, "has no member ids.npy, only probabilities.npy."),
         (
@@ -126,29 +126,29 @@ def test_what_is_no_probability_is_named(tmp_path, value, shown):
         ({}, "has no member probabilities.npy, only nothing."),
     ],
 )
-def test_an_array_that_is_missing_is_named(tmp_path, arrays, fault):
+def test_an_array_that_is_missing_is_named(tmp_path, arrays, problem):
     path = tmp_path / "p.npz"
     np.savez(path, **arrays)
 
     assert refused(path) == (
-        f"{path} {fault}\nSave it with np.savez(path, probabilities=..., ids=...)."
+        f"{path} {problem}\nSave it with np.savez(path, probabilities=..., ids=...)."
     )
 
 
 @pytest.mark.parametrize(
-    ("changes", "fault"),
+    ("changes", "problem"),
     [
         ({"ids": IDS[:2]}, "ids have shape (2,), expected (3,)"),
         ({"labels": LABELS[:, :3]}, "labels have shape (3, 3), expected (3, 4)"),
         ({"label_names": ["w"]}, "label_names have shape (1,), expected (4,)"),
     ],
 )
-def test_arrays_that_do_not_fit_are_named(tmp_path, changes, fault):
+def test_arrays_that_do_not_fit_are_named(tmp_path, changes, problem):
     path = tmp_path / "p.npz"
     np.savez(path, **({"probabilities": ROWS, "ids": IDS} | changes))
 
     assert refused(path) == (
-        f"{path}: {fault} for probabilities of shape (3, 4).\n"
+        f"{path}: {problem} for probabilities of shape (3, 4).\n"
         "Save one row of probabilities for each video, one column for each class."
     )
 

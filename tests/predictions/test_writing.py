@@ -55,7 +55,7 @@ def test_a_value_that_is_no_probability_is_named_when_written(tmp_path, value, p
 
 
 @pytest.mark.parametrize(
-    ("write_ids", "ids", "fault"),
+    ("write_ids", "ids", "problem"),
     [
         (write, ("a", "b", "a"), "'a' appears twice."),
         (write, ("a", "b\nc", "d"), r"'b\nc' has a character that the file cannot keep."),
@@ -64,14 +64,14 @@ def test_a_value_that_is_no_probability_is_named_when_written(tmp_path, value, p
         (write, ("a", "\ud800", "d"), r"'\ud800' has a character that the file cannot keep."),
     ],
 )
-def test_an_id_that_cannot_be_kept_is_named(tmp_path, write_ids, ids, fault):
+def test_an_id_that_cannot_be_kept_is_named(tmp_path, write_ids, ids, problem):
     path = tmp_path / "p"
 
     with pytest.raises(PredictionsError) as caught:
         write_ids(path, ids=ids)
 
     assert str(caught.value) == (
-        f"{path}: video id {fault}\n"
+        f"{path}: video id {problem}\n"
         "Give every record its own id, without line ends, in characters of Unicode."
     )
 

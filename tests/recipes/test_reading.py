@@ -322,7 +322,7 @@ def test_a_recipe_cannot_be_changed():
         ),
     ],
 )
-def test_a_bad_key_or_value_is_named_with_its_mend(override, message):
+def test_a_bad_key_or_value_is_named_with_its_hint(override, message):
     assert message_of(override) == f"Recipe tiny: {message}"
 
 

@@ -13,13 +13,13 @@ from ensemble_kit.report.page import write_report
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 # Before anything else: note what goes wrong. Last: click, look, and leave a note in the page.
 WATCH = """<script>
-const faults = [];
-addEventListener("error", (event) => faults.push(String(event.message)));
-addEventListener("unhandledrejection", (event) => faults.push(String(event.reason)));
-addEventListener("securitypolicyviolation", (event) => faults.push(event.violatedDirective));
+const problems = [];
+addEventListener("error", (event) => problems.push(String(event.message)));
+addEventListener("unhandledrejection", (event) => problems.push(String(event.reason)));
+addEventListener("securitypolicyviolation", (event) => problems.push(event.violatedDirective));
 const listeners = [];
 matchMedia = () => ({ addEventListener: (_, listener) => listeners.push(listener) });
-console.error = console.warn = (...words) => faults.push(words.join(" "));
+console.error = console.warn = (...words) => problems.push(words.join(" "));
 </script>"""
 LOOK = """<script>
 function canvases(root) {
@@ -60,7 +60,7 @@ addEventListener("load", async () => {
   box.dispatchEvent(new Event("input"));
   const classes = [...document.getElementById("all-classes").tBodies[0].rows];
   const searched = classes.filter((row) => !row.hidden).map((row) => row.children[0].textContent);
-  const note = { faults, searched, drawn, before, after, falling, rising: names(),
+  const note = { problems, searched, drawn, before, after, falling, rising: names(),
     sort: heading.ariaSort,
     wide: document.documentElement.scrollWidth, window: innerWidth };
   document.body.dataset.note = JSON.stringify(note);
@@ -94,7 +94,7 @@ def test_the_charts_are_drawn_and_a_click_sorts(browser, chosen, tmp_path, width
     assert found, done.stderr
     note = json.loads(unescape(found[1]))
     by_size = sorted(chosen.selection.candidates, key=lambda one: -one.bytes)
-    assert note["faults"] == []
+    assert note["problems"] == []
     assert note["drawn"] == [True, True]
     assert note["before"] == [False, False]
     assert note["after"] == [True, True]  # painted again in the page's new colours

@@ -522,7 +522,7 @@ def test_a_selection_is_not_overwritten_unless_forced(tmp_path):
     )
 
 
-def test_no_candidates_are_the_callers_fault(tmp_path):
+def test_no_candidates_are_the_callers_error(tmp_path):
     with pytest.raises(ValueError, match=r"^there are no predictions to select from$"):
         select([], output=tmp_path / "s.json")
 

@@ -72,7 +72,7 @@ def test_mapped_weights_compute_the_same(options, exported, exported_int4, ensem
         np.testing.assert_allclose(found, by_name(path, ensemble), rtol=0, atol=1e-7)
 
 
-def test_a_file_behind_a_link_is_mapped_too(exported, ensemble, opened, tmp_path):
+def test_a_file_that_a_link_names_is_mapped_too(exported, ensemble, opened, tmp_path):
     link = tmp_path / "linked.onnx"
     link.symlink_to(exported.path)
 

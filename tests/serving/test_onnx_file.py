@@ -40,7 +40,7 @@ def weight_of(name, array):
 
 
 def parts():
-    """Return a model without its graph, and a graph of its own initialiser and a node."""
+    """Return a model without its graph, and a graph of an initialiser and a node."""
     own = numpy_helper.from_array(np.ones(2, np.float32), "own")
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, 4])
     graph = helper.make_graph(

@@ -35,7 +35,7 @@ def test_half_a_line_of_a_run_that_was_killed_is_left_out(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_a_line_that_finds_no_room_is_a_fault_of_the_disk():
+def test_a_line_that_finds_no_room_is_an_error_of_the_disk():
     with pytest.raises(OutputError) as caught, MetricsLog(Path("/dev/full")) as log:
         log.write(step=1, loss=2.5)
 

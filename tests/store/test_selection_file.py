@@ -68,7 +68,7 @@ def test_a_missing_selection_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "fault"),
+    ("change", "problem"),
     [
         ({"k": "20"}, ": k is '20': Input should be a valid integer"),
         ({"weights": []}, ": weights is not a key of a selection"),
@@ -78,7 +78,7 @@ def test_a_missing_selection_is_named(tmp_path):
         ),
     ],
 )
-def test_a_selection_of_another_form_is_refused(tmp_path, change, fault):
+def test_a_selection_of_another_form_is_refused(tmp_path, change, problem):
     path = tmp_path / "s.json"
     select([write_own(tmp_path / "p", right_for("a"))], output=path)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -87,7 +87,7 @@ def test_a_selection_of_another_form_is_refused(tmp_path, change, fault):
         read_selection(path)
 
     assert str(caught.value) == (
-        f"{path} is not a selection{fault}.\nMake it again with `ensemble-kit select`."
+        f"{path} is not a selection{problem}.\nMake it again with `ensemble-kit select`."
     )
 
 
