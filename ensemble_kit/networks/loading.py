@@ -178,11 +178,6 @@ def _refuse_rounding(path: Path, kind: str, rounded: Rounding | None) -> None:
         )
 
 
-def load_trained(file: TensorFile) -> TrainedModel:
-    """Build the model of an open checkpoint, in float32 and evaluation mode."""
-    return build_trained(file.metadata_as(CheckpointMetadata), file, path=file.path)
-
-
 def build_trained(metadata: CheckpointMetadata, tensors: Tensors, *, path: Path) -> TrainedModel:
     """Build the model that metadata describe, in float32 and evaluation mode.
 

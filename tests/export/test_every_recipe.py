@@ -21,7 +21,7 @@ from ensemble_kit.fusion.stage import fuse
 from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.networks import blocks
 from ensemble_kit.networks.catalogue import list_recipes, parts_of
-from ensemble_kit.networks.loading import load_fused, load_trained
+from ensemble_kit.networks.loading import load_fused, load_member
 from ensemble_kit.networks.parts import SEQUENCE_POOLINGS
 from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.recipes.reading import load_recipe
@@ -284,7 +284,7 @@ def test_every_recipe_learns_and_its_checkpoint_is_what_it_was(name, tmp_path, r
 
     first, last = fit(model, frames, num_frames, labels)
     with open_tensors(save(tmp_path / "model.safetensors", model, name="tiny")) as file:
-        loaded = load_trained(file)
+        loaded = load_member(file)
 
     assert last < 0.95 * first
     assert loaded.recipe == model.recipe

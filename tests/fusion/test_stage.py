@@ -27,7 +27,7 @@ from ensemble_kit.networks.loading import (
     load,
     load_fused,
     load_fused_member,
-    load_trained,
+    load_member,
     member_prefix,
 )
 from ensemble_kit.networks.products import output_axes
@@ -70,7 +70,7 @@ def refused(kind, selection, output, **options):
 def stored_of(name, dtype, workspace):
     """Return what of a member a fused file should hold, and the member with its weights rounded."""
     with open_tensors(workspace.averaged(name)) as file:
-        tensors, model = dict(file.tensors()), load_trained(file)
+        tensors, model = dict(file.tensors()), load_member(file)
     axes = output_axes(model)
     stored = {key: round_to(t, dtype, output_axis=axes.get(key)) for key, t in tensors.items()}
     model.load_state_dict({key: one.restored() for key, one in stored.items()})

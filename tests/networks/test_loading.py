@@ -9,7 +9,7 @@ from ensemble_kit.data.schema import check_fits
 from ensemble_kit.errors import CheckpointError, PredictionsError, ProviderError
 from ensemble_kit.layers.frame_sampling import draw_table
 from ensemble_kit.networks.ensemble import FusedEnsemble
-from ensemble_kit.networks.loading import load, load_trained, member_prefix
+from ensemble_kit.networks.loading import load, load_member, member_prefix
 from ensemble_kit.networks.products import output_axes
 from ensemble_kit.networks.storage import round_to
 from ensemble_kit.store.provenance import (
@@ -127,7 +127,7 @@ def test_weights_are_computed_with_in_float32_whatever_they_are_stored_in(path):
     spoil(path, lambda tensors: tensors.update({k: t.bfloat16() for k, t in tensors.items()}))
 
     with open_tensors(path) as file:
-        loaded = load_trained(file)
+        loaded = load_member(file)
 
     assert not loaded.training
     for name, tensor in loaded.state_dict().items():

@@ -10,7 +10,7 @@ from workspace_fixture import MEMBERS
 from ensemble_kit import import_onnx
 from ensemble_kit.errors import InputError
 from ensemble_kit.inference import evaluate_predictions
-from ensemble_kit.networks.loading import load_trained
+from ensemble_kit.networks.loading import load_member
 from ensemble_kit.predictions.file import read_predictions
 from ensemble_kit.store.run_log import read_metrics
 from ensemble_kit.store.runs import list_runs
@@ -50,7 +50,7 @@ def test_a_finished_run_is_told_from_its_files(workspace):
         averaged = workspace.averaged(name)
         assert run.num_bytes == averaged.stat().st_size
         with open_tensors(averaged) as file:
-            model = load_trained(file)
+            model = load_member(file)
         assert run.parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
