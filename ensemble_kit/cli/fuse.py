@@ -87,11 +87,12 @@ def fuse(
         echo_json(fused)
         return
     loss, precisions = fused.loss, " and ".join(dict.fromkeys(fused.dtypes))
+    whose = "made-up videos" if records is None else "these records"
     click.echo(
         f"{fused.path}: {counted(len(fused.members), 'member')} in {precisions}, "
         f"{format_of_limit(fused.num_bytes, fused.max_size)}.\n"
-        f"Equal to its members; rounding to {precisions} changed a probability by "
-        f"{loss.worst_change:.2g} at most, {loss.mean_change:.2g} on average."
+        f"Equal to its members; rounding to {precisions} changed a probability of {whose} "
+        f"by {loss.worst_change:.2g} at most, {loss.mean_change:.2g} on average."
     )
     if fused.mixing == "given":
         click.echo("The members are mixed by coefficients that were given, not chosen.")

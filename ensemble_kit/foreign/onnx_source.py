@@ -4,8 +4,9 @@ A graph is reduced to one output, raised to the kit's operator set, and separate
 which become inputs of it. Some tensors stay in the graph and are never rounded, whatever precision
 the member is stored in: integers and single numbers, because shapes are computed from them; scales
 of quantised or resized values, which operators want as constants; and floating-point tables of
-whole numbers, such as positions 0 to 299. bfloat16 has 8 significant bits, so that 257 would become
-256, and a graph that compares positions with counts would read another frame.
+whole or evenly spaced numbers, such as positions 0 to 299 or 0 to 149.5 in halves. bfloat16 has 8
+significant bits, so that 257 would become 256, and a graph that compares positions with counts
+would read another frame.
 """
 
 import hashlib
@@ -56,6 +57,7 @@ RANDOM = frozenset(
         "RandomUniformLike",
     }
 )
+FEWEST_STEPS = 8  # numbers; fewer may be evenly spaced by chance
 FIRST_VALUES = 4096  # these distinguish most weights from a table of whole numbers
 
 
@@ -267,16 +269,31 @@ def _is_weight(value: ir.Value, held: ir.TensorProtocol) -> bool:
 
 
 def _is_table(values: NDArray[Any]) -> bool:
-    """Return whether a tensor holds different whole numbers only.
+    """Return whether a tensor holds different whole numbers only, or evenly spaced ones.
 
     Trained weights never do. A bias or scale that was never trained holds one number throughout.
     """
     flat = values.reshape(-1)
+    if _is_evenly_spaced(flat):
+        return True
     for part in (flat[:FIRST_VALUES], flat):
         numbers = part.astype(np.float64)
         if not np.isfinite(numbers).all() or (numbers != np.rint(numbers)).any():
             return False
     return bool((flat != flat[0]).any())
+
+
+def _is_evenly_spaced(flat: NDArray[Any]) -> bool:
+    """Return whether numbers rise or fall by one step, but for the rounding of their type."""
+    if flat.dtype not in (np.float32, np.float64) or not FEWEST_STEPS <= flat.size <= FIRST_VALUES:
+        return False
+    numbers = flat.astype(np.float64)
+    if not np.isfinite(numbers).all():
+        return False
+    step = (numbers[-1] - numbers[0]) / (numbers.size - 1)
+    slack = 2 * float(np.finfo(flat.dtype).eps) * float(np.abs(numbers).max())
+    exact = numbers[0] + step * np.arange(numbers.size)
+    return abs(step) > 2 * slack and bool((np.abs(numbers - exact) <= slack).all())
 
 
 @contextmanager

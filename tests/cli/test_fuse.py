@@ -38,8 +38,8 @@ def test_the_type_is_an_option(dtype, runner, selected):
     change = "0" if dtype == "fp32" else NUMBER
     assert re.fullmatch(
         rf"ensemble/fused\.safetensors: 4 members in {dtype}, {size} of 1\.0 GiB\.\n"
-        rf"Equal to its members; rounding to {dtype} changed a probability by {change} at most, "
-        rf"{change} on average\.\n",
+        rf"Equal to its members; rounding to {dtype} changed a probability of made-up videos "
+        rf"by {change} at most, {change} on average\.\n",
         result.stdout,
     )
     with open_tensors(selected.parent / "fused.safetensors") as file:
@@ -78,8 +78,8 @@ def test_given_coefficients_and_what_is_too_near_0_for_fp16_are_said(runner, mon
 
     assert result.stdout == (
         "f.safetensors: 2 members in fp16, 1.0 MiB of 1.0 GiB.\n"
-        "Equal to its members; rounding to fp16 changed a probability by 0.5 at most, 0.25 on "
-        "average.\n"
+        "Equal to its members; rounding to fp16 changed a probability of made-up videos by 0.5 at "
+        "most, 0.25 on average.\n"
         "The members are mixed by coefficients that were given, not chosen.\n"
         "2 tensors are too near 0 for fp16, member_a.x first; bf16 would lose less of them.\n"
     )

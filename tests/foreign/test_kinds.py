@@ -163,8 +163,19 @@ def test_a_table_of_positions_shorter_than_the_videos_is_refused_with_their_leng
     )
 
 
-def test_tables_of_whole_numbers_are_no_weights_and_never_rounded(write, bring):
-    table = np.arange(300, dtype=np.float32)
+@pytest.mark.parametrize(
+    "table",
+    [
+        np.arange(300),
+        np.arange(300) / 2,
+        np.linspace(0, 1, 300),
+        np.linspace(7, -3, 300),
+    ],
+)
+def test_tables_of_whole_or_evenly_spaced_numbers_are_no_weights_and_never_rounded(
+    table, write, bring
+):
+    table = table.astype(np.float32)
     values = {**weights(), "table": table, "bias": np.zeros(CLASSES, np.float32)}
     body = LAST_FRAME + "\n h0 = MatMul (pooled, w)\n h = Add (h0, bias)\n p = Sigmoid (h)\n"
     path = write(f"float[b, t, {WIDTH}] x, int64[b] n", body, values=values)
@@ -175,6 +186,18 @@ def test_tables_of_whole_numbers_are_no_weights_and_never_rounded(write, bring):
     graph = onnx.ModelProto.FromString(tensors["graph"].numpy().tobytes())
     (held,) = [each for each in graph.graph.initializer if each.name == "table"]
     np.testing.assert_array_equal(numpy_helper.to_array(held), table)
+
+
+@pytest.mark.parametrize(
+    "table", [np.full(300, 0.5), np.sin(np.arange(300)), np.arange(300.0) ** 1.01]
+)
+def test_numbers_that_are_few_or_not_evenly_spaced_are_weights(table, write, bring):
+    body = LAST_FRAME + "\n h0 = MatMul (pooled, w)\n h = Add (h0, bias)\n p = Sigmoid (h)\n"
+    bias = np.array([0.5, 1.0, 1.5], np.float32)
+    values = {**weights(), "table": table.astype(np.float32), "bias": bias}
+    path = write(f"float[b, t, {WIDTH}] x, int64[b] n", body, values=values)
+
+    assert {"weights.table", "weights.bias"} <= contents_of(bring(path)).keys()
 
 
 def test_sizes_below_one_are_free(write, bring, rng):
