@@ -36,6 +36,8 @@ from ensemble_kit.errors import EnsembleKitError, RecordError
 from ensemble_kit.interrupts import QUIET_START
 
 AHEAD = 2  # batches that a process has to do or has done: one to write, one to be taken
+# Of small ones, which are written faster than a busy machine wakes who takes them.
+SMALL_AHEAD, SMALL_BATCH = 4, 4 << 20
 LENT = 2  # blocks whose batches may be in use: what a loop has in hand, and the next
 START = QUIET_START + (
     "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
@@ -55,17 +57,19 @@ def read_in_processes(
         BadRecord: A record is bad and such ones are not skipped.
     """
     with ExitStack() as stack:
-        blocks = [Block() for _ in range(AHEAD * num_processes + LENT)]
+        blocks = [Block() for _ in range(SMALL_AHEAD * num_processes + LENT)]
         files = [block.file for block in blocks]
         for block in blocks:
             stack.callback(block.close)
         processes = [stack.enter_context(Process(source, files)) for _ in range(num_processes)]
         asked: deque[tuple[Process, Block, BatchLayout, BatchPlan]] = deque()
+        ahead = AHEAD
         while True:
-            while len(asked) < AHEAD * num_processes and (plan := next(plans, None)) is not None:
+            while len(asked) < ahead * num_processes and (plan := next(plans, None)) is not None:
                 block = next(block for block in blocks if block.is_free)
                 process = min(processes, key=lambda each: each.num_asked)
                 layout = source.layout(plan)
+                ahead = SMALL_AHEAD if layout.num_bytes <= SMALL_BATCH else AHEAD
                 block.reserve(layout.num_bytes)
                 process.ask(plan, layout, blocks.index(block))
                 asked.append((process, block, layout, plan))

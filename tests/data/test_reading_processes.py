@@ -86,7 +86,7 @@ def test_memory_is_used_again_but_never_while_a_batch_lies_in_it(folder, workers
     next(batches)
     batches.close()
 
-    assert len(places) <= reading_processes.AHEAD + reading_processes.LENT
+    assert len(places) <= reading_processes.SMALL_AHEAD + reading_processes.LENT
     assert [bytes_of(batch) for batch in kept] == expected[8:]
     assert batch.frames["rgb"].flags.writeable
 
