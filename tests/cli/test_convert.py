@@ -16,8 +16,8 @@ def test_the_command_prints_what_it_wrote_and_the_error_of_quantising(tmp_path, 
 
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    assert lines[:2] == [f"{tmp_path}/out", "a              4 videos"]
-    assert lines[2].startswith("rgb            quantisation error 0.0")
-    assert lines[2].endswith("of the values lie outside -2 to 2")
+    assert lines[:3] == [f"{tmp_path}/out", "a              4 videos", "classes        3"]
+    assert lines[3].startswith("rgb            quantisation error 0.0")
+    assert lines[3].endswith("of the values lie outside -2 to 2")
     result = runner.invoke(main, [*words, "--json", "--force"])
     assert sum(json.loads(result.stdout)["videos"].values()) == 4
