@@ -1,5 +1,6 @@
 """Small recipes, schemas, frames and checkpoints that many tests build on."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,12 @@ from ensemble_kit.layers.second_order import WhitenedResiduals
 from ensemble_kit.networks.sub_model import SubModel
 from ensemble_kit.recipes.reading import Recipe, parse_recipe
 from ensemble_kit.store import tensor_files as checkpoints
-from ensemble_kit.store.provenance import CheckpointMetadata, RecipeMetadata
+from ensemble_kit.store.provenance import (
+    NO_HASH,
+    CheckpointMetadata,
+    FusedMetadata,
+    RecipeMetadata,
+)
 from ensemble_kit.store.tensor_files import open_tensors, save_tensors
 from ensemble_kit.training import train_checkpoints
 from ensemble_kit.training.plan import RunPlan, TrainedRun
@@ -294,3 +300,14 @@ def bytes_by_dtype(in_bf16: int) -> dict[str, int]:
     """Return what a made-up member takes in each precision."""
     shares = {"fp32": 2.0, "fp16": 1.0, "bf16": 1.0, "int8": 0.5, "int4": 0.25}
     return {dtype: int(in_bf16 * share) for dtype, share in shares.items()}
+
+
+def seal(path: Path) -> None:
+    """Let a fused file that was changed name the hash of its content, as one just fused does."""
+    with open_tensors(path) as file:
+        named = file.metadata_as(FusedMetadata).content_sha256.encode()
+    content = path.read_bytes()
+    start = content.index(named, content.index(b"content_sha256"))
+    stop = start + len(named)
+    digest = hashlib.sha256(content[:start] + NO_HASH.encode() + content[stop:]).hexdigest()
+    path.write_bytes(content[:start] + digest.encode() + content[stop:])

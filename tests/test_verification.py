@@ -4,6 +4,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from builders import seal
 
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.labels import LabelLists
@@ -331,7 +332,7 @@ def test_gap_is_compared_on_the_records_of_the_claim(fused, records, tmp_path):
 
     def check(claimed, **options):
         path = tmp_path / "f.safetensors"
-        rewritten(path, source, validation=claim_of(records, claimed))
+        seal(rewritten(path, source, validation=claim_of(records, claimed)))
         return found(path, records, **options)["score"]
 
     assert check(gap) == ("holds", f"{text}; {gap:.4f} is claimed")
@@ -344,6 +345,7 @@ def test_gap_on_other_records_is_told_but_not_compared(fused, workspace, records
     path = rewritten(
         tmp_path / "f.safetensors", fused["bf16"].path, validation=claim_of(records, 0.99)
     )
+    seal(path)
     others = Records([workspace.path / "data" / "test"])
     gap = load(path).measure(others, k=3).gap
 
@@ -355,6 +357,7 @@ def test_gap_on_other_records_is_told_but_not_compared(fused, workspace, records
 
 def test_gap_of_a_file_that_claims_none_is_told(fused, records, tmp_path):
     path = rewritten(tmp_path / "f.safetensors", fused["bf16"].path, validation=None)
+    seal(path)
     gap = load(path).measure(records).gap
 
     assert found(path)["score"] == ("not checked", "nothing is claimed")

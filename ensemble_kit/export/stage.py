@@ -26,7 +26,7 @@ from ensemble_kit.choices import (
 )
 from ensemble_kit.data.dataset import Records
 from ensemble_kit.data.schema import check_fits
-from ensemble_kit.errors import CheckpointError, EnsembleKitError, ExportError, ProviderError
+from ensemble_kit.errors import EnsembleKitError, ExportError, ProviderError
 from ensemble_kit.export.graph import Graph, build_graph, top_k_of
 from ensemble_kit.export.parity import TOLERANCE, compare
 from ensemble_kit.export.shares import counts_of
@@ -206,7 +206,7 @@ def export_onnx(
     with ExitStack() as stack:
         file = stack.enter_context(open_tensors(fused))
         fused_metadata, fused_sha256 = file.metadata_as(FusedMetadata), file.sha256()
-        _refuse_changed(file, fused_metadata)
+        file.refuse_changed(fused_metadata.content_sha256)
         beside = _path_beside(output, fused_sha256)
         stack.enter_context(removed_on_failure(output, beside))
         with written_aside(output, force=force, keep_same=is_unfinished) as aside:
@@ -243,16 +243,6 @@ def export_onnx(
         card = write_card(output, metadata, None, force=force, served=served)
     _drop_stale(output, metadata)
     return ExportedFile(output, num_bytes, max_size, repeats, proof, card)
-
-
-def _refuse_changed(file: TensorFile, metadata: FusedMetadata) -> None:
-    """Raise unless a fused file is as it was written: the exported one would hold its own hash."""
-    if not file.is_whole(metadata.content_sha256):
-        raise CheckpointError(
-            f"{file.path} has changed since it was fused: the SHA-256 of its content is not the "
-            "one it names.",
-            hint="Fuse again, or copy the file again from where it is whole.",
-        )
 
 
 def _write_proved(

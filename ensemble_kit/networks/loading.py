@@ -122,8 +122,9 @@ def load(
         rounded: What rounds the weights of a checkpoint or foreign model.
 
     Raises:
-        CheckpointError: The file is missing, damaged or of another kind; or ``repeats`` was given
-            for an ONNX file, whose number is fixed, or ``rounded`` for a file of an ensemble.
+        CheckpointError: The file is missing, damaged, changed since it was fused or of another
+            kind; or ``repeats`` was given for an ONNX file, whose number is fixed, or ``rounded``
+            for a file of an ensemble.
         ProviderError: There is no such device, or ONNX Runtime cannot open the file on it.
     """
     path = Path(path)
@@ -145,6 +146,7 @@ def load_opened(
         _refuse_rounding(file.path, "fused", rounded)
         fused = file.metadata_as(FusedMetadata)
         ensemble = load_fused(file, repeats=repeats or 1).to(device)
+        file.refuse_changed(fused.content_sha256)
         return LoadedModel(
             file.path,
             "fused",

@@ -146,6 +146,19 @@ class TensorFile:
             digest.update(block if number else block.replace(named, NO_HASH.encode(), 1))
         return digest.hexdigest() == content_sha256
 
+    def refuse_changed(self, content_sha256: str) -> None:
+        """Raise unless a fused file has the bytes that were written; see ``is_whole``.
+
+        Raises:
+            CheckpointError: It has others: what it computes is not what was fused.
+        """
+        if not self.is_whole(content_sha256):
+            raise CheckpointError(
+                f"{self.path} has changed since it was fused: the SHA-256 of its content is not "
+                "the one it names.",
+                hint="Fuse again, or copy the file again from where it is whole.",
+            )
+
     def tensor(self, name: str) -> "torch.Tensor":
         """Return a tensor as a CPU torch tensor of the stored type.
 

@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
 import torch
-from builders import POOLINGS, tiny_frames, tiny_model, tiny_recipe, tiny_schema, write_checkpoint
+from builders import (
+    POOLINGS,
+    seal,
+    tiny_frames,
+    tiny_model,
+    tiny_recipe,
+    tiny_schema,
+    write_checkpoint,
+)
 
 from ensemble_kit.data.dataset import Batch
 from ensemble_kit.data.labels import LabelLists
@@ -79,6 +87,7 @@ def write_fused(path, members, dtype):
         for suffix, part in round_to(tensor, dtype, output_axis=axes.get(key)).tensors().items()
     }
     save_tensors(path, tensors, metadata, force=False)
+    seal(path)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -119,6 +128,21 @@ def test_a_fused_file_gives_the_mixed_probabilities_of_its_rounded_members(dtype
     assert (loaded.kind, loaded.name, loaded.repeats) == ("fused", "model", 3)
     assert loaded.num_values == sum(
         tensor.numel() for model in members.values() for tensor in model.state_dict().values()
+    )
+
+
+def test_a_fused_file_whose_bytes_have_changed_is_not_run(path):
+    write_fused(path, {"one": tiny_model(tiny_recipe(), SCHEMA, seed=1)}, "bf16")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+    with pytest.raises(CheckpointError) as caught:
+        load(path)
+
+    assert str(caught.value) == (
+        f"{path} has changed since it was fused: the SHA-256 of its content is not the one it "
+        "names.\nFuse again, or copy the file again from where it is whole."
     )
 
 
