@@ -40,7 +40,7 @@ def test_damaged_files_are_read_or_refused(name, kinds, tmp_path, request):
     if findings.failures:
         pytest.fail(findings.report(kinds[name], seed), pytrace=False)
     assert findings.refused or name == "log"  # some is seen; a log leaves out damaged lines
-    assert findings.read  # and some does no harm
+    assert findings.read or name == "fused"  # some does no harm, unless a hash sees every byte
 
 
 # Whether the above can fail
