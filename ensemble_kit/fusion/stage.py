@@ -202,9 +202,15 @@ def _open_members(
             file = _open_refit(selection, member.name, model.folds, refit, stack)
         else:
             file = _open_selected(selection, member.name, model, stack)
+        digest = file.sha256()
+        if model.folds is None and digest != model.file.sha256:
+            raise FusionError(
+                f"{file.path} has changed since member {member.name} was selected.",
+                hint="Predict and select again, so that the selection describes what is fused.",
+            )
         yield Member.of(
             file,
-            FileMetadata.of(file.path, folder, sha256=file.sha256()),
+            FileMetadata.of(file.path, folder, sha256=digest),
             name=member.name,
             dtype=dtype or member.dtype or DTYPE,
             coefficient=member.coefficient,
@@ -214,20 +220,14 @@ def _open_members(
 def _open_selected(
     selection: Path, name: str, model: ModelMetadata, stack: ExitStack
 ) -> TensorFile:
-    """Open the very file whose predictions a member was selected by."""
+    """Open the file whose predictions a member was selected by."""
     path = selection.parent / model.file.path
     if not isfile(path):
         raise FusionError(
             f"{selection}: the checkpoint of member {name}, {path}, does not exist.",
             hint="Put it back, or predict and select again.",
         )
-    file = stack.enter_context(open_tensors(path))
-    if file.sha256() != model.file.sha256:
-        raise FusionError(
-            f"{path} has changed since member {name} was selected.",
-            hint="Predict and select again, so that the selection describes what is fused.",
-        )
-    return file
+    return stack.enter_context(open_tensors(path))
 
 
 def _open_refit(

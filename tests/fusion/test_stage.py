@@ -290,6 +290,16 @@ def test_what_was_hashed_is_what_is_fused(members, tmp_path, monkeypatch):
     )
 
 
+def test_a_member_is_hashed_once(members, tmp_path, monkeypatch):
+    selection = select(tmp_path, members)
+    whole, hashed = TensorFile.sha256, []
+    monkeypatch.setattr(TensorFile, "sha256", lambda self: hashed.append(self.path) or whole(self))
+
+    fuse(selection, tmp_path / "out.safetensors")
+
+    assert sorted(hashed) == sorted(members.values())
+
+
 def test_a_missing_member_is_refused(members, tmp_path):
     selection = select(tmp_path, members)
     members["rnn"].unlink()
