@@ -257,22 +257,19 @@ class Records:
         """Yield the videos of the records that are wanted, by their index among all of the part."""
         decoder = Decoder(self.schema, needs_labels=self._needs_labels)
         indices = count()
-        for path in ahead(self.paths):
-            for number, record in numbered_records(
-                path, check_crc=self._check_crc, on_bad=self._refuse
-            ):
-                if self.part is None and not is_wanted(next(indices)):
-                    continue
-                try:
-                    video = decoder.decode(record, path=path, number=number)
-                except BadRecord as error:
-                    self._refuse(error)
-                else:
-                    has = self.part is None or (
-                        self.part.has(video.id) and is_wanted(next(indices))
-                    )
-                    if has:
-                        yield path, number, video
+
+        def decode(record: memoryview, path: Path, number: int) -> tuple[Path, int, Video] | None:
+            if self.part is None and not is_wanted(next(indices)):
+                return None
+            video = decoder.decode(record, path=path, number=number)
+            is_out = self.part is not None and not (
+                self.part.has(video.id) and is_wanted(next(indices))
+            )
+            return None if is_out else (path, number, video)
+
+        for placed in self.decoded(decode):
+            if placed is not None:
+                yield placed
 
     def batches(self, batch_size: int, *, rank: int = 0, num_ranks: int = 1) -> Iterator[Batch]:
         """Yield every video once, in the order of the files; the last batch may be short.
@@ -338,7 +335,7 @@ class Records:
                 "processes.",
                 hint=f"Set training.batch_size to {num_ranks} or more, or start fewer processes.",
             )
-        if self.part is not None:
+        if self.part is not None and self._index.keeps_all:
             self._index.keep(self._kept())
         source = Source(
             paths=self.paths,

@@ -105,6 +105,11 @@ class RecordIndex:
         """Whether every file has been looked through."""
         return len(self._found) == self.num_shards
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether no record has been left out."""
+        return self._kept is None
+
     def keep(self, kept: Mapping[int, NDArray[np.bool_]]) -> None:
         """Leave out records from now on: for each file, which of its records are kept."""
         self._kept = kept

@@ -104,3 +104,15 @@ def test_a_part_without_records_is_refused(schema, tmp_path):
             "Take fewer folds, or more records."
         )
     assert ids_of(others.training_batches(4, seed=0, epochs=1)) == [outside]
+
+
+def test_a_part_looks_for_its_records_once(folder, monkeypatch):
+    others, _ = Records([folder]).folds(Fold(1, 2))
+    looked = []
+    placed = Records.placed_videos
+    monkeypatch.setattr(Records, "placed_videos", lambda self: looked.append(self) or placed(self))
+
+    for _ in range(2):
+        list(others.training_batches(4, seed=0, epochs=1))
+
+    assert len(looked) == 1
